@@ -1,0 +1,19 @@
+"""The one error a wrong configuration raises: field, value, mend."""
+
+
+class ConfigError(ValueError):
+  """A wrong value in the configuration. `str()` is one line: `config.mesh.fsdp = 3: why and what to change`."""
+
+  def __init__(self, field: str, value: object, mend: str):
+    self.field, self.value, self.mend = field, value, mend
+    super().__init__(f'{field} = {value!r}: {mend}')
+
+  def under(self, path: str) -> 'ConfigError':
+    """The same error with its field named from the root of the configuration."""
+    join = '' if self.field.startswith('[') else '.'
+    return ConfigError(f'{path}{join}{self.field}' if self.field else path, self.value, self.mend)
+
+
+def require(condition: bool, field: str, value: object, mend: str) -> None:
+  if not condition:
+    raise ConfigError(field, value, mend)
