@@ -243,7 +243,8 @@ Objective = LanguageModel
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
-  init: ('scratch',), ('resume', stage) - parameters, optimizer state and step - or ('params', stage).
+  init: ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params', stage): parameters alone.
+  Steps count from 0 in every stage, and schedules are functions of them.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.

@@ -1,0 +1,32 @@
+"""How a model is executed: what depends on the hardware and never changes what is computed beyond rounding."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+  """The machine's part of a model; None means "chosen for the backend".
+
+  dtype: of the computation ('float32' or 'bfloat16'). Parameters, softmax, norms and logits stay float32.
+  remat: 'none' keeps activations, 'block' recomputes each block in the backward pass, 'dots' keeps matmul results.
+  unroll: write the layers out (shorter steps on CPU) or scan over them (compile time independent of depth).
+  kernels: 'cpu' (written for XLA:CPU) or 'xla' (plain operations, for accelerators and for adapters).
+  """
+  dtype: str = 'float32'
+  remat: str = 'none'
+  unroll: bool | None = None
+  kernels: str | None = None
+
+  @property
+  def compute_dtype(self) -> jnp.dtype:
+    return jnp.dtype(self.dtype)
+
+  @property
+  def unrolled(self) -> bool:
+    return jax.default_backend() == 'cpu' if self.unroll is None else self.unroll
+
+  @property
+  def kernel_set(self) -> str:
+    return ('cpu' if jax.default_backend() == 'cpu' else 'xla') if self.kernels is None else self.kernels

@@ -1,0 +1,60 @@
+"""The leaves: each holds one weight (and its bias)."""
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.config import architecture as config
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.kernels.linear import linear
+from llm_jax.sharding.rules import constrain
+
+
+class Linear(nn.Module):
+  """Contracts x's last `contract` axes with the first `contract` axes of a weight of `shape`."""
+  shape: tuple[int, ...]
+  execution: Execution
+  contract: int = 1
+  bias: bool = False
+  std: float = 0.02
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    w = self.param('w', nn.initializers.normal(self.std), self.shape)
+    y = linear(x, w.astype(x.dtype), self.contract, self.execution.kernel_set)
+    if self.bias:
+      y += self.param('b', nn.initializers.zeros, self.shape[self.contract:]).astype(x.dtype)
+    return y
+
+
+class Embedding(nn.Module):
+  """A table of `count` vectors of width `size`, read by index."""
+  count: int
+  size: int
+  dtype: jnp.dtype
+  std: float = 0.02
+
+  def setup(self):
+    self.w = self.param('w', nn.initializers.normal(self.std), (self.count, self.size))
+
+  def __call__(self, index: jax.Array) -> jax.Array:
+    # The table is gathered over its width first: a gather from a table sharded on both axes is replicated by XLA.
+    return constrain(self.w.astype(self.dtype), 'vocab', None)[index]
+
+
+class Norm(nn.Module):
+  """LayerNorm or RMSNorm over the last axis, computed in float32, returned in x's dtype."""
+  config: config.Norm
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    match self.config:
+      case config.LayerNorm(eps):
+        y -= y.mean(-1, keepdims=True)
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+        y = y * scale + self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+      case config.RMSNorm(eps):
+        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
+        y = y * scale
+    return y.astype(x.dtype)

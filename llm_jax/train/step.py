@@ -1,0 +1,71 @@
+"""One training step: a pure function of (state, frozen, batch), whatever the objective."""
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.objectives.loss import Loss, Objective
+from llm_jax.sharding.rules import constrain
+from llm_jax.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Callable, *, seed: int = 0,
+                    microbatches: int = 1, clip_norm: float | None = None, ema: float | None = None,
+                    ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+  """The step, to be jitted with the state donated.
+
+  `optimizer` gives updates for a learning rate of 1, scaled here by `schedule(step)`. A step whose loss or gradient is
+  not finite leaves parameters and optimizer untouched. Randomness is a function of seed and step alone.
+  """
+
+  def train_step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    grads, loss = accumulate(objective, state.params, frozen, batch, rng, microbatches)
+    weight = jnp.maximum(loss.weight, 1.0)
+    norm = optax.tree.norm(grads) / weight
+    finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
+    scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / (norm + 1e-6))
+    grads = jax.tree.map(lambda g: g * (scale / weight), grads)
+
+    rate = schedule(state.step)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
+    average = None if ema is None else optax.incremental_update(params, state.ema, 1.0 - ema)
+    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+    new_state = TrainState(
+        state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state), keep(average, state.ema),
+        jnp.where(finite, 0, state.nonfinite + 1))
+    metrics = {'loss': loss.total / weight, **{k: v / weight for k, v in loss.metrics.items()}, 'grad_norm': norm,
+               'learning_rate': rate, 'weight': loss.weight, 'nonfinite': new_state.nonfinite}
+    return new_state, metrics
+
+  return train_step
+
+
+def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: jax.Array, microbatches: int,
+               ) -> tuple[Any, Loss]:
+  """Gradient of the summed total, and the summed loss, over `microbatches` pieces of the batch computed in turn."""
+
+  def one(piece: Any, rng: jax.Array) -> tuple[Any, Loss]:
+    def total(params):
+      loss = objective(params, frozen, piece, rng)
+      return loss.total, loss
+    return jax.grad(total, has_aux=True)(params)
+
+  if microbatches == 1:
+    return one(batch, rng)
+
+  def split(x):  # piece m takes rows m, m + M, ...: every device keeps a share of every piece
+    x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
+
+  def body(sums, inputs):
+    return jax.tree.map(jnp.add, sums, one(*inputs)), None
+
+  inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *jax.tree.map(lambda x: x[0], inputs)))
+  return jax.lax.scan(body, zeros, inputs)[0]
