@@ -1,0 +1,45 @@
+"""Learning rates as pure functions of the step inside a stage, from Optax's schedules.
+
+With w = warmup and n = steps of the stage, update number `step` (0 to n-1) is made with `schedule(step)`:
+
+| step        | rate                                                                     |
+| ----------- | ------------------------------------------------------------------------ |
+| 0           | peak / (w+1): the first update is never empty (as in nanoGPT)            |
+| step < w    | peak (step+1) / (w+1)                                                    |
+| w           | peak, exactly                                                            |
+| w to n      | the schedule's own shape                                                 |
+| n-1         | the last update: one step above the end of the decay, so never empty     |
+| n and later | `final` x peak (`LinearToZero`: 0)                                       |
+"""
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax.config.run import WSD, Constant, Cosine, LinearToZero, Schedule
+
+StepFunction = Callable[[jax.typing.ArrayLike], jax.Array]
+
+
+def make_schedule(config: Schedule, steps: int) -> StepFunction:
+  """The learning rate at an integer step (scalar or array) of a stage of `steps` steps, as float32."""
+  peak, warmup = config.peak, config.warmup
+  length = max(steps - warmup, 1)  # from the peak to the end; a stage may be all warm-up
+  match config:
+    case Constant():
+      shape, start = optax.constant_schedule(peak), warmup
+    case Cosine():
+      shape, start = optax.cosine_decay_schedule(peak, length, alpha=config.final), warmup
+    case LinearToZero():
+      shape, start = optax.linear_schedule(peak, 0.0, length), warmup
+    case WSD():
+      decay = min(max(round(config.decay * steps), 1), length)
+      shape, start = optax.linear_schedule(peak, peak * config.final, decay), max(steps - decay, warmup)
+  pieces, boundaries = [shape], []
+  if start > warmup:
+    pieces, boundaries = [optax.constant_schedule(peak), *pieces], [start]
+  if warmup > 0:
+    pieces, boundaries = [optax.linear_schedule(peak / (warmup + 1), peak, warmup), *pieces], [warmup, *boundaries]
+  joined = optax.join_schedules(pieces, boundaries)
+  return lambda step: jnp.asarray(joined(jnp.asarray(step)), jnp.float32)

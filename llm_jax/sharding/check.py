@@ -1,0 +1,60 @@
+"""Whether a mesh fits the devices, the model and the batch: arithmetic over the configuration, free of jax."""
+import dataclasses
+import math
+
+from llm_jax.config.architecture import Architecture
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.run import Mesh
+
+
+def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
+  """Devices along each mesh axis, in the mesh's order, with the -1 resolved to what is left of `num_devices`.
+
+  Raises: ConfigError where the axes do not multiply to `num_devices`.
+  """
+  sizes = dataclasses.asdict(mesh)
+  left = next((axis for axis, size in sizes.items() if size == -1), None)
+  given = math.prod(size for size in sizes.values() if size != -1)
+  if num_devices % given or (left is None and given != num_devices):
+    axis = max((axis for axis in sizes if axis != left), key=sizes.__getitem__)  # the largest is the likely culprit
+    product = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
+    mend = 'must multiply to' if left is None else f'and with {left}=-1 must divide'
+    raise ConfigError(f'mesh.{axis}', sizes[axis], f'{product} {mend} the number of devices, {num_devices}')
+  return sizes if left is None else {**sizes, left: num_devices // given}
+
+
+def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, context: int,
+                  num_devices: int | None = None, microbatches: int = 1) -> None:
+  """Refuses a mesh whose axes do not divide what `rules.STRATEGIES` splits over them.
+
+  Key/value heads are exempt: where `tensor` does not divide them they are kept whole on every device (two key/value
+  heads over tensor=4), which costs little, because grouped-query attention made them few.
+
+  Args:
+    batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp.
+    context: tokens per sequence.
+    num_devices: over all processes. None: not known yet, so an axis of -1 is left unchecked.
+
+  Raises: ConfigError naming the mesh axis, its size and what it does not divide.
+  """
+  if num_devices is None:
+    sizes = {axis: max(size, 1) for axis, size in dataclasses.asdict(mesh).items()}
+  else:
+    sizes = mesh_sizes(mesh, num_devices)
+
+  split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size),
+           ('context', 'context', context)]
+  for block in (*architecture.prefix, *architecture.pattern):
+    split.append(('tensor', 'num_heads', block.attention.num_heads))
+    split.append(('tensor', 'd_ff', block.feed_forward.width(architecture.d_model)))
+  for axis, what, size in split:
+    require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
+            f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '
+            f'{math.gcd(size, sizes[axis])}, or {what}={math.ceil(size / sizes[axis]) * sizes[axis]}')
+
+  copies, rows = sizes['data'] * sizes['fsdp'], batch_size // microbatches
+  axis = 'data' if sizes['data'] > 1 else 'fsdp'
+  require(rows % copies == 0, f'mesh.{axis}', sizes[axis],
+          f'data x fsdp = {copies} does not divide the {rows} sequences of a microbatch (batch_size={batch_size}, '
+          f'microbatches={microbatches}), use batch_size={math.ceil(rows / copies) * copies * microbatches}')
+  require(sizes['expert'] == 1, 'mesh.expert', sizes['expert'], 'the model has no experts to split, use 1')

@@ -1,0 +1,142 @@
+"""Where every array lives, as two tables: parameter path -> logical axes, logical axis -> mesh axis.
+
+No module names a mesh axis: changing a strategy changes a row of `STRATEGIES`, a new parameter needs a row of
+`PARAMETER_AXES`.
+"""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from llm_jax import paths
+from llm_jax.config.errors import ConfigError
+
+# Table 1: parameter path (regular expression) -> logical axes, without the leading `layers` of `blocks/`, which
+# `parameter_axes` adds to all alike. Biases and norms of the width [D] are `vector`: too small to be worth splitting.
+PARAMETER_AXES = (
+  (r'^embedding/w$',                       ('vocab', 'embed')),
+  (r'^positions/w$',                       ('position', 'embed')),
+  (r'^head/w$',                            ('vocab', 'embed')),
+  (r'(^|_)norm/(scale|bias)$',             ('vector',)),
+  (r'/attention/query/w$',                 ('embed', 'heads', 'head_dim')),
+  (r'/attention/query/b$',                 ('heads', 'head_dim')),
+  (r'/attention/(key|value)/w$',           ('embed', 'kv_heads', 'head_dim')),
+  (r'/attention/(key|value)/b$',           ('kv_heads', 'head_dim')),
+  (r'/attention/out/w$',                   ('heads', 'head_dim', 'embed')),
+  (r'/attention/out/b$',                   ('vector',)),
+  (r'/feed_forward/(gate|up)/w$',          ('embed', 'mlp')),
+  (r'/feed_forward/(gate|up)/b$',          ('mlp',)),
+  (r'/feed_forward/down/w$',               ('mlp', 'embed')),
+  (r'/feed_forward/down/b$',               ('vector',)),
+)
+
+
+class Strategy(NamedTuple):
+  """The logical axes that one mesh axis splits."""
+  parameters: tuple[str, ...]
+  activations: tuple[str, ...]
+
+
+# Table 2: mesh axis -> what it splits. Strategies combine: the batch goes over data and fsdp together.
+STRATEGIES = {
+  #                   parameters                               activations
+  'data':    Strategy((),                                      ('batch',)),
+  'fsdp':    Strategy(('embed',),                              ('batch',)),
+  'tensor':  Strategy(('vocab', 'heads', 'kv_heads', 'mlp'),   ('vocab', 'heads', 'kv_heads', 'mlp')),
+  'context': Strategy((),                                      ('seq',)),
+  'expert':  Strategy(('experts',),                            ('experts',)),
+}
+
+LOGICAL_AXES = ('batch', 'seq', 'layers', 'vocab', 'position', 'embed', 'vector', 'heads', 'kv_heads', 'head_dim',
+                'mlp', 'experts')
+TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
+
+
+def parameter_axes(path: str, ndim: int) -> tuple[str, ...]:
+  """The logical axes of the parameter at `path`.   Raises: ConfigError where no row covers it."""
+  axes = paths.first_match(PARAMETER_AXES, path)
+  if axes is None:
+    raise ConfigError(path, 'no sharding rule', f'add a row for this parameter to {TABLE}')
+  axes = ('layers', *axes) if path.startswith('blocks/') else axes
+  if len(axes) != ndim:
+    raise ConfigError(path, f'{ndim} dimensions', f'its row of {TABLE} names {len(axes)}: {axes}, make them agree')
+  return axes
+
+
+def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+  """The mesh axes of more than one device that split `logical`. kind: 'parameters' or 'activations'."""
+  return tuple(axis for axis, strategy in STRATEGIES.items()
+               if logical in getattr(strategy, kind) and sizes.get(axis, 1) > 1)
+
+
+def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
+  """A NamedSharding for every leaf of `params` (arrays or shapes).
+
+  Key/value heads that their mesh axis does not divide are kept whole on every device.
+
+  Raises: ConfigError where no row covers a parameter, or a mesh axis does not divide it (`check.check_divides` finds
+    that earlier, from the configuration).
+  """
+  def place(path: str, leaf: Any) -> NamedSharding:
+    spec = []
+    for logical, size in zip(parameter_axes(path, leaf.ndim), leaf.shape, strict=True):
+      axis = next(iter(mesh_axes(logical, 'parameters', mesh.shape)), None)
+      if axis is not None and size % mesh.shape[axis]:
+        if logical != 'kv_heads':
+          raise ConfigError(f'mesh.{axis}', mesh.shape[axis], f'does not divide {logical}={size} of {path}')
+        axis = None
+      spec.append(axis)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+  return paths.map_named(place, params)
+
+
+def state_shardings(state: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+  """A NamedSharding for every leaf of `state`: an optimizer's state, or a whole train state.
+
+  A leaf whose path ends in a parameter's path and which has its shape (a moment, an average, the parameter itself)
+  lives where the parameter does; everything else (counters, coefficients) is on every device.
+  """
+  shapes = {path: leaf.shape for path, leaf in paths.leaves(params)}
+  shardings = dict(paths.leaves(param_shardings(params, mesh)))
+
+  def place(path: str, leaf: Any) -> NamedSharding:
+    parts = path.split('/')
+    suffixes = ('/'.join(parts[i:]) for i in range(len(parts)))  # the longest first
+    return next((shardings[s] for s in suffixes if shapes.get(s) == leaf.shape), replicated(mesh))
+
+  return paths.map_named(place, state)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """For [batch, time] arrays: sequences over data and fsdp, time over context."""
+  return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, 'activations', mesh.shape) or None
+                                             for axis in ('batch', 'seq'))))
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+  """States where an activation lives: `constrain(x_BTD, 'batch', 'seq', 'embed')`, one name (or None) a dimension.
+
+  The mesh is `jax.set_mesh`'s; without one, or on a single device, this is `x` itself. A dimension that its mesh axes
+  do not divide (one token while decoding, few key/value heads) is not split: values are the same wherever they live.
+  """
+  if len(logical) != x.ndim or not set(logical) <= {None, *LOGICAL_AXES}:
+    raise ValueError(f'constrain: {logical} does not name the {x.ndim} dimensions of {x.shape}, use {LOGICAL_AXES}')
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return x
+  spec: list[tuple[str, ...] | None] = []
+  for name, size in zip(logical, x.shape, strict=True):
+    axes, left = [], size
+    for axis in mesh_axes(name, 'activations', mesh.shape) if name else ():
+      if left % mesh.shape[axis] == 0:
+        axes.append(axis)
+        left //= mesh.shape[axis]
+    spec.append(tuple(axes) or None)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
