@@ -1,0 +1,129 @@
+"""Next-token cross-entropy that never holds the logits of the whole batch."""
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels.linear import barrier
+
+CHUNK_BYTES = {'cpu': 2**26, 'xla': 2**28}  # of float32 logits a device holds at once
+
+
+def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
+                          z_loss: float = 0.0, chunk: int | None = None, kernels: str | None = None
+                          ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Sum over tokens of weight (nll + z_loss lse^2), with lse the log-sum-exp of the token's float32 logits x w'.
+
+  The time axis is cut into chunks, each with all rows of the batch, so that a batch sharded over devices stays where it
+  is. When it is differentiated, the forward pass computes the gradient of a chunk while it holds the chunk's logits
+  (Hsu et al. 2024, "Liger kernel", section 3.2): one product more than the loss alone needs, and no logits kept.
+  z_loss is PaLM's (Chowdhery et al. 2022, section 5): 1e-4 keeps the softmax normaliser near 1.
+
+  Args:
+    x_BTD: final hidden states, float32 or bfloat16.
+    w_VD: output embedding, float32; products are in x's dtype, accumulated in float32.
+    targets_BT: int32 in [0, V).
+    weights_BT: float32; 0 takes a token out.
+    z_loss: weight of lse^2.
+    chunk: positions a chunk; None means as many as keep a chunk's logits within CHUNK_BYTES a device.
+    kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
+
+  Returns:
+    total: float32, differentiable in x_BTD, w_VD and weights_BT.
+    sums: float32 'nll', 'correct' (the target's logit is the largest) and 'z' (lse^2), weighted, without gradient.
+  """
+  kernels = resolve(kernels)
+  B, T = targets_BT.shape
+  if chunk is None:
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    chunk = max(1, CHUNK_BYTES[kernels] * devices // (4 * B * w_VD.shape[0]))
+  count = -(-T // chunk)
+  chunk = -(-T // count)  # as equal as they can be
+  if count * chunk > T:
+    pad = ((0, 0), (0, count * chunk - T))
+    x_BTD = jnp.pad(x_BTD, (*pad, (0, 0)))
+    targets_BT, weights_BT = jnp.pad(targets_BT, pad), jnp.pad(weights_BT, pad)
+  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels)
+  return total, jax.lax.stop_gradient(sums)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
+  w = w_VD.astype(x_BTD.dtype)
+
+  def step(sums, inputs):
+    x_BCD, targets_BC, weights_BC = inputs
+    per_token, _ = _losses(_logits(x_BCD, w), targets_BC, z_loss)
+    return jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token), None
+
+  sums, _ = jax.lax.scan(step, _zero_sums(), _split(chunk, x_BTD, targets_BT, weights_BT))
+  return sums.pop('total'), sums
+
+
+def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
+  w = w_VD.astype(x_BTD.dtype)
+
+  def step(carry, inputs):
+    sums, dw_VD = carry
+    x_BCD, targets_BC, weights_BC = inputs
+    logits_BCV = _logits(x_BCD, w)
+    per_token, (exp_BCV, exp_sum_BC, lse_BC) = _losses(logits_BCV, targets_BC, z_loss)
+    # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot)
+    scale_BC = weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC
+    d_BCV = _subtract_one_hot(exp_BCV * scale_BC[..., None], targets_BC, weights_BC, kernels).astype(x_BCD.dtype)
+    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
+    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
+    sums = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token)
+    return (sums, dw_VD), (dx_BCD, per_token['total'])
+
+  carry = _zero_sums(), jnp.zeros(w_VD.shape, jnp.float32)
+  (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, _split(chunk, x_BTD, targets_BT, weights_BT))
+  dx_BTD, dweights_BT = _join(dx), _join(dweights)
+  return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
+
+
+def _backward(z_loss, chunk, kernels, saved, cotangents):
+  dx_BTD, dw_VD, dweights_BT = saved
+  g, _ = cotangents
+  return g.astype(dx_BTD.dtype) * dx_BTD, g * dw_VD, None, g * dweights_BT
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _logits(x_BCD, w_VD):
+  return jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _losses(logits_BCV, targets_BC, z_loss):
+  """Per token 'total', 'nll', 'correct', 'z'; and exp(logits - max), its sum, and the log-sum-exp."""
+  top_BC = logits_BCV.max(-1)
+  exp_BCV = jnp.exp(logits_BCV - top_BC[..., None])
+  exp_sum_BC = exp_BCV.sum(-1)
+  lse_BC = jnp.log(exp_sum_BC) + top_BC
+  target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
+  nll_BC, z_BC = lse_BC - target_BC, jnp.square(lse_BC)
+  per_token = {'total': nll_BC + z_loss * z_BC, 'nll': nll_BC, 'z': z_BC,
+               'correct': (target_BC >= top_BC).astype(jnp.float32)}
+  return per_token, (exp_BCV, exp_sum_BC, lse_BC)
+
+
+def _subtract_one_hot(d_BCV, targets_BC, weights_BC, kernels):
+  B, C, V = d_BCV.shape
+  if kernels == 'cpu':
+    return barrier(d_BCV.at[jnp.arange(B)[:, None], jnp.arange(C)[None], targets_BC].add(-weights_BC))
+  return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], weights_BC[..., None], 0)
+
+
+def _zero_sums():
+  return {name: jnp.zeros((), jnp.float32) for name in ('total', 'nll', 'z', 'correct')}
+
+
+def _split(chunk, *arrays):
+  """[B, T, ...] -> [T / chunk, B, chunk, ...]."""
+  return tuple(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1) for a in arrays)
+
+
+def _join(a):
+  return a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:])
