@@ -1,0 +1,126 @@
+"""The command line of `launch.train` as checked values. Wrong input ends here: one line, exit code 2, before jax starts."""
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from absl import flags
+
+from launch.experiment_file import Refused, check_files, load_run, split_overrides
+from llm_jax.config.door import suggest
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.run import Run
+
+BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
+
+USAGE = """Trains an experiment, or goes on with the run that is already in the workdir.
+
+  python -m launch.train --config=FILE.py[:argument] --workdir=FOLDER [--config.FIELD=VALUE ...]
+
+Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
+--config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFlags:
+  """What a command line says. config: as given, with its argument. overrides: as given, `seed=3`."""
+  run: Run
+  config: str
+  overrides: tuple[str, ...]
+  workdir: pathlib.Path
+  stage: str | None
+  coordinator: str | None
+  num_processes: int | None
+  process_id: int | None
+
+
+def parse_train(argv: Sequence[str]) -> TrainFlags:
+  """Reads `launch.train`'s command line (`argv[0]` is the program), checking all that needs no device.
+
+  Raises:
+    SystemExit: 0 after `--help`, 2 after one line on stderr for wrong input.
+  """
+  values = flags.FlagValues()
+  for name, words in (('config', 'the experiment: FILE.py or FILE.py:argument'),
+                      ('workdir', 'the folder of the run'),
+                      ('stage', 'run this stage only'),
+                      ('coordinator', 'many processes: host:port of process 0')):
+    flags.DEFINE_string(name, None, words, flag_values=values)
+  for name, words in (('num_processes', 'many processes: how many'),
+                      ('process_id', 'many processes: which one this is, from 0')):
+    flags.DEFINE_integer(name, None, words, flag_values=values)
+  with refusing():
+    overrides, rest = split_overrides(argv)
+    read_flags(values, rest, USAGE)
+    run = load_run(values.config, overrides)
+    check_files(run, values.config)
+    check_workdir(values.workdir)
+    check_cluster(values.coordinator, values.num_processes, values.process_id)
+    names = [stage.name for stage in run.stages]
+    if values.stage is not None and values.stage not in names:
+      raise Refused(f'--stage={values.stage}: no such stage; {suggest(values.stage, names)}')
+  return TrainFlags(run, values.config, tuple(f'{path}={text}' for path, text in overrides),
+                    pathlib.Path(values.workdir), values.stage, values.coordinator, values.num_processes,
+                    values.process_id)
+
+
+def read_flags(values: flags.FlagValues, argv: Sequence[str], usage: str) -> None:
+  """Fills `values` from `argv`; on `--help` prints `usage` and the flags, and exits with 0."""
+  if any(arg.lstrip('-') in ('help', 'h', 'helpfull', 'helpshort') and arg.startswith('-') for arg in argv[1:]):
+    print(usage)
+    print('\n'.join(f'  --{name:<14} {values[name].help}' for name in values))
+    sys.exit(0)
+  try:
+    positional = values(list(argv))[1:]
+  except flags.Error as error:
+    raise Refused(str(error)) from None
+  if positional:
+    raise Refused(f'{positional[0]!r} is not a flag: flags look like --workdir=runs/quickstart')
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  """Ends the program with one line and exit code 2 where wrong input is found inside."""
+  try:
+    yield
+  except (Refused, ConfigError) as error:
+    refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+  """Prints `message` as one line on stderr and exits with code 2."""
+  print('error: ' + ' '.join(message.split('\n')), file=sys.stderr)
+  sys.exit(BAD_INPUT)
+
+
+def check_workdir(workdir: str | None) -> None:
+  """Refuses a workdir that cannot be written, without making it."""
+  if not workdir:
+    raise Refused('--workdir is missing: say where the run lives, such as --workdir=runs/quickstart')
+  path = pathlib.Path(workdir).absolute()
+  there = next(folder for folder in (path, *path.parents) if folder.exists())
+  if not there.is_dir():
+    raise Refused(f'--workdir={workdir}: {there} is a file: name a folder')
+  if not os.access(there, os.W_OK | os.X_OK):
+    raise Refused(f'--workdir={workdir}: {there} is not writable: choose another folder, or change its permissions')
+
+
+def check_cluster(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Refuses half-given or impossible cluster flags."""
+  given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+  missing = [name for name, value in given.items() if value is None]
+  if len(missing) == len(given):
+    return
+  if missing:
+    raise Refused(f'--{missing[0]} is missing: --coordinator, --num_processes and --process_id go together')
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdecimal():
+    raise Refused(f'--coordinator={coordinator}: give host:port, such as localhost:12345')
+  if num_processes < 1:
+    raise Refused(f'--num_processes={num_processes}: use 1 or more')
+  if not 0 <= process_id < num_processes:
+    raise Refused(f'--process_id={process_id}: use 0 to {num_processes - 1}, for --num_processes={num_processes}')

@@ -1,0 +1,61 @@
+"""All that an experiment file imports: `from llm_jax.config.experiment import WSD, experiment, presets, stage, ...`."""
+from typing import Any
+
+from llm_jax.config import presets
+from llm_jax.config.door import read, to_config_dict
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.run import (
+  BPE,
+  WSD,
+  AdamW,
+  ArrayRecord,
+  Bytes,
+  Checkpoints,
+  Constant,
+  Cosine,
+  Data,
+  HuggingFaceFile,
+  Jsonl,
+  LanguageModel,
+  LinearToZero,
+  Mesh,
+  Muon,
+  Parquet,
+  Run,
+  Source,
+  Stage,
+  StandardLibrary,
+  Text,
+  TiktokenFile,
+  TokenFile,
+  Weighted,
+)
+
+__all__ = [
+  'BPE', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Cosine', 'Data', 'HuggingFaceFile',
+  'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet', 'StandardLibrary', 'Text', 'TiktokenFile',
+  'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
+]
+
+
+def experiment(**fields: Any):
+  """The fields of `Run`, checked at once, as the `ml_collections.ConfigDict` that `get_config` returns."""
+  return to_config_dict(read(Run, fields, 'config'))
+
+
+def stage(name: str, data: Data | Source | None = None, **fields: Any) -> Stage:
+  """One row of an experiment: the fields of `Stage`, where `data` is a source or a `mix`."""
+  if data is not None:
+    fields['data'] = data if isinstance(data, Data) else mix(data)
+  return read(Stage, {'name': name, **fields}, f'stage({name!r})')
+
+
+def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'split') -> Data:
+  """A mixture: `mix((Text('books'), .7), (Jsonl('web.jsonl'), .3))`; a source without a weight has weight 1."""
+  rows = []
+  for i, source in enumerate(sources):
+    source, weight = source if isinstance(source, tuple) else (source, 1.0)
+    if not isinstance(source, Source | Weighted):
+      raise ConfigError(f'mix[{i}]', source, 'give a source, such as Text(path), or (source, weight)')
+    rows.append(source if isinstance(source, Weighted) else Weighted(source, weight))
+  return read(Data, {'sources': rows, 'packing': packing}, 'mix')
