@@ -57,7 +57,7 @@ def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
     per_token, _ = _losses(_logits(x_BCD, w), targets_BC, z_loss)
     return jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token), None
 
-  sums, _ = jax.lax.scan(step, _zero_sums(), _split(chunk, x_BTD, targets_BT, weights_BT))
+  sums, _ = jax.lax.scan(step, _zero_sums(x_BTD), _split(chunk, x_BTD, targets_BT, weights_BT))
   return sums.pop('total'), sums
 
 
@@ -73,11 +73,11 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
     scale_BC = weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC
     d_BCV = _subtract_one_hot(exp_BCV * scale_BC[..., None], targets_BC, weights_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
-    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
+    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, (((0, 1), (0, 1)), ((), ())), preferred_element_type=dw_VD.dtype)
     sums = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token)
     return (sums, dw_VD), (dx_BCD, per_token['total'])
 
-  carry = _zero_sums(), jnp.zeros(w_VD.shape, jnp.float32)
+  carry = _zero_sums(x_BTD), jnp.zeros(w_VD.shape, _wide(x_BTD))
   (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, _split(chunk, x_BTD, targets_BT, weights_BT))
   dx_BTD, dweights_BT = _join(dx), _join(dweights)
   return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
@@ -93,7 +93,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _logits(x_BCD, w_VD):
-  return jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=_wide(x_BCD))
 
 
 def _losses(logits_BCV, targets_BC, z_loss):
@@ -105,7 +105,7 @@ def _losses(logits_BCV, targets_BC, z_loss):
   target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
   nll_BC, z_BC = lse_BC - target_BC, jnp.square(lse_BC)
   per_token = {'total': nll_BC + z_loss * z_BC, 'nll': nll_BC, 'z': z_BC,
-               'correct': (target_BC >= top_BC).astype(jnp.float32)}
+               'correct': (target_BC >= top_BC).astype(nll_BC.dtype)}
   return per_token, (exp_BCV, exp_sum_BC, lse_BC)
 
 
@@ -116,8 +116,13 @@ def _subtract_one_hot(d_BCV, targets_BC, weights_BC, kernels):
   return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], weights_BC[..., None], 0)
 
 
-def _zero_sums():
-  return {name: jnp.zeros((), jnp.float32) for name in ('total', 'nll', 'z', 'correct')}
+def _wide(x):
+  """float32, or float64 where the input is."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _zero_sums(x):
+  return {name: jnp.zeros((), _wide(x)) for name in ('total', 'nll', 'z', 'correct')}
 
 
 def _split(chunk, *arrays):

@@ -77,6 +77,11 @@ def _dot(a, b, contract, dtype=None):
   return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((0, 1), (0, 1))), preferred_element_type=dtype)
 
 
+def _wide(x):
+  """float32, or float64 where the input is."""
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _blocks(length):
   return [slice(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
 
@@ -96,7 +101,7 @@ def _scores(q_BGQK, k_BGSK, segment_ids_BT, block):
   """Masked float32 scores [B, G, S, Q] of one block of queries against the keys up to its end."""
   B, G, S, _ = k_BGSK.shape
   t = block.stop - block.start
-  s = _dot(k_BGSK, q_BGQK, (3, 3), jnp.float32) * q_BGQK.shape[-1]**-0.5
+  s = _dot(k_BGSK, q_BGQK, (3, 3), _wide(q_BGQK)) * q_BGQK.shape[-1]**-0.5
   keys, queries = jnp.arange(S), jnp.arange(block.start, block.stop)
   mask = (keys[:, None] <= queries[None])[None]
   if segment_ids_BT is not None:
@@ -130,14 +135,14 @@ def _blocked_forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
 def _blocked_backward(saved, d_BTHK):
   q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse = saved
   T, G, scale, dtype = q_BTHK.shape[1], k_BGSK.shape[1], q_BTHK.shape[3]**-0.5, q_BTHK.dtype
-  delta_BTH1 = (d_BTHK.astype(jnp.float32) * out_BTHK).sum(-1, keepdims=True)
+  delta_BTH1 = (d_BTHK.astype(_wide(d_BTHK)) * out_BTHK).sum(-1, keepdims=True)
   dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
   for block, lse_BG1Q in zip(_blocks(T), lse, strict=True):
     keys = slice(0, block.stop)
     k, v, q, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(q_BTHK[:, block], G), _queries(d_BTHK[:, block], G)
     p = jnp.exp(_scores(q, k, segment_ids_BT, block) - lse_BG1Q)
     delta_BG1Q = _queries(delta_BTH1[:, block], G).swapaxes(2, 3)
-    ds = (p * (_dot(v, d, (3, 3), jnp.float32) - delta_BG1Q) * scale).astype(dtype)
+    ds = (p * (_dot(v, d, (3, 3), _wide(d)) - delta_BG1Q) * scale).astype(dtype)
     dv = dv.at[:, :, keys].add(_dot(p.astype(dtype), d, (3, 2)))
     dk = dk.at[:, :, keys].add(_dot(ds, q, (3, 2)))
     dq.append(_tokens(_dot(ds, k, (2, 2)), block.stop - block.start))
