@@ -1,0 +1,305 @@
+"""Checkpoints that are believed only when verified.
+
+<folder>/<step:08d>/state/         arrays, written by Orbax
+<folder>/<step:08d>/manifest.json  sha256 of every file there, the step, and the facts that the caller states
+
+A checkpoint is prepared under `<step>.saving` and committed by one rename, so that a folder with a plain name has been
+complete once: whatever is missing from it later is damage, not an interrupted save.
+"""
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from llm_jax import paths
+from llm_jax.train import cluster
+from llm_jax.train.manifest import CheckpointError, read_manifest, verify, write_manifest
+from llm_jax.train.workdir import sync_folder
+
+KILL_POINTS = ('before_write', 'mid_array', 'before_manifest', 'before_commit', 'after_commit', 'mid_gc')
+_COMMITTED = re.compile(r'(\d{8,})(\.old)?')  # .old: replaced by another save of the same step, not yet deleted
+
+
+def kill_point(name: str, step: int) -> None:
+  """Ends the process by SIGKILL where the environment asks for it: LLM_JAX_KILL_AT=before_commit, or before_commit@40
+  for the save of step 40. Tests use it to die in the middle of a save."""
+  if os.environ.get('LLM_JAX_KILL_AT') in (name, f'{name}@{step}'):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _print_warning(text: str) -> None:
+  print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array."""
+  step: int
+  path: Path
+  facts: dict[str, Any]
+  leaves: dict[str, list[Any]]
+
+  def restore(self, abstract: Any) -> Any:
+    """Reads the state back, bit for bit.
+
+    abstract: the state's tree with jax.ShapeDtypeStruct leaves; their shardings may be for another mesh or another number
+      of processes than the one that saved. Without a sharding an array goes to the default device.
+
+    Raises:
+      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype.
+    """
+    wanted = dict(paths.leaves(abstract))
+    self._check(wanted, self.leaves)
+    arrays = dict(paths.leaves(_read(self.path, wanted)))
+    return paths.map_named(lambda name, _: arrays[name], abstract)
+
+  def read(self, keys: tuple[str, ...] = ('params',), abstract: Any = None) -> Any:
+    """Reads the sub-tree under `keys` only: numpy arrays in a nested dict, or what `abstract` describes."""
+    prefix = '/'.join(keys) + '/'
+    saved = {name: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
+    if not saved:
+      raise CheckpointError(f'{self.path}: holds no {prefix[:-1]!r}, only {sorted({n.split("/")[0] for n in self.leaves})}')
+    if abstract is None:
+      tree = _read(self.path, {name: None for name in saved})
+      for key in keys:
+        tree = tree[key]
+      return tree
+    wanted = {prefix + name: leaf for name, leaf in paths.leaves(abstract)}
+    self._check(wanted, saved)
+    arrays = dict(paths.leaves(_read(self.path, wanted)))
+    return paths.map_named(lambda name, _: arrays[prefix + name], abstract)
+
+  def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
+    problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
+    problems += [f'{name} is only in the checkpoint' for name in sorted(saved.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & saved.keys()):
+      expected = _describe(wanted[name])
+      if expected != saved[name]:
+        problems.append(f'{name} is {saved[name][1]}{saved[name][0]} in the checkpoint, {expected[1]}{expected[0]} here')
+    if problems:
+      more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
+      raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {"; ".join(problems[:8])}{more}')
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+  """Verifies one checkpoint folder, <...>/<step:08d>.
+
+  Raises:
+    CheckpointError: naming the bad file.
+  """
+  return _checkpoint(path, verify(path).facts)
+
+
+def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
+  """Verifies the checkpoint folder `path` and reads one sub-tree, without knowing the rest (see `Checkpoint.read`)."""
+  return open_checkpoint(path).read(keys, abstract)
+
+
+class CheckpointStore:
+  """The checkpoints of one stage. Every process of a run makes the same calls; process 0 commits and deletes.
+
+  keep: how many of the newest checkpoints stay.   warn: told of every checkpoint that is not believed.
+  """
+
+  def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning):
+    self.folder, self.keep, self.warn = Path(folder), keep, warn
+    self._orbax: ocp.AsyncCheckpointer | None = None
+    self._thread: threading.Thread | None = None
+    self._error: BaseException | None = None
+    self._saving = -1
+
+  def __enter__(self) -> 'CheckpointStore':
+    return self
+
+  def __exit__(self, kind: type | None, *rest: object) -> None:
+    if kind is None:
+      self.close()
+    elif self._thread is not None and jax.process_count() == 1:
+      self._thread.join()  # the save that was under way is still good; other processes may no longer answer
+
+  def steps(self) -> list[int]:
+    """Steps of the committed checkpoints, highest first. By number, never by clock; nothing is verified."""
+    return list(dict.fromkeys(step for step, _ in self._committed()))
+
+  def latest_valid(self) -> Checkpoint | None:
+    """The checkpoint of the highest step whose files are all as written; None when there are none at all.
+
+    Process 0 verifies and the others follow it.
+
+    Raises:
+      CheckpointError: when there are checkpoints and none is valid: training must not silently begin again.
+    """
+    name = cluster.on_first(self._newest_valid_name)
+    return None if name is None else _checkpoint(self.folder / name, read_manifest(self.folder / name).facts)
+
+  def _newest_valid_name(self) -> str | None:
+    bad = []
+    for _, path in self._committed():
+      try:
+        open_checkpoint(path)
+        return path.name
+      except CheckpointError as error:
+        bad.append(str(error))
+        self.warn(f'checkpoint not used: {error}')
+    if bad:
+      raise CheckpointError(f'{self.folder}: none of its {len(bad)} checkpoints is valid: {"; ".join(bad)}. '
+                            'Bring one back from a copy, or start in another workdir')
+    return None
+
+  def save(self, step: int, state: Any, facts: dict[str, Any], *, wait: bool = False) -> None:
+    """Starts saving `state` (a pytree of jax arrays) as the checkpoint of `step`; returns when the arrays have left the
+    devices, so that they may be donated. Waits first for the save before.
+
+    facts: JSON values: config, fingerprints, data position, lineage.
+
+    Raises:
+      CheckpointError: when this save, or the one before, cannot be written. Earlier checkpoints stay as they are.
+    """
+    self.wait()
+    kill_point('before_write', step)
+    self._saving = step
+    staging = self.folder / f'{step:08d}.saving'
+    named = dict(paths.leaves(state))
+    facts = {**facts, 'step': step, 'leaves': {name: _describe(leaf) for name, leaf in named.items()}}
+    try:
+      cluster.on_first(lambda: self._clear(staging))
+      if self._orbax is None:
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+      self._orbax.save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(_nest(named)))
+    except (OSError, ValueError, RuntimeError) as error:
+      raise self._failure(error) from error
+    self._thread = threading.Thread(target=self._commit, args=(step, staging, facts), name='checkpoint')
+    self._thread.start()
+    if wait:
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until the save under way is committed; every process learns whether it was."""
+    if self._thread is None:
+      return
+    self._thread.join()
+    self._thread = None
+    error, self._error = self._error, None
+    failed = np.asarray(multihost_utils.process_allgather(np.int32(error is not None))).reshape(-1)
+    if error is not None:
+      raise self._failure(error) from error
+    if failed.any():
+      raise CheckpointError(f'{self.folder}: step {self._saving} was not saved: see process {np.flatnonzero(failed)[0]}')
+
+  def close(self) -> None:
+    try:
+      self.wait()
+    finally:
+      if self._orbax is not None:
+        self._orbax.close()
+        self._orbax = None
+
+  def _commit(self, step: int, staging: Path, facts: dict[str, Any]) -> None:
+    """In the background: the manifest, the rename that commits, then the deletion of older checkpoints."""
+    try:
+      kill_point('mid_array', step)
+      self._orbax.wait_until_finished()
+      if jax.process_index() != 0:
+        return
+      kill_point('before_manifest', step)
+      write_manifest(staging, facts)
+      kill_point('before_commit', step)
+      final = self.folder / f'{step:08d}'
+      if final.exists():
+        self._delete(final.with_name(final.name + '.old'))
+        final.rename(final.with_name(final.name + '.old'))
+      staging.rename(final)
+      sync_folder(self.folder)
+      kill_point('after_commit', step)
+      self._collect(step)
+    except BaseException as error:  # handed to the thread that waits
+      self._error = error
+
+  def _collect(self, step: int) -> None:
+    """Deletes what is older than the newest `keep`, the one just committed being the first of them. Checkpoints of higher
+    steps were not believed when this run began, or it would have gone on from them: they stay until overwritten."""
+    self._delete(self.folder / f'{step:08d}.old')
+    older = [path for other, path in self._committed() if other < step]
+    for path in older[self.keep - 1:]:
+      self._delete(path)
+
+  def _delete(self, path: Path) -> None:
+    """Takes the checkpoint's name away first, so that half of one is never seen."""
+    if path.exists():
+      doomed = path.with_name(path.name + '.deleting')
+      shutil.rmtree(doomed, ignore_errors=True)
+      path.rename(doomed)
+      kill_point('mid_gc', self._saving)
+      shutil.rmtree(doomed)
+
+  def _clear(self, staging: Path) -> None:
+    """Removes what an interrupted save or deletion left, and makes room for the next."""
+    for path in self.folder.glob('*'):
+      if path.suffix in ('.saving', '.deleting'):
+        shutil.rmtree(path)
+    staging.mkdir(parents=True)
+
+  def _committed(self) -> list[tuple[int, Path]]:
+    """(step, folder) of the committed checkpoints, highest step first."""
+    found = []
+    for path in self.folder.glob('*'):
+      if (match := _COMMITTED.fullmatch(path.name)) and path.is_dir():
+        found.append((int(match[1]), path))
+    return sorted(found, key=lambda item: (-item[0], item[1].suffix))
+
+  def _failure(self, error: BaseException) -> CheckpointError:
+    reason = ' '.join(str(error).split())[:500]
+    full = 'disk full, or a limit on file size: ' if re.search('No space|RESOURCE_EXHAUSTED|EFBIG|too large', reason) else ''
+    return CheckpointError(f'{self.folder}: step {self._saving} was not saved ({full}{reason}); '
+                           'the checkpoints before it are intact')
+
+
+def _checkpoint(path: Path, facts: dict[str, Any]) -> Checkpoint:
+  facts = dict(facts)
+  step, leaves = facts.pop('step'), facts.pop('leaves')
+  match = _COMMITTED.fullmatch(Path(path).name)
+  if match is None or int(match[1]) != step:
+    raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
+  return Checkpoint(step, Path(path), facts, leaves)
+
+
+def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+  """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
+  def restore_args(leaf: Any) -> ocp.RestoreArgs:
+    if leaf is None:
+      return ocp.RestoreArgs(restore_type=np.ndarray)
+    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+
+  item = _nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
+  args = _nest({name: restore_args(leaf) for name, leaf in wanted.items()})
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(path.absolute() / 'state',
+                          args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
+
+
+def _nest(named: dict[str, Any]) -> dict[str, Any]:
+  """{'a/b': x} to {'a': {'b': x}}: what is stored is plain dicts, whatever classes the state is made of."""
+  tree: dict[str, Any] = {}
+  for name, leaf in named.items():
+    *parents, last = name.split('/')
+    node = tree
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return tree
+
+
+def _describe(leaf: Any) -> list[Any]:
+  return [list(leaf.shape), str(leaf.dtype)]

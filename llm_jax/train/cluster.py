@@ -1,0 +1,158 @@
+"""Many processes as one run: joining them, agreeing, and noticing the one that no longer moves."""
+import faulthandler
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llm_jax.config.errors import ConfigError
+
+T = TypeVar('T')
+
+EXIT_STALLED = 70  # EX_SOFTWARE: the watchdog saw no step for too long
+HEARTBEAT_SECONDS = 10  # after which the others give up on a process that died
+SHUTDOWN_SECONDS = 5
+
+
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+  """Joins `jax.distributed` when the arguments or the environment say that this process is one of several.
+
+  In this order: the arguments; LLM_JAX_COORDINATOR (host:port), LLM_JAX_NUM_PROCESSES and LLM_JAX_PROCESS_ID; what jax
+  itself detects, tried when the environment shows more than one process (Slurm, Open MPI, TPU hosts of one slice,
+  an indexed Kubernetes job) or when the coordinator is 'auto'. Otherwise nothing happens. Call it before jax touches a device.
+
+  Raises:
+    ConfigError: when the description is incomplete, or the others cannot be reached.
+  """
+  env = os.environ
+  coordinator = coordinator or env.get('LLM_JAX_COORDINATOR') or None
+  num_processes = _number('num_processes', num_processes, env.get('LLM_JAX_NUM_PROCESSES'))
+  process_id = _number('process_id', process_id, env.get('LLM_JAX_PROCESS_ID'))
+  given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
+  detect = coordinator == 'auto' or (all(v is None for v in given.values()) and _launched_as_many(env))
+  if detect:
+    given = dict.fromkeys(given)
+  elif all(v is None for v in given.values()):
+    return
+  else:
+    for field, value in given.items():
+      if value is None:
+        raise ConfigError(field, value, 'give coordinator, num_processes and process_id together, as flags or as '
+                          'LLM_JAX_COORDINATOR, LLM_JAX_NUM_PROCESSES and LLM_JAX_PROCESS_ID')
+    if not 0 <= process_id < num_processes:
+      raise ConfigError('process_id', process_id, f'use a number from 0 to num_processes - 1 = {num_processes - 1}')
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(
+        given['coordinator'], given['num_processes'], given['process_id'],
+        cluster_detection_method=None if detect else 'deactivate',
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
+  except (ValueError, RuntimeError) as error:
+    raise ConfigError('coordinator', coordinator, f'the processes could not be joined ({_one_line(error)}): give '
+                      'coordinator, num_processes and process_id yourself') from error
+
+
+def _number(field: str, flag: int | None, variable: str | None) -> int | None:
+  if flag is not None or not variable:
+    return flag
+  try:
+    return int(variable)
+  except ValueError:
+    raise ConfigError(field, variable, f'LLM_JAX_{field.upper()} must be a whole number') from None
+
+
+def _launched_as_many(env: os._Environ | dict[str, str]) -> bool:
+  """Whether a launcher that jax knows started more than one of us."""
+  def count(name: str) -> int:
+    return int(env[name]) if env.get(name, '').isdigit() else 1
+  hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES') or ''
+  return ('SLURM_STEP_NODELIST' in env and count('SLURM_NTASKS') > 1 or count('OMPI_COMM_WORLD_SIZE') > 1
+          or hosts.count(',') > 0 or 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env)
+
+
+def agree(name: str, digest: str) -> None:
+  """Checks that every process has the same `digest` (of the config, of the code, ...).
+
+  Raises:
+    ConfigError: on every process, naming those that differ from process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  mine = np.frombuffer(hashlib.sha256(digest.encode()).digest(), np.uint8)
+  everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(jax.process_count(), -1)
+  differ = [rank for rank, other in enumerate(everyone) if (other != everyone[0]).any()]
+  if differ:
+    raise ConfigError(name, digest[:16], f'differs from process 0 on process {", ".join(map(str, differ))}: '
+                      'start all processes with the same command and the same code')
+
+
+def on_first(function: Callable[[], T]) -> T:
+  """Runs `function` on process 0 only; every process gets its result (JSON values), or raises when it raised."""
+  if jax.process_count() == 1:
+    return function()
+  result: Any = None
+  error: Exception | None = None
+  if jax.process_index() == 0:
+    try:
+      result = function()
+    except Exception as caught:  # raised again below, after the others have been told
+      error = caught
+  message = json.dumps([result, _one_line(error) if error else None]).encode()
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+  padded = np.zeros(length, np.uint8)
+  padded[:min(length, len(message))] = np.frombuffer(message, np.uint8)[:length]
+  told = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)
+  if error is not None:
+    raise error
+  result, failure = json.loads(told.tobytes())
+  if failure is not None:
+    raise RuntimeError(f'process 0: {failure}')
+  return result
+
+
+def _one_line(error: BaseException) -> str:
+  return ' '.join(str(error).split())[:500] or type(error).__name__
+
+
+class Watchdog:
+  """Ends the process when no step has finished for `seconds`: a stuck process would hang all the others without a name.
+
+  Armed by each `beat`, disarmed by `pause` (before anything that may compile or take long). On expiry the stacks of all
+  threads go to stderr and the process exits with EXIT_STALLED.
+  """
+
+  def __init__(self, seconds: float):
+    self.seconds = seconds
+    self._last: tuple[float, int] | None = None  # (when, step); None while disarmed
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
+    self._thread.start()
+
+  def beat(self, step: int) -> None:
+    """Says that `step` has finished."""
+    self._last = (time.monotonic(), step)
+
+  def pause(self) -> None:
+    """Disarms until the next beat."""
+    self._last = None
+
+  def close(self) -> None:
+    self._closed.set()
+    self._thread.join()
+
+  def _watch(self) -> None:
+    while not self._closed.wait(min(1.0, self.seconds / 4)):
+      last = self._last
+      if last is not None and time.monotonic() - last[0] > self.seconds:
+        print(f'StalledError: process {jax.process_index()} finished no step for {self.seconds:g} s after step {last[1]}; '
+              f'stacks follow, exit code {EXIT_STALLED}', file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        os._exit(EXIT_STALLED)

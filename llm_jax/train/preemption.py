@@ -1,0 +1,56 @@
+"""SIGTERM: finish the step, save, exit with EXIT_PREEMPTED."""
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on from there
+
+
+class Preemption:
+  """Turns SIGTERM and the first SIGINT into a request that all processes see at the same step.
+
+  With one process a flag is enough. With several, jax's own preemption service has the SIGTERM handler (it is installed
+  by `jax.distributed.initialize`) and agrees on a step; SIGINT is passed on to it. More SIGTERMs change nothing;
+  a second SIGINT interrupts at once, which leaves the last committed checkpoint intact.
+
+  Use as a context manager, after `cluster.join`; the earlier handlers come back at its end.
+  """
+
+  def __init__(self):
+    self._flag = False
+    self._before: dict[int, object] = {}
+
+  def __enter__(self) -> 'Preemption':
+    if threading.current_thread() is threading.main_thread():  # elsewhere (some notebooks) Python allows no handlers
+      self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+      if jax.process_count() == 1:
+        self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before.clear()
+
+  def requested(self, step: int) -> bool:
+    """Whether to save and stop after `step`. Every process must ask at every step, and all get the same answer."""
+    if jax.process_count() == 1:
+      return self._flag
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def _terminate(self, number: int, frame: FrameType | None) -> None:
+    self._flag = True
+
+  def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # print() is not safe inside a handler that may have interrupted a print.
+    os.write(sys.stderr.fileno(), b'\nInterrupted: saving after this step; once more to stop at once.\n')
+    if jax.process_count() == 1:
+      self._flag = True
+    else:
+      os.kill(os.getpid(), signal.SIGTERM)
