@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.objectives.loss import Loss, Objective
+from llm_jax.optim.optimizers import clip
 from llm_jax.sharding.rules import constrain
 from llm_jax.train.state import TrainState
 
@@ -26,10 +27,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grads, loss = accumulate(objective, state.params, frozen, batch, rng, microbatches)
     weight = jnp.maximum(loss.weight, 1.0)
-    norm = optax.tree.norm(grads) / weight
+    grads, norm = clip(jax.tree.map(lambda g: g / weight, grads), clip_norm)
     finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
-    scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / (norm + 1e-6))
-    grads = jax.tree.map(lambda g: g * (scale / weight), grads)
 
     rate = schedule(state.step)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
