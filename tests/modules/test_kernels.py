@@ -130,7 +130,7 @@ def test_gradients_stay_in_a_document_bitwise(small_blocks, kernels):
 def test_attention_dropout_drops_weights_and_keeps_the_mean(small_blocks):
   q, k, v = normal(0, 1, 12, 4, 6), normal(1, 1, 12, 2, 6), np.ones((1, 12, 2, 6), np.float32)
   segments = packed(1, 12)
-  run = jax.jit(lambda rng, rate: causal_attention(q, k, v, segments, dropout=rate, dropout_rng=rng),
+  run = jax.jit(lambda rng, rate: causal_attention(q, k, v, segments, dropout_rate=rate, dropout_rng=rng),
                 static_argnums=1)
   close(run(jax.random.key(0), 1e-9), causal_attention(q, k, v, segments, kernels='xla'))
   sums = jax.lax.map(lambda r: run(r, 0.5), jax.random.split(jax.random.key(1), 2000))

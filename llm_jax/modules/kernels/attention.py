@@ -9,7 +9,7 @@ MASKED = -1e30  # finite, so that exp() of it is exactly 0 and no difference of 
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,
-                     *, kernels: str | None = None, dropout: float = 0.0, dropout_rng: jax.Array | None = None
+                     *, kernels: str | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None
                      ) -> jax.Array:
   """softmax(q k' / sqrt(K)) v over the earlier positions of the same segment (Vaswani et al. 2017, section 3.2.1).
 
@@ -23,14 +23,14 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
     v_BSGK: values.
     segment_ids_BT: int32, the document of each position; None means one document a row.
     kernels: 'xla' is `jax.nn.dot_product_attention`; 'cpu' skips what the causal mask hides, in blocks of queries.
-    dropout: share of the attention weights set to 0 (the rest scaled up), only with `dropout_rng`.
+    dropout_rate: share of the attention weights set to 0 (the rest scaled up), only with `dropout_rng`.
     dropout_rng: key of the dropout.
 
   Returns:
     [B, T, H, K] in q's dtype.
   """
-  if dropout_rng is not None and dropout > 0:
-    return _dropout_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, dropout, dropout_rng)
+  if dropout_rng is not None and dropout_rate > 0:
+    return _dropout_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, dropout_rate, dropout_rng)
   if resolve(kernels) == 'cpu':
     return _blocked(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
   same_B1TS = None if segment_ids_BT is None else _same_segment(segment_ids_BT, segment_ids_BT)[:, None]
