@@ -128,11 +128,16 @@ class BPE:
 
 @dataclasses.dataclass(frozen=True)
 class TiktokenFile:
-  """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3). control: ids after the ranks, in order, end of text first."""
+  """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
+
+  control: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
+  end_of_text: the one of them that separates documents; None means the first that has a name.
+  """
   path: str
   pattern: str = 'cl100k'
   control: tuple[str, ...] = ('<|endoftext|>',)
   split_digits: bool = False
+  end_of_text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
