@@ -53,8 +53,8 @@ class Checkpoint:
   def restore(self, abstract: Any) -> Any:
     """Reads the state back, bit for bit.
 
-    abstract: the state's tree with jax.ShapeDtypeStruct leaves; their shardings may be for another mesh or another number
-      of processes than the one that saved. Without a sharding an array goes to the default device.
+    abstract: the state's tree with jax.ShapeDtypeStruct leaves; their shardings may be for another mesh or another
+      number of processes than the one that saved. Without a sharding an array goes to the default device.
 
     Raises:
       CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype.
@@ -69,7 +69,8 @@ class Checkpoint:
     prefix = '/'.join(keys) + '/'
     saved = {name: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
     if not saved:
-      raise CheckpointError(f'{self.path}: holds no {prefix[:-1]!r}, only {sorted({n.split("/")[0] for n in self.leaves})}')
+      tops = ', '.join(sorted({name.split('/')[0] for name in self.leaves}))
+      raise CheckpointError(f'{self.path}: holds no {prefix[:-1]}, only {tops}')
     if abstract is None:
       tree = _read(self.path, {name: None for name in saved})
       for key in keys:
@@ -84,9 +85,9 @@ class Checkpoint:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
     problems += [f'{name} is only in the checkpoint' for name in sorted(saved.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & saved.keys()):
-      expected = _describe(wanted[name])
-      if expected != saved[name]:
-        problems.append(f'{name} is {saved[name][1]}{saved[name][0]} in the checkpoint, {expected[1]}{expected[0]} here')
+      shape, dtype = _describe(wanted[name])
+      if [shape, dtype] != saved[name]:
+        problems.append(f'{name} is {saved[name][1]}{saved[name][0]} in the checkpoint, {dtype}{shape} here')
     if problems:
       more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
       raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {"; ".join(problems[:8])}{more}')
@@ -195,7 +196,8 @@ class CheckpointStore:
     if error is not None:
       raise self._failure(error) from error
     if failed.any():
-      raise CheckpointError(f'{self.folder}: step {self._saving} was not saved: see process {np.flatnonzero(failed)[0]}')
+      rank = np.flatnonzero(failed)[0]
+      raise CheckpointError(f'{self.folder}: step {self._saving} was not saved: process {rank} says why')
 
   def close(self) -> None:
     try:
@@ -227,8 +229,9 @@ class CheckpointStore:
       self._error = error
 
   def _collect(self, step: int) -> None:
-    """Deletes what is older than the newest `keep`, the one just committed being the first of them. Checkpoints of higher
-    steps were not believed when this run began, or it would have gone on from them: they stay until overwritten."""
+    """Deletes what is older than the newest `keep`, the one just committed being the first of them. Checkpoints of
+    higher steps were not believed when this run began, or it would have gone on from them: they stay until overwritten.
+    """
     self._delete(self.folder / f'{step:08d}.old')
     older = [path for other, path in self._committed() if other < step]
     for path in older[self.keep - 1:]:
@@ -260,8 +263,9 @@ class CheckpointStore:
 
   def _failure(self, error: BaseException) -> CheckpointError:
     reason = ' '.join(str(error).split())[:500]
-    full = 'disk full, or a limit on file size: ' if re.search('No space|RESOURCE_EXHAUSTED|EFBIG|too large', reason) else ''
-    return CheckpointError(f'{self.folder}: step {self._saving} was not saved ({full}{reason}); '
+    full = re.search('No space|RESOURCE_EXHAUSTED|quota|too large', reason)
+    cause = 'disk full, or a limit on file size' if full else 'cannot write'
+    return CheckpointError(f'{self.folder}: step {self._saving} was not saved ({cause}: {reason}); '
                            'the checkpoints before it are intact')
 
 

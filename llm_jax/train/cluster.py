@@ -27,7 +27,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 
   In this order: the arguments; LLM_JAX_COORDINATOR (host:port), LLM_JAX_NUM_PROCESSES and LLM_JAX_PROCESS_ID; what jax
   itself detects, tried when the environment shows more than one process (Slurm, Open MPI, TPU hosts of one slice,
-  an indexed Kubernetes job) or when the coordinator is 'auto'. Otherwise nothing happens. Call it before jax touches a device.
+  an indexed Kubernetes job) or when the coordinator is 'auto'. Otherwise nothing happens. Call it before jax touches a
+  device.
 
   Raises:
     ConfigError: when the description is incomplete, or the others cannot be reached.
@@ -131,6 +132,7 @@ class Watchdog:
 
   def __init__(self, seconds: float):
     self.seconds = seconds
+    self._rank = jax.process_index()  # asked now: nothing may be asked of jax when it hangs
     self._last: tuple[float, int] | None = None  # (when, step); None while disarmed
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
@@ -152,7 +154,7 @@ class Watchdog:
     while not self._closed.wait(min(1.0, self.seconds / 4)):
       last = self._last
       if last is not None and time.monotonic() - last[0] > self.seconds:
-        print(f'StalledError: process {jax.process_index()} finished no step for {self.seconds:g} s after step {last[1]}; '
-              f'stacks follow, exit code {EXIT_STALLED}', file=sys.stderr, flush=True)
+        print(f'StalledError: process {self._rank} finished no step for {self.seconds:g} s after step '
+              f'{last[1]}; stacks follow, exit code {EXIT_STALLED}', file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         os._exit(EXIT_STALLED)
