@@ -29,7 +29,8 @@ def get_config(folder):
     checkpoints=Checkpoints(every=500),
     stages=(
       stage('initial', Jsonl(f'{folder}/*.jsonl.gz', held_out=0.0001), steps=1_200_000, context=8_192, batch_size=1_024,
-            learning_rate=Cosine(peak=3e-4, warmup=8_000, final=0.01), optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1),
-            clip_norm=1.0, remat='block', eval_every=2_000, eval_batches=8),
+            learning_rate=Cosine(peak=3e-4, warmup=8_000, final=0.01),
+            optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1), clip_norm=1.0, remat='block',
+            eval_every=2_000, eval_batches=8),
     ),
   )

@@ -140,15 +140,12 @@ def step_into(holder: Any, key: str | int, where: str) -> tuple[Any, str]:
 
 
 def parse(text: str, current: Any) -> Any:
-  """A command line's text as a value: a Python literal, or, as it stands, a string."""
-  if text.lower() in LITERALS:
-    value = LITERALS[text.lower()]
-    return text if isinstance(current, str) and isinstance(value, bool | float) else value
+  """A command line's text as a value: a Python literal, or a string as it stands, which a string's field prefers."""
   try:
-    value = ast.literal_eval(text)
+    value = LITERALS[text.lower()] if text.lower() in LITERALS else ast.literal_eval(text)
   except (SyntaxError, ValueError):
     return text
-  return text if isinstance(current, str) and not isinstance(value, str | dict) else value
+  return text if isinstance(current, str) and not isinstance(value, str) else value
 
 
 # ---------------------------------------------------------------------------------------------- files it names

@@ -1,4 +1,7 @@
-"""The command line of `launch.train` as checked values. Wrong input ends here: one line, exit code 2, before jax starts."""
+"""The command line of `launch.train` as checked values.
+
+Wrong input ends here: one line, exit code 2, before jax is even imported.
+"""
 import contextlib
 import dataclasses
 import os
@@ -16,11 +19,7 @@ from llm_jax.config.run import Run
 
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 
-USAGE = """Trains an experiment, or goes on with the run that is already in the workdir.
-
-  python -m launch.train --config=FILE.py[:argument] --workdir=FOLDER [--config.FIELD=VALUE ...]
-
-Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
+FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
 --config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon
 """
 
@@ -38,8 +37,12 @@ class TrainFlags:
   process_id: int | None
 
 
-def parse_train(argv: Sequence[str]) -> TrainFlags:
-  """Reads `launch.train`'s command line (`argv[0]` is the program), checking all that needs no device.
+def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
+  """Reads `launch.train`'s command line, checking all that needs no device.
+
+  Args:
+    argv: as in `sys.argv`; the first is the program.
+    usage: what `--help` prints first.
 
   Raises:
     SystemExit: 0 after `--help`, 2 after one line on stderr for wrong input.
@@ -55,7 +58,7 @@ def parse_train(argv: Sequence[str]) -> TrainFlags:
     flags.DEFINE_integer(name, None, words, flag_values=values)
   with refusing():
     overrides, rest = split_overrides(argv)
-    read_flags(values, rest, USAGE)
+    read_flags(values, rest, f'{usage}\n{FIELDS}')
     run = load_run(values.config, overrides)
     check_files(run, values.config)
     check_workdir(values.workdir)

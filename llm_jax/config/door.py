@@ -99,7 +99,7 @@ def read(kind: Any, value: Any, path: str) -> Any:
 
 def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
   if not hasattr(value, 'items'):
-    raise ConfigError(path, value, f'give {" or ".join(option.__name__ for option in options)} as a mapping of its fields')
+    raise ConfigError(path, value, f'give {" or ".join(option.__name__ for option in options)} as a mapping of fields')
   tree = dict(value.items())
   if len(options) == 1:
     cls = options[0]
@@ -163,7 +163,8 @@ def dataclasses_of(kind: Any) -> Iterator[type]:
 def describe(kind: Any) -> str:
   """A type in words: `an integer or None`."""
   words = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False', type(None): 'None'}
-  return ' or '.join(words.get(m) or ('a tuple' if typing.get_origin(m) is tuple else m.__name__) for m in _members(kind))
+  return ' or '.join('a tuple' if typing.get_origin(member) is tuple else words.get(member) or member.__name__
+                     for member in _members(kind))
 
 
 def suggest(name: Any, known: Iterable[str]) -> str:

@@ -1,0 +1,39 @@
+# make quickstart   installs into .venv and trains experiments/quickstart.py into runs/quickstart
+# make test         installs what the tests need and runs them
+# make lint         ruff
+# Each installs only when setup.py or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.core
+	$(VENV)/bin/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(VENV)/bin/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: PYTHON=$(PYTHON) is missing or too old: install Python 3.11 or newer, or name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.core: setup.py constraints.txt | $(VENV)/.python
+	@echo 'installing llm_jax into $(VENV) (minutes, the first time)'
+	$(INSTALL) -e .
+	@touch $@
+
+# torch comes first and alone: resolved together with what depends on it, pip may choose the build with gigabytes of CUDA.
+$(VENV)/.test: setup.py constraints.txt | $(VENV)/.python
+	@echo 'installing llm_jax and what its tests need into $(VENV) (minutes, the first time)'
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.core $@

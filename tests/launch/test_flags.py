@@ -1,0 +1,149 @@
+"""The command line of `launch.train`: what it understands, and the one line and exit code 2 it answers otherwise."""
+import pathlib
+
+import pytest
+
+from launch.experiment_file import load_run
+from launch.flags import BAD_INPUT, parse_train
+from llm_jax.config.run import AdamW, Bytes, Cosine, Muon
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent.parent / 'experiments'
+QUICKSTART = f'--config={EXPERIMENTS}/quickstart.py'
+
+
+def parse(*arguments, workdir='runs/x'):
+  return parse_train(['launch.train', *arguments, *([f'--workdir={workdir}'] if workdir else [])], 'usage')
+
+
+def refused(capsys, *arguments, **more) -> str:
+  """The one line that a refused command line prints."""
+  with pytest.raises(SystemExit) as caught:
+    parse(*arguments, **more)
+  out, err = capsys.readouterr()
+  assert caught.value.code == BAD_INPUT == 2 and out == '' and err.count('\n') == 1 and 'Traceback' not in err
+  return err.removeprefix('error: ').strip()
+
+
+def test_a_command_line():
+  args = parse(QUICKSTART, '--stage=pretrain', '--coordinator=localhost:1234', '--num_processes=2', '--process_id=1')
+  assert args.run.stages[0].name == 'pretrain' and args.stage == 'pretrain' and args.workdir == pathlib.Path('runs/x')
+  assert (args.coordinator, args.num_processes, args.process_id) == ('localhost:1234', 2, 1)
+  assert parse(QUICKSTART).coordinator is None and parse(QUICKSTART).overrides == ()
+
+
+def test_every_field_can_be_set():
+  args = parse(QUICKSTART, '--config.seed=3', '--config.stages[0].learning_rate.peak=1', '--config.dtype', 'float32',
+               '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None', '--config.stages[0].prompts[1]=a b',
+               '--config.model.tied_head=false', '--config.mesh.fsdp=2', "--config.stages[0].init=('scratch',)")
+  run, stage = args.run, args.run.stages[0]
+  assert (run.seed, run.dtype, run.model.tied_head, run.mesh.fsdp) == (3, 'float32', False, 2)
+  assert (stage.learning_rate.peak, stage.ema, stage.clip_norm) == (1.0, 0.99, None)
+  assert stage.prompts[1] == 'a b' and stage.init == ('scratch',)
+  assert args.overrides[0] == 'seed=3' and args.overrides[2] == 'dtype=float32'
+
+
+def test_strings_stay_strings():
+  for text in ('7', 'none', 'true', '1e3', "'7'", 'a.b=c'):
+    name = parse(QUICKSTART, f'--config.stages[0].name={text}', '--config.stages[0].name=' + text).run.stages[0].name
+    assert name == text.strip("'")
+
+
+def test_kinds_can_be_changed():
+  run = parse(QUICKSTART, '--config.stages[0].learning_rate.kind=Cosine', '--config.stages[0].learning_rate.final=0.5',
+              '--config.stages[0].optimizer.kind=AdamW', '--config.tokenizer={"kind": "Bytes"}').run
+  before = parse(QUICKSTART).run.stages[0]
+  assert run.stages[0].learning_rate == Cosine(before.learning_rate.peak, before.learning_rate.warmup, 0.5)
+  assert run.stages[0].optimizer == AdamW() and run.tokenizer == Bytes()
+  again = parse(QUICKSTART, '--config.stages[0].optimizer.kind=AdamW', '--config.stages[0].optimizer.kind=Muon',
+                '--config.stages[0].optimizer.matrix_scale=2').run
+  assert again.stages[0].optimizer == Muon(matrix_scale=2.0)
+
+
+@pytest.mark.parametrize('argument, line', [
+  ('--config.stages[0].stepz=3', "config.stages[0].stepz = 3: no such field in Stage; did you mean 'steps'?"),
+  ('--config.stagez[0].steps=3', "config.stagez: no such field; did you mean 'stages'?"),
+  ('--config.stages[4].steps=3', 'config.stages[4]: config.stages has 1 entries, counted from 0'),
+  ('--config.stages.steps=3', 'config.stages.steps: config.stages is a tuple: use config.stages[0] and so on'),
+  ('--config.seed.x=3', 'config.seed.x: config.seed = 0 has no parts'),
+  ('--config.seed[0]=3', 'config.seed[0]: config.seed = 0 has no parts'),
+  ('--config.stages[a]=3', '--config.stages[a]: not a field: write it like --config.stages[0].learning_rate.peak'),
+  ('--config.stages[0].steps=ten', "config.stages[0].steps = 'ten': give an integer, not str"),
+  ('--config.stages[0].learning_rate.peak=nan', 'config.stages[0].learning_rate.peak = nan: give a finite number'),
+  ('--config.stages[0].learning_rate.kind=Cosin', "config.stages[0].learning_rate.kind = 'Cosin': no such kind; did "
+                                                  "you mean 'Cosine'?"),
+  ('--config.model.vocab_size=99', "config.model.vocab_size = 99: smaller than the tokenizer's: use 4096 or more"),
+  ('--config.mesh.fsdp=-1', "config.mesh.fsdp = -1: only one axis may be -1, found ['data', 'fsdp']"),
+  ('--stage=pretrian', "--stage=pretrian: no such stage; did you mean 'pretrain'?"),
+  ('--wrkdir=x', "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
+  ('--num_processes=two', "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
+  ('--num_processes=2', '--coordinator is missing: --coordinator, --num_processes and --process_id go together'),
+  ('resume', "'resume' is not a flag: flags look like --workdir=runs/quickstart"),
+])
+def test_wrong_arguments_are_one_line(capsys, argument, line):
+  assert refused(capsys, QUICKSTART, argument) == line
+
+
+def test_wrong_cluster_flags(capsys):
+  for coordinator, processes, which, words in (('nowhere', 2, 0, '--coordinator=nowhere: give host:port'),
+                                               ('a:1', 0, 0, '--num_processes=0: use 1 or more'),
+                                               ('a:1', 2, 2, '--process_id=2: use 0 to 1')):
+    assert words in refused(capsys, QUICKSTART, f'--coordinator={coordinator}', f'--num_processes={processes}',
+                            f'--process_id={which}')
+
+
+def test_a_workdir_that_cannot_be(capsys, tmp_path):
+  assert refused(capsys, QUICKSTART, workdir=None).startswith('--workdir is missing')
+  file = tmp_path / 'file'
+  file.write_text('')
+  assert 'is a file: name a folder' in refused(capsys, QUICKSTART, workdir=file)
+  assert 'is a file: name a folder' in refused(capsys, QUICKSTART, workdir=file / 'below')
+  assert not (tmp_path / 'new').exists() and parse(QUICKSTART, workdir=tmp_path / 'new')
+  assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('text, words', [
+  ('x = 1\n', 'it has no get_config(): define one that returns experiment(...)'),
+  ('def get_config():\n  return 3\n', 'get_config() returned int: return experiment(...)'),
+  ('def get_config():\n  return (\n', ":2: SyntaxError: '(' was never closed"),
+  ('def get_config():\n  return lerning_rate\n', ":2: NameError: name 'lerning_rate' is not defined"),
+  ('import no_such_module\n', ":1: ModuleNotFoundError: No module named 'no_such_module'"),
+  ('from llm_jax.config.run import WSD\ndef get_config():\n  return WSD(peak=float("nan"))\n', ':3: peak = nan: use a'),
+  ('def get_config():\n  return {"seeed": 1}\n', "config.seeed = 1: no such field in Run; did you mean 'seed'?"),
+])
+def test_a_wrong_experiment_file(capsys, tmp_path, text, words):
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  assert words in refused(capsys, f'--config={file}')
+
+
+def test_a_missing_experiment(capsys, tmp_path):
+  assert refused(capsys).startswith('--config is missing: name an experiment')
+  assert "did you mean '" + f'{EXPERIMENTS}/quickstart.py' in refused(capsys, f'--config={EXPERIMENTS}/quikstart.py')
+  assert refused(capsys, f'--config={tmp_path}/none.py') == f'--config={tmp_path}/none.py: no such file'
+
+
+def test_an_experiment_with_an_argument(capsys, tmp_path):
+  config = f'--config={EXPERIMENTS}/shakespeare_char.py'
+  assert refused(capsys, config).endswith('needs its argument (path): use ' + f'{config}:PATH')
+  assert refused(capsys, f'{config}:{tmp_path}/none.txt').startswith(
+    f"config.stages[0].data.sources[0].source.path = '{tmp_path}/none.txt': no such file: name one by {config}:FILE")
+  assert 'takes no argument' in refused(capsys, QUICKSTART + ':x')
+  (tmp_path / 'a.txt').write_text('x')
+  assert parse(f'{config}:{tmp_path}/a.txt').config.endswith('a.txt')
+
+
+@pytest.mark.parametrize('name', ['quickstart.py', 'shakespeare_char.py:a', 'gpt2_124m.py:a', 'llama3_8b.py:a'])
+def test_the_experiments_are_sound(name):
+  run = load_run(f'{EXPERIMENTS}/{name}')
+  published = {'shakespeare_char.py:a': 12 * 64, 'gpt2_124m.py:a': 12 * 1_024 * 40, 'llama3_8b.py:a': 1_024 * 8_192}
+  assert run.stages[0].tokens_per_step == published.get(name, run.stages[0].tokens_per_step)
+
+
+def test_help_says_what_there_is(capsys):
+  with pytest.raises(SystemExit) as caught:
+    parse_train(['launch.train', '--help'], 'What it does.')
+  assert caught.value.code == 0
+  out = capsys.readouterr().out
+  assert out.startswith('What it does.')
+  for name in ('config', 'workdir', 'stage', 'coordinator', 'num_processes', 'process_id'):
+    assert f'--{name}' in out
