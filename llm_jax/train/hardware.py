@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -53,8 +53,9 @@ def peak_flops(device: Any, dtype: Any) -> float:
   return measured_matmul_flops(device, 'bfloat16' if half and device.platform != 'cpu' else 'float32')
 
 
-def total_peak_flops(devices: Sequence[Any], dtype: Any) -> float:
+def total_peak_flops(devices: Iterable[Any], dtype: Any) -> float:
   """FLOP/s of all `devices` together. Virtual CPU devices of one process share its cores, so they count once."""
+  devices = list(devices)
   one_each = {d.process_index: d for d in devices}.values() if devices[0].platform == 'cpu' else devices
   return sum(peak_flops(_twin(d, devices), dtype) for d in one_each)
 

@@ -28,7 +28,8 @@ class Progress:
     self._enabled = enabled
     self._wants_live = _is_terminal(self._file) if live is None else live
     self._live: Any = None
-    self._step, self._first = start, start
+    self._step = start
+    self._paced: tuple[int, float] | None = None  # the first step seen, and when
     self._numbers: dict[str, float] = {}
     self._held_out = ''
     self._began = time.perf_counter()
@@ -50,9 +51,10 @@ class Progress:
   def update(self, step: int, **numbers: float) -> None:
     """`step` steps are done.
 
-    numbers: any of loss, tokens_per_second, mfu (0 to 1), learning_rate, memory (bytes), skipped (steps so far).
+    numbers: any of loss, tokens_per_second, mfu (0 to 1), learning_rate, memory (bytes), skipped (0 or 1).
     """
     self._step = step
+    self._paced = self._paced or (step, time.perf_counter())
     self._numbers.update(numbers)
     if self._enabled and self._live is None:
       now = time.perf_counter()
@@ -87,9 +89,11 @@ class Progress:
     return '  '.join([self.title, step, *(f'{label} {value}' for label, value in self._fields())])
 
   def seconds_left(self) -> float:
-    """From the mean pace since the start; NaN before the first step."""
-    done = self._step - self._first
-    return (time.perf_counter() - self._began) / done * (self.total_steps - self._step) if done > 0 else math.nan
+    """From the mean pace since the first step ended (it compiles); NaN until the second has."""
+    if self._paced is None or self._step <= self._paced[0]:
+      return math.nan
+    first, since = self._paced
+    return (time.perf_counter() - since) / (self._step - first) * (self.total_steps - self._step)
 
   def _fields(self) -> list[tuple[str, str]]:
     numbers, fields = self._numbers, []
@@ -100,7 +104,7 @@ class Progress:
     if 'memory' in numbers:
       fields.append(('memory', size(numbers['memory'])))
     if numbers.get('skipped'):
-      fields.append(('skipped', f'{numbers["skipped"]:.0f}'))
+      fields.append(('skipped:', 'gradient not finite'))
     if self._step < self.total_steps:
       fields.append(('left', duration(self.seconds_left())))
     else:

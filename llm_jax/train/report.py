@@ -1,0 +1,276 @@
+"""`report.html`: a run at a glance, made from nothing but the files in its workdir."""
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from llm_jax.config import door
+from llm_jax.config.count import count_parameters
+from llm_jax.config.errors import ConfigError
+from llm_jax.train.charts import Series, line_chart, number, smooth
+from llm_jax.train.metrics import read_metrics, read_samples
+from llm_jax.train.progress import duration, size
+from llm_jax.train.report_html import bars, disclosure, escape, facts_table, page, table, tiles, tree
+from llm_jax.train.workdir import write_atomic
+
+SAMPLES_SHOWN = 6  # steps a prompt
+NOTHING = '–'
+
+
+@dataclasses.dataclass
+class StageRecords:
+  """What one stage recorded. offset: steps of the stages before it; config: its part of config.json, or {}."""
+  name: str
+  config: dict[str, Any]
+  offset: int
+  train: list[dict[str, Any]]
+  evals: list[dict[str, Any]]
+
+  @property
+  def last_step(self) -> int:
+    return max((r['step'] for r in self.train + self.evals), default=0)
+
+  @property
+  def tokens(self) -> int | None:
+    per_step = [self.config.get('batch_size'), self.config.get('context')]
+    return self.last_step * math.prod(per_step) if all(isinstance(n, int) for n in per_step) else None
+
+  @property
+  def seconds(self) -> float:
+    """Spent in steps: evaluations, checkpoints and the time between a kill and its resume do not count."""
+    total, before = 0.0, 0
+    for record in self.train:
+      if math.isfinite(seconds := value(record, 'step_seconds')):
+        total += seconds * (record['step'] - before)
+      before = record['step']
+    return total
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Makes `report.html` in `workdir`, replacing an older one, and returns its path.
+
+  The same files give the same report. Whatever is missing (no evaluation yet, no step, no config) is left out.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / 'report.html'
+  write_atomic(path, render(workdir))
+  return path
+
+
+def render(workdir: pathlib.Path) -> str:
+  """The report as HTML."""
+  records, config = read_metrics(workdir), read_json(workdir / 'config.json')
+  lineage = read_json(workdir / 'lineage.json')
+  stages = by_stage(records, config)
+  name = workdir.resolve().name
+  return page(f'{name}: training report', [
+      f'<h1>{escape(name)}</h1><p class="muted">{escape(subtitle(stages, records, config))}</p>',
+      headline(stages, records, config, lineage),
+      '<h2>Curves</h2>', curves(stages),
+      '<h2>Stages</h2>', stage_table(stages),
+      events(records), samples(read_samples(workdir)),
+      '<h2>Configuration</h2><div class="card tree">' + tree(config) + '</div>' if config else '',
+      '<h2>Lineage</h2>' + facts_table(lineage) if lineage else '',
+      checkpoints(workdir)])
+
+
+# ---------------------------------------------------------------------------------------------- reading
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON object, or {} where there is none that can be read."""
+  try:
+    content = json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return {}
+  return content if isinstance(content, dict) else {'content': content}
+
+
+def value(record: dict[str, Any], name: str) -> float:
+  """A number of a record; NaN where it is absent or no number."""
+  found = record.get(name)
+  return float(found) if isinstance(found, int | float) else math.nan
+
+
+def by_stage(records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[StageRecords]:
+  """Stages in the order of the configuration, then of appearance; of two records of a step the later counts."""
+  configs = {s.get('name'): s for s in config.get('stages', []) if isinstance(s, dict)}
+  seen = {str(r.get('stage')) for r in records if r.get('kind') in ('train', 'eval')}
+  stages, offset = [], 0
+  for name in [*(n for n in configs if n in seen), *sorted(seen - configs.keys())]:
+    kinds = {kind: {r['step']: r for r in records if r.get('kind') == kind and r.get('stage') == name}
+             for kind in ('train', 'eval')}
+    train, evals = ([found[step] for step in sorted(found)] for found in kinds.values())
+    stages.append(StageRecords(name, configs.get(name, {}), offset, train, evals))
+    offset += stages[-1].last_step
+  return stages
+
+
+def last(records: Iterable[dict[str, Any]], name: str) -> float:
+  """The last finite number of that name, or NaN."""
+  return next((x for r in reversed(list(records)) if math.isfinite(x := value(r, name))), math.nan)
+
+
+def median(stages: Sequence[StageRecords], name: str) -> float:
+  numbers = [x for s in stages for r in s.train if math.isfinite(x := value(r, name))]
+  return statistics.median(numbers) if numbers else math.nan
+
+
+def show(x: float | None, form: str) -> str:
+  return NOTHING if x is None or not math.isfinite(x) else form.format(x)
+
+
+# ---------------------------------------------------------------------------------------------- the top
+def subtitle(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], config: dict[str, Any]) -> str:
+  """Layers, width and vocabulary; how far the run is; when it ran."""
+  parts, model = [], config.get('model', {})
+  if {'num_layers', 'd_model', 'vocab_size'} <= model.keys():
+    parts.append(f'decoder of {model["num_layers"]} layers, width {model["d_model"]}, '
+                 f'vocabulary {model["vocab_size"]:,}')
+  if stages:
+    steps = stages[-1].config.get('steps')
+    done = f'step {stages[-1].last_step:,}' + (f' of {steps:,}' if isinstance(steps, int) else '')
+    parts.append(f'stage {stages[-1].name}, {done}')
+  else:
+    parts.append('no step recorded yet')
+  times = [t for r in records if math.isfinite(t := value(r, 'time'))]
+  if times:
+    first, final = (time.strftime('%Y-%m-%d %H:%M', time.gmtime(t)) for t in (min(times), max(times)))
+    parts.append(f'{first} to {final} UTC')
+  return ' · '.join(parts)
+
+
+def headline(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], config: dict[str, Any],
+             lineage: dict[str, Any]) -> str:
+  """Bits per byte beside the baselines, and the numbers that people ask for first."""
+  finals = [r for r in records if r.get('kind') == 'final']
+  evals = [r for s in stages for r in s.evals]
+  ours = last(evals + finals, 'bits_per_byte')
+  compared = [('this model', ours, 'model'),
+              ('trigram model', last(finals, 'trigram_bits_per_byte'), ''),
+              ('xz -9', last(finals, 'xz_bits_per_byte'), '')]
+  compared = [(label, x, css) for label, x, css in compared if math.isfinite(x)]
+  loss = last(evals, 'loss')
+  perplexity = math.exp(min(last(evals, 'nll') if math.isfinite(last(evals, 'nll')) else loss, 700))
+  tokens = [s.tokens for s in stages]
+  facts = [
+      ('held-out bits per byte', show(ours, '{:.3f}')),
+      ('held-out loss, nats per token', show(loss, '{:.3f}')),
+      ('held-out perplexity per token', show(perplexity, '{:,.1f}')),
+      ('parameters', show(parameters(config), '{:,.0f}')),
+      ('tokens trained on', number(sum(tokens)) if tokens and None not in tokens else NOTHING),
+      ('time in training steps', duration(sum(s.seconds for s in stages)) if stages else NOTHING),
+      ('tokens per second, median', show(median(stages, 'tokens_per_second'), '{:,.0f}')),
+      ('model FLOPs utilisation, median', show(median(stages, 'mfu'), '{:.1%}'))]
+  machine = lineage.get('machine')
+  machine = ', '.join(f'{k} {v}' for k, v in machine.items()) if isinstance(machine, dict) else machine
+  picture = bars(compared) if compared else '<p class="nothing">no evaluation yet</p>'
+  return (f'{verdict(compared)}<div class="top">'
+          f'<div class="card"><b>Held-out bits per byte</b> <span class="muted">(less is better)</span>{picture}</div>'
+          f'{tiles(facts, [("machine", machine)] if machine else [])}</div>')
+
+
+def verdict(compared: Sequence[tuple[str, float, str]]) -> str:
+  """One sentence: how the model compares."""
+  if not compared or compared[0][0] != 'this model':
+    return ''
+  ours = compared[0][1]
+  others = [f'{abs(1 - ours / x):.0%} {"less" if ours < x else "more"} than {"the " if " m" in label else ""}{label}'
+            for label, x, _ in compared[1:] if x > 0]
+  against = ': ' + ' and '.join(others) if others else ''
+  return ('<p class="verdict">Text that it never saw costs this model '
+          f'<b>{ours:.3f}</b> bits per byte{escape(against)}.</p>')
+
+
+def parameters(config: dict[str, Any]) -> int | None:
+  try:
+    return count_parameters(door.from_json(config).model)
+  except (ConfigError, AttributeError, TypeError, ValueError):
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- the curves
+def curves(stages: Sequence[StageRecords]) -> str:
+  """Four charts over the steps of all stages, one after the other."""
+  boundaries = [(s.offset, s.name) for s in stages]
+  steps = [s.offset + r['step'] for s in stages for r in s.train]
+
+  def trained(name: str) -> list[float]:
+    return [value(r, name) for s in stages for r in s.train]
+
+  def smoothed(label: str, name: str, colour: str = 'a') -> list[Series]:
+    # Each stage on its own: a jump between them is real.
+    ys = [y for s in stages for y in smooth([value(r, name) for r in s.train], len(s.train) / 40)]
+    raw = Series(f'{label}, each step', steps, trained(name), colour, 'faint')
+    return [raw, Series(f'{label}, smoothed', steps, ys, colour)] if len(steps) > 40 else [
+        Series(label, steps, trained(name), colour)]
+
+  held_out = Series('held-out', [s.offset + r['step'] for s in stages for r in s.evals],
+                    [value(r, 'loss') for s in stages for r in s.evals], 'b', 'dots')
+  return '<div class="charts">' + ''.join([
+      line_chart('Loss', [*smoothed('train', 'loss'), held_out], y_label='nats per token (log scale)', log_y=True,
+                 boundaries=boundaries),
+      line_chart('Learning rate', [Series('learning rate', steps, trained('learning_rate'))], y_label='learning rate',
+                 from_zero=True, boundaries=boundaries),
+      line_chart('Gradient norm', smoothed('before clipping', 'grad_norm', 'c'), y_label='L2 norm (log scale)',
+                 log_y=True, boundaries=boundaries),
+      line_chart('Throughput', smoothed('all devices', 'tokens_per_second', 'b'), y_label='tokens per second',
+                 from_zero=True, boundaries=boundaries)]) + '</div>'
+
+
+def stage_table(stages: Sequence[StageRecords]) -> str:
+  if not stages:
+    return '<p class="muted">No step has been recorded yet.</p>'
+  head = ('stage', 'steps', 'tokens', 'train loss', 'held-out loss', 'bits per byte', 'tokens/s', 'MFU', 'time')
+  return table(head, [
+      (s.name, f'{s.last_step:,}', show(s.tokens, '{:,}'),
+       show(next(iter(smooth([value(r, 'loss') for r in s.train], len(s.train) / 40)[-1:]), math.nan), '{:.4f}'),
+       show(last(s.evals, 'loss'), '{:.4f}'), show(last(s.evals, 'bits_per_byte'), '{:.4f}'),
+       show(median([s], 'tokens_per_second'), '{:,.0f}'), show(median([s], 'mfu'), '{:.1%}'), duration(s.seconds))
+      for s in stages])
+
+
+# ---------------------------------------------------------------------------------------------- below
+def events(records: Sequence[dict[str, Any]]) -> str:
+  """What went wrong or was out of the ordinary, the last hundred."""
+  rows = [(r.get('stage', ''), f'{r["step"]:,}', ', '.join(
+      f'{k} {v}' if k != 'event' else str(v) for k, v in r.items() if k not in ('kind', 'stage', 'step', 'time')))
+      for r in records if r.get('kind') == 'event']
+  if not rows:
+    return ''
+  return disclosure(f'{len(rows):,} events', table(('stage', 'step', 'what'), rows[-100:]))
+
+
+def samples(records: Sequence[dict[str, Any]]) -> str:
+  """For each prompt what the model wrote at several steps, the latest first and open. The text is anyone's: escaped."""
+  prompts: dict[str, list[dict[str, Any]]] = {}
+  for record in records:
+    prompts.setdefault(str(record.get('prompt', '')), []).append(record)
+  out = []
+  for prompt, found in prompts.items():
+    cards = [disclosure(
+        f'<span class="muted">{escape(r.get("stage", ""))}, step {r["step"]:,}</span>',
+        f'<pre><mark>{escape(prompt)}</mark>{escape(r.get("text", ""))}</pre>', is_open=i == 0, css='sample')
+        for i, r in enumerate(reversed(spread(found)))]
+    heading = f'<h3>Prompt <code>{escape(prompt)}</code></h3>' if prompt else '<h3>Without a prompt</h3>'
+    out.append(heading + '<div class="card">' + ''.join(cards) + '</div>')
+  return '<h2>Samples</h2>' + ''.join(out) if out else ''
+
+
+def spread(found: Sequence[Any]) -> Sequence[Any]:
+  """The first, the last, and some evenly between."""
+  if len(found) <= SAMPLES_SHOWN:
+    return found
+  return [found[round(i * (len(found) - 1) / (SAMPLES_SHOWN - 1))] for i in range(SAMPLES_SHOWN)]
+
+
+def checkpoints(workdir: pathlib.Path) -> str:
+  """The checkpoints there are, by their manifests."""
+  rows = []
+  for path in sorted(workdir.glob('checkpoints/*/*/manifest.json')):
+    files = read_json(path).get('files', {})
+    num_bytes = sum(entry[0] for entry in files.values() if isinstance(entry, list) and entry)
+    rows.append((path.parent.parent.name, path.parent.name.lstrip('0') or '0', f'{len(files):,}', size(num_bytes)))
+  return '<h2>Checkpoints</h2>' + table(('stage', 'step', 'files', 'size'), rows) if rows else ''
