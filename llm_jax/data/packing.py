@@ -1,0 +1,137 @@
+"""Documents to rows, planned ahead as an index: any row is assembled on its own.
+
+A row is a list of pieces (document, start, length); token j of a piece predicts token j + 1 of the same document.
+"""
+import bisect
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from llm_jax.data.token_store import TokenStore
+
+Piece = tuple[int, int, int]  # document, its first token in the row, how many tokens
+
+
+class Packing(Protocol):
+  """Which pieces row i holds, at most `context` tokens in all."""
+  num_rows: int
+
+  def pieces(self, row: int) -> Iterator[Piece]: ...
+
+
+def document_order(count: int, seed: int | None) -> np.ndarray:
+  """A permutation of documents that depends on nothing but `seed` (None: as they come), int64 [count].
+
+  Sorted by splitmix64 (Steele et al. 2014) of seed and number: the same in every version of NumPy, whose shuffles are not.
+  """
+  if seed is None:
+    return np.arange(count)
+  x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed & (1 << 64) - 1)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return np.argsort(x ^ (x >> np.uint64(31)), kind='stable')
+
+
+class Split:
+  """All documents in one line, cut every `context` tokens.
+
+  The line holds N tokens; row i has tokens [i context, (i + 1) context), and its targets one further. So every token but the
+  very first is a target once, and only the last row is padded.
+  """
+
+  def __init__(self, store: TokenStore, context: int, seed: int | None):
+    self._context = context
+    self._order = document_order(store.num_documents, seed)
+    self._ends = np.cumsum(np.diff(store.offsets)[self._order])
+    self._length = int(self._ends[-1]) - 1  # the last token predicts nothing
+    self.num_rows = -(-self._length // context)
+
+  def pieces(self, row: int) -> Iterator[Piece]:
+    start = row * self._context
+    stop = min(start + self._context, self._length)
+    place = int(np.searchsorted(self._ends, start, side='right'))
+    while start < stop:
+      begins, ends = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
+      yield int(self._order[place]), start - begins, min(ends, stop) - start
+      start, place = ends, place + 1
+
+
+class BestFit:
+  """Documents whole wherever they fit, rows padded (Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+
+  Documents longer than a row are cut into rows; then every piece, longest first, goes to the fullest row that has room for it
+  (best-fit decreasing). Takes about a microsecond a document at start.
+  """
+
+  def __init__(self, store: TokenStore, context: int, seed: int | None):
+    order = document_order(store.num_documents, seed)
+    inputs = np.diff(store.offsets)[order] - 1  # the last token of a document predicts nothing
+    counts = -(-inputs // context)
+    documents = np.repeat(order, counts)
+    starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
+    lengths = np.minimum(np.repeat(inputs, counts) - starts, context)
+    by_length = np.argsort(-lengths, kind='stable')
+    rows = _best_fit_decreasing(lengths[by_length].tolist(), context)
+    by_row = np.argsort(rows, kind='stable')
+    self._pieces = np.stack([documents, starts, lengths], axis=1)[by_length[by_row]]
+    self.num_rows = int(rows.max()) + 1
+    self._row_ends = np.cumsum(np.bincount(rows, minlength=self.num_rows))
+
+  def pieces(self, row: int) -> Iterator[Piece]:
+    first = int(self._row_ends[row - 1]) if row else 0
+    for document, start, length in self._pieces[first:int(self._row_ends[row])].tolist():
+      yield document, start, length
+
+
+def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
+  """The row of each piece. Rows are kept by the room left in them; of equal ones the youngest is taken."""
+  rows, with_room, rooms, count = [], [[] for _ in range(context + 1)], [], 0
+  for length in lengths:
+    place = bisect.bisect_left(rooms, length)
+    if place < len(rooms):
+      room = rooms[place]
+      row = with_room[room].pop()
+      if not with_room[room]:
+        del rooms[place]
+    else:
+      room, row, count = context, count, count + 1
+    left = room - length
+    if left:
+      if not with_room[left]:
+        bisect.insort(rooms, left)
+      with_room[left].append(row)
+    rows.append(row)
+  return np.array(rows, np.int64)
+
+
+class Rows:
+  """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch."""
+
+  def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int):
+    self.store, self._context, self._eot = store, context, eot
+    self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed)
+
+  def __len__(self) -> int:
+    return self.packing.num_rows
+
+  def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+    context = self._context
+    tokens, targets, positions, segments = (np.zeros(context, np.int32) for _ in range(4))
+    weights, at = np.zeros(context, np.float32), 0
+    for segment, (ids, length) in enumerate(self.documents(row), 1):
+      end, predicted = at + length, len(ids) - 1
+      tokens[at:end] = ids[:length]
+      targets[at:at + predicted] = ids[1:]
+      targets[at + predicted:end] = self._eot  # a document's last token is followed by the next one's first
+      weights[at:at + predicted] = 1
+      positions[at:end] = np.arange(length)
+      segments[at:end] = segment
+      at = end
+    return {'tokens': tokens, 'targets': targets, 'weights': weights, 'positions': positions, 'segment_ids': segments}
+
+  def documents(self, row: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(ids, length) per piece: `length` of the ids are inputs, and one more is there where a target follows."""
+    for document, start, length in self.packing.pieces(row):
+      first, last = self.store.offsets[document:document + 2]
+      yield self.store.tokens[first + start:min(first + start + length + 1, last)], length

@@ -1,0 +1,242 @@
+"""From a configuration to batches: sources, tokenised and packed, mixed, shuffled, and read by every process for itself.
+
+One number says where a run is: the global sample index. Sample i is the same row whatever the number of processes and
+threads, and however often the run was restarted.
+"""
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from llm_jax.batch import LanguageModelBatch
+from llm_jax.config import run as config
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.data import fingerprints, sources, token_store
+from llm_jax.data.mixture import Mixture
+from llm_jax.data.packing import Rows
+from llm_jax.data.tokenizers import Tokenizer
+
+Row = dict[str, np.ndarray]
+
+
+class Dataset:
+  """Rows of one split of a mixture, each a dict of arrays [context] with the fields of LanguageModelBatch.
+
+  fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8 of
+  the text) and num_documents count the split once. skipped: bad rows left out, by reason.
+  """
+
+  def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows], weights: Sequence[float],
+               tokenizer: Tokenizer, split: sources.Split, context: int, seed: int, fingerprint: dict[str, str]):
+    self.split, self.context, self.fingerprint = split, context, fingerprint
+    self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
+    stores = [part.store for part in rows]
+    self.num_tokens = sum(store.num_tokens for store in stores)
+    self.num_documents = sum(store.num_documents for store in stores)
+    self.num_targets = self.num_tokens - self.num_documents
+    self.num_bytes = sum(store.num_bytes for store in stores)
+    self.rows_per_epoch = sum(len(part) for part in rows)
+    self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
+                    for store in stores for reason in store.skipped}
+    if split == 'train':
+      import grain
+      self._mixture = Mixture(weights)
+      self._orders = [grain.MapDataset.range(len(part)).shuffle(seed=_seed('rows', seed, i)).repeat()
+                      for i, part in enumerate(rows)]
+    else:
+      self._ends = np.cumsum([len(part) for part in rows])
+
+  def locate(self, sample: int) -> tuple[int, int]:
+    """(source, row of that source) of a global sample: mixed, shuffled anew every epoch and endless for train; in order for
+    held_out."""
+    if self.split == 'train':
+      source, count = self._mixture.locate(sample)
+      return source, int(self._orders[source][count])
+    if not 0 <= sample < self.rows_per_epoch:
+      raise IndexError(f'row {sample} of {self.rows_per_epoch}')
+    source = int(np.searchsorted(self._ends, sample, side='right'))
+    return source, sample - (int(self._ends[source - 1]) if source else 0)
+
+  def row(self, sample: int) -> Row:
+    """The row of a global sample."""
+    source, row = self.locate(sample)
+    return self._rows[source][row]
+
+  @property
+  def rows(self) -> Iterator[Row]:
+    """Every row of the split once, in the order of `row` for held_out: all its tokens, each a target once."""
+    return (part[i] for part in self._rows for i in range(len(part)))
+
+  def tokens_seen(self, num_samples: int) -> Iterator[np.ndarray]:
+    """The ids in the first samples, a piece of one document at a time, with the last target of each piece."""
+    for sample in range(num_samples):
+      source, row = self.locate(sample)
+      for ids, _ in self._rows[source].documents(row):
+        yield np.array(ids)
+
+  def token_documents(self) -> Iterator[np.ndarray]:
+    """The ids of every document of the split, `eot tokens eot`."""
+    for part in self._rows:
+      for start, end in zip(part.store.offsets[:-1], part.store.offsets[1:], strict=True):
+        yield np.array(part.store.tokens[start:end])
+
+  def byte_documents(self) -> Iterator[bytes]:
+    """The text of every document of the split, in the order of `token_documents`."""
+    for source in self._sources:
+      for _, document in source.documents(self.split):
+        yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
+
+
+def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: sources.Split,
+                 cache_dir: str | os.PathLike | None = None,
+                 progress: token_store.Progress | None = None) -> Dataset | None:
+  """Opens the sources, tokenises what the cache does not hold, and plans the rows.
+
+  progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part in the
+  held_out split; None where that leaves none. Raises ConfigError naming the source and the file.
+  """
+  opened, parts, weights = [], [], []
+  for i, weighted in enumerate(data.sources):
+    if split == 'held_out' and not weighted.source.held_out:
+      continue
+    try:
+      source = sources.open_source(weighted.source, cache_dir)
+      store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
+    except ConfigError as error:
+      raise error.under(f'data.sources[{i}].source') from error
+    order = _seed('documents', seed, i) if split == 'train' else None
+    opened.append(source)
+    parts.append(Rows(store, data.packing, context, order, tokenizer.eot))
+    weights.append(weighted.weight)
+  fingerprint = {
+    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
+    'weights': ', '.join(map(repr, weights)), 'packing': data.packing, 'context': str(context), 'seed': str(seed),
+    'tokenizer': tokenizer.fingerprint}
+  return Dataset(opened, parts, weights, tokenizer, split, context, seed, fingerprint) if opened else None
+
+
+def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
+  """Training text for a tokenizer: documents of all sources that hold text, taken in turn by weight until one is used up."""
+  texts = [(weighted.weight, open_source.documents('train')) for weighted in data.sources
+           if not (open_source := sources.open_source(weighted.source, cache_dir)).tokenised]
+  if texts:
+    mixture, sample = Mixture([weight for weight, _ in texts]), 0
+    while (document := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
+      yield document[1]
+      sample += 1
+
+
+class TrainSource:
+  """Batches of a training dataset: row r of batch k is sample `start + k batch_size + r`, on any number of processes.
+
+  sharding: of [batch, time] arrays; each process assembles only the rows that its devices hold. None gives NumPy arrays.
+  prefetch batches are made ahead by `threads` threads.
+  """
+
+  def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None, start: int = 0,
+               prefetch: int = 4, threads: int = 2):
+    self._dataset, self._batch_size, self._placement = dataset, batch_size, _Placement(dataset, batch_size, sharding)
+    self._prefetch, self._threads = prefetch, threads
+    self._samples, self._iterator = start, None
+
+  def next(self, state: object = None) -> LanguageModelBatch:
+    """The next batch. `state` is for sources that learn from the model; this one ignores it."""
+    if self._iterator is None:
+      import grain
+      ahead = _BatchesFrom(self._placement, self._samples)
+      options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
+      self._iterator = iter(grain.MapDataset.source(ahead).to_iter_dataset(options))
+    batch = self._placement.place(next(self._iterator))
+    self._samples += self._batch_size
+    return batch
+
+  @property
+  def fingerprint(self) -> dict[str, str]:
+    return {**self._dataset.fingerprint, 'batch_size': str(self._batch_size)}
+
+  def position(self) -> dict:
+    """How many samples were given out, and of what: JSON for the checkpoint."""
+    return {'samples': self._samples, 'fingerprint': self.fingerprint}
+
+  def restore(self, position: dict) -> None:
+    """Goes on after `position`. Raises ConfigError where it belongs to other data, naming what changed, old and new."""
+    old, new = position['fingerprint'], self.fingerprint
+    changed = [name for name in new if old.get(name) != new[name]]
+    require(not changed, ', '.join(changed), '; '.join(new[name] for name in changed),
+            f'the checkpoint was made with {"; ".join(str(old.get(name)) for name in changed)}: '
+            'set it back, or train in another workdir')
+    self.close()
+    self._samples = int(position['samples'])
+
+  def close(self) -> None:
+    """Stops the threads."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+
+def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
+                     limit: int | None = None) -> Iterator[LanguageModelBatch]:
+  """The rows of a held-out dataset in order, at most `limit` batches; the last batch is filled up with padding of weight 0."""
+  placement = _Placement(dataset, batch_size, sharding)
+  count = -(-dataset.rows_per_epoch // batch_size)
+  for k in range(count if limit is None else min(limit, count)):
+    yield placement.place(placement.read(k * batch_size))
+
+
+class _Placement:
+  """Which rows of a batch this process reads, and how they become global arrays."""
+
+  def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
+    self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.context), sharding
+    held = range(batch_size)
+    if sharding is not None:
+      indices = sharding.addressable_devices_indices_map(self._shape).values()
+      held = sorted({row for index in indices for row in range(*index[0].indices(batch_size))})
+    self.rows = np.array(held)
+
+  def read(self, start: int) -> Row:
+    """This process's rows of the batch whose first sample is `start`, each field [rows, context]."""
+    last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
+    samples = start + self.rows
+    rows = [self._dataset.row(int(i)) for i in samples[samples < last]]
+    rows += [_padding(self._dataset.context)] * (len(samples) - len(rows))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+  def place(self, fields: Row) -> LanguageModelBatch:
+    if self._sharding is None:
+      return LanguageModelBatch(**fields)
+
+    def put(local: np.ndarray) -> jax.Array:
+      def part(index: tuple[slice, ...]) -> np.ndarray:
+        first, stop, _ = index[0].indices(self._shape[0])
+        begin = int(np.searchsorted(self.rows, first))
+        return local[begin:begin + stop - first, index[1]]
+      return jax.make_array_from_callback(self._shape, self._sharding, part)
+
+    return LanguageModelBatch(**{name: put(local) for name, local in fields.items()})
+
+
+class _BatchesFrom:
+  """Random access to the batches after a sample, for grain's threads."""
+
+  def __init__(self, placement: _Placement, start: int):
+    self._placement, self._start, self._batch_size = placement, start, placement._shape[0]
+
+  def __len__(self) -> int:
+    return (sys.maxsize - self._start) // self._batch_size
+
+  def __getitem__(self, batch: int) -> Row:
+    return self._placement.read(self._start + batch * self._batch_size)
+
+
+def _padding(context: int) -> Row:
+  integers = {name: np.zeros(context, np.int32) for name in ('tokens', 'targets', 'positions', 'segment_ids')}
+  return {**integers, 'weights': np.zeros(context, np.float32)}
+
+
+def _seed(purpose: str, seed: int, source: int) -> int:
+  """A 32-bit seed of its own for every use, so that no two orders are alike."""
+  return int(fingerprints.of([purpose, seed, source])[:8], 16)

@@ -1,0 +1,149 @@
+"""Where documents come from. A source lists its documents by key and reads one only when asked to.
+
+Documents are split into training and held-out text by a hash of their key, so that adding a file moves no other; a source
+of one single document splits off its tail.
+"""
+import collections
+import dataclasses
+import glob
+import itertools
+import os
+import pathlib
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from llm_jax.config import run as config
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.data import fingerprints, rows
+
+Split = Literal['train', 'held_out']
+Content = str | np.ndarray  # text, or the ids of a source that is tokenised already
+Record = tuple[str, Callable[[], Content]]
+
+# Not the library's own code: tests, installed packages, the reference manual as one string (pydoc_data), and
+# (_sysconfigdata) what the build of this machine wrote.
+NOT_LIBRARY = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data'}
+
+
+@dataclasses.dataclass
+class DocumentSource:
+  """Documents of one source.
+
+  kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
+  records: a fresh pass over (key, read). num_bytes: size of the files, an estimate of the text.
+  skipped: how many bad rows the passes so far left out, by reason (only with on_error='skip').
+  """
+  kind: str
+  fingerprint: str
+  held_out: float
+  records: Callable[[], Iterable[Record]]
+  num_bytes: int
+  tokenised: bool = False
+  skip: bool = False
+  skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+
+  def readers(self, split: Split) -> Iterator[Record]:
+    """(key, read) of a split's documents, in the order of the source; `read()` gives the document."""
+    records = iter(self.records())
+    first_two = list(itertools.islice(records, 2))
+    if len(first_two) == 1:
+      [(key, read)] = first_two
+      yield key, lambda: self._part(read(), split)
+      return
+    for key, read in itertools.chain(first_two, records):
+      if (fingerprints.unit_interval(key) < self.held_out) == (split == 'held_out'):
+        yield key, read
+
+  def read(self, reader: Callable[[], Content]) -> Content:
+    """The document, empty where it is bad and the source skips and counts such rows."""
+    try:
+      return reader()
+    except ConfigError as error:
+      if not self.skip:
+        raise
+      self.skipped[error.mend.split(':')[0]] += 1
+      return ''
+
+  def documents(self, split: Split) -> Iterator[tuple[str, Content]]:
+    """(key, document) of a split; empty documents are left out."""
+    for key, reader in self.readers(split):
+      document = self.read(reader)
+      if len(document):
+        yield key, document
+
+  def _part(self, document: Content, split: Split) -> Content:
+    """Of a single document the last `held_out` of its characters (or tokens), or those before."""
+    boundary = int(len(document) * (1 - self.held_out))
+    return document[:boundary] if split == 'train' else document[boundary:]
+
+
+def open_source(source: config.Source, cache_dir: str | os.PathLike | None = None) -> DocumentSource:
+  """Finds and fingerprints the files of a source. Documents are read later, one at a time.
+
+  Raises ConfigError for files that are missing, unreadable or of the wrong kind, naming them.
+  """
+  require(0 <= source.held_out < 1, 'held_out', source.held_out, 'use a fraction in [0, 1)')
+  kind = type(source).__name__
+  match source:
+    case config.StandardLibrary():
+      files, read = _standard_library(), _whole_files
+    case config.Text(path):
+      files, read = _find(path, ('.txt',)), _whole_files
+    case config.Jsonl(path, field):
+      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, field)
+    case config.Parquet(path, field):
+      files, read = _find(path, ('.parquet',)), lambda files: rows.parquet(files, field)
+    case config.ArrayRecord(path):
+      files, read = _find(path, ('.array_record', '.arrayrecord')), rows.array_record
+    case config.TokenFile(path, dtype, separator):
+      files, read = _find(path, ('.bin',)), lambda files: rows.tokens(files, dtype, separator)
+    case _:
+      raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord or TokenFile')
+  num_bytes = sum(path.stat().st_size for path in files.values())
+  require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
+  selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
+  try:
+    content = fingerprints.of_files(files, cache_dir)
+  except OSError as error:
+    raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
+  return DocumentSource(
+    kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
+    records=lambda: read(files), num_bytes=num_bytes, tokenised=kind == 'TokenFile',
+    skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')
+
+
+def _find(path: str, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
+  """{name: file} for a file, the matching files below a folder, or a glob. Names do not depend on where the folder is."""
+  if os.path.isfile(path):
+    return {os.path.basename(path): pathlib.Path(path)}
+  if os.path.isdir(path):
+    root = pathlib.Path(path)
+    found = [file for file in root.rglob('*') if file.name.endswith(suffixes) and file.is_file()]
+    require(bool(found), 'path', path, f'the folder holds no file that ends with {" or ".join(suffixes)}')
+  else:
+    found = [pathlib.Path(file) for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
+    require(bool(found), 'path', path, 'no such file, folder or pattern')
+    root = pathlib.Path(os.path.commonpath([file.parent for file in found]))
+  return dict(sorted((file.relative_to(root).as_posix(), file) for file in found))
+
+
+def _standard_library() -> dict[str, pathlib.Path]:
+  """The running interpreter's own `.py` files."""
+  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  found = {}
+  for folder, folders, names in os.walk(root):
+    folders[:] = [name for name in folders if name not in NOT_LIBRARY]
+    for name in names:
+      if name.endswith('.py') and not name.startswith('_sysconfigdata'):
+        path = pathlib.Path(folder) / name
+        found[path.relative_to(root).as_posix()] = path
+  require(len(found) > 100, 'source', str(root), 'this Python was installed without its source code: use another one')
+  return dict(sorted(found.items()))
+
+
+def _whole_files(files: dict[str, pathlib.Path]) -> Iterator[Record]:
+  for name, path in files.items():
+    yield name, lambda path=path: rows.utf8_text(path.read_bytes(), str(path))

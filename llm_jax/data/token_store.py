@@ -1,0 +1,204 @@
+"""Text tokenised once: ids of all documents in one memory-mapped file, built in parallel, resumed after a kill.
+
+A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
+  tokens     every document as `eot ids eot`, uint16 or uint32, little-endian
+  documents  per document (tokens, bytes of text), int64 pairs
+  meta.json  counts and the sha256 of both files, written last
+
+While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk. A
+process that finds such a folder goes on after the last batch whose checksum holds.
+"""
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import logging
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.data import fingerprints, sources
+from llm_jax.data.tokenizers import Tokenizer, bytes_per_token
+
+FORMAT = 1  # raise it when the meaning of a store's files changes
+BATCH_BYTES = 4 << 20  # text between two lines of the journal
+PIECE_TOKENS = 1 << 24  # of a source that is tokenised already, copied at a time
+
+Progress = Callable[[int, int], None]  # bytes of text done, and about how many in all
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStore:
+  """tokens: [num_tokens] ids of all documents. offsets: [num_documents + 1], where each document begins.
+
+  num_bytes: UTF-8 bytes of the text. skipped: how many bad rows were left out, by reason.
+  """
+  tokens: np.ndarray
+  offsets: np.ndarray
+  num_bytes: int
+  fingerprint: str
+  skipped: dict[str, int]
+
+  @property
+  def num_tokens(self) -> int:
+    return int(self.offsets[-1])
+
+  @property
+  def num_documents(self) -> int:
+    return len(self.offsets) - 1
+
+
+def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
+               cache_dir: str | os.PathLike | None = None, progress: Progress | None = None) -> TokenStore:
+  """The store for a split of a source, built first where the cache has none, or a broken one.
+
+  Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows, and
+  where the split holds no text.
+  """
+  fingerprint = fingerprints.of({'format': FORMAT, 'source': source.fingerprint, 'split': split,
+                                 'held_out': source.held_out, 'tokenizer': tokenizer.fingerprint})
+  folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
+  with _only_one(folder):
+    store = _load(folder, fingerprint, cache_dir)
+    if store is None:
+      shutil.rmtree(folder, ignore_errors=True)
+      _build(folder, source, split, tokenizer, progress)
+      store = _load(folder, fingerprint, cache_dir)
+      if store is None:
+        raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
+  mend = ('the source holds no text: name files with text' if split == 'train' else
+          f'no held-out text with held_out={source.held_out}: raise held_out, or add documents')
+  require(store.num_documents > 0, 'source', source.kind, mend)
+  return store
+
+
+@contextlib.contextmanager
+def _only_one(folder: pathlib.Path) -> Iterator[None]:
+  """Waits for its turn. The lock is the kernel's: it goes when its process does."""
+  try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(folder.with_suffix('.lock'), 'w')
+  except OSError as error:
+    raise ConfigError('cache_dir', str(folder.parent), f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is') from error
+  with lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    yield
+
+
+def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike | None) -> TokenStore | None:
+  """The store in `folder`, or None where there is none or a file of it is not as it was written."""
+  try:
+    saved = json.loads((folder / 'meta.json').read_bytes())
+    meta = saved['meta']
+    if fingerprints.of(meta) != saved['sha256']:
+      raise ValueError('meta.json is damaged')
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    logging.warning('token store %s: %r; tokenising again', folder, error)
+    return None
+  for name, sha256 in meta['sha256'].items():
+    if not (folder / name).is_file() or fingerprints.of_file(folder / name, cache_dir) != sha256:
+      logging.warning('token store %s: file %r is damaged; tokenising again', folder, name)
+      return None
+  documents = np.fromfile(folder / 'documents', '<i8').reshape(-1, 2)
+  dtype = np.dtype(meta['dtype']).newbyteorder('<')
+  tokens = np.memmap(folder / 'tokens', dtype, 'r') if len(documents) else np.zeros(0, dtype)
+  offsets = np.concatenate([[0], np.cumsum(documents[:, 0])])
+  return TokenStore(tokens, offsets, int(documents[:, 1].sum()), fingerprint, meta['skipped'])
+
+
+def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
+           progress: Progress | None) -> None:
+  building = folder.with_suffix('.building')
+  building.mkdir(exist_ok=True)
+  dtype = np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
+  share = source.held_out if split == 'held_out' else 1 - source.held_out
+  with open(building / 'tokens', 'ab') as tokens, open(building / 'documents', 'ab') as documents, \
+       open(building / 'journal', 'ab') as journal:
+    entry = _resume(building, tokens, documents, journal)
+    source.skipped.clear()
+    source.skipped.update(entry['skipped'])
+    readers = source.readers(split)
+    next(itertools.islice(readers, entry['readers'], entry['readers']), None)  # what is stored already is not read again
+    for count, ids, sizes in _batches(source, readers, tokenizer):
+      body, rows = b''.join(part.astype(dtype).tobytes() for part in ids), np.array(sizes, '<i8').tobytes()
+      for file, content in ((tokens, body), (documents, rows)):
+        file.write(content)
+        _sync(file)
+      entry = {'readers': entry['readers'] + count, 'bytes': entry['bytes'] + sum(size for _, size in sizes),
+               'tokens_end': tokens.tell(), 'documents_end': documents.tell(), 'skipped': dict(source.skipped),
+               'checksum': [zlib.crc32(body), zlib.crc32(rows)]}
+      journal.write(json.dumps(entry).encode() + b'\n')
+      _sync(journal)
+      if progress:
+        progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
+  meta = {'dtype': dtype.name, 'skipped': entry['skipped'], 'bytes': entry['bytes'],
+          'sha256': {name: fingerprints.of_file(building / name) for name in ('tokens', 'documents')}}
+  fingerprints.write_atomically(building / 'meta.json', json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)}).encode())
+  (building / 'journal').unlink()
+  os.replace(building, folder)
+
+
+def _batches(source: sources.DocumentSource, readers: Iterator[sources.Record],
+             tokenizer: Tokenizer) -> Iterator[tuple[int, list[np.ndarray], list[tuple[int, int]]]]:
+  """(documents read, ids to append, (tokens, bytes) per document), each of about BATCH_BYTES of text."""
+  eot = np.array([tokenizer.eot])
+  if source.tokenised:
+    widths = bytes_per_token(tokenizer)
+    for _, reader in readers:
+      ids, size, parts = source.read(reader), 0, [eot]
+      for start in range(0, len(ids), PIECE_TOKENS):
+        part = ids[start:start + PIECE_TOKENS]
+        if part.max() >= tokenizer.vocab_size:
+          raise ConfigError('path', int(part.max()), f'a token id beyond the vocabulary of {tokenizer.vocab_size}: '
+                            'use the tokenizer that wrote the file, or the right dtype')
+        parts.append(part)
+        size += int(widths[part].sum(dtype=np.int64))
+      yield 1, [*parts, eot], [(len(ids) + 2, size)] if len(ids) else []
+    return
+  done = object()
+  following = next(readers, done)
+  while following is not done:
+    texts, size, count = [], 0, 0
+    while following is not done and size < BATCH_BYTES:
+      text = source.read(following[1])
+      count += 1
+      if text:
+        texts.append(text)
+        size += len(text)
+      following = next(readers, done)
+    encoded = tokenizer.encode_batch(texts)
+    sizes = [(len(ids) + 2, len(text.encode())) for ids, text in zip(encoded, texts, strict=True)]
+    yield count, [part for ids in encoded for part in (eot, ids, eot)], sizes
+
+
+def _resume(building: pathlib.Path, tokens, documents, journal) -> dict:
+  """The last journal entry whose batch is on disk as it was written; what comes after it is cut off."""
+  entry, kept = {'readers': 0, 'bytes': 0, 'tokens_end': 0, 'documents_end': 0, 'skipped': {}}, 0
+  with open(building / 'tokens', 'rb') as stored_tokens, open(building / 'documents', 'rb') as stored_documents:
+    for line in (building / 'journal').read_bytes().splitlines(keepends=True):
+      try:
+        following = json.loads(line)
+        body = stored_tokens.read(following['tokens_end'] - entry['tokens_end'])
+        rows = stored_documents.read(following['documents_end'] - entry['documents_end'])
+        if not line.endswith(b'\n') or [zlib.crc32(body), zlib.crc32(rows)] != following['checksum']:
+          break
+      except (ValueError, KeyError):
+        break
+      entry, kept = following, kept + len(line)
+  for file, size in ((tokens, entry['tokens_end']), (documents, entry['documents_end']), (journal, kept)):
+    file.truncate(size)
+    file.seek(size)
+  return entry
+
+
+def _sync(file) -> None:
+  file.flush()
+  os.fsync(file.fileno())
