@@ -58,7 +58,7 @@ def test_a_thousand_flipped_bits_are_all_noticed(folder):
 
 
 def test_without_verification_a_flipped_bit_would_be_restored(folder, monkeypatch):
-  """The mutation: were nothing verified, damage in the arrays would become parameters. The test above tests something."""
+  """The mutation: were nothing verified, damage in the arrays would become parameters: the test above has a point."""
   monkeypatch.setattr(checkpoint, 'verify', read_manifest)
   data = max(files(folder / '00000020' / 'state'), key=lambda path: path.stat().st_size)
   target, silent = abstract(make_state(0)), 0
