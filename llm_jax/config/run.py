@@ -20,7 +20,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-  """Warm-up, then half a cosine down to `final` x peak at the stage's last step (GPT-3, appendix B; Llama)."""
+  """Warm-up, then half a cosine down to `final` x peak at the stage's end (GPT-3, appendix B; Llama)."""
   peak: float
   warmup: int = 0
   final: float = 0.1
@@ -45,7 +45,7 @@ class WSD:
 
 @dataclasses.dataclass(frozen=True)
 class LinearToZero:
-  """Warm-up, then linear to zero at the stage's last step (Llama 3's annealing, section 3.4.3)."""
+  """Warm-up, then linear to zero at the stage's end (Llama 3's annealing, section 3.4.3)."""
   peak: float
   warmup: int = 0
 

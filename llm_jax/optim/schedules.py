@@ -42,4 +42,4 @@ def make_schedule(config: Schedule, steps: int) -> StepFunction:
   if warmup > 0:
     pieces, boundaries = [optax.linear_schedule(peak / (warmup + 1), peak, warmup), *pieces], [warmup, *boundaries]
   joined = optax.join_schedules(pieces, boundaries)
-  return lambda step: jnp.asarray(joined(jnp.asarray(step)), jnp.float32)
+  return lambda step: jnp.broadcast_to(joined(jnp.asarray(step)), jnp.shape(step)).astype(jnp.float32)
