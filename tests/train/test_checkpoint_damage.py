@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_jax.train import checkpoint
+from llm_jax.train import restore
 from llm_jax.train.checkpoint import KILL_POINTS, CheckpointError, CheckpointStore
 from llm_jax.train.manifest import read_manifest, verify
 from tests.train.checkpoint_states import abstract, assert_same, make_state
@@ -59,7 +59,7 @@ def test_a_thousand_flipped_bits_are_all_noticed(folder):
 
 def test_without_verification_a_flipped_bit_would_be_restored(folder, monkeypatch):
   """The mutation: were nothing verified, damage in the arrays would become parameters: the test above has a point."""
-  monkeypatch.setattr(checkpoint, 'verify', read_manifest)
+  monkeypatch.setattr(restore, 'verify', read_manifest)
   data = max(files(folder / '00000020' / 'state'), key=lambda path: path.stat().st_size)
   target, silent = abstract(make_state(0)), 0
   for bit in range(8 * 64, 8 * data.stat().st_size, data.stat().st_size):

@@ -1,0 +1,37 @@
+"""Trains: runs or resumes the stages of an experiment.
+
+  python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Exit codes: 0 done; 2 wrong input; 75 asked to stop (SIGTERM, Ctrl-C) and everything saved: the same command goes on;
+70 a process stalled; 1 anything else.
+"""
+import sys
+
+from launch import runtime
+from launch.flags import parse_train, refuse
+from llm_jax.config.errors import ConfigError
+
+
+def main(argv: list[str]) -> int:
+  flags = parse_train(argv, __doc__)
+  runtime.prepare()
+  from llm_jax.train import cluster, preemption  # jax starts here, after the command line has been checked
+  from llm_jax.train.checkpoint import CheckpointError
+  from llm_jax.train.hooks import Diverged, Preempted
+  from llm_jax.train.stages import train
+  try:
+    cluster.join(flags.coordinator, flags.num_processes, flags.process_id)
+    train(flags.run, flags.workdir, flags.stage)
+  except ConfigError as error:
+    refuse(str(error))
+  except Preempted as stopped:
+    print(f'stopped on request, {stopped}: the same command goes on from there', flush=True)
+    return preemption.EXIT_PREEMPTED
+  except (CheckpointError, Diverged) as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))

@@ -1,0 +1,209 @@
+"""One stage: its parts made from the configuration, its training, its final evaluation."""
+import dataclasses
+import functools
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.config import door
+from llm_jax.config.run import LanguageModel, Run, Stage
+from llm_jax.data.pipeline import Dataset, TrainSource, held_out_batches
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
+from llm_jax.evaluation.held_out import evaluate, make_eval_step
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.objectives.loss import Objective
+from llm_jax.optim.optimizers import make_optimizer
+from llm_jax.optim.schedules import make_schedule
+from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
+from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from llm_jax.train.hardware import total_peak_flops, training_flops_per_token
+from llm_jax.train.hooks import Every, Log, StopOnPreemption
+from llm_jax.train.loop import train_loop
+from llm_jax.train.metrics import MetricsWriter, read_metrics
+from llm_jax.train.preemption import Preemption
+from llm_jax.train.progress import Progress
+from llm_jax.train.samples import continue_prompts
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import make_train_step
+
+BASELINE_TOKENS = 50_000_000  # more training tokens than that and no trigram model is fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What the stages of a run share."""
+  run: Run
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  execution: Execution
+  tokenizer: Tokenizer
+  writer: MetricsWriter
+  preemption: Preemption
+  lineage: dict[str, Any]
+  primary: bool
+
+  def store(self, stage: str) -> CheckpointStore:
+    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep)
+
+
+class StageRun:
+  """A stage made ready: nothing is compiled or restored before `train`."""
+
+  def __init__(self, context: Context, stage: Stage, train: Dataset, held_out: Dataset | None):
+    self.context, self.stage, self.train_data, self.held_out = context, stage, train, held_out
+    run, mesh = context.run, context.mesh
+    self.execution = dataclasses.replace(context.execution, remat=stage.remat)
+    self.objective = make_objective(stage, Transformer(run.model, self.execution))
+    self.eval_step = make_eval_step(self.objective)
+    self.source = TrainSource(train, stage.batch_size, batch_sharding(mesh))
+    self.store = context.store(stage.name)
+
+    init = functools.partial(init_params, run)
+    self.optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
+    create = lambda: TrainState.create(init(), self.optimizer, stage.ema is not None)
+    abstract = jax.eval_shape(create)
+    self.shardings = state_shardings(abstract, abstract.params, mesh)
+    self.abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings)
+    self.create = jax.jit(create, out_shardings=self.shardings)
+    self.parent: str | None = None
+
+  def train(self) -> None:
+    """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
+    context, stage, run = self.context, self.stage, self.context.run
+    state = self.first_state()
+    start = int(state.step)
+    context.writer.rewind([s.name for s in run.stages], stage.name, start)
+    with Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress:
+      log = Log(context.writer, progress, stage.name, tokens_per_step=stage.tokens_per_step,
+                flops_per_token=training_flops_per_token(run.model, stage.context),
+                peak_flops=total_peak_flops(list(context.mesh.devices.flat), self.execution.dtype),
+                max_nonfinite=stage.max_nonfinite, every=run.log_every)
+      hooks = [
+          log,
+          Every(stage.eval_every, log, lambda step, state: progress.held_out(step, **self.score(step, state))),
+          Every(stage.sample_every, log, self.write_samples),
+          Every(run.checkpoints.every, log, self.save),
+          StopOnPreemption(context.preemption, log, self.save_and_wait),
+      ]
+      state = train_loop(state, None, self.source, self.train_step(), stage.steps, hooks)
+      log.flush()
+    if start < stage.steps or stage.steps == 0:
+      self.save_and_wait(stage.steps, state)
+    self.finish(state)
+    self.store.close()
+    self.source.close()
+
+  def train_step(self):
+    """The jitted step; the state's memory is reused."""
+    stage = self.stage
+    step = make_train_step(
+        self.objective, self.optimizer, make_schedule(stage.learning_rate, stage.steps), seed=self.context.run.seed,
+        microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+    return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(self.context.mesh)))
+
+  # -------------------------------------------------------------------------------------------- where it starts
+  def first_state(self) -> TrainState:
+    """The newest checkpoint of this stage, else what `init` says."""
+    newest = self.store.latest_valid()
+    if newest:
+      check_tokenizer(newest, self.context.tokenizer)
+      self.source.restore(newest.facts['data'])
+      self.parent = newest.facts['lineage']['parent']
+      return newest.restore(self.abstract)
+    match self.stage.init:
+      case ('scratch',):
+        return self.create()
+      case ('resume', name):
+        state = self.finished(name).restore(self.abstract)
+        return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
+      case ('params', name):
+        params = self.finished(name).read(('params',), self.abstract.params)
+        return jax.jit(lambda p: TrainState.create(p, self.optimizer, self.stage.ema is not None),
+                       out_shardings=self.shardings)(params)
+
+  def finished(self, name: str) -> Checkpoint:
+    """The last checkpoint of an earlier stage."""
+    newest = self.context.store(name).latest_valid()
+    if newest is None or not newest.facts['final']:
+      raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished: run it first')
+    check_tokenizer(newest, self.context.tokenizer)
+    self.parent = f'{name}/{newest.step}'
+    return newest
+
+  # -------------------------------------------------------------------------------------------- what it leaves
+  def save(self, step: int, state: TrainState, wait: bool = False) -> None:
+    context = self.context
+    facts = {'config': door.to_json(context.run), 'stage': self.stage.name, 'final': step == self.stage.steps,
+             'tokenizer': context.tokenizer.fingerprint, 'data': self.source.position(),
+             'lineage': {**context.lineage, 'parent': self.parent}}
+    self.store.save(step, state, facts, wait=wait)
+
+  def save_and_wait(self, step: int, state: TrainState) -> None:
+    self.save(step, state, wait=True)
+
+  def score(self, step: int, state: TrainState, everything: bool = False) -> dict[str, float]:
+    """Held-out loss (nats a token) and bits per byte, of the averaged parameters where there is an average."""
+    if self.held_out is None:
+      return {}
+    batches = held_out_batches(self.held_out, self.stage.batch_size, batch_sharding(self.context.mesh),
+                               None if everything else self.stage.eval_batches)
+    scores = evaluate(self.eval_step, best_params(state), None, batches)
+    tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
+    scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
+    self.context.writer.write('eval', self.stage.name, step, **scores)
+    return scores
+
+  def write_samples(self, step: int, state: TrainState) -> None:
+    context = self.context
+    for prompt, text in continue_prompts(context.run.model, self.execution, best_params(state), context.tokenizer,
+                                         self.stage, context.run.seed):
+      context.writer.sample(self.stage.name, step, prompt, text)
+
+  def finish(self, state: TrainState) -> None:
+    """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
+    context, stage, writer = self.context, self.stage, self.context.writer
+    if any(r['kind'] == 'final' and r['stage'] == stage.name for r in read_metrics(context.workdir)):
+      return
+    self.write_samples(stage.steps, state)
+    scores = self.score(stage.steps, state, everything=True)
+    if scores and context.primary and stage.steps * stage.tokens_per_step <= BASELINE_TOKENS:
+      scores.update(self.baselines())
+    writer.write('final', stage.name, stage.steps, **scores)
+
+  def baselines(self) -> dict[str, float]:
+    """Bits per byte of a trigram model fitted on the tokens that were trained on, and of xz -9."""
+    seen = self.train_data.tokens_seen(self.stage.steps * self.stage.batch_size)
+    held_out = self.held_out
+    return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
+                                                           self.context.tokenizer.vocab_size, held_out.num_bytes),
+            'xz_bits_per_byte': xz_bits_per_byte(held_out.byte_documents())}
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+  if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.facts["tokenizer"]}, this run has '
+                          f'{tokenizer.fingerprint}: bring the first one back, or start in another workdir')
+
+
+def make_objective(stage: Stage, model: Transformer) -> Objective:
+  match stage.objective:
+    case LanguageModel(z_loss):
+      return LanguageModelObjective(model, z_loss)
+
+
+def init_params(run: Run) -> Any:
+  """Fresh float32 parameters, a function of the seed alone."""
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  return Transformer(run.model, Execution(unroll=False)).init(jax.random.key(run.seed), tokens)['params']
+
+
+def best_params(state: TrainState) -> Any:
+  """The average of the parameters where one is kept, else the parameters."""
+  return state.params if state.ema is None else state.ema

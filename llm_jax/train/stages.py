@@ -1,0 +1,130 @@
+"""A run: its stages one after the other. What is finished is skipped, what was interrupted goes on."""
+import contextlib
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+
+from llm_jax.config import door
+from llm_jax.config.run import Run, Stage
+from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
+from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
+from llm_jax.modules.execution import Execution
+from llm_jax.sharding.check import check_divides
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.train import cluster
+from llm_jax.train.hardware import describe_machine
+from llm_jax.train.metrics import MetricsWriter, read_metrics
+from llm_jax.train.preemption import Preemption
+from llm_jax.train.progress import task
+from llm_jax.train.report import write_report
+from llm_jax.train.stage import Context, StageRun
+from llm_jax.train.workdir import Workdir, write_atomic
+
+
+def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
+  """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`, then writes its report.
+
+  Every process of a run calls this. Raises: ConfigError for what is wrong with the input, before anything compiles;
+  Preempted when the machine asked to stop and all is saved; Diverged; CheckpointError.
+  """
+  for stage in run.stages:
+    check_divides(run.model, run.mesh, stage.batch_size, stage.context, jax.device_count(), stage.microbatches)
+  mesh = make_mesh(run.mesh)
+  primary = jax.process_index() == 0
+  folder = Workdir(workdir)
+  cluster.on_first(folder.prepare)
+  cluster.agree('config', repr(run))
+  cluster.agree('code', code_version())
+  with contextlib.ExitStack() as stack:
+    cluster.on_first(lambda: stack.enter_context(folder.lock()))
+    cluster.on_first(lambda: folder.bind(door.to_json(run)))
+    preemption = stack.enter_context(Preemption())
+    stack.enter_context(jax.set_mesh(mesh))
+    tokenizer = open_tokenizer(run, workdir)
+    check_vocabulary(tokenizer, run.model.vocab_size)
+    lineage = make_lineage()
+    if primary:
+      write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
+    writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
+    context = Context(run, workdir, mesh, choose_execution(run), tokenizer, writer, preemption, lineage, primary)
+    todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
+    # All data is opened before anything compiles: what is wrong with the last stage's is said now.
+    data = {stage.name: [open_split(context, stage, split) for split in ('train', 'held_out')] for stage in todo}
+    try:
+      for stage in todo:
+        StageRun(context, stage, *data[stage.name]).train()
+    finally:
+      if primary:
+        print(f'report: {write_report(workdir)}', flush=True)
+
+
+def is_finished(context: Context, stage: Stage) -> bool:
+  """Whether the stage's last checkpoint is there and its result is written."""
+  steps = context.store(stage.name).steps()
+  records = cluster.on_first(lambda: [r for r in read_metrics(context.workdir) if r['kind'] == 'final'])
+  finished = steps[:1] == [stage.steps] and any(r['stage'] == stage.name for r in records)
+  if finished and context.primary:
+    print(f'{stage.name}: finished before, skipped', flush=True)
+  return finished
+
+
+def choose_execution(run: Run) -> Execution:
+  if run.dtype != 'auto':
+    return Execution(dtype=run.dtype)
+  return Execution(dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
+  """The run's tokenizer: made once (a trained one on the first stage's training text) and kept in the workdir."""
+  folder = workdir / 'tokenizer'
+
+  def make() -> None:
+    if not folder.exists():
+      make_tokenizer(run.tokenizer, lambda: training_texts(run.stages[0].data)).save(folder)
+
+  cluster.on_first(make)
+  return load_tokenizer(folder)
+
+
+def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
+  """The stage's data, tokenised if no run has done that before."""
+  with contextlib.ExitStack() as stack:
+    shown, advance = 0, None
+
+    def progress(done: int, total: int) -> None:
+      nonlocal shown, advance
+      if advance is None:
+        advance = stack.enter_context(task(f'tokenise {split}', total, unit='B', enabled=context.primary))
+      advance(done - shown)
+      shown = done
+
+    return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=context.run.seed, split=split,
+                        progress=progress)
+
+
+def make_lineage() -> dict[str, Any]:
+  """Where and with what a run was made; saved with every artefact."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+  return {'command': ' '.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S%z'), 'code': code_version(),
+          'machine': describe_machine(), 'packages': {name: importlib.metadata.version(name) for name in packages}}
+
+
+def code_version() -> str:
+  """The package's version, and the commit it stands at where it runs from a clone; '+' marks uncommitted changes."""
+  try:
+    version = importlib.metadata.version('llm_jax')
+  except importlib.metadata.PackageNotFoundError:  # run from a clone that was not installed
+    version = 'clone'
+  root = pathlib.Path(__file__).parents[2]
+  git = lambda *words: subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, timeout=10)
+  try:
+    commit, changed = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--untracked-files=no')
+  except (OSError, subprocess.SubprocessError):
+    return version
+  return version if commit.returncode else f'{version} {commit.stdout.strip()}{"+" if changed.stdout.strip() else ""}'

@@ -1,0 +1,101 @@
+"""Runs of `launch.train` as users start them: in processes of their own."""
+import hashlib
+import inspect
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+from llm_jax import paths
+from llm_jax.train.checkpoint import CheckpointStore
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ROOT / 'tests/train/tiny_experiment.py'
+
+
+def write_corpus(folder: pathlib.Path) -> pathlib.Path:
+  """Some 100 short documents of real text: the functions of a few standard modules."""
+  import argparse
+  import json as json_module
+  import textwrap
+  documents = [inspect.getsource(f) for module in (argparse, json_module, textwrap)
+               for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__
+               for _, f in inspect.getmembers(c, inspect.isfunction)]
+  path = folder / 'corpus.jsonl'
+  path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in documents))
+  return path
+
+
+def environment(cache: pathlib.Path, devices: int) -> dict[str, str]:
+  keep = {k: v for k, v in os.environ.items() if not k.startswith('LLM_JAX')}
+  return {**keep, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+          'LLM_JAX_CACHE': str(cache), 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+
+
+def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1,
+          rank: tuple[int, int, int] | None = None) -> subprocess.Popen:
+  """Starts the tiny experiment. rank: (port, processes, this one)."""
+  cluster = [] if rank is None else [f'--coordinator=localhost:{rank[0]}', f'--num_processes={rank[1]}',
+                                     f'--process_id={rank[2]}']
+  return subprocess.Popen(
+      [sys.executable, '-m', 'launch.train', f'--config={TINY}:{corpus}', f'--workdir={workdir}', *flags, *cluster],
+      cwd=ROOT, env=environment(corpus.parent / 'cache', devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(*args, expect: int = 0, **kwargs) -> str:
+  """Runs to the end and checks the exit code."""
+  process = start(*args, **kwargs)
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == expect, output
+  return output
+
+
+def start_processes(corpus: pathlib.Path, workdir: pathlib.Path, processes: int, *flags: str,
+                    devices: int) -> list[subprocess.Popen]:
+  """Starts one run of several processes."""
+  port = free_port()
+  return [start(corpus, workdir, *flags, devices=devices, rank=(port, processes, i)) for i in range(processes)]
+
+
+def run_processes(*args, **kwargs) -> str:
+  """Runs several processes to the end and checks their exit codes; gives the first one's output."""
+  started = start_processes(*args, **kwargs)
+  outputs = [process.communicate(timeout=300)[0] for process in started]
+  assert [process.returncode for process in started] == [0] * len(started), '\n'.join(outputs)
+  return outputs[0]
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    return s.getsockname()[1]
+
+
+def losses(workdir: pathlib.Path, kind: str = 'train') -> dict[tuple[str, int], float]:
+  """(stage, step) -> loss, of every line of metrics.jsonl; a step that stands there twice is an error."""
+  found = {}
+  for line in (workdir / 'metrics.jsonl').read_text().splitlines():
+    record = json.loads(line)
+    if record['kind'] == kind:
+      key = record['stage'], record['step']
+      assert key not in found, f'{key} was written twice'
+      found[key] = record['loss']
+  return found
+
+
+def state_hash(workdir: pathlib.Path, stage: str) -> str:
+  """sha256 over the names and bytes of parameters, averages, optimizer state and counters of the newest checkpoint."""
+  checkpoint = CheckpointStore(workdir / 'checkpoints' / stage, 1).latest_valid()
+  digest = hashlib.sha256()
+  for key in sorted({name.split('/')[0] for name in checkpoint.leaves}):
+    if key in checkpoint.leaves:
+      digest.update(key.encode())
+      continue
+    for name, leaf in sorted(paths.leaves(checkpoint.read((key,)))):
+      digest.update(f'{key}/{name}'.encode())
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+  return digest.hexdigest()

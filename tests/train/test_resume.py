@@ -1,0 +1,100 @@
+"""A run that is killed, stopped or moved ends where an untouched one ends."""
+import random
+import signal
+import time
+
+import pytest
+from tests.train import runs
+
+KILLS = 20
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return runs.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+@pytest.fixture(scope='module')
+def untouched(corpus, tmp_path_factory):
+  """An uninterrupted run, and how long it took."""
+  workdir = tmp_path_factory.mktemp('untouched')
+  runs.run(corpus, workdir)
+  begun = time.monotonic()
+  again = tmp_path_factory.mktemp('again')
+  runs.run(corpus, again)  # with warm caches, as the runs that are killed
+  assert runs.state_hash(again, 'second') == runs.state_hash(workdir, 'second')
+  return workdir, time.monotonic() - begun
+
+
+def test_sigkill_at_random_moments(corpus, untouched, tmp_path):
+  """Runs killed again and again: each resumes and ends bitwise equal, every loss included."""
+  reference, seconds = untouched
+  kills, attempt, rng = 0, 0, random.Random(0)
+  while kills < KILLS:
+    workdir = tmp_path / f'{attempt}'
+    attempt += 1
+    for _ in range(6):
+      process = runs.start(corpus, workdir)
+      try:
+        output, _ = process.communicate(timeout=rng.uniform(0.1 * seconds, seconds))
+        assert process.returncode == 0, output
+        break
+      except runs.subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    else:
+      runs.run(corpus, workdir)
+    assert runs.losses(workdir) == runs.losses(reference)
+    assert runs.losses(workdir, 'eval') == runs.losses(reference, 'eval')
+    for stage in ('first', 'second'):
+      assert runs.state_hash(workdir, stage) == runs.state_hash(reference, stage)
+
+
+def test_sigterm_saves_and_says_so(corpus, untouched, tmp_path):
+  stop_after(7, [runs.start(corpus, tmp_path)], tmp_path)
+  runs.run(corpus, tmp_path)
+  assert runs.losses(tmp_path) == runs.losses(untouched[0])
+  assert runs.state_hash(tmp_path, 'second') == runs.state_hash(untouched[0], 'second')
+
+
+def test_a_finished_run_is_skipped(corpus, untouched):
+  before = runs.state_hash(untouched[0], 'second')
+  output = runs.run(corpus, untouched[0])
+  assert 'first: finished before, skipped' in output and 'second: finished before, skipped' in output
+  assert runs.state_hash(untouched[0], 'second') == before
+
+
+def test_a_changed_config_is_refused_and_nothing_is_harmed(corpus, untouched):
+  before = runs.state_hash(untouched[0], 'second')
+  output = runs.run(corpus, untouched[0], '--config.stages[0].learning_rate.peak=1', expect=2)
+  assert 'stages[0].learning_rate.peak' in output and '0.003' in output
+  assert runs.state_hash(untouched[0], 'second') == before
+
+
+def test_other_numbers_of_processes_see_the_same_documents(corpus, tmp_path):
+  """1 process x 8 devices = 2 x 4, and a run moved from 2 processes to 1 to 4 learns from the same rows in the same order."""
+  flags = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
+  runs.run(corpus, tmp_path / 'one', *flags, devices=8)
+  runs.run_processes(corpus, tmp_path / 'two', 2, *flags, devices=4)
+  expected = runs.losses(tmp_path / 'one')
+  assert runs.losses(tmp_path / 'two') == pytest.approx(expected, rel=1e-6, abs=0)
+  assert runs.losses(tmp_path / 'two', 'eval') == pytest.approx(runs.losses(tmp_path / 'one', 'eval'), rel=1e-6, abs=0)
+
+  moved = tmp_path / 'moved'
+  stop_after(6, runs.start_processes(corpus, moved, 2, *flags, devices=4), moved)
+  stop_after(16, [runs.start(corpus, moved, *flags, devices=8)], moved)
+  runs.run_processes(corpus, moved, 4, *flags, devices=2)
+  assert runs.losses(moved) == pytest.approx(expected, rel=1e-5, abs=0)
+
+
+def stop_after(lines: int, processes, workdir) -> None:
+  """SIGTERM to the last process, once metrics.jsonl has so many lines: all save the same step and exit with 75."""
+  metrics, deadline = workdir / 'metrics.jsonl', time.monotonic() + 180
+  while not (metrics.exists() and len(metrics.read_text().splitlines()) > lines):
+    assert all(p.poll() is None for p in processes) and time.monotonic() < deadline
+    time.sleep(0.02)
+  processes[-1].send_signal(signal.SIGTERM)
+  outputs = [p.communicate(timeout=120)[0] for p in processes]
+  assert [p.returncode for p in processes] == [75] * len(processes), '\n'.join(outputs)
+  assert 'the same command goes on' in outputs[0]

@@ -1,0 +1,29 @@
+"""A run of a few seconds, for tests: FILE is its text."""
+from llm_jax.config.experiment import (
+  WSD,
+  Bytes,
+  Checkpoints,
+  Jsonl,
+  Mesh,
+  Muon,
+  experiment,
+  presets,
+  stage,
+)
+
+
+def get_config(path):
+  data = Jsonl(path, held_out=0.1)
+  return experiment(
+    seed=1,
+    tokenizer=Bytes(),
+    model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64, vocab_size=264, dropout=0.1),
+    mesh=Mesh(data=-1),
+    checkpoints=Checkpoints(every=5, keep=2),
+    stages=(
+      stage('first', data, steps=24, context=32, batch_size=8, learning_rate=WSD(peak=3e-3, warmup=4), optimizer=Muon(),
+            ema=0.9, eval_every=12, eval_batches=2),
+      stage('second', data, steps=12, context=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=('params', 'first'),
+            microbatches=2),
+    ),
+  )
