@@ -31,7 +31,8 @@ class HuggingFaceTokenizer:
     eot = self._tokenizer.token_to_id(end_of_text)
     require(eot is not None, 'tokenizer.end_of_text', end_of_text, 'not in the vocabulary: name its end of text token')
     control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
-    require(end_of_text in control, 'tokenizer.end_of_text', end_of_text, f'not a control token: use one of {sorted(control)}')
+    require(end_of_text in control, 'tokenizer.end_of_text', end_of_text,
+            f'not a control token: use one of {sorted(control)}')
     self.eot, self._control_ids = eot, np.array(sorted(control.values()))
     self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     self.fingerprint = fingerprints.of({'kind': 'huggingface', 'end_of_text': end_of_text, 'file': content.decode()})
@@ -67,8 +68,11 @@ class HuggingFaceTokenizer:
     if self._bytes_of is None:
       return self.decode(ids).encode()
     tokens = [self._tokenizer.id_to_token(int(i)) or '\N{REPLACEMENT CHARACTER}' for i in ids]
-    return b''.join(bytes(self._bytes_of[c] for c in token) if all(c in self._bytes_of for c in token) else token.encode()
-                    for token in tokens)
+    return b''.join(self._spelt(token) for token in tokens)
+
+  def _spelt(self, token: str) -> bytes:
+    spelling = [self._bytes_of.get(character) for character in token]
+    return token.encode() if None in spelling else bytes(spelling)  # None: an added token, kept as plain text
 
   def save(self, folder: str | os.PathLike) -> None:
     meta = {'kind': 'huggingface', 'end_of_text': self.end_of_text, 'fingerprint': self.fingerprint}

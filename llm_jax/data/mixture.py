@@ -46,9 +46,9 @@ def _apportion(shares: list[fractions.Fraction], period: int) -> list[int]:
 
 
 def _schedule(counts: list[int]) -> np.ndarray:
-  """[period] sources, by Tijdeman 1980, "The chairman assignment problem": no count is ever a whole sample off its share.
+  """[period] sources, by Tijdeman 1980, "The chairman assignment problem": no count is a whole sample off its share.
 
-  Among the sources that a further sample would not bring too far ahead, the one whose next sample is due first is taken.
+  Among the sources that a further sample would not bring too far ahead, the one whose next sample is due first.
   """
   period, scale = sum(counts), max(2, 2 * len(counts) - 2)  # everything times these, so that the numbers stay whole
   given, schedule = [0] * len(counts), np.zeros(period, np.int32)

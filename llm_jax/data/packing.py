@@ -23,7 +23,7 @@ class Packing(Protocol):
 def document_order(count: int, seed: int | None) -> np.ndarray:
   """A permutation of documents that depends on nothing but `seed` (None: as they come), int64 [count].
 
-  Sorted by splitmix64 (Steele et al. 2014) of seed and number: the same in every version of NumPy, whose shuffles are not.
+  Sorted by splitmix64 (Steele et al. 2014) of seed and number, because NumPy's shuffles may change between versions.
   """
   if seed is None:
     return np.arange(count)
@@ -36,8 +36,8 @@ def document_order(count: int, seed: int | None) -> np.ndarray:
 class Split:
   """All documents in one line, cut every `context` tokens.
 
-  The line holds N tokens; row i has tokens [i context, (i + 1) context), and its targets one further. So every token but the
-  very first is a target once, and only the last row is padded.
+  The line holds N tokens; row i has tokens [i context, (i + 1) context), and its targets one further. So every token
+  but the very first is a target once, and only the last row is padded.
   """
 
   def __init__(self, store: TokenStore, context: int, seed: int | None):
@@ -60,8 +60,8 @@ class Split:
 class BestFit:
   """Documents whole wherever they fit, rows padded (Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 
-  Documents longer than a row are cut into rows; then every piece, longest first, goes to the fullest row that has room for it
-  (best-fit decreasing). Takes about a microsecond a document at start.
+  Documents longer than a row are cut into rows; then every piece, longest first, goes to the fullest row that has
+  room for it (best-fit decreasing). Planning takes a few microseconds a document, every time a run starts.
   """
 
   def __init__(self, store: TokenStore, context: int, seed: int | None):
@@ -80,8 +80,7 @@ class BestFit:
 
   def pieces(self, row: int) -> Iterator[Piece]:
     first = int(self._row_ends[row - 1]) if row else 0
-    for document, start, length in self._pieces[first:int(self._row_ends[row])].tolist():
-      yield document, start, length
+    yield from self._pieces[first:int(self._row_ends[row])].tolist()
 
 
 def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a configuration to batches: sources, tokenised and packed, mixed, shuffled, and read by every process for itself.
+"""From a configuration to batches: sources, tokenised and packed, mixed, shuffled, and read by each process for itself.
 
 One number says where a run is: the global sample index. Sample i is the same row whatever the number of processes and
 threads, and however often the run was restarted.
@@ -24,8 +24,8 @@ Row = dict[str, np.ndarray]
 class Dataset:
   """Rows of one split of a mixture, each a dict of arrays [context] with the fields of LanguageModelBatch.
 
-  fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8 of
-  the text) and num_documents count the split once. skipped: bad rows left out, by reason.
+  fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
+  of the text) and num_documents count the split once. skipped: bad rows left out, by reason.
   """
 
   def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows], weights: Sequence[float],
@@ -49,8 +49,10 @@ class Dataset:
       self._ends = np.cumsum([len(part) for part in rows])
 
   def locate(self, sample: int) -> tuple[int, int]:
-    """(source, row of that source) of a global sample: mixed, shuffled anew every epoch and endless for train; in order for
-    held_out."""
+    """(source, row of that source) of a global sample.
+
+    train: mixed by weight, every source shuffled anew each epoch, endless. held_out: in order.
+    """
     if self.split == 'train':
       source, count = self._mixture.locate(sample)
       return source, int(self._orders[source][count])
@@ -94,8 +96,8 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
                  progress: token_store.Progress | None = None) -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
-  progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part in the
-  held_out split; None where that leaves none. Raises ConfigError naming the source and the file.
+  progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
+  in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file.
   """
   opened, parts, weights = [], [], []
   for i, weighted in enumerate(data.sources):
@@ -118,9 +120,9 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
 
 
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
-  """Training text for a tokenizer: documents of all sources that hold text, taken in turn by weight until one is used up."""
-  texts = [(weighted.weight, open_source.documents('train')) for weighted in data.sources
-           if not (open_source := sources.open_source(weighted.source, cache_dir)).tokenised]
+  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight until one is used up."""
+  opened = [(weighted.weight, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources]
+  texts = [(weight, source.documents('train')) for weight, source in opened if not source.tokenised]
   if texts:
     mixture, sample = Mixture([weight for weight, _ in texts]), 0
     while (document := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
@@ -131,8 +133,8 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
 class TrainSource:
   """Batches of a training dataset: row r of batch k is sample `start + k batch_size + r`, on any number of processes.
 
-  sharding: of [batch, time] arrays; each process assembles only the rows that its devices hold. None gives NumPy arrays.
-  prefetch batches are made ahead by `threads` threads.
+  sharding: of [batch, time] arrays; a process assembles only the rows that its devices hold. None gives NumPy arrays.
+  prefetch: how many batches are made ahead, by `threads` threads.
   """
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None, start: int = 0,
@@ -179,7 +181,7 @@ class TrainSource:
 
 def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
                      limit: int | None = None) -> Iterator[LanguageModelBatch]:
-  """The rows of a held-out dataset in order, at most `limit` batches; the last batch is filled up with padding of weight 0."""
+  """The rows of a held-out dataset in order, at most `limit` batches; the last is padded with weight 0."""
   placement = _Placement(dataset, batch_size, sharding)
   count = -(-dataset.rows_per_epoch // batch_size)
   for k in range(count if limit is None else min(limit, count)):

@@ -49,7 +49,8 @@ def text_of_json(line: bytes, where: str, field: str) -> str:
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    raise bad(where, 'not Unicode', f"half of a surrogate pair at {error.start}; mend the line or set on_error='skip'") from error
+    mend = f"half of a surrogate pair at {error.start}; mend the line or set on_error='skip'"
+    raise bad(where, 'not Unicode', mend) from error
   return text
 
 

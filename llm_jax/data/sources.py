@@ -1,7 +1,7 @@
 """Where documents come from. A source lists its documents by key and reads one only when asked to.
 
-Documents are split into training and held-out text by a hash of their key, so that adding a file moves no other; a source
-of one single document splits off its tail.
+Documents are split into training and held-out text by a hash of their key, so that adding a file moves no other; a
+source of one single document splits off its tail.
 """
 import collections
 import dataclasses
@@ -116,7 +116,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
 
 
 def _find(path: str, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
-  """{name: file} for a file, the matching files below a folder, or a glob. Names do not depend on where the folder is."""
+  """{name: file} for a file, the files below a folder, or a glob. Names do not depend on where the folder is."""
   if os.path.isfile(path):
     return {os.path.basename(path): pathlib.Path(path)}
   if os.path.isdir(path):

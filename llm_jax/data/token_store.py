@@ -5,8 +5,8 @@ A store is a folder named by its fingerprint (source, split, tokenizer) under th
   documents  per document (tokens, bytes of text), int64 pairs
   meta.json  counts and the sha256 of both files, written last
 
-While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk. A
-process that finds such a folder goes on after the last batch whose checksum holds.
+While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk.
+A process that finds such a folder goes on after the last batch whose checksum holds.
 """
 import contextlib
 import dataclasses
@@ -58,20 +58,21 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
                cache_dir: str | os.PathLike | None = None, progress: Progress | None = None) -> TokenStore:
   """The store for a split of a source, built first where the cache has none, or a broken one.
 
-  Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows, and
-  where the split holds no text.
+  Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows,
+  and where the split holds no text.
   """
   fingerprint = fingerprints.of({'format': FORMAT, 'source': source.fingerprint, 'split': split,
                                  'held_out': source.held_out, 'tokenizer': tokenizer.fingerprint})
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
-  with _only_one(folder):
-    store = _load(folder, fingerprint, cache_dir)
-    if store is None:
-      shutil.rmtree(folder, ignore_errors=True)
-      _build(folder, source, split, tokenizer, progress)
-      store = _load(folder, fingerprint, cache_dir)
+  store = _load(folder, fingerprint, cache_dir)
+  if store is None:
+    with _only_one(folder):
+      store = _load(folder, fingerprint, cache_dir)  # another process may have built it meanwhile
       if store is None:
-        raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
+        _build(folder, source, split, tokenizer, progress)
+        store = _load(folder, fingerprint, cache_dir)
+  if store is None:
+    raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
   mend = ('the source holds no text: name files with text' if split == 'train' else
           f'no held-out text with held_out={source.held_out}: raise held_out, or add documents')
   require(store.num_documents > 0, 'source', source.kind, mend)
@@ -85,7 +86,8 @@ def _only_one(folder: pathlib.Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = open(folder.with_suffix('.lock'), 'w')
   except OSError as error:
-    raise ConfigError('cache_dir', str(folder.parent), f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is') from error
+    mend = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
+    raise ConfigError('cache_dir', str(folder.parent), mend) from error
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield
@@ -126,7 +128,7 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
     source.skipped.clear()
     source.skipped.update(entry['skipped'])
     readers = source.readers(split)
-    next(itertools.islice(readers, entry['readers'], entry['readers']), None)  # what is stored already is not read again
+    next(itertools.islice(readers, entry['readers'], entry['readers']), None)  # what is stored is not read again
     for count, ids, sizes in _batches(source, readers, tokenizer):
       body, rows = b''.join(part.astype(dtype).tobytes() for part in ids), np.array(sizes, '<i8').tobytes()
       for file, content in ((tokens, body), (documents, rows)):
@@ -141,8 +143,10 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
         progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
   meta = {'dtype': dtype.name, 'skipped': entry['skipped'], 'bytes': entry['bytes'],
           'sha256': {name: fingerprints.of_file(building / name) for name in ('tokens', 'documents')}}
-  fingerprints.write_atomically(building / 'meta.json', json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)}).encode())
+  saved = json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)})
+  fingerprints.write_atomically(building / 'meta.json', saved.encode())
   (building / 'journal').unlink()
+  shutil.rmtree(folder, ignore_errors=True)  # the broken store that this one replaces
   os.replace(building, folder)
 
 

@@ -36,10 +36,11 @@ DIGITS = {'gpt2': r' ?\p{N}++', 'cl100k': r'\p{N}{1,3}+', 'llama3': r'\p{N}{1,3}
 END_OF_TEXT = '<|endoftext|>'
 META_FILE, RANKS_FILE, HUGGING_FACE_FILE = 'llm_jax_tokenizer.json', 'ranks.tiktoken', 'tokenizer.json'
 
-# Long texts are encoded in pieces of about PIECE characters, in parallel. The regular expression engine of tiktoken dies
-# on runs of a million spaces, so none is longer than LONGEST.
+# Long texts are encoded in pieces of about PIECE characters, in parallel. The regular expression engine of tiktoken
+# dies on runs of a million spaces, so no piece is longer than LONGEST.
 PIECE, LONGEST = 1 << 16, 200_000
-# Where every pattern above cuts too, so that pieces give the ids of the whole: before a lone space, after a lone newline.
+# Where every pattern above cuts too, so that pieces give the ids of the whole: before a lone space, after a lone line
+# feed.
 SAFE_CUT = re.compile(r'(?<=\S) (?=\S)|(?<=\S\n)(?=\S)')
 REPLACEMENT = '\N{REPLACEMENT CHARACTER}'.encode()
 
@@ -111,8 +112,8 @@ class ByteTokenizer:
 class RankTokenizer:
   """Byte-level BPE by ranks, encoded by tiktoken.
 
-  ranks: {bytes of the token: id}, lower ids merged first. pattern: a regular expression. control: names of the ids after
-  the ranks, in order; '' leaves an id unused. end_of_text: the one that separates documents.
+  ranks: {bytes of the token: id}, lower ids merged first. pattern: a regular expression. control: names of the ids
+  after the ranks, in order; '' leaves an id unused. end_of_text: the one that separates documents.
   """
 
   def __init__(self, ranks: dict[bytes, int], pattern: str, control: Sequence[str], end_of_text: str):
@@ -124,7 +125,8 @@ class RankTokenizer:
       'kind': 'ranks', 'pattern': pattern, 'control': self.control, 'end_of_text': end_of_text,
       'ranks': hashlib.sha256(dump_ranks(ranks)).hexdigest()})
     try:
-      self._tiktoken = tiktoken.Encoding('llm_jax', pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.control_ids)
+      self._tiktoken = tiktoken.Encoding('llm_jax', pat_str=pattern, mergeable_ranks=ranks,
+                                         special_tokens=self.control_ids)
     except ValueError as error:
       raise ConfigError('tokenizer.pattern', pattern, f'not a regular expression: {error}') from error
     self._safe = pattern in {pattern_for(name, split) for name in PATTERNS for split in (False, True)}
@@ -176,7 +178,8 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
   try:
     content = pathlib.Path(path).read_bytes()
   except OSError as error:
-    raise ConfigError('tokenizer.path', str(path), f'cannot be read ({error.strerror}): name a tiktoken rank file') from error
+    mend = f'cannot be read ({error.strerror}): name a tiktoken rank file'
+    raise ConfigError('tokenizer.path', str(path), mend) from error
   ranks: dict[bytes, int] = {}
   for number, line in enumerate(content.splitlines(), 1):
     if line.strip():
@@ -184,7 +187,8 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
         token, rank = line.split()
         ranks[base64.b64decode(token, validate=True)] = int(rank)
       except (ValueError, binascii.Error) as error:
-        raise ConfigError('tokenizer.path', f'{path}:{number}', 'not a line of `base64 rank`: use a tiktoken rank file') from error
+        mend = 'not a line of `base64 rank`: use a tiktoken rank file'
+        raise ConfigError('tokenizer.path', f'{path}:{number}', mend) from error
   missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
   require(not missing, 'tokenizer.path', str(path), f'not byte-level: bytes {missing[:3]} have no rank')
   require(len(set(ranks.values())) == len(ranks), 'tokenizer.path', str(path), 'two tokens share a rank')
@@ -195,7 +199,7 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: boo
           sample_bytes: int = 20_000_000) -> RankTokenizer:
   """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019, section 2.2) on the first `sample_bytes` of `texts`.
 
-  The same texts give the same tokenizer. Little text may hold fewer merges than asked for: then the vocabulary is smaller.
+  The same texts give the same tokenizer. Where they hold fewer merges than asked for, the vocabulary is smaller.
   """
   import rustbpe
   pattern, used = pattern_for(pattern, split_digits), 0
@@ -235,7 +239,8 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
       try:
         return HuggingFaceTokenizer(pathlib.Path(path).read_bytes(), end_of_text)
       except OSError as error:
-        raise ConfigError('tokenizer.path', path, f'cannot be read ({error.strerror}): name a tokenizer.json') from error
+        mend = f'cannot be read ({error.strerror}): name a tokenizer.json'
+        raise ConfigError('tokenizer.path', path, mend) from error
   raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
 
 
@@ -248,7 +253,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
       case 'bytes':
         tokenizer = ByteTokenizer()
       case 'ranks':
-        tokenizer = RankTokenizer(load_ranks(folder / RANKS_FILE), meta['pattern'], meta['control'], meta['end_of_text'])
+        ranks = load_ranks(folder / RANKS_FILE)
+        tokenizer = RankTokenizer(ranks, meta['pattern'], meta['control'], meta['end_of_text'])
       case 'huggingface':
         tokenizer = HuggingFaceTokenizer((folder / HUGGING_FACE_FILE).read_bytes(), meta['end_of_text'])
       case kind:
@@ -257,7 +263,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
   except (OSError, ValueError, KeyError, TypeError) as error:
     if isinstance(error, ConfigError):
       raise
-    raise ConfigError('tokenizer', str(folder), f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}') from error
+    mend = f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}'
+    raise ConfigError('tokenizer', str(folder), mend) from error
   require(tokenizer.fingerprint == saved, 'tokenizer', str(folder),
           f'changed since it was saved: fingerprint {tokenizer.fingerprint[:16]}, saved {saved[:16]}')
   return tokenizer
