@@ -6,7 +6,6 @@
 A checkpoint is prepared under `<step>.saving` and committed by one rename, so that a folder with a plain name has been
 complete once: whatever is missing from it later is damage, not an interrupted save.
 """
-import dataclasses
 import os
 import re
 import shutil
@@ -24,11 +23,13 @@ from jax.experimental import multihost_utils
 
 from llm_jax import paths
 from llm_jax.train import cluster
-from llm_jax.train.manifest import CheckpointError, read_manifest, verify, write_manifest
+from llm_jax.train.manifest import CheckpointError, read_manifest, write_manifest
+from llm_jax.train.restore import FOLDER_NAME, Checkpoint, describe, from_manifest, nest, open_checkpoint, read_params
 from llm_jax.train.workdir import sync_folder
 
+__all__ = ['Checkpoint', 'CheckpointError', 'CheckpointStore', 'open_checkpoint', 'read_params']
+
 KILL_POINTS = ('before_write', 'mid_array', 'before_manifest', 'before_commit', 'after_commit', 'mid_gc')
-_COMMITTED = re.compile(r'(\d{8,})(\.old)?')  # .old: replaced by another save of the same step, not yet deleted
 
 
 def kill_point(name: str, step: int) -> None:
@@ -40,71 +41,6 @@ def kill_point(name: str, step: int) -> None:
 
 def _print_warning(text: str) -> None:
   print(f'warning: {text}', file=sys.stderr, flush=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array."""
-  step: int
-  path: Path
-  facts: dict[str, Any]
-  leaves: dict[str, list[Any]]
-
-  def restore(self, abstract: Any) -> Any:
-    """Reads the state back, bit for bit.
-
-    abstract: the state's tree with jax.ShapeDtypeStruct leaves; their shardings may be for another mesh or another
-      number of processes than the one that saved. Without a sharding an array goes to the default device.
-
-    Raises:
-      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype.
-    """
-    wanted = dict(paths.leaves(abstract))
-    self._check(wanted, self.leaves)
-    arrays = dict(paths.leaves(_read(self.path, wanted)))
-    return paths.map_named(lambda name, _: arrays[name], abstract)
-
-  def read(self, keys: tuple[str, ...] = ('params',), abstract: Any = None) -> Any:
-    """Reads the sub-tree under `keys` only: numpy arrays in a nested dict, or what `abstract` describes."""
-    prefix = '/'.join(keys) + '/'
-    saved = {name: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
-    if not saved:
-      tops = ', '.join(sorted({name.split('/')[0] for name in self.leaves}))
-      raise CheckpointError(f'{self.path}: holds no {prefix[:-1]}, only {tops}')
-    if abstract is None:
-      tree = _read(self.path, {name: None for name in saved})
-      for key in keys:
-        tree = tree[key]
-      return tree
-    wanted = {prefix + name: leaf for name, leaf in paths.leaves(abstract)}
-    self._check(wanted, saved)
-    arrays = dict(paths.leaves(_read(self.path, wanted)))
-    return paths.map_named(lambda name, _: arrays[prefix + name], abstract)
-
-  def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
-    problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
-    problems += [f'{name} is only in the checkpoint' for name in sorted(saved.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & saved.keys()):
-      shape, dtype = _describe(wanted[name])
-      if [shape, dtype] != saved[name]:
-        problems.append(f'{name} is {saved[name][1]}{saved[name][0]} in the checkpoint, {dtype}{shape} here')
-    if problems:
-      more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
-      raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {"; ".join(problems[:8])}{more}')
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-  """Verifies one checkpoint folder, <...>/<step:08d>.
-
-  Raises:
-    CheckpointError: naming the bad file.
-  """
-  return _checkpoint(path, verify(path).facts)
-
-
-def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
-  """Verifies the checkpoint folder `path` and reads one sub-tree, without knowing the rest (see `Checkpoint.read`)."""
-  return open_checkpoint(path).read(keys, abstract)
 
 
 class CheckpointStore:
@@ -142,7 +78,7 @@ class CheckpointStore:
       CheckpointError: when there are checkpoints and none is valid: training must not silently begin again.
     """
     name = cluster.on_first(self._newest_valid_name)
-    return None if name is None else _checkpoint(self.folder / name, read_manifest(self.folder / name).facts)
+    return None if name is None else from_manifest(self.folder / name, read_manifest(self.folder / name))
 
   def _newest_valid_name(self) -> str | None:
     bad = []
@@ -172,12 +108,12 @@ class CheckpointStore:
     self._saving = step
     staging = self.folder / f'{step:08d}.saving'
     named = dict(paths.leaves(state))
-    facts = {**facts, 'step': step, 'leaves': {name: _describe(leaf) for name, leaf in named.items()}}
+    facts = {**facts, 'step': step, 'leaves': {name: describe(leaf) for name, leaf in named.items()}}
     try:
       cluster.on_first(lambda: self._clear(staging))
       if self._orbax is None:
         self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
-      self._orbax.save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(_nest(named)))
+      self._orbax.save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(nest(named)))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._failure(error) from error
     self._thread = threading.Thread(target=self._commit, args=(step, staging, facts), name='checkpoint')
@@ -257,7 +193,7 @@ class CheckpointStore:
     """(step, folder) of the committed checkpoints, highest step first."""
     found = []
     for path in self.folder.glob('*'):
-      if (match := _COMMITTED.fullmatch(path.name)) and path.is_dir():
+      if (match := FOLDER_NAME.fullmatch(path.name)) and path.is_dir():
         found.append((int(match[1]), path))
     return sorted(found, key=lambda item: (-item[0], item[1].suffix))
 
@@ -267,43 +203,3 @@ class CheckpointStore:
     cause = 'disk full, or a limit on file size' if full else 'cannot write'
     return CheckpointError(f'{self.folder}: step {self._saving} was not saved ({cause}: {reason}); '
                            'the checkpoints before it are intact')
-
-
-def _checkpoint(path: Path, facts: dict[str, Any]) -> Checkpoint:
-  facts = dict(facts)
-  step, leaves = facts.pop('step'), facts.pop('leaves')
-  match = _COMMITTED.fullmatch(Path(path).name)
-  if match is None or int(match[1]) != step:
-    raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return Checkpoint(step, Path(path), facts, leaves)
-
-
-def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-  """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
-  def restore_args(leaf: Any) -> ocp.RestoreArgs:
-    if leaf is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
-  item = _nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
-  args = _nest({name: restore_args(leaf) for name, leaf in wanted.items()})
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(path.absolute() / 'state',
-                          args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
-
-
-def _nest(named: dict[str, Any]) -> dict[str, Any]:
-  """{'a/b': x} to {'a': {'b': x}}: what is stored is plain dicts, whatever classes the state is made of."""
-  tree: dict[str, Any] = {}
-  for name, leaf in named.items():
-    *parents, last = name.split('/')
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree
-
-
-def _describe(leaf: Any) -> list[Any]:
-  return [list(leaf.shape), str(leaf.dtype)]

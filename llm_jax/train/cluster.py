@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.train.manifest import CheckpointError
 
 T = TypeVar('T')
 
@@ -96,7 +97,12 @@ def agree(name: str, digest: str) -> None:
 
 
 def on_first(function: Callable[[], T]) -> T:
-  """Runs `function` on process 0 only; every process gets its result (JSON values), or raises when it raised."""
+  """Runs `function` on process 0 only; every process gets its result (JSON values), or raises what it raised.
+
+  Raises:
+    ConfigError, CheckpointError: on every process when process 0 raised one of them.
+    RuntimeError: on the other processes, with the text of any other error of process 0.
+  """
   if jax.process_count() == 1:
     return function()
   result: Any = None
@@ -106,17 +112,38 @@ def on_first(function: Callable[[], T]) -> T:
       result = function()
     except Exception as caught:  # raised again below, after the others have been told
       error = caught
-  message = json.dumps([result, _one_line(error) if error else None]).encode()
-  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-  padded = np.zeros(length, np.uint8)
-  padded[:min(length, len(message))] = np.frombuffer(message, np.uint8)[:length]
-  told = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)
+  result, failure = _broadcast([result, _describe_error(error)])
   if error is not None:
     raise error
-  result, failure = json.loads(told.tobytes())
-  if failure is not None:
-    raise RuntimeError(f'process 0: {failure}')
-  return result
+  match failure:
+    case None:
+      return result
+    case ['ConfigError', field, value, mend]:
+      raise ConfigError(field, value, mend)
+    case ['CheckpointError', text]:
+      raise CheckpointError(text)
+    case [kind, text]:
+      raise RuntimeError(f'process 0: {kind}: {text}')
+
+
+def _describe_error(error: Exception | None) -> list[Any] | None:
+  match error:
+    case None:
+      return None
+    case ConfigError():
+      plain = isinstance(error.value, str | int | float | None)
+      return ['ConfigError', error.field, error.value if plain else repr(error.value), error.mend]
+    case _:
+      return [type(error).__name__, _one_line(error)]
+
+
+def _broadcast(value: Any) -> Any:
+  """Process 0's JSON value, on every process."""
+  message = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(message.size)))
+  padded = np.zeros(length, np.uint8)
+  padded[:message.size] = message[:length]
+  return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
 
 
 def _one_line(error: BaseException) -> str:

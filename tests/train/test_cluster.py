@@ -1,0 +1,216 @@
+"""Several real processes on this machine: they join, agree, save together, stop together; and the launcher of them."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from llm_jax.config.errors import ConfigError
+from llm_jax.train import cluster
+from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.train.preemption import EXIT_PREEMPTED, Preemption
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(n, module, *args, **env):
+  clean = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  clean |= {'PYTHON': sys.executable, 'MODULE': module, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "train"}', **env}
+  return subprocess.Popen(['bash', str(ROOT / 'launch' / 'local.sh'), str(n), *map(str, args)], env=clean, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+  """Two processes of two devices: (exit code, what each said, the folder that they left, all output)."""
+  folder = tmp_path_factory.mktemp('cluster') / 'stage'
+  process = launch(2, 'cluster_worker', folder, DEVICES_PER_PROCESS='2')
+  output, _ = process.communicate(timeout=120)
+  said = [{}, {}]
+  for line in output.splitlines():
+    if line[:4] in ('[0] ', '[1] ') and line[4:5] == '{':
+      said[int(line[1])].update(json.loads(line[4:]))
+  return process.returncode, said, folder, output
+
+
+def test_both_joined(two):
+  code, said, _, output = two
+  assert code == EXIT_PREEMPTED, output
+  assert [(s['processes'], s['devices']) for s in said] == [(2, 4), (2, 4)]
+
+
+def test_they_agree_or_all_name_the_one_that_differs(two):
+  _, said, _, _ = two
+  for s in said:
+    assert s['agree'] == 'None'
+    assert s['differ'].startswith('ConfigError: config = ') and 'differs from process 0 on process 1' in s['differ']
+
+
+def test_what_the_first_finds_all_know(two):
+  _, said, _, _ = two
+  assert [s['on_first'] for s in said] == [{'rank': 0, 'text': 'é'}] * 2
+  assert said[0]['fails'].startswith('ZeroDivisionError')
+  assert said[1]['fails'].startswith('RuntimeError: process 0: ZeroDivisionError: ')
+  for s in said:
+    assert s['config'] == 'ConfigError: workdir = None: mend'
+    assert s['checkpoint'] == 'CheckpointError: manifest.json: damaged'
+
+
+def test_two_save_and_restore(two):
+  _, said, _, _ = two
+  for s in said:
+    assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['facts'] == {'position': 30}
+    assert s['same'] is True
+
+
+def test_two_fall_back_to_the_same_checkpoint(two):
+  _, said, _, _ = two
+  assert [s['fallback'] for s in said] == [20, 20]
+  assert [s['warned'] for s in said] == [1, 0]
+  assert said[0]['same_fallback'] is said[1]['same_fallback'] is True
+
+
+def test_a_failed_save_is_known_to_both(two):
+  _, said, _, _ = two
+  assert 'step 40 was not saved' in said[0]['full'] and 'No space left' in said[0]['full']
+  assert 'step 40 was not saved: process 0 says why' in said[1]['full']
+  assert [s['after'] for s in said] == [20, 20]
+
+
+def test_sigterm_to_one_stops_both_after_the_same_step(two):
+  _, said, _, _ = two
+  assert said[0]['stopped'] == said[1]['stopped'] < 100
+
+
+def test_one_process_restores_what_two_saved(two):
+  _, said, folder, _ = two
+  found = CheckpointStore(folder).latest_valid()
+  assert found.step == said[0]['stopped']
+  np.testing.assert_array_equal(found.read()['w'], np.arange(64.0).reshape(16, 4) + found.step)
+  whole = jax.sharding.NamedSharding(jax.make_mesh((8,), ('x',)), jax.P(None))
+  state = found.restore({'params': {'w': jax.ShapeDtypeStruct((16, 4), np.float32, sharding=whole)},
+                         'step': jax.ShapeDtypeStruct((), np.int32)})
+  assert int(state['step']) == found.step
+
+
+LAUNCHED = """
+import os, sys, time
+print(os.environ['LLM_JAX_PROCESS_ID'], os.environ['LLM_JAX_NUM_PROCESSES'], sys.argv[1:], flush=True)
+if sys.argv[1] == 'fail' and os.environ['LLM_JAX_PROCESS_ID'] == '1': sys.exit(3)
+if sys.argv[1] != 'end': time.sleep(60)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+  (tmp_path / 'program.py').write_text(LAUNCHED)
+  return {'PYTHONPATH': str(tmp_path), 'GRACE': '1'}
+
+
+def test_local_passes_arguments_and_labels_lines(program):
+  process = launch(3, 'program', 'end', '--a b', **program)
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == 0
+  assert sorted(output.splitlines()) == [f"[{rank}] {rank} 3 ['end', '--a b']" for rank in range(3)]
+
+
+def test_local_returns_the_failing_code_and_ends_the_others(program):
+  began = time.monotonic()
+  process = launch(2, 'program', 'fail', **program)
+  process.communicate(timeout=30)
+  assert process.returncode == 3 and time.monotonic() - began < 30
+
+
+def test_local_forwards_sigterm(program):
+  process = launch(2, 'program', 'wait', **program)
+  for _ in range(2):
+    process.stdout.readline()
+  process.send_signal(signal.SIGTERM)
+  process.communicate(timeout=30)
+  assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_local_refuses_a_wrong_number():
+  process = launch('none', 'program')
+  assert 'usage' in process.communicate(timeout=30)[0] and process.returncode == 2
+
+
+@pytest.mark.parametrize('env, message', [
+    ({'LLM_JAX_COORDINATOR': 'localhost:1'}, 'num_processes = None'),
+    ({'LLM_JAX_NUM_PROCESSES': 'two'}, "num_processes = 'two'"),
+    ({'LLM_JAX_COORDINATOR': 'localhost:1', 'LLM_JAX_NUM_PROCESSES': '2', 'LLM_JAX_PROCESS_ID': '2'}, 'process_id = 2'),
+])
+def test_join_refuses_half_a_description(monkeypatch, env, message):
+  for name, value in env.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ConfigError, match=message):
+    cluster.join()
+
+
+@pytest.mark.parametrize('env, many', [
+    ({}, False),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_NODELIST': 'a,b'}, True),
+    ({'SLURM_NTASKS': '4'}, False),  # inside an allocation, but not started by srun
+    ({'SLURM_NTASKS': '1', 'SLURM_STEP_NODELIST': 'a'}, False),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({'KUBERNETES_SERVICE_HOST': 'x'}, False),
+    ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'}, True),
+])
+def test_launchers(env, many):
+  assert cluster._launched_as_many(env) is many
+
+
+WATCHED = """
+import time
+from llm_jax.train.cluster import Watchdog
+watchdog = Watchdog(0.5)
+time.sleep(0.8)
+watchdog.beat(6)
+watchdog.pause()
+time.sleep(0.8)
+watchdog.beat(7)
+print('stuck now', flush=True)
+def stuck():
+  while True: pass
+stuck()
+"""
+
+
+def test_watchdog_ends_a_stuck_process_naming_the_step_and_the_place():
+  done = subprocess.run([sys.executable, '-c', WATCHED], env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
+                        capture_output=True, timeout=60)
+  assert done.returncode == cluster.EXIT_STALLED
+  assert 'stuck now' in done.stdout  # it slept through the times when nothing was to be watched
+  assert 'process 0 finished no step for 0.5 s after step 7' in done.stderr and 'in stuck' in done.stderr
+
+
+def test_watchdog_lets_a_moving_process_live():
+  watchdog = cluster.Watchdog(20)
+  for step in range(3):
+    watchdog.beat(step)
+    time.sleep(0.1)
+  watchdog.close()
+
+
+def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
+  before = signal.getsignal(signal.SIGTERM)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    with Preemption() as preemption:
+      assert not preemption.requested(1)
+      os.kill(os.getpid(), number)
+      if number == signal.SIGTERM:
+        os.kill(os.getpid(), number)
+      assert preemption.requested(2)
+      if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+          os.kill(os.getpid(), number)
+          time.sleep(1)
+  assert signal.getsignal(signal.SIGTERM) is before
