@@ -1,11 +1,13 @@
 """Line charts as inline SVG, drawn by hand: nothing to install, colours from the page's style sheet."""
 import dataclasses
 import html
+import itertools
 import math
 from collections.abc import Sequence
 
 WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 42
+LEFT, RIGHT, TOP, BOTTOM = 58, 18, 10, 42
+STAGE_NAMES = 18  # height of the strip above the curves that names stages
 MAX_POINTS = 500
 
 
@@ -33,26 +35,30 @@ def line_chart(title: str, series: Sequence[Series], *, y_label: str, x_label: s
   points = [point for s in series for point in s.finite()]
   if not points:
     return f'<figure>{caption}<p class="nothing">nothing recorded yet</p></figure>'
+  top = TOP + (STAGE_NAMES if len(boundaries) > 1 else 0)
   x_axis = _Axis(0, max(x for x, _ in points) or 1, LEFT, WIDTH - RIGHT)
-  y_axis = _Axis(*_y_range(series, log_y, from_zero), HEIGHT - BOTTOM, TOP, log_y)
+  y_axis = _Axis(*_y_range(series, log_y, from_zero), HEIGHT - BOTTOM, top, log_y)
   identifier = 'clip-' + ''.join(c if c.isalnum() else '-' for c in title.lower())
   drawing = [
-      f'<clipPath id="{identifier}"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
-      f'height="{HEIGHT - TOP - BOTTOM}"/></clipPath>',
+      f'<clipPath id="{identifier}"><rect x="{LEFT}" y="{top}" width="{WIDTH - LEFT - RIGHT}" '
+      f'height="{HEIGHT - top - BOTTOM}"/></clipPath>',
       *_grid(x_axis, y_axis, x_label, y_label), *_boundaries(boundaries, x_axis),
-      f'<g clip-path="url(#{identifier})">', *(_curve(s, x_axis, y_axis) for s in series), '</g>']
+      *(_curve(s, x_axis, y_axis, identifier) for s in series)]
   return (f'<figure>{caption}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
           + '\n'.join(drawing) + '</svg></figure>')
 
 
-def smooth(ys: Sequence[float], span: float) -> list[float]:
-  """Exponential moving average over about `span` points, unbiased at the start; what is not finite is passed over."""
-  keep, total, weight, out = 1 - 1 / max(span, 1), 0.0, 0.0, []
-  for y in ys:
-    if math.isfinite(y):
-      total, weight = keep * total + (1 - keep) * y, keep * weight + 1 - keep
-    out.append(total / weight if weight else math.nan)
-  return out
+def smooth(ys: Sequence[float], reach: int) -> list[float]:
+  """Means over `reach` points to either side; what is not finite is passed over.
+
+  The window shrinks evenly towards the start, where curves are steep, and only on its right side towards the end: so
+  the first mean is the first point, and the last one still that of `reach` + 1 points.
+  """
+  finite = [math.isfinite(y) for y in ys]
+  sums = [0.0, *itertools.accumulate(y if f else 0.0 for y, f in zip(ys, finite, strict=True))]
+  counts = [0, *itertools.accumulate(finite)]
+  windows = ((i - min(reach, i), min(i + min(reach, i), len(ys) - 1) + 1) for i in range(len(ys)))
+  return [(sums[b] - sums[a]) / (counts[b] - counts[a]) if counts[b] > counts[a] else math.nan for a, b in windows]
 
 
 def thin(xs: Sequence[float], ys: Sequence[float], most: int = MAX_POINTS) -> tuple[list[float], list[float]]:
@@ -90,6 +96,8 @@ class _Axis:
         ticks = [d * 10.0 ** k for k in decades for d in digits if self.low <= d * 10.0 ** k <= self.high]
         if 4 <= len(ticks) <= 8:
           return ticks
+      if len(decades) > 8:
+        return [10.0 ** k for k in decades[::math.ceil(len(decades) / 8)] if self.low <= 10.0 ** k <= self.high]
     step = _nice((self.high - self.low) / 5)
     first = math.ceil(self.low / step - 1e-9)
     return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -128,7 +136,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
-  bottom, right, middle = HEIGHT - BOTTOM, WIDTH - RIGHT, (TOP + HEIGHT - BOTTOM) / 2
+  bottom, right, middle = y_axis.start, WIDTH - RIGHT, (y_axis.start + y_axis.end) / 2
   out = []
   for value in y_axis.ticks():
     y = y_axis(value)
@@ -136,10 +144,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]
                f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
   for value in x_axis.ticks():
     x = x_axis(value)
-    # A label at the very edge would stick out of the picture.
-    anchor = 'end' if x > WIDTH - 24 else 'middle'
     out.append(f'<path class="axis" d="M{x:.1f} {bottom}v5"/>'
-               f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="{anchor}">{number(value)}</text>')
+               f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{number(value)}</text>')
   out.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
   out.append(f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
              f'{html.escape(x_label)}</text>')
@@ -158,12 +164,14 @@ def _boundaries(boundaries: Sequence[tuple[float, str]], x_axis: _Axis) -> list[
     if i:
       out.append(f'<path class="boundary" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
     if len(name) * 7 + 8 <= room:
-      out.append(f'<text class="stage" x="{x + 5:.1f}" y="{TOP + 12}">{html.escape(name)}</text>')
+      out.append(f'<text class="stage" x="{x + (5 if i else 0):.1f}" y="{TOP + 10}">{html.escape(name)}</text>')
   return out
 
 
-def _curve(s: Series, x_axis: _Axis, y_axis: _Axis) -> str:
-  """Polylines between the gaps, and dots for 'dots' and for points that stand alone."""
+def _curve(s: Series, x_axis: _Axis, y_axis: _Axis, clip: str) -> str:
+  """Polylines between the gaps, and dots for 'dots' and for points that stand alone. Faint ones may leave the axes'
+  range, and are cut there."""
+  cut = f' clip-path="url(#{clip})"' if s.style == 'faint' else ''
   xs, ys = (s.xs, s.ys) if s.style == 'dots' else thin(s.xs, s.ys)
   pieces: list[list[str]] = [[]]
   for x, y in zip(xs, ys, strict=True):
@@ -174,9 +182,10 @@ def _curve(s: Series, x_axis: _Axis, y_axis: _Axis) -> str:
   out = []
   for piece in pieces:
     if len(piece) > 1:
-      out.append(f'<polyline class="curve {s.colour} {s.style}" points="{" ".join(piece)}"/>')
+      out.append(f'<polyline class="curve {s.colour} {s.style}" points="{" ".join(piece)}"{cut}/>')
     if s.style == 'dots' or len(piece) == 1:
-      out += ['<circle class="dot {}" cx="{}" cy="{}" r="3"/>'.format(s.colour, *point.split(',')) for point in piece]
+      out += ['<circle class="dot {}" cx="{}" cy="{}" r="3"{}/>'.format(s.colour, *point.split(','), cut)
+              for point in piece]
   return ''.join(out)
 
 

@@ -5,7 +5,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -50,20 +50,16 @@ def peak_flops(device: Any, dtype: Any) -> float:
       if name.lower() in device.device_kind.lower():
         return bfloat16 if half else float32
   # A CPU's own matrix units are rarely reached in bfloat16; its float32 roofline is the honest yardstick for both.
-  return measured_matmul_flops(device, 'bfloat16' if half and device.platform != 'cpu' else 'float32')
+  local = next(d for d in jax.local_devices(backend=device.platform) if d.device_kind == device.device_kind)
+  return measured_matmul_flops(local, 'bfloat16' if half and device.platform != 'cpu' else 'float32')
 
 
 def total_peak_flops(devices: Iterable[Any], dtype: Any) -> float:
   """FLOP/s of all `devices` together. Virtual CPU devices of one process share its cores, so they count once."""
   devices = list(devices)
-  one_each = {d.process_index: d for d in devices}.values() if devices[0].platform == 'cpu' else devices
-  return sum(peak_flops(_twin(d, devices), dtype) for d in one_each)
-
-
-def _twin(device: Any, devices: Sequence[Any]) -> Any:
-  """A local device like `device`: only those can be measured, and the machines of a run are alike."""
-  mine = [d for d in devices if d.process_index == jax.process_index()]
-  return device if device in mine or not mine else mine[0]
+  if devices[0].platform == 'cpu':
+    return len({d.process_index for d in devices}) * peak_flops(devices[0], dtype)
+  return sum(peak_flops(d, dtype) for d in devices)
 
 
 @functools.cache

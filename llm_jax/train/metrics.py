@@ -91,8 +91,10 @@ class MetricsWriter:
     if stage not in self._boards:
       from tensorboardX import SummaryWriter
       # A folder a stage: TensorBoard shows stages as runs, and forgets a resumed stage's later steps by purge_step.
+      # The suffix keeps a run that resumes within a second from overwriting the file before it.
       self._boards[stage] = SummaryWriter(str(self.workdir / TENSORBOARD / stage), flush_secs=20,
-                                          purge_step=self._purge.pop(stage, None))
+                                          purge_step=self._purge.pop(stage, None),
+                                          filename_suffix=f'.{time.time_ns()}')
     for name, value in record.items():
       if name not in ('kind', 'stage', 'step', 'time') and isinstance(value, int | float):
         self._boards[stage].add_scalar(f'{record["kind"]}/{name}', value, step, walltime=record['time'])

@@ -11,7 +11,7 @@ from typing import Any
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import ConfigError
-from llm_jax.train.charts import Series, line_chart, number, smooth
+from llm_jax.train.charts import Series, line_chart, smooth
 from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.progress import duration, size
 from llm_jax.train.report_html import bars, disclosure, escape, facts_table, page, table, tiles, tree
@@ -122,6 +122,14 @@ def show(x: float | None, form: str) -> str:
   return NOTHING if x is None or not math.isfinite(x) else form.format(x)
 
 
+def count(x: float | None) -> str:
+  """Three digits and a letter: 950, 6.95M, 8.03B, 15T."""
+  if x is None:
+    return NOTHING
+  power = min(int(math.log10(max(x, 1))) // 3, 4)
+  return f'{x / 1000 ** power:.3g}{("", "K", "M", "B", "T")[power]}'
+
+
 # ---------------------------------------------------------------------------------------------- the top
 def subtitle(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], config: dict[str, Any]) -> str:
   """Layers, width and vocabulary; how far the run is; when it ran."""
@@ -129,6 +137,8 @@ def subtitle(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], 
   if {'num_layers', 'd_model', 'vocab_size'} <= model.keys():
     parts.append(f'decoder of {model["num_layers"]} layers, width {model["d_model"]}, '
                  f'vocabulary {model["vocab_size"]:,}')
+  if parameters(config):
+    parts.append(f'{parameters(config):,} parameters')
   if stages:
     steps = stages[-1].config.get('steps')
     done = f'step {stages[-1].last_step:,}' + (f' of {steps:,}' if isinstance(steps, int) else '')
@@ -157,18 +167,22 @@ def headline(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], 
   tokens = [s.tokens for s in stages]
   facts = [
       ('held-out bits per byte', show(ours, '{:.3f}')),
-      ('held-out loss, nats per token', show(loss, '{:.3f}')),
-      ('held-out perplexity per token', show(perplexity, '{:,.1f}')),
-      ('parameters', show(parameters(config), '{:,.0f}')),
-      ('tokens trained on', number(sum(tokens)) if tokens and None not in tokens else NOTHING),
-      ('time in training steps', duration(sum(s.seconds for s in stages)) if stages else NOTHING),
-      ('tokens per second, median', show(median(stages, 'tokens_per_second'), '{:,.0f}')),
-      ('model FLOPs utilisation, median', show(median(stages, 'mfu'), '{:.1%}'))]
+      ('held-out loss (nats per token)', show(loss, '{:.3f}')),
+      ('held-out perplexity', show(perplexity, '{:,.1f}')),
+      ('parameters', count(parameters(config))),
+      ('tokens trained on', count(sum(tokens) if tokens and None not in tokens else None)),
+      ('in training steps', duration(sum(s.seconds for s in stages)) if stages else NOTHING),
+      ('tokens per second', show(median(stages, 'tokens_per_second'), '{:,.0f}')),
+      ('of peak FLOPs (MFU)', show(median(stages, 'mfu'), '{:.1%}'))]
   machine = lineage.get('machine')
-  machine = ', '.join(f'{k} {v}' for k, v in machine.items()) if isinstance(machine, dict) else machine
+  if isinstance(machine, dict):
+    machine = ', '.join(str(v) if k == 'devices' else f'{k.replace("_", " ")} {v}' for k, v in machine.items())
   picture = bars(compared) if compared else '<p class="nothing">no evaluation yet</p>'
+  note = ('<p class="note">Both baselines on the same held-out bytes: a trigram model, interpolated with lower orders, '
+          'of the training tokens; and the compressor, which learns from the held-out text itself.</p>')
   return (f'{verdict(compared)}<div class="top">'
-          f'<div class="card"><b>Held-out bits per byte</b> <span class="muted">(less is better)</span>{picture}</div>'
+          f'<div class="card"><b>Held-out bits per byte</b> <span class="muted">(less is better)</span>{picture}'
+          f'{note if len(compared) > 1 else ""}</div>'
           f'{tiles(facts, [("machine", machine)] if machine else [])}</div>')
 
 
@@ -202,22 +216,26 @@ def curves(stages: Sequence[StageRecords]) -> str:
 
   def smoothed(label: str, name: str, colour: str = 'a') -> list[Series]:
     # Each stage on its own: a jump between them is real.
-    ys = [y for s in stages for y in smooth([value(r, name) for r in s.train], len(s.train) / 40)]
-    raw = Series(f'{label}, each step', steps, trained(name), colour, 'faint')
-    return [raw, Series(f'{label}, smoothed', steps, ys, colour)] if len(steps) > 40 else [
-        Series(label, steps, trained(name), colour)]
+    ys = [y for s in stages for y in smooth([value(r, name) for r in s.train], reach(s))]
+    return [Series(f'{label}each step', steps, trained(name), colour, 'faint'),
+            Series(f'{label}smoothed', steps, ys, colour)]
 
   held_out = Series('held-out', [s.offset + r['step'] for s in stages for r in s.evals],
                     [value(r, 'loss') for s in stages for r in s.evals], 'b', 'dots')
   return '<div class="charts">' + ''.join([
-      line_chart('Loss', [*smoothed('train', 'loss'), held_out], y_label='nats per token (log scale)', log_y=True,
+      line_chart('Loss', [*smoothed('train, ', 'loss'), held_out], y_label='nats per token (log scale)', log_y=True,
                  boundaries=boundaries),
       line_chart('Learning rate', [Series('learning rate', steps, trained('learning_rate'))], y_label='learning rate',
                  from_zero=True, boundaries=boundaries),
-      line_chart('Gradient norm', smoothed('before clipping', 'grad_norm', 'c'), y_label='L2 norm (log scale)',
+      line_chart('Gradient norm', smoothed('', 'grad_norm', 'c'), y_label='before clipping (log scale)',
                  log_y=True, boundaries=boundaries),
-      line_chart('Throughput', smoothed('all devices', 'tokens_per_second', 'b'), y_label='tokens per second',
+      line_chart('Throughput', smoothed('', 'tokens_per_second', 'b'), y_label='tokens per second',
                  from_zero=True, boundaries=boundaries)]) + '</div>'
+
+
+def reach(stage: StageRecords) -> int:
+  """How many records to either side a smoothed curve looks: 2 % of the stage."""
+  return math.ceil(len(stage.train) / 50)
 
 
 def stage_table(stages: Sequence[StageRecords]) -> str:
@@ -226,7 +244,7 @@ def stage_table(stages: Sequence[StageRecords]) -> str:
   head = ('stage', 'steps', 'tokens', 'train loss', 'held-out loss', 'bits per byte', 'tokens/s', 'MFU', 'time')
   return table(head, [
       (s.name, f'{s.last_step:,}', show(s.tokens, '{:,}'),
-       show(next(iter(smooth([value(r, 'loss') for r in s.train], len(s.train) / 40)[-1:]), math.nan), '{:.4f}'),
+       show(next(iter(smooth([value(r, 'loss') for r in s.train], reach(s))[-1:]), math.nan), '{:.4f}'),
        show(last(s.evals, 'loss'), '{:.4f}'), show(last(s.evals, 'bits_per_byte'), '{:.4f}'),
        show(median([s], 'tokens_per_second'), '{:,.0f}'), show(median([s], 'mfu'), '{:.1%}'), duration(s.seconds))
       for s in stages])
@@ -240,7 +258,7 @@ def events(records: Sequence[dict[str, Any]]) -> str:
       for r in records if r.get('kind') == 'event']
   if not rows:
     return ''
-  return disclosure(f'{len(rows):,} events', table(('stage', 'step', 'what'), rows[-100:]))
+  return disclosure(f'{len(rows):,} event{"s" if len(rows) > 1 else ""}', table(('stage', 'step', 'what'), rows[-100:]))
 
 
 def samples(records: Sequence[dict[str, Any]]) -> str:

@@ -20,15 +20,17 @@ p { margin: 8px 0; }
 .card, figure, .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .card { padding: 12px 16px; }
 .top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(138px, 1fr)); gap: 12px; align-content: start; }
-.tile { padding: 10px 14px; }
-.tile b { display: block; font-size: 1.25rem; font-weight: 600; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.tile span { font-size: .8rem; color: var(--muted); }
-.tile.wide { grid-column: 1 / -1; } .tile.wide b { font-size: 1rem; overflow-wrap: anywhere; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(122px, 1fr)); gap: 12px; align-content: start; }
+.tile { padding: 10px 12px; }
+.tile b { display: block; font-size: 1.15rem; font-weight: 600; white-space: nowrap;
+  line-height: 1.3; font-variant-numeric: tabular-nums; }
+.tile span { display: block; font-size: .8rem; line-height: 1.35; color: var(--muted); }
+.tile.wide { grid-column: 1 / -1; } .tile.wide b { font-size: .95rem; white-space: normal; overflow-wrap: anywhere; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 10px 12px; align-items: center;
   margin: 12px 0; }
-.bars i { display: block; height: 22px; min-width: 2px; border-radius: 4px; background: var(--muted); opacity: .55; }
+.bars i { display: block; height: 26px; min-width: 2px; border-radius: 4px; background: var(--muted); opacity: .55; }
 .bars i.model { background: var(--a); opacity: 1; }
+.note { font-size: .85rem; color: var(--muted); }
 .bars b { font-variant-numeric: tabular-nums; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
 figure { margin: 0; padding: 12px 12px 8px; min-width: 0; }

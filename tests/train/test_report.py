@@ -1,0 +1,251 @@
+"""The report: right pictures, safe with anyone's text, and always there, whatever is missing."""
+import dataclasses
+import html.parser
+import json
+import math
+import re
+import xml.etree.ElementTree
+
+import pytest
+
+from launch import report as launch_report
+from llm_jax.config import door, presets
+from llm_jax.config.run import BPE, Cosine, Data, Run, Stage, StandardLibrary, Weighted
+from llm_jax.train import charts
+from llm_jax.train.metrics import MetricsWriter
+from llm_jax.train.report import write_report
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \x1b[31m \x00 \ud800 </pre></details>'
+VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
+
+
+class Page(html.parser.HTMLParser):
+  """Reads a page strictly: every tag is closed in order. Keeps tags with attributes, and the text inside each tag."""
+
+  def __init__(self, source):
+    super().__init__()
+    self.open, self.tags, self.texts = [], [], []
+    self.feed(source)
+    self.close()
+    assert not self.open
+
+  def handle_starttag(self, tag, attributes):
+    self.tags.append((tag, dict(attributes)))
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    self.tags.append((tag, dict(attributes)))
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, text):
+    self.texts.append((self.open[-1] if self.open else '', text))
+
+  def all(self, tag, **attributes):
+    """Attributes of the tags of that name, and of that `class_`."""
+    return [a for t, a in self.tags if t == tag and all(a.get(k.rstrip('_')) == v for k, v in attributes.items())]
+
+  def text(self, tag=None):
+    return ' '.join(text for t, text in self.texts if t != 'style' and tag in (None, t))
+
+
+def experiment(*stages):
+  data = Data((Weighted(StandardLibrary()),))
+  return Run(presets.llama(64, 2, 4, vocab_size=512), tokenizer=BPE(512), stages=tuple(
+      Stage(name, data, steps=steps, context=32, batch_size=4, learning_rate=Cosine(1e-3)) for name, steps in stages))
+
+
+def make_run(folder, stages=(('pretrain', 60),), finished=True):
+  """A workdir as a run leaves it."""
+  (folder / 'config.json').write_text(json.dumps(door.to_json(experiment(*stages))))
+  (folder / 'lineage.json').write_text(json.dumps(
+      {'machine': {'devices': '1 x test', 'cpu_cores': 2}, 'data': {'train': 'sha256:12'}, 'parent': None}))
+  writer = MetricsWriter(folder, tensorboard=False)
+  for name, steps in stages:
+    for step in range(1, steps + 1):
+      writer.write('train', name, step, loss=6 / step ** 0.3, grad_norm=1 + 1 / step, learning_rate=1e-3 * step / steps,
+                   step_seconds=0.5, tokens_per_second=256.0, mfu=0.25)
+      if step % 20 == 0:
+        writer.write('eval', name, step, loss=6.5 / step ** 0.3, bits_per_byte=3 / step ** 0.3)
+        writer.sample(name, step, 'def ', f'{name}_{step}(self):')
+  if finished:
+    writer.write('final', stages[-1][0], stages[-1][1], bits_per_byte=1.25, trigram_bits_per_byte=1.5,
+                 xz_bits_per_byte=2.0)
+  manifest = folder / 'checkpoints/pretrain/00000060/manifest.json'
+  manifest.parent.mkdir(parents=True)
+  manifest.write_text(json.dumps({'facts': {}, 'files': {'state/a': [3 * 2**20, 'ab'], 'state/b': [2**20, 'cd']}}))
+
+
+def report(folder):
+  return Page(write_report(folder).read_text(encoding='utf-8'))
+
+
+def test_headline(tmp_path):
+  make_run(tmp_path)
+  page = report(tmp_path)
+  text = page.text()
+  assert 'costs this model 1.250 bits per byte: 17% less than the trigram model and 38% less than xz -9' in re.sub(
+      r'\s+', ' ', text)
+  widths = [float(re.search(r'width:([\d.]+)%', a['style'])[1]) for a in page.all('i')]
+  assert widths == [62.5, 75.0, 100.0]
+  tiles = page.text('b')
+  for number in ('1.250', f'{6.5 / 60 ** 0.3:.3f}', '7.68K', '30 s', '256', '25.0%', '1 x test, cpu cores 2'):
+    assert number in tiles
+  assert 'step 60 of 60' in text and '4.0 MiB' in text and 'sha256:12' in text
+  assert f'{2 * 512 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 256 + 2 * 64) + 64:,} parameters' in text
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+  make_run(tmp_path)
+  page = report(tmp_path)
+  assert not {tag for tag, _ in page.tags} & {'script', 'link', 'img', 'iframe', 'object', 'embed', 'base'}
+  for _, attributes in page.tags:
+    assert not any(name.startswith('on') or name in ('src', 'href') for name in attributes)
+  source = (tmp_path / 'report.html').read_text()
+  assert 'http' not in source.replace('http-equiv', '') and '@import' not in source and 'url(' not in source.replace(
+      'url(#', '')
+  for content in ("default-src 'none'", 'width=device-width'):
+    assert any(content in a.get('content', '') for a in page.all('meta'))
+
+
+def test_text_from_anyone_stays_text(tmp_path):
+  make_run(tmp_path)
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.sample('pretrain', 60, HOSTILE, HOSTILE)
+    writer.write('event', 'pretrain', 60, event=HOSTILE)
+    writer.write('train', HOSTILE, 1, loss=1.0)
+  (tmp_path / 'lineage.json').write_text(json.dumps({HOSTILE: HOSTILE, 'machine': HOSTILE}))
+  config = json.loads((tmp_path / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps({**config, HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}], 'kind': HOSTILE}))
+  page = report(tmp_path)
+  assert not page.all('script') and not page.all('img')
+  assert page.text('pre').count('<script>alert(1)</script><img src=x') == 1
+  assert page.text('mark').count('<script>alert(1)</script>') == 1
+  source = (tmp_path / 'report.html').read_text()
+  assert '\x1b' not in source and '\x00' not in source and '\u241b[31m \u2400' in source
+
+
+def polylines(page, *classes):
+  return [[tuple(map(float, p.split(','))) for p in a['points'].split()]
+          for a in page.all('polyline') if a['class'].split()[1:] == list(classes)]
+
+
+def test_curves_hold_the_data(tmp_path):
+  """Positions are checked against the ticks' own text: the same number stands at the same height."""
+  make_run(tmp_path)
+  page = report(tmp_path)
+  raw, held_out = polylines(page, 'a', 'faint')[0], polylines(page, 'b', 'dots')[0]
+  assert len(raw) == 60 and len(held_out) == 3
+  svg = re.search(r'<svg.*?</svg>', (tmp_path / 'report.html').read_text(), re.S)[0]
+  texts = [(t.attrib, t.text) for t in xml.etree.ElementTree.fromstring(svg).iter('text')]
+  ys = {float(t): float(a['y']) - 4 for a, t in texts if a.get('text-anchor') == 'end'}
+  xs = {float(t): float(a['x']) for a, t in texts if a.get('text-anchor') == 'middle' and re.fullmatch(r'\d+', t or '')}
+  assert {0.0, 20.0, 40.0, 60.0} <= xs.keys() and len(ys) >= 3
+  (low, y_low), (high, y_high) = min(ys.items()), max(ys.items())
+  for points, steps, scale in ((raw, range(1, 61), 6), (held_out, (20, 40, 60), 6.5)):
+    for (x, y), step in zip(points, steps, strict=True):
+      loss = scale / step ** 0.3
+      assert x == pytest.approx(xs[0] + (xs[60] - xs[0]) * step / 60, abs=0.11)
+      share = (math.log(loss) - math.log(low)) / (math.log(high) - math.log(low))
+      assert y == pytest.approx(y_low + (y_high - y_low) * share, abs=0.2)
+  assert {'Loss', 'Learning rate', 'Gradient norm', 'Throughput'} == {a['aria-label'] for a in page.all('svg')}
+
+
+def test_several_stages_stand_one_after_the_other(tmp_path):
+  make_run(tmp_path, (('pretrain', 60), ('anneal', 40)))
+  page = report(tmp_path)
+  raw = polylines(page, 'a', 'faint')[0]
+  assert len(raw) == 100 and all(x < y for (x, _), (y, _) in zip(raw, raw[1:], strict=False))
+  boundary = float(re.match(r'M([\d.]+)', page.all('path', class_='boundary')[0]['d'])[1])
+  assert boundary == pytest.approx(raw[59][0], abs=0.2)
+  source = (tmp_path / 'report.html').read_text()
+  rows = re.findall(r'<tr><td>(\w+)</td><td>(\d+)</td><td>([\d,]+)</td>', source)
+  assert rows[:2] == [('pretrain', '60', '7,680'), ('anneal', '40', '5,120')]
+  assert 'anneal_40' in page.text('pre')
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+  """From an empty folder on, one more file at a time."""
+  assert 'no evaluation yet' in report(tmp_path).text()
+  (tmp_path / 'config.json').write_text('{"half')
+  (tmp_path / 'lineage.json').write_text('[]')
+  (tmp_path / 'metrics.jsonl').write_text('not json\n{"kind": "train", "stage": "a", "step": "one"}\n')
+  assert 'no step recorded yet' in report(tmp_path).text()
+  (tmp_path / 'config.json').write_text(json.dumps(door.to_json(experiment(('pretrain', 60)))))
+  assert '196,928 parameters' in report(tmp_path).text()
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write('eval', 'pretrain', 0, loss=6.0)
+  assert '403.4' in report(tmp_path).text('b')
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write('train', 'pretrain', 1, loss=6.0)
+  page = report(tmp_path)
+  assert 'step 1 of 60' in page.text() and len(page.all('circle')) >= 2
+
+
+def test_values_that_are_not_finite_leave_gaps(tmp_path):
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    for step in range(1, 31):
+      bad = {10: math.nan, 20: math.inf}.get(step)
+      writer.write('train', 'a', step, loss=bad or 2.0 + step, learning_rate=0.0, grad_norm=bad or 0.0,
+                   tokens_per_second=bad or 5.0, mfu=bad, step_seconds=bad or 1.0)
+    writer.write('eval', 'a', 30, loss=math.nan, bits_per_byte=math.nan)
+  page = report(tmp_path)
+  assert [len(p) for p in polylines(page, 'a', 'faint')] == [9, 9, 10]
+  assert 'nan' not in ' '.join(a['points'] for a in page.all('polyline'))
+  assert 'nothing recorded yet' in page.text()  # a gradient norm of zero has no place on a log scale
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    for step in range(1, 31):
+      writer.write('train', 'a', step, loss=math.nan, grad_norm=math.inf, tokens_per_second=math.nan)
+  assert report(tmp_path).text().count('nothing recorded yet') == 4
+
+
+def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_path, capsys):
+  make_run(tmp_path)
+  before = write_report(tmp_path).read_bytes()
+  (tmp_path / 'report.html').unlink()
+  assert launch_report.main([f'--workdir={tmp_path}']) == 0
+  assert capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
+  assert (tmp_path / 'report.html').read_bytes() == before
+  assert launch_report.main(['--workdir=/does/not/exist']) == 2
+  assert '/does/not/exist' in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- charts
+def test_smoothing():
+  line = [3.0 + 2 * i for i in range(50)]
+  assert charts.smooth(line, 5)[:45] == pytest.approx(line[:45])  # unbiased on a slope, from the first point on
+  assert charts.smooth([1.0, math.nan, 3.0, math.inf, 5.0], 1) == pytest.approx([1, 2, 3, 4, 5])
+  assert math.isnan(charts.smooth([math.nan], 3)[0]) and charts.smooth([], 3) == []
+
+
+def test_thinning_keeps_the_ends_and_the_spikes():
+  xs = list(range(100_000))
+  ys = [0.0] * 100_000
+  ys[54_321], ys[99_999] = 9.0, 1.0
+  thin_xs, thin_ys = charts.thin(xs, ys)
+  assert len(thin_xs) <= charts.MAX_POINTS + 1 and thin_xs == sorted(thin_xs)
+  assert (thin_xs[-1], thin_ys[-1]) == (99_999, 1.0)
+  assert charts.thin([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
+
+
+@pytest.mark.parametrize('log_y', [False, True])
+@pytest.mark.parametrize('values', [(1.0, 1.0), (0.999, 1.0), (1e-9, 1e9), (3e-4, 0.0), (2.0, 3.0), (1.5, 11.0)])
+def test_axes_always_have_a_few_ticks_inside(values, log_y):
+  source = charts.line_chart('T', [charts.Series('s', [1, 2], list(values))], y_label='y', log_y=log_y)
+  ticks = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="end"', source)]
+  assert 2 <= len(ticks) <= 12 and all(charts.TOP <= y - 4 <= charts.HEIGHT for y in ticks)
+  assert all(a - b >= 10 for a, b in zip(ticks, ticks[1:], strict=False))
+
+
+def test_numbers_of_ticks():
+  assert [charts.number(x) for x in (0, 0.5, 20, 1500, 3e6, 3e-4, 1.5e-5, -0.25)] == [
+      '0', '0.5', '20', '1.5k', '3M', '3e-4', '1.5e-5', '-0.25']
+
+
+def test_config_tree_names_every_field(tmp_path):
+  make_run(tmp_path)
+  text = report(tmp_path).text()
+  for field in dataclasses.fields(Stage):
+    assert field.name in text
