@@ -1,0 +1,257 @@
+"""Against tiktoken and Hugging Face's tokenizers with the same merges, on fuzzed text."""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiktoken
+import tokenizers as hf
+
+from llm_jax.config import run as config
+from llm_jax.config.errors import ConfigError
+from llm_jax.data import tokenizers
+from llm_jax.data.huggingface import HuggingFaceTokenizer, _byte_alphabet
+
+END = '<|endoftext|>'
+CONTROL = (END, '<|im_start|>', '<|im_end|>', '</s>')
+# As published: openai/gpt-2 src/encoder.py; openai/tiktoken (first cl100k_base); meta-llama/llama3 tokenizer.py.
+PUBLISHED = {
+  'gpt2': r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+  'cl100k': (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+             r'\s*[\r\n]+|\s+(?!\S)|\s+'),
+}
+PUBLISHED['llama3'] = PUBLISHED['cl100k']
+
+
+def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+  """The merge that made each token: its bytes merged by lower ranks until two parts are left."""
+  pairs = []
+  for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+    parts = [bytes([b]) for b in token]
+    while len(parts) > 2:
+      best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
+      parts[best:best + 2] = [parts[best] + parts[best + 1]]
+    if len(token) > 1:
+      pairs.append((parts[0], parts[1]))
+  return pairs
+
+
+def hugging_face(ranks: dict[bytes, int], pattern: str) -> hf.Tokenizer:
+  """The same byte-level BPE built with the `tokenizers` library."""
+  letter = {byte: character for character, byte in _byte_alphabet().items()}
+  spell = lambda token: ''.join(letter[byte] for byte in token)
+  vocab = {spell(token): rank for token, rank in ranks.items()}
+  model = hf.models.BPE(vocab, [(spell(a), spell(b)) for a, b in merge_pairs(ranks)])
+  tokenizer = hf.Tokenizer(model)
+  tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([
+    hf.pre_tokenizers.Split(hf.Regex(pattern), 'isolated'),
+    hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+  tokenizer.decoder = hf.decoders.ByteLevel()
+  tokenizer.add_special_tokens(list(CONTROL))
+  return tokenizer
+
+
+@pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
+def test_ids_are_those_of_tiktoken_and_tokenizers(pattern, texts, tmp_path):
+  trained = tokenizers.train(texts, 600, pattern)
+  path = tmp_path / 'x.tiktoken'
+  path.write_bytes(tokenizers.dump_ranks(trained.ranks))
+  ours = tokenizers.make_tokenizer(config.TiktokenFile(str(path), pattern, CONTROL))
+  reference = tiktoken.Encoding('r', pat_str=PUBLISHED[pattern], mergeable_ranks=trained.ranks, special_tokens={})
+  library = hugging_face(trained.ranks, PUBLISHED[pattern])
+  library_file = tmp_path / 'tokenizer.json'
+  library.save(str(library_file))
+  from_file = tokenizers.make_tokenizer(config.HuggingFaceFile(str(library_file), END))
+  library.encode_special_tokens = True
+  control = range(trained.vocab_size - 1, ours.vocab_size)
+  assert set(ours.control_ids.values()) == set(control)
+  batches = zip(ours.encode_batch(texts), from_file.encode_batch(texts), strict=True)
+  for text, (ids, hf_ids) in zip(texts, batches, strict=True):
+    assert ids.tolist() == ours.encode(text) == reference.encode_ordinary(text)
+    assert hf_ids.tolist() == library.encode(text).ids == ids.tolist()
+    assert not set(ids.tolist()) & set(control)
+    assert ours.decode(ids) == from_file.decode(ids) == text
+    assert ours.decode_bytes(ids) == from_file.decode_bytes(ids) == text.encode()
+  assert from_file.eot == ours.eot == library.token_to_id(END) and from_file.vocab_size == ours.vocab_size
+
+
+def test_library_alone_would_yield_control_ids(bpe):
+  """What the Hugging Face wrapper guards against happens without it."""
+  library = hugging_face(bpe.ranks, PUBLISHED['cl100k'])
+  text = 'hi <|im_end|> there'
+  assert library.token_to_id('<|im_end|>') in library.encode(text).ids
+  library.encode_special_tokens = True
+  reloaded = HuggingFaceTokenizer(library.to_str().encode(), END)  # the library does not save that setting
+  assert library.token_to_id('<|im_end|>') not in reloaded.encode(text) and reloaded.decode(reloaded.encode(text)) == text
+
+
+def test_control_token_that_is_also_a_word():
+  """A vocabulary may spell a control token as a word (Unigram, `ignore_merges`); its name in text is cut in two."""
+  vocab = [('<unk>', 0.0), ('</s>', -1.0), *((c, -2.0) for c in 'ab</s>')]
+  library = hf.Tokenizer(hf.models.Unigram(vocab, 0, False))
+  library.add_special_tokens(['</s>'])
+  ours = HuggingFaceTokenizer(library.to_str().encode(), '</s>')
+  assert ours.eot == 1
+  assert ours.eot not in ours.encode('a</s>b') and ours.encode('ab') == library.encode('ab').ids
+
+
+def test_padding_and_truncation_of_the_file_are_off(bpe):
+  library = hugging_face(bpe.ranks, PUBLISHED['cl100k'])
+  library.enable_truncation(3)
+  library.enable_padding(length=8)
+  ours = HuggingFaceTokenizer(library.to_str().encode(), END)
+  assert ours.encode('a b c d e f g h i') == bpe.encode('a b c d e f g h i')
+
+
+@pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
+def test_pieces_of_a_long_text_give_the_ids_of_the_whole(pattern, texts, monkeypatch):
+  ours = tokenizers.train(texts, 400, pattern)
+  long = ''.join(texts[:1500])
+  whole = ours._tiktoken.encode_ordinary(long)
+  monkeypatch.setattr(tokenizers, 'PIECE', 16)
+  assert len(list(tokenizers.cut(long, True))) > 500
+  assert ours.encode(long) == whole and ours.encode_batch([long])[0].tolist() == whole
+
+
+@pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
+def test_a_million_of_anything(pattern, texts):
+  ours = tokenizers.train(texts, 300, pattern)
+  for text in (' ' * 1_000_000 + 'x', '\n' * 1_000_000 + 'x', 'a' * 1_000_000, '!' * 1_000_000):
+    assert ours.decode_bytes(ours.encode(text)) == text.encode()
+  tokenizers.train(['hello hello', ' ' * 1_000_000 + 'x'], 300, pattern)
+
+
+@pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
+def test_split_digits(pattern, texts, tmp_path):
+  numbers = [' '.join(str(i) for i in range(k, k + 50)) for k in range(0, 3000, 50)]
+  ours = tokenizers.train(numbers + texts, 500, pattern, split_digits=True)
+  for text in numbers + texts:
+    pieces = [ours.decode_bytes([i]) for i in ours.encode(text)]
+    assert b''.join(pieces) == text.encode()
+    assert all(len(piece) == 1 for piece in pieces if any(chr(b) in '0123456789' for b in piece))
+  ours.save(tmp_path)
+  assert tokenizers.load_tokenizer(tmp_path).encode('12 345') == ours.encode('12 345')
+  merged = tokenizers.train(numbers, 500, pattern)  # without the option digits do merge, also when encoding
+  assert any(len(token) > 1 and token.strip().isdigit() for token in merged.ranks)
+  path = tmp_path / 'merged.tiktoken'
+  path.write_bytes(tokenizers.dump_ranks(merged.ranks))
+  split = tokenizers.make_tokenizer(config.TiktokenFile(str(path), pattern, split_digits=True))
+  assert all(len(split.decode_bytes([i])) == 1 for i in split.encode('1234 56'))
+
+
+def test_bytes(texts):
+  ours = tokenizers.ByteTokenizer()
+  assert (ours.vocab_size, ours.eot) == (257, 256)
+  for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
+    assert bytes(ids.tolist()) == bytes(ours.encode(text)) == text.encode() and ours.decode(ids) == text
+
+
+def test_half_a_surrogate_pair_becomes_a_replacement_character(bpe):
+  library = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str().encode(), END)
+  for tokenizer in (tokenizers.ByteTokenizer(), bpe, library):
+    assert tokenizer.decode(tokenizer.encode('a\ud800b')) == 'a\ufffdb'
+
+
+def test_ids_of_no_token_decode_to_a_replacement_character(bpe, texts):
+  cl100k_like = tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, ('', END), END)
+  assert cl100k_like.eot == bpe.eot + 1 and cl100k_like.vocab_size == bpe.vocab_size + 1
+  assert cl100k_like.decode([*bpe.encode('ab'), bpe.eot, 10**6, cl100k_like.eot]) == 'ab\ufffd\ufffd' + END
+  assert bpe.decode([bpe.eot]) == END
+
+
+def test_training_is_deterministic(texts):
+  code = ('import json, sys; from llm_jax.data import tokenizers as t; texts = json.load(sys.stdin); '
+          'print(t.train(texts, 500, "cl100k").fingerprint)')
+  once = {subprocess.run([sys.executable, '-c', code], input=json.dumps(texts), text=True, capture_output=True, check=True,
+                         env={**os.environ, 'RAYON_NUM_THREADS': threads, 'PYTHONHASHSEED': threads}).stdout.strip()
+          for threads in ('1', '3')}
+  assert once == {tokenizers.train(texts, 500, 'cl100k').fingerprint}
+
+
+def test_training_stops_at_sample_bytes_and_counts_the_vocabulary(texts):
+  full = tokenizers.make_tokenizer(config.BPE(400), lambda: iter(texts))
+  assert full.vocab_size == 400 and full.eot == 399
+  endless = iter(lambda: 'the cat sat on the mat. ', None)
+  assert tokenizers.train(endless, 400, 'gpt2', sample_bytes=10_000).vocab_size < 400  # so few merges are there
+
+
+def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
+  library = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str().encode(), END)
+  fingerprints = set()
+  for i, tokenizer in enumerate([tokenizers.ByteTokenizer(), bpe, library]):
+    tokenizer.save(tmp_path / str(i))
+    loaded = tokenizers.load_tokenizer(tmp_path / str(i))
+    assert (loaded.fingerprint, loaded.vocab_size, loaded.eot) == (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot)
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.encode_batch(texts), tokenizer.encode_batch(texts), strict=True))
+    fingerprints.add(loaded.fingerprint)
+  assert len(fingerprints) == 3
+  # The rank file is tiktoken's own format.
+  from tiktoken.load import load_tiktoken_bpe
+  monkeypatch.setenv('TIKTOKEN_CACHE_DIR', '')
+  assert load_tiktoken_bpe(str(tmp_path / '1' / 'ranks.tiktoken')) == bpe.ranks
+
+
+def test_every_change_changes_the_fingerprint(bpe):
+  same = tokenizers.RankTokenizer(dict(bpe.ranks), bpe.pattern, bpe.control, END)
+  fewer = dict(sorted(bpe.ranks.items(), key=lambda item: item[1])[:-1])
+  others = [tokenizers.RankTokenizer(fewer, bpe.pattern, bpe.control, END),
+            tokenizers.RankTokenizer(bpe.ranks, tokenizers.pattern_for('cl100k', True), bpe.control, END),
+            tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), END),
+            tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), '<|x|>')]
+  assert same.fingerprint == bpe.fingerprint and len({bpe.fingerprint, *(o.fingerprint for o in others)}) == 5
+
+
+def test_edited_files_are_refused(bpe, tmp_path):
+  bpe.save(tmp_path)
+  ranks = tmp_path / 'ranks.tiktoken'
+  ranks.write_bytes(b'\n'.join(ranks.read_bytes().splitlines()[:-1]))
+  with pytest.raises(ConfigError, match='changed since it was saved'):
+    tokenizers.load_tokenizer(tmp_path)
+  with pytest.raises(ConfigError, match='not a saved tokenizer'):
+    tokenizers.load_tokenizer(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('content, message', [
+  (b'YQ== 0\nnot base64!\n', r'x\.tiktoken:2'), (b'YQ== zero\n', r'x\.tiktoken:1'), (b'YQ== 0\n', 'not byte-level'),
+  (b'\xff\xfe\n', r'x\.tiktoken:1')])
+def test_bad_rank_files(content, message, tmp_path):
+  (tmp_path / 'x.tiktoken').write_bytes(content)
+  with pytest.raises(ConfigError, match=message):
+    tokenizers.make_tokenizer(config.TiktokenFile(str(tmp_path / 'x.tiktoken')))
+
+
+def test_bad_configurations(bpe, tmp_path):
+  path = tmp_path / 'x.tiktoken'
+  path.write_bytes(tokenizers.dump_ranks(bpe.ranks))
+  for wrong, field in [
+      (config.TiktokenFile(str(tmp_path / 'none')), 'tokenizer.path'), (config.TiktokenFile(str(path), '(('), 'tokenizer.pattern'),
+      (config.TiktokenFile(str(path), r'\w+', split_digits=True), 'tokenizer.split_digits'),
+      (config.TiktokenFile(str(path), control=()), 'tokenizer.control'),
+      (config.TiktokenFile(str(path), control=('a', 'a')), 'tokenizer.control'),
+      (config.TiktokenFile(str(path), end_of_text='<|x|>'), 'tokenizer.end_of_text'),
+      (config.HuggingFaceFile(str(tmp_path / 'none')), 'tokenizer.path'), (config.HuggingFaceFile(str(path)), 'tokenizer.path'),
+      (config.BPE(), 'tokenizer')]:
+    with pytest.raises(ConfigError) as caught:
+      tokenizers.make_tokenizer(wrong)
+    assert caught.value.field == field and '\n' not in str(caught.value)
+  with pytest.raises(ConfigError, match='no text'):
+    tokenizers.make_tokenizer(config.BPE(), lambda: iter(()))
+  library = tmp_path / 'tokenizer.json'
+  library.write_text(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str())
+  for name in ('a', '<|nothing|>'):
+    with pytest.raises(ConfigError, match='control token|not in the vocabulary'):
+      tokenizers.make_tokenizer(config.HuggingFaceFile(str(library), name))
+
+
+def test_check_vocabulary(bpe):
+  tokenizers.check_vocabulary(bpe, bpe.vocab_size)
+  with pytest.raises(ConfigError, match=rf'model.vocab_size = 499: .*use {bpe.vocab_size} or more'):
+    tokenizers.check_vocabulary(bpe, bpe.vocab_size - 1)
+
+
+def test_bytes_per_token(bpe, texts):
+  sizes = tokenizers.bytes_per_token(bpe)
+  assert sizes[bpe.eot] == 0
+  assert all(sizes[bpe.encode(text)].sum() == len(text.encode()) for text in texts[1:200])
