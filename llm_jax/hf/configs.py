@@ -133,17 +133,17 @@ def config_to_hf(config: Architecture, context: int = 2_048) -> dict[str, Any]:
             'vocab_size': config.vocab_size, 'tie_word_embeddings': config.tied_head,
             'initializer_range': config.init.std, 'bos_token_id': None, 'eos_token_id': None}
   attention, activation = block.attention, ACTIVATION_NAMES[block.feed_forward.activation]
-  width = block.feed_forward.width(config.d_model)
   if family.model_type == 'gpt2':
     values |= {
-      'n_embd': config.d_model, 'n_layer': config.num_layers, 'n_head': attention.num_heads, 'n_inner': width,
-      'n_positions': config.positions.max_length, 'activation_function': activation,
+      'n_embd': config.d_model, 'n_layer': config.num_layers, 'n_head': attention.num_heads,
+      'n_inner': block.feed_forward.d_ff, 'n_positions': config.positions.max_length, 'activation_function': activation,
       'layer_norm_epsilon': config.norm.eps,
       'resid_pdrop': config.dropout, 'embd_pdrop': config.dropout, 'attn_pdrop': config.dropout}
   else:
     base = config.positions.base
     values |= {
-      'hidden_size': config.d_model, 'num_hidden_layers': config.num_layers, 'intermediate_size': width,
+      'hidden_size': config.d_model, 'num_hidden_layers': config.num_layers,
+      'intermediate_size': block.feed_forward.width(config.d_model),
       'num_attention_heads': attention.num_heads, 'num_key_value_heads': attention.kv_heads,
       'head_dim': attention.head_size(config.d_model), 'attention_bias': attention.bias,
       'mlp_bias': block.feed_forward.bias, 'hidden_act': activation, 'rms_norm_eps': config.norm.eps,

@@ -1,4 +1,5 @@
 """Tensors of Hugging Face checkpoints to our parameters, and back."""
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -64,6 +65,7 @@ def state_dict_from_params(config: Architecture, params: Any) -> dict[str, np.nd
   return state_dict
 
 
+@functools.cache  # architectures are frozen, tracing one takes a moment
 def parameter_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
   """Shapes by path, without making anything."""
   abstract = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))

@@ -38,7 +38,7 @@ class Embedding(nn.Module):
 
   def __call__(self, index: jax.Array) -> jax.Array:
     # The table is gathered over its width first: a gather from a table sharded on both axes is replicated by XLA.
-    return constrain(self.w.astype(self.dtype), 'vocab', None)[index]
+    return constrain(jnp.asarray(self.w, self.dtype), 'vocab', None)[index]
 
 
 class Norm(nn.Module):

@@ -1,0 +1,110 @@
+"""Our decoder against `transformers`, in float32: logits, gradients, and a hundred steps of training."""
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from llm_jax import hf
+from llm_jax.config.run import AdamW, Cosine
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives import cross_entropy
+from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.optim.optimizers import make_optimizer
+from llm_jax.optim.schedules import make_schedule
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import make_train_step
+from tests.hf import peers
+
+# Both kernel sets; one unrolled, one scanned.
+EXECUTIONS = {'cpu': Execution(kernels='cpu', unroll=True), 'xla': Execution(kernels='xla', unroll=False)}
+
+
+@functools.cache
+def pair(case):
+  model = peers.make(peers.CASES[case])
+  return model, *peers.to_ours(model)
+
+
+@pytest.mark.parametrize('kernels', EXECUTIONS)
+@pytest.mark.parametrize('case', peers.CASES)
+def test_logits_loss_and_gradients(case, kernels, monkeypatch):
+  """The loss is cut into five chunks; every tensor of the gradient is compared by the names of `transformers`."""
+  torch_model, config, params = pair(case)
+  batch = peers.batch()
+  monkeypatch.setitem(cross_entropy.CHUNK_BYTES, kernels, 4 * batch.tokens.shape[0] * peers.VOCAB * 8)
+  model = Transformer(config, EXECUTIONS[kernels])
+  objective = LanguageModelObjective(model)
+
+  def mean(params):
+    loss = objective(params, None, batch, None)
+    return loss.total / loss.weight, model.apply({'params': params}, batch.tokens)
+
+  (got_loss, got_logits), got = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+  with torch.no_grad():
+    want_logits = torch_model(torch.tensor(np.asarray(batch.tokens)).long()).logits.numpy()
+  assert got_logits.dtype == np.float32 and np.abs(want_logits).max() > 0.5
+  np.testing.assert_allclose(got_logits, want_logits, rtol=0, atol=1e-5)
+  np.testing.assert_array_equal(np.argmax(got_logits, -1), want_logits.argmax(-1))
+
+  torch_model.zero_grad()
+  want_loss = peers.torch_loss(torch_model, batch)
+  want_loss.backward()
+  assert abs(got_loss - want_loss.item()) <= 1e-6 * want_loss.item()
+
+  got = hf.state_dict_from_params(config, got)
+  want = {name: parameter.grad.numpy() for name, parameter in torch_model.named_parameters()}
+  assert got.keys() == want.keys()
+  for name in want:
+    error = np.linalg.norm(got[name] - want[name]) / np.linalg.norm(want[name])
+    assert error <= 1e-5, f'{name}: {error}'
+
+
+@pytest.mark.parametrize('case', ('gpt2', 'llama gqa'))
+def test_hundred_training_steps(case):
+  """The whole step (loss, gradient, clipping, AdamW with its decay mask, schedule) beside a plain loop in torch."""
+  steps, warmup, peak, final, clip = 100, 10, 3e-3, 0.1, 1.0
+  model = peers.make(peers.CASES[case], seed=1)
+  config, params = peers.to_ours(model)
+  batches = [peers.batch(seed, rows=2, time=16) for seed in range(4)]
+
+  decayed = [p for p in model.parameters() if p.ndim > 1]
+  others = [p for p in model.parameters() if p.ndim == 1]
+  adamw = torch.optim.AdamW([{'params': decayed, 'weight_decay': 0.1}, {'params': others, 'weight_decay': 0.0}],
+                            lr=1.0, betas=(0.9, 0.95), eps=1e-8)
+  want_losses, want_norms = [], []
+  for step in range(steps):
+    progress = max(step - warmup, 0) / (steps - warmup)
+    rate = peak * min(1, (step + 1) / (warmup + 1)) * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    for group in adamw.param_groups:
+      group['lr'] = rate
+    adamw.zero_grad()
+    loss = peers.torch_loss(model, batches[step % len(batches)])
+    loss.backward()
+    want_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
+    adamw.step()
+    want_losses.append(loss.item())
+
+  optimizer = make_optimizer(AdamW(weight_decay=0.1), params)
+  train_step = jax.jit(make_train_step(
+    LanguageModelObjective(Transformer(config, Execution(kernels='cpu'))), optimizer,
+    make_schedule(Cosine(peak, warmup, final), steps), clip_norm=clip), donate_argnums=0)
+  state, got = TrainState.create(jax.tree.map(jax.numpy.array, params), optimizer, ema=False), []
+  for step in range(steps):
+    state, metrics = train_step(state, None, batches[step % len(batches)])
+    got.append((float(metrics['loss']), float(metrics['grad_norm'])))
+
+  assert max(want_norms) > clip > min(want_norms) and want_losses[-1] < 0.5 * want_losses[0]
+  np.testing.assert_allclose([loss for loss, _ in got], want_losses, rtol=1e-4)
+  np.testing.assert_allclose([norm for _, norm in got], want_norms, rtol=1e-3)
+  got = hf.state_dict_from_params(config, state.params)
+  for name, parameter in model.named_parameters():
+    want = parameter.detach().numpy()
+    if name.endswith('c_attn.bias'):
+      # Softmax does not see the keys' bias: its gradient is rounding noise, which Adam scales up to whole steps.
+      got[name], want = (np.delete(x, np.s_[config.d_model:2 * config.d_model]) for x in (got[name], want))
+    error = np.linalg.norm(got[name] - want) / np.linalg.norm(want)
+    assert error <= 1e-4, f'{name}: {error}'
