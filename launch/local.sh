@@ -6,10 +6,11 @@
 # DEVICES_PER_PROCESS=4  gives each process that many virtual CPU devices.
 # PYTHON=...             the interpreter (default: python).
 # MODULE=...             another entry point than launch.train.
-# GRACE=15               seconds that the others get to end by themselves when one process fails; then they are killed.
+# GRACE=5                seconds that the others get to end by themselves when one process fails; then they are killed.
 #
 # Every line of output starts with the rank it comes from. SIGTERM and SIGINT are passed on to all as SIGTERM, which
-# saves and stops. The exit code is that of the first process that failed, or 0.
+# saves and stops. The exit code is that of the first process that failed, or 0. Exit code 75, saved and stopped on
+# request, is passed on too, but the others are left to end in their own time.
 set -u
 
 if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -62,7 +63,10 @@ while ((${#waiting[@]})); do
       code=$?
       if ((code != 0 && status == 0)); then
         status=$code
-        deadline=$((SECONDS + ${GRACE:-15}))
+      fi
+      if ((code != 0 && code != 75)) && [[ -z $deadline ]]; then
+        status=$code
+        deadline=$((SECONDS + ${GRACE:-5}))
       fi
     fi
   done

@@ -102,6 +102,10 @@ def test_one_process_restores_what_two_saved(two):
 LAUNCHED = """
 import os, sys, time
 print(os.environ['LLM_JAX_PROCESS_ID'], os.environ['LLM_JAX_NUM_PROCESSES'], sys.argv[1:], flush=True)
+if sys.argv[1] == 'stop':
+  time.sleep(2.5 * int(os.environ['LLM_JAX_PROCESS_ID']))
+  print('saved')
+  sys.exit(75)
 if sys.argv[1] == 'fail' and os.environ['LLM_JAX_PROCESS_ID'] == '1': sys.exit(3)
 if sys.argv[1] != 'end': time.sleep(60)
 """
@@ -125,6 +129,12 @@ def test_local_returns_the_failing_code_and_ends_the_others(program):
   process = launch(2, 'program', 'fail', **program)
   process.communicate(timeout=30)
   assert process.returncode == 3 and time.monotonic() - began < 30
+
+
+def test_local_lets_a_slower_process_finish_its_save(program):
+  process = launch(2, 'program', 'stop', **program)
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == EXIT_PREEMPTED and '[1] saved' in output
 
 
 def test_local_forwards_sigterm(program):
