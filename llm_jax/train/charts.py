@@ -5,8 +5,8 @@ import itertools
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 58, 18, 10, 42
+WIDTH, HEIGHT = 440, 280
+LEFT, RIGHT, TOP, BOTTOM = 54, 18, 26, 40
 STAGE_NAMES = 18  # height of the strip above the curves that names stages
 MAX_POINTS = 500
 
@@ -136,7 +136,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]:
-  bottom, right, middle = y_axis.start, WIDTH - RIGHT, (y_axis.start + y_axis.end) / 2
+  bottom, right = y_axis.start, WIDTH - RIGHT
   out = []
   for value in y_axis.ticks():
     y = y_axis(value)
@@ -145,12 +145,12 @@ def _grid(x_axis: _Axis, y_axis: _Axis, x_label: str, y_label: str) -> list[str]
   for value in x_axis.ticks():
     x = x_axis(value)
     out.append(f'<path class="axis" d="M{x:.1f} {bottom}v5"/>'
-               f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{number(value)}</text>')
+               f'<text class="tick" x="{x:.1f}" y="{bottom + 19}" text-anchor="middle">{number(value)}</text>')
   out.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
-  out.append(f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
+  out.append(f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 3}" text-anchor="middle">'
              f'{html.escape(x_label)}</text>')
-  out.append(f'<text class="label" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
-             f'{html.escape(y_label)}</text>')
+  # Above its axis rather than along it: there it stays readable on a phone.
+  out.append(f'<text class="label" x="4" y="14">{html.escape(y_label)}</text>')
   return out
 
 

@@ -170,7 +170,7 @@ def task(description: str, total: float | None = None, *, enabled: bool = True, 
     of = f' of {amount(total)} ({done / total:.0%})' if total else ''
     took = f' in {duration(time.perf_counter() - began)}' if last else ''
     with contextlib.suppress(Exception):
-      print(f'{description}: {amount(done)}{"" if last and done == total else of}{took}', file=file, flush=True)
+      print(f'{description}: {amount(done)}{"" if last and done >= (total or 0) else of}{took}', file=file, flush=True)
 
   def advance(amount: float = 1) -> None:
     nonlocal printed, done

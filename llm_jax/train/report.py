@@ -217,6 +217,8 @@ def curves(stages: Sequence[StageRecords]) -> str:
   def smoothed(label: str, name: str, colour: str = 'a') -> list[Series]:
     # Each stage on its own: a jump between them is real.
     ys = [y for s in stages for y in smooth([value(r, name) for r in s.train], reach(s))]
+    if not any(map(reach, stages)):
+      return [Series(label.rstrip(', ') or 'each step', steps, trained(name), colour)]
     return [Series(f'{label}each step', steps, trained(name), colour, 'faint'),
             Series(f'{label}smoothed', steps, ys, colour)]
 
@@ -234,8 +236,8 @@ def curves(stages: Sequence[StageRecords]) -> str:
 
 
 def reach(stage: StageRecords) -> int:
-  """How many records to either side a smoothed curve looks: 2 % of the stage."""
-  return math.ceil(len(stage.train) / 50)
+  """How many records to either side a smoothed curve looks: 2 % of the stage, none where that is less than one."""
+  return len(stage.train) // 50
 
 
 def stage_table(stages: Sequence[StageRecords]) -> str:
@@ -263,15 +265,15 @@ def events(records: Sequence[dict[str, Any]]) -> str:
 
 def samples(records: Sequence[dict[str, Any]]) -> str:
   """For each prompt what the model wrote at several steps, the latest first and open. The text is anyone's: escaped."""
-  prompts: dict[str, list[dict[str, Any]]] = {}
-  for record in records:
-    prompts.setdefault(str(record.get('prompt', '')), []).append(record)
+  prompts: dict[str, dict[Any, dict[str, Any]]] = {}
+  for record in records:  # of two samples of a step the later counts
+    prompts.setdefault(str(record.get('prompt', '')), {})[str(record.get('stage')), record['step']] = record
   out = []
   for prompt, found in prompts.items():
     cards = [disclosure(
         f'<span class="muted">{escape(r.get("stage", ""))}, step {r["step"]:,}</span>',
         f'<pre><mark>{escape(prompt)}</mark>{escape(r.get("text", ""))}</pre>', is_open=i == 0, css='sample')
-        for i, r in enumerate(reversed(spread(found)))]
+        for i, r in enumerate(reversed(spread(list(found.values()))))]
     heading = f'<h3>Prompt <code>{escape(prompt)}</code></h3>' if prompt else '<h3>Without a prompt</h3>'
     out.append(heading + '<div class="card">' + ''.join(cards) + '</div>')
   return '<h2>Samples</h2>' + ''.join(out) if out else ''

@@ -19,7 +19,8 @@ p { margin: 8px 0; }
 .verdict { font-size: 1.1rem; margin: 16px 0; max-width: 60ch; }
 .card, figure, .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .card { padding: 12px 16px; }
-.top { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
+.top { display: grid; margin-top: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(122px, 1fr)); gap: 12px; align-content: start; }
 .tile { padding: 10px 12px; }
 .tile b { display: block; font-size: 1.15rem; font-weight: 600; white-space: nowrap;
@@ -32,7 +33,8 @@ p { margin: 8px 0; }
 .bars i.model { background: var(--a); opacity: 1; }
 .note { font-size: .85rem; color: var(--muted); }
 .bars b { font-variant-numeric: tabular-nums; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 16px; }
+.charts { display: grid; gap: 16px; }
+@media (min-width: 720px) { .charts { grid-template-columns: 1fr 1fr; } }
 figure { margin: 0; padding: 12px 12px 8px; min-width: 0; }
 figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: space-between; font-weight: 600;
   padding: 0 4px 6px; }
@@ -42,9 +44,9 @@ figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: spa
 .key.b::before { background: var(--b); } .key.c::before { background: var(--c); } .key.faint::before { opacity: .35; }
 .key.dots::before { width: 8px; height: 8px; border-radius: 50%; margin-bottom: 1px; }
 .nothing { color: var(--muted); padding: 48px 0; text-align: center; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font: 13px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; fill: var(--muted); }
-svg .stage { font-size: 12px; }
+svg { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
+svg text { font: 12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; fill: var(--muted); }
+@media (max-width: 520px) { svg text { font-size: 15px; } }
 .grid { stroke: var(--line); fill: none; } .axis { stroke: var(--muted); fill: none; }
 .boundary { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
 .curve { fill: none; stroke: var(--a); stroke-width: 2; stroke-linejoin: round; }
@@ -53,7 +55,8 @@ svg .stage { font-size: 12px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--muted); font-weight: 500; white-space: nowrap; }
+th { color: var(--muted); font-weight: 500; }
+th, table:not(.facts) td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--muted); white-space: nowrap; }

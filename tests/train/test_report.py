@@ -114,6 +114,7 @@ def test_text_from_anyone_stays_text(tmp_path):
   make_run(tmp_path)
   with MetricsWriter(tmp_path, tensorboard=False) as writer:
     writer.sample('pretrain', 60, HOSTILE, HOSTILE)
+    writer.sample('pretrain', 60, HOSTILE, HOSTILE)  # twice, as after a kill between samples and checkpoint
     writer.write('event', 'pretrain', 60, event=HOSTILE)
     writer.write('train', HOSTILE, 1, loss=1.0)
   (tmp_path / 'lineage.json').write_text(json.dumps({HOSTILE: HOSTILE, 'machine': HOSTILE}))
@@ -192,7 +193,8 @@ def test_values_that_are_not_finite_leave_gaps(tmp_path):
                    tokens_per_second=bad or 5.0, mfu=bad, step_seconds=bad or 1.0)
     writer.write('eval', 'a', 30, loss=math.nan, bits_per_byte=math.nan)
   page = report(tmp_path)
-  assert [len(p) for p in polylines(page, 'a', 'faint')] == [9, 9, 10]
+  assert [len(p) for p in polylines(page, 'a', 'line')[:3]] == [9, 9, 10]
+  assert not {'faint'} & {a['class'].split()[-1] for a in page.all('polyline')}  # too short to need smoothing
   assert 'nan' not in ' '.join(a['points'] for a in page.all('polyline'))
   assert 'nothing recorded yet' in page.text()  # a gradient norm of zero has no place on a log scale
   with MetricsWriter(tmp_path, tensorboard=False) as writer:
