@@ -3,7 +3,7 @@ import flax.linen as nn
 import jax
 
 from llm_jax.config import architecture as config
-from llm_jax.modules.cache import KVCache
+from llm_jax.modules.cache import KVCache, Slots
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.cached_attention import cached_attention
@@ -22,8 +22,8 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angles: dict[int, Rotation], positions_BT: jax.Array,
-               segment_ids_BT: jax.Array | None, cache: KVCache | None, layer: jax.Array | int,
-               ) -> tuple[jax.Array, KVCache | None]:
+               segment_ids_BT: jax.Array | None, slots: Slots | None, cache: KVCache | None,
+               layer: jax.Array | int) -> tuple[jax.Array, KVCache | None]:
     D, H, G = x_BTD.shape[-1], self.config.num_heads, self.config.kv_heads
     K, bias = self.config.head_size(D), self.config.bias
     project = lambda heads, name: constrain(
@@ -37,7 +37,7 @@ class Attention(nn.Module):
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT, kernels=self.execution.kernel_set,
                                 dropout_rate=self.dropout, dropout_rng=rng)
     else:
-      cache = cache.write(layer, k_BTGK, v_BTGK, positions_BT)
-      y_BTHK = cached_attention(q_BTHK, *cache.read(layer), positions_BT)
+      cache = cache.write(layer, k_BTGK, v_BTGK, slots)
+      y_BTHK = cached_attention(q_BTHK, *cache.read(layer), positions_BT, slots.positions_BS)
     out = Linear((H, K, D), self.execution, contract=2, bias=bias, std=self.residual_std, name='out')
     return out(constrain(y_BTHK, 'batch', 'seq', 'heads', None)), cache

@@ -4,7 +4,7 @@ import jax
 
 from llm_jax.config import architecture as config
 from llm_jax.modules.attention import Attention
-from llm_jax.modules.cache import KVCache
+from llm_jax.modules.cache import KVCache, Slots
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import FeedForward
 from llm_jax.modules.layers import Norm
@@ -22,15 +22,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angles: dict[int, Rotation], positions_BT: jax.Array,
-               segment_ids_BT: jax.Array | None, cache: KVCache | None, layer: jax.Array | int,
-               ) -> tuple[jax.Array, KVCache | None]:
+               segment_ids_BT: jax.Array | None, slots: Slots | None, cache: KVCache | None,
+               layer: jax.Array | int) -> tuple[jax.Array, KVCache | None]:
     init = dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
     attention = Attention(self.config.attention, dropout=self.dropout, **init, name='attention')
     feed_forward = FeedForward(self.config.feed_forward, **init, name='feed_forward')
 
     h_BTD = Norm(self.config.norm, name='attention_norm')(x_BTD)
-    h_BTD, cache = attention(h_BTD, angles, positions_BT, segment_ids_BT, cache, layer)
+    h_BTD, cache = attention(h_BTD, angles, positions_BT, segment_ids_BT, slots, cache, layer)
     x_BTD = constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed')
     h_BTD = feed_forward(Norm(self.config.norm, name='feed_forward_norm')(x_BTD))
     return constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed'), cache

@@ -4,39 +4,68 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.architecture import Architecture, Attention
+from llm_jax.sharding.rules import constrain
+
+EMPTY = jnp.iinfo(jnp.int32).max  # later than every position, so no query sees it
+
+
+@flax.struct.dataclass
+class Slots:
+  """What the S slots of a cache hold.
+
+  All rows write the same slots, so that a write is one slice updated in place (a scatter, where slot = position, is a
+  loop on CPU). Rows of different lengths hold other positions there, and padding fills slots that nobody sees.
+  """
+  positions_BS: jax.Array  # int32, the position that a slot holds, or EMPTY
+  next: jax.Array          # int32, the first free slot
+
+  def append(self, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> 'Slots':
+    """Takes the next T slots; positions of segment 0 (padding) stay EMPTY."""
+    if segment_ids_BT is not None:
+      positions_BT = jnp.where(segment_ids_BT == 0, EMPTY, positions_BT)
+    positions_BS = jax.lax.dynamic_update_slice(self.positions_BS, positions_BT, (0, self.next))
+    return Slots(positions_BS, self.next + positions_BT.shape[1])
 
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of one attention layer of the pattern, for all its repeats: [N, B, S, G, K].
-
-  Slot s holds position s, so a query at position p sees the slots up to p, whatever was written beyond.
-  """
+  """Keys and values of one attention layer of the pattern, for all its repeats: [N, B, G, S, K]."""
   keys: jax.Array
   values: jax.Array
 
   @classmethod
   def empty(cls, attention: Attention, d_model: int, layers: int, batch: int, length: int, dtype) -> 'KVCache':
-    shape = (layers, batch, length, attention.kv_heads, attention.head_size(d_model))
+    shape = (layers, batch, attention.kv_heads, length, attention.head_size(d_model))
     return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-  def write(self, layer: jax.Array | int, k_BTGK: jax.Array, v_BTGK: jax.Array, positions_BT: jax.Array) -> 'KVCache':
-    """Stores keys and values at their positions; positions outside the cache are dropped."""
-    rows = jnp.arange(k_BTGK.shape[0])[:, None]
-    put = lambda cache, new: cache.at[layer, rows, positions_BT].set(new.astype(cache.dtype), mode='drop')
+  def write(self, layer: jax.Array | int, k_BTGK: jax.Array, v_BTGK: jax.Array, slots: Slots) -> 'KVCache':
+    """Stores keys and values of T tokens in the T slots that were taken last."""
+    def put(cache, new):
+      new = new.swapaxes(1, 2)[None].astype(cache.dtype)
+      start = (layer, 0, 0, slots.next - new.shape[3], 0)
+      return constrain(jax.lax.dynamic_update_slice(cache, new, start), None, 'batch', 'kv_heads', None, None)
     return KVCache(put(self.keys, k_BTGK), put(self.values, v_BTGK))
 
   def read(self, layer: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of one layer, each [B, S, G, K]."""
+    """Keys and values of one layer, each [B, G, S, K]."""
     take = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
     return take(self.keys), take(self.values)
 
 
-# A model's cache: one KVCache for each block of the prefix, then one for each block of the pattern.
-Cache = tuple[tuple[KVCache, ...], tuple[KVCache, ...]]
+@flax.struct.dataclass
+class Cache:
+  """A model's cache: one KVCache for each block of the prefix and one for each block of the pattern."""
+  prefix: tuple[KVCache, ...]
+  pattern: tuple[KVCache, ...]
+  slots: Slots
 
 
 def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32) -> Cache:
+  """Room for `length` tokens a row, padding included.
+
+  Memory: 2 x layers x kv_heads x head_dim x bytes of dtype, per row and slot.
+  """
   make = lambda block, layers: KVCache.empty(block.attention, architecture.d_model, layers, batch, length, dtype)
-  return (tuple(make(block, 1) for block in architecture.prefix),
-          tuple(make(block, architecture.repeats) for block in architecture.pattern))
+  slots = Slots(jnp.full((batch, length), EMPTY, jnp.int32), jnp.int32(0))
+  return Cache(tuple(make(block, 1) for block in architecture.prefix),
+               tuple(make(block, architecture.repeats) for block in architecture.pattern), slots)

@@ -17,7 +17,8 @@ class Transformer(nn.Module):
 
   `apply({'params': params}, tokens_BT, positions, segment_ids)` gives float32 logits [batch, time, vocab].
   positions [batch, time] default to 0..T-1. With segment_ids [batch, time], attention stays inside a segment.
-  With a `cache` (see `init_cache`), keys and values are stored at `positions` and (logits, cache) comes back.
+  With a `cache` (see `init_cache`), the tokens are appended to it and see what it holds, positions go on where it ends,
+  segment_ids only tell padding (0) from tokens, and (logits, cache) comes back.
   Dropout is active exactly when `rngs={'dropout': key}` is given.
   """
   config: config.Architecture
@@ -52,7 +53,8 @@ class Transformer(nn.Module):
     """The forward pass up to the head."""
     c = self.config
     if positions is None:
-      positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+      start = 0 if cache is None else cache.slots.next
+      positions = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     x_BTD, angles = self.embedding(tokens_BT), {}
     match c.positions:
       case config.LearnedPositions():
@@ -62,19 +64,22 @@ class Transformer(nn.Module):
         angles = {size: rotation(c.positions, size, positions) for size in sizes}
     x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
 
-    shared = angles, positions, segment_ids
-    first, rest = cache or ((None,) * len(c.prefix), (None,) * len(c.pattern))
-    first = list(first)
+    if cache is None:
+      first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
+    else:
+      first, rest, slots = list(cache.prefix), cache.pattern, cache.slots.append(positions, segment_ids)
+    shared = angles, positions, segment_ids, slots
     for i, block in enumerate(self.prefix):
       x_BTD, first[i] = block(x_BTD, *shared, first[i], 0)
     if c.repeats:
       (x_BTD, rest), _ = self.blocks((x_BTD, rest), jnp.arange(c.repeats), shared)
-    return self.final_norm(x_BTD), None if cache is None else (tuple(first), rest)
+    return self.final_norm(x_BTD), None if cache is None else Cache(tuple(first), rest, slots)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""
     w_VD = (self.embedding if self.config.tied_head else self.head).w.astype(x_BTD.dtype)
-    return constrain(jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32), 'batch', 'seq', 'vocab')
+    logits_BTV = jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32)
+    return constrain(logits_BTV, 'batch', 'seq', 'vocab')
 
   def head_weight(self, params) -> jax.Array:
     """The head's weight [vocab, d_model] in a parameter tree."""

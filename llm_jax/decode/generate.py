@@ -1,0 +1,197 @@
+"""KV-cached generation: one prefill over the prompts, then a loop on the device.
+
+Prompts of different lengths are padded on the right. Their lengths, and the number of new tokens, are rounded up to
+buckets, so a new length seldom compiles a new program; the batch size and the sampling are part of a program.
+"""
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.config.architecture import Architecture
+from llm_jax.config.errors import require
+from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose
+from llm_jax.modules.cache import Cache, init_cache
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+  """The new tokens of each prompt, a stop token included where one ended the row.
+
+  log_probs: of each new token under the model itself (temperature 1, nothing cut), float32; None unless asked for.
+  """
+  tokens: list[list[int]]
+  log_probs: list[list[float]] | None = None
+
+  @property
+  def lengths(self) -> list[int]:
+    return [len(row) for row in self.tokens]
+
+
+def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+             sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
+             execution: Execution | None = None, log_probs: bool = False) -> Generated:
+  """Continues every prompt until a stop token or `max_new_tokens`.
+
+  Args:
+    config: the decoder.
+    params: its parameters, as `Transformer.init` makes them. Sharded over a mesh, generation runs on that mesh; with
+      several processes all of them call this with the same arguments, and all get the result.
+    prompts: token ids, at least one a prompt; lengths may differ.
+    max_new_tokens: new tokens a prompt, at most.
+    sampling: `Greedy()` or `Sampling(temperature, top_k, top_p)`.
+    rng: random key; None means `jax.random.key(0)`. A row's draws depend on the key, the row's number and the
+      position, not on the other rows.
+    stop_tokens: ids that end a row.
+    execution: dtype and kernels; None means float32 on the backend's own kernels.
+    log_probs: return the log-probability of every new token.
+
+  Raises:
+    ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
+  """
+  rng = jax.random.key(0) if rng is None else rng
+  with _mesh_of(params):
+    run, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs)
+    state = decode(run, params, rng, state, max_new_tokens)
+    return _collect(state, 0)
+
+
+def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+           sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
+           execution: Execution | None = None, chunk: int = 4) -> Iterator[list[list[int]]]:
+  """`generate` a few tokens at a time: yields the next tokens of every row, up to `chunk`, until all rows have ended."""
+  rng = jax.random.key(0) if rng is None else rng
+  with _mesh_of(params):
+    run, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False)
+  seen = 0
+  while True:
+    new = _collect(state, seen).tokens
+    yield new
+    seen += max(map(len, new), default=0)
+    if seen >= max_new_tokens or bool(state.done_B.all()):
+      return
+    with _mesh_of(params):
+      state = decode(run, params, rng, state, min(seen + chunk, max_new_tokens))
+
+
+# ------------------------------------------------------------------------------------------- on the device
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a compiled program depends on."""
+  config: Architecture
+  execution: Execution
+  sampling: Greedy | Sampling
+  stop_tokens: tuple[int, ...]
+  log_probs: bool
+
+  @property
+  def model(self) -> Transformer:
+    return Transformer(self.config, self.execution)
+
+
+@flax.struct.dataclass
+class State:
+  """Where generation stands. `tokens_BN` holds what was generated; the newest token is not in the cache yet."""
+  cache: Cache
+  step: jax.Array              # int32, tokens generated so far in the longest row
+  positions_B: jax.Array       # int32, where the newest token stands
+  done_B: jax.Array            # bool
+  lengths_B: jax.Array         # int32, tokens generated so far
+  tokens_BN: jax.Array         # int32
+  log_probs_BN: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnames=('run', 'room'))
+def prefill(run: Run, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, room: int) -> State:
+  """Reads the prompts, padded on the right, and generates the first token. room: the most tokens to be generated."""
+  B, P = prompts_BP.shape
+  real_BP = jnp.arange(P) < lengths_B[:, None]
+  positions_BP = jnp.where(real_BP, jnp.arange(P), 0)
+  cache = init_cache(run.config, B, P + room, run.execution.compute_dtype)
+  apply = functools.partial(run.model.apply, {'params': params})
+  x_BPD, cache = apply(prompts_BP, positions_BP, real_BP.astype(jnp.int32), cache, method='run')
+  last_B1D = jnp.take_along_axis(x_BPD, (lengths_B - 1)[:, None, None], axis=1)
+  log_probs_BN = jnp.zeros((B, room), jnp.float32) if run.log_probs else None
+  state = State(cache, jnp.int32(0), lengths_B - 1, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
+                jnp.zeros((B, room), jnp.int32), log_probs_BN)
+  return advance(run, rng, state, cache, apply(last_B1D, method='logits')[:, 0])
+
+
+@functools.partial(jax.jit, static_argnames=('run',), donate_argnames=('state',))
+def decode(run: Run, params: Any, rng: jax.Array, state: State, until: jax.Array) -> State:
+  """Generates until every row has ended or the longest has `until` tokens."""
+  apply = functools.partial(run.model.apply, {'params': params})
+
+  def step(state: State) -> State:
+    tokens_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
+    x_B1D, cache = apply(tokens_B1, state.positions_B[:, None], None, state.cache, method='run')
+    return advance(run, rng, state, cache, apply(x_B1D, method='logits')[:, 0])
+
+  return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done_B.all(), step, state)
+
+
+def advance(run: Run, rng: jax.Array, state: State, cache: Cache, logits_BV: jax.Array) -> State:
+  """Chooses the next token of every row that has not ended."""
+  positions_B = state.positions_B + 1
+  key_of = lambda row, position: jax.random.fold_in(jax.random.fold_in(rng, row), position)
+  tokens_B = choose(logits_BV, run.sampling, jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B))
+  put = lambda array_BN, new_B: jax.lax.dynamic_update_slice_in_dim(array_BN, new_B[:, None], state.step, axis=1)
+  log_probs_BN = state.log_probs_BN
+  if run.log_probs:
+    chosen_B1 = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)
+    log_probs_BN = put(log_probs_BN, chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1))
+  stops_B = jnp.isin(tokens_B, jnp.array(run.stop_tokens, jnp.int32))
+  return State(cache, state.step + 1, positions_B, state.done_B | stops_B, state.lengths_B + ~state.done_B,
+               put(state.tokens_BN, tokens_B), log_probs_BN)
+
+
+# ------------------------------------------------------------------------------------------- on the host
+def bucket(length: int) -> int:
+  """`length` rounded up: to multiples of 16 up to 64, then to a quarter of the power of two below it."""
+  step = max(16, 2 ** ((length - 1).bit_length() - 3))
+  return -(-length // step) * step
+
+
+def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs):
+  """Checks the request and reads the prompts."""
+  require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
+  require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
+  for i, prompt in enumerate(prompts):
+    require(len(prompt) > 0, f'prompts[{i}]', prompt, "give at least one token, such as the tokenizer's end of text")
+    for token in (min(prompt), max(prompt)):
+      require(0 <= token < config.vocab_size, f'prompts[{i}]', int(token),
+              f'not a token of this model: use 0 to vocab_size - 1 = {config.vocab_size - 1}')
+    limit = config.max_length
+    require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
+            f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
+            'for fewer tokens')
+  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+  padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
+  for row, prompt in zip(padded, prompts, strict=True):
+    row[:len(prompt)] = prompt
+  run = Run(config, execution or Execution(), sampling, tuple(stop_tokens), log_probs)
+  return run, prefill(run, params, rng, padded, lengths, bucket(max_new_tokens))
+
+
+def _collect(state: State, start: int) -> Generated:
+  """What was generated from token `start` on."""
+  fetch = lambda x: x if x is None else np.asarray(x)
+  lengths, tokens, log_probs = map(fetch, (state.lengths_B, state.tokens_BN, state.log_probs_BN))
+  trim = lambda rows: [row[start:max(start, length)].tolist() for row, length in zip(rows, lengths, strict=True)]
+  return Generated(trim(tokens), None if log_probs is None else trim(log_probs))
+
+
+def _mesh_of(params: Any) -> contextlib.AbstractContextManager:
+  """The mesh that the parameters are spread over, as `constrain` needs it."""
+  sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    return jax.set_mesh(sharding.mesh)
+  return contextlib.nullcontext()
