@@ -260,7 +260,8 @@ def events(records: Sequence[dict[str, Any]]) -> str:
       for r in records if r.get('kind') == 'event']
   if not rows:
     return ''
-  return disclosure(f'{len(rows):,} event{"s" if len(rows) > 1 else ""}', table(('stage', 'step', 'what'), rows[-100:]))
+  return disclosure(f'{len(rows):,} event{"s" if len(rows) > 1 else ""}',
+                    table(('stage', 'step', 'what'), rows[-100:], 'words'))
 
 
 def samples(records: Sequence[dict[str, Any]]) -> str:

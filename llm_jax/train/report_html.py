@@ -57,7 +57,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-n
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--muted); font-weight: 500; }
 th, table:not(.facts) td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--muted); white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
@@ -113,11 +113,12 @@ def bars(values: Sequence[tuple[str, float, str]]) -> str:
   return f'<div class="bars">{"".join(rows)}</div>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-  """A table that scrolls sideways where it does not fit."""
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]], css: str = '') -> str:
+  """A table that scrolls sideways where it does not fit. css: 'words' aligns to the left what is not numbers."""
   header = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
   body = ''.join('<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
-  return f'<div class="card scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+  return (f'<div class="card scroll"><table class="{css}"><thead><tr>{header}</tr></thead>'
+          f'<tbody>{body}</tbody></table></div>')
 
 
 def facts_table(tree: Any) -> str:
@@ -145,7 +146,7 @@ def tree(value: Any, name: str = 'config', depth: int = 0) -> str:
              for i, item in enumerate(value)}
     return tree(items, name, depth)
   if not isinstance(value, dict):
-    shown = ', '.join(map(repr, value)) if isinstance(value, list) else repr(value) if isinstance(value, str) else value
+    shown = repr(tuple(value) if isinstance(value, list) else value)
     return f'<div class="leaf"><span class="name">{escape(name)}</span> = {escape(shown)}</div>'
   kind = f' <span class="muted">{escape(value["kind"])}</span>' if isinstance(value.get('kind'), str) else ''
   inside = ''.join(tree(item, key, depth + 1) for key, item in value.items() if key != 'kind' or not kind)
