@@ -10,6 +10,7 @@ CORE = [
   'orbax-checkpoint>=0.12.8',
   'grain>=0.2.18',
   'numpy>=2.0',
+  'ml_dtypes>=0.5',
   'ml_collections>=1.1.0',
   'absl-py>=2.1',
   'tiktoken>=0.12',

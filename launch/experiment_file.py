@@ -153,7 +153,7 @@ def check_files(run: Run, config: str) -> None:
   """Refuses a run whose sources or tokenizer name files that do not exist, before anything starts."""
   file = config.partition(':')[0]
   for path, value in walk(run, 'config'):
-    if path.endswith('.path') and not glob.glob(os.path.expanduser(value)):
+    if path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True):
       raise ConfigError(path, value, f'no such file: name one by --config={file}:FILE or --{path}=FILE')
 
 

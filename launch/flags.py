@@ -16,6 +16,7 @@ from launch.experiment_file import Refused, check_files, load_run, split_overrid
 from llm_jax.config.door import suggest
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
+from llm_jax.sharding.check import check_divides
 
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 
@@ -61,6 +62,7 @@ def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
     read_flags(values, rest, f'{usage}\n{FIELDS}')
     run = load_run(values.config, overrides)
     check_files(run, values.config)
+    check_mesh(run)
     check_workdir(values.workdir)
     check_cluster(values.coordinator, values.num_processes, values.process_id)
     names = [stage.name for stage in run.stages]
@@ -98,6 +100,15 @@ def refuse(message: str) -> NoReturn:
   """Prints `message` as one line on stderr and exits with code 2."""
   print('error: ' + ' '.join(message.split('\n')), file=sys.stderr)
   sys.exit(BAD_INPUT)
+
+
+def check_mesh(run: Run) -> None:
+  """Refuses a mesh that cannot divide the model or a batch, as far as that shows before the devices are counted."""
+  for stage in run.stages:
+    try:
+      check_divides(run.model, run.mesh, stage.batch_size, stage.context, microbatches=stage.microbatches)
+    except ConfigError as error:
+      raise error.under('config') from None
 
 
 def check_workdir(workdir: str | None) -> None:

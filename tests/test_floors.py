@@ -15,7 +15,8 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing inside the house imports it
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
-LIGHT = ('llm_jax/config/', 'launch/flags.py', 'launch/experiment_file.py', 'experiments/')  # a typo is refused at once
+# A wrong command line is refused at once, so what reads it must not wait for jax.
+LIGHT = ('llm_jax/config/', 'llm_jax/sharding/check.py', 'launch/flags.py', 'launch/experiment_file.py', 'experiments/')
 
 
 def room_of(path: str) -> str | None:

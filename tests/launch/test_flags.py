@@ -83,6 +83,11 @@ def test_wrong_arguments_are_one_line(capsys, argument, line):
   assert refused(capsys, QUICKSTART, argument) == line
 
 
+def test_a_mesh_that_does_not_divide(capsys):
+  assert refused(capsys, QUICKSTART, '--config.mesh.tensor=3').startswith('config.mesh.tensor = 3: ')
+  assert refused(capsys, QUICKSTART, '--config.mesh.data=1', '--config.mesh.fsdp=32').startswith('config.mesh.fsdp = 32: ')
+
+
 def test_wrong_cluster_flags(capsys):
   for coordinator, processes, which, words in (('nowhere', 2, 0, '--coordinator=nowhere: give host:port'),
                                                ('a:1', 0, 0, '--num_processes=0: use 1 or more'),
