@@ -143,11 +143,12 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
         progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
   meta = {'dtype': dtype.name, 'skipped': entry['skipped'], 'bytes': entry['bytes'],
           'sha256': {name: fingerprints.of_file(building / name) for name in ('tokens', 'documents')}}
-  saved = json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)})
-  fingerprints.write_atomically(building / 'meta.json', saved.encode())
-  (building / 'journal').unlink()
+  with open(building / 'meta.json', 'wb') as file:
+    file.write(json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)}).encode())
+    _sync(file)
   shutil.rmtree(folder, ignore_errors=True)  # the broken store that this one replaces
   os.replace(building, folder)
+  (folder / 'journal').unlink()
 
 
 def _batches(source: sources.DocumentSource, readers: Iterator[sources.Record],
