@@ -119,7 +119,7 @@ def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
   for name, hint in hints(cls).items():
     if name in tree:
       arguments[name] = read(hint, tree[name], f'{path}.{name}')
-    elif fields[name].default is dataclasses.MISSING:
+    elif fields[name].default is fields[name].default_factory:  # both are dataclasses.MISSING: there is no default
       raise ConfigError(f'{path}.{name}', MISSING, f'{cls.__name__} needs it: give {describe(hint)}')
   try:
     return cls(**arguments)
@@ -131,7 +131,8 @@ def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
   """Field name -> declared type, in the order of definition."""
-  return {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
+  declared = typing.get_type_hints(cls)
+  return {field.name: declared[field.name] for field in dataclasses.fields(cls)}
 
 
 def _members(kind: Any) -> tuple[Any, ...]:

@@ -85,7 +85,8 @@ def test_wrong_arguments_are_one_line(capsys, argument, line):
 
 def test_a_mesh_that_does_not_divide(capsys):
   assert refused(capsys, QUICKSTART, '--config.mesh.tensor=3').startswith('config.mesh.tensor = 3: ')
-  assert refused(capsys, QUICKSTART, '--config.mesh.data=1', '--config.mesh.fsdp=32').startswith('config.mesh.fsdp = 32: ')
+  line = refused(capsys, QUICKSTART, '--config.mesh.data=1', '--config.mesh.fsdp=32')
+  assert line.startswith('config.mesh.fsdp = 32: ')
 
 
 def test_wrong_cluster_flags(capsys):
