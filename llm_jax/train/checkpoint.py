@@ -6,6 +6,7 @@
 A checkpoint is prepared under `<step>.saving` and committed by one rename, so that a folder with a plain name has been
 complete once: whatever is missing from it later is damage, not an interrupted save.
 """
+import json
 import os
 import re
 import shutil
@@ -17,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from llm_jax import paths
 from llm_jax.train import cluster
@@ -98,7 +97,7 @@ class CheckpointStore:
     """Starts saving `state` (a pytree of jax arrays) as the checkpoint of `step`; returns when the arrays have left the
     devices, so that they may be donated. Waits first for the save before.
 
-    facts: JSON values: config, fingerprints, data position, lineage.
+    facts: JSON values: config, fingerprints, data position, lineage ('step' and 'leaves' are added here).
 
     Raises:
       CheckpointError: when this save, or the one before, cannot be written. Earlier checkpoints stay as they are.
@@ -108,6 +107,7 @@ class CheckpointStore:
     self._saving = step
     staging = self.folder / f'{step:08d}.saving'
     named = dict(paths.leaves(state))
+    facts = json.loads(json.dumps(facts))  # as they are now: they are written later, beside the next steps
     facts = {**facts, 'step': step, 'leaves': {name: describe(leaf) for name, leaf in named.items()}}
     try:
       cluster.on_first(lambda: self._clear(staging))
@@ -128,12 +128,11 @@ class CheckpointStore:
     self._thread.join()
     self._thread = None
     error, self._error = self._error, None
-    failed = np.asarray(multihost_utils.process_allgather(np.int32(error is not None))).reshape(-1)
+    failed = cluster.gather(error is not None)
     if error is not None:
       raise self._failure(error) from error
-    if failed.any():
-      rank = np.flatnonzero(failed)[0]
-      raise CheckpointError(f'{self.folder}: step {self._saving} was not saved: process {rank} says why')
+    if any(failed):
+      raise CheckpointError(f'{self.folder}: step {self._saving} was not saved: process {failed.index(1)} says why')
 
   def close(self) -> None:
     try:

@@ -1,6 +1,7 @@
 """Many processes as one run: joining them, agreeing, and noticing the one that no longer moves."""
 import faulthandler
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.train.manifest import CheckpointError
@@ -21,6 +23,8 @@ T = TypeVar('T')
 EXIT_STALLED = 70  # EX_SOFTWARE: the watchdog saw no step for too long
 HEARTBEAT_SECONDS = 10  # after which the others give up on a process that died
 SHUTDOWN_SECONDS = 5
+BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
+_barriers = itertools.count()
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -80,6 +84,19 @@ def _launched_as_many(env: os._Environ | dict[str, str]) -> bool:
           or hosts.count(',') > 0 or 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env)
 
 
+def barrier(name: str) -> None:
+  """Waits until every process is here, through the coordinator and not the devices: the first collective among CPUs
+  (gloo) fails when one process comes 30 seconds late, so whoever may be slow is waited for here."""
+  if jax.process_count() > 1:
+    multihost.get_barrier_sync_fn()(key=f'llm_jax_{name}_{next(_barriers)}', timeout_ms=1_000 * BARRIER_SECONDS)
+
+
+def gather(value: int) -> list[int]:
+  """The `value` (int32) of every process, by rank. Waits for slow ones."""
+  barrier('gather')
+  return np.asarray(multihost_utils.process_allgather(np.int32(value))).reshape(-1).tolist()
+
+
 def agree(name: str, digest: str) -> None:
   """Checks that every process has the same `digest` (of the config, of the code, ...).
 
@@ -88,6 +105,7 @@ def agree(name: str, digest: str) -> None:
   """
   if jax.process_count() == 1:
     return
+  barrier('agree')
   mine = np.frombuffer(hashlib.sha256(digest.encode()).digest(), np.uint8)
   everyone = np.asarray(multihost_utils.process_allgather(mine)).reshape(jax.process_count(), -1)
   differ = [rank for rank, other in enumerate(everyone) if (other != everyone[0]).any()]
@@ -139,6 +157,7 @@ def _describe_error(error: Exception | None) -> list[Any] | None:
 
 def _broadcast(value: Any) -> Any:
   """Process 0's JSON value, on every process."""
+  barrier('broadcast')
   message = np.frombuffer(json.dumps(value).encode(), np.uint8)
   length = int(multihost_utils.broadcast_one_to_all(np.int32(message.size)))
   padded = np.zeros(length, np.uint8)

@@ -39,6 +39,17 @@ def test_restored_state_is_bitwise_what_was_saved(tmp_path):
     assert_same(found.restore(abstract(make_state(0))), make_state(7))
 
 
+def test_facts_are_those_at_the_time_of_the_call(tmp_path):
+  facts = {'position': {'samples': 40}}
+  with CheckpointStore(tmp_path) as store:
+    store.save(1, make_state(1), facts)
+    facts['position']['samples'] = 44
+    store.wait()
+    assert store.latest_valid().facts == {'position': {'samples': 40}}
+    with pytest.raises(TypeError):
+      store.save(2, make_state(2), {'path': Path('x')})
+
+
 def test_nothing_saved_is_none(tmp_path):
   assert CheckpointStore(tmp_path / 'absent').latest_valid() is None
 
