@@ -181,11 +181,12 @@ class TrainSource:
 
 def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
                      limit: int | None = None) -> Iterator[LanguageModelBatch]:
-  """The rows of a held-out dataset in order, at most `limit` batches; the last is padded with weight 0."""
+  """Batches of a held-out dataset in order, the last padded with weight 0; `limit` takes so many, spread over all."""
   placement = _Placement(dataset, batch_size, sharding)
   count = -(-dataset.rows_per_epoch // batch_size)
-  for k in range(count if limit is None else min(limit, count)):
-    yield placement.place(placement.read(k * batch_size))
+  chosen = count if limit is None else min(limit, count)
+  for k in range(chosen):
+    yield placement.place(placement.read(k * count // chosen * batch_size))
 
 
 class _Placement:

@@ -60,7 +60,8 @@ def test_every_pair_of_a_document_is_learnt_once(name, kind, context):
     used = row['segment_ids'] > 0
     assert not used[np.argmin(used):].any() or used.all()  # padding is at the end
     for segment in range(1, row['segment_ids'].max() + 1):
-      assert np.array_equal(row['positions'][row['segment_ids'] == segment], np.arange((row['segment_ids'] == segment).sum()))
+      inside = row['segment_ids'] == segment
+      assert np.array_equal(row['positions'][inside], np.arange(inside.sum()))
   expected = collections.Counter()
   for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True):
     document = store.tokens[a:b].tolist()

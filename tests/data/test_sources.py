@@ -1,8 +1,10 @@
 """Every format gives its documents, every bad row is named, and the splits are disjoint."""
 import gzip
 import json
+import os
 import pathlib
 import random
+import textwrap
 
 import numpy as np
 import pytest
@@ -149,7 +151,8 @@ def test_damaged_files(tmp_path):
   (tmp_path / 'a.array_record').write_bytes(b'not really')
   (tmp_path / 'a.txt').write_bytes(b'fine\nfine\nbroken \xff\n')
   for source, message in [
-      (config.Jsonl(str(cut)), r'a\.jsonl\.gz:\d+.*damaged gzip'), (config.Parquet(str(tmp_path / 'a.parquet')), 'not a Parquet file'),
+      (config.Jsonl(str(cut)), r'a\.jsonl\.gz:\d+.*damaged gzip'),
+      (config.Parquet(str(tmp_path / 'a.parquet')), 'not a Parquet file'),
       (config.ArrayRecord(str(tmp_path / 'a.array_record')), 'not an ArrayRecord file'),
       (config.Text(str(tmp_path / 'a.txt')), r'a\.txt:3.*not UTF-8')]:
     with pytest.raises(ConfigError, match=message):
@@ -162,7 +165,8 @@ def test_wrong_columns_and_records(tmp_path):
     with pytest.raises(ConfigError, match=message):
       list(opened(config.Parquet(path, field), tmp_path).documents('train'))
   with pytest.raises(ConfigError, match=r'b\.parquet:2.*null'):
-    list(opened(config.Parquet(write_parquet(tmp_path / 'b.parquet', ['a', 'b', None]), held_out=0.0), tmp_path).documents('train'))
+    path = write_parquet(tmp_path / 'b.parquet', ['a', 'b', None])
+    list(opened(config.Parquet(path, held_out=0.0), tmp_path).documents('train'))
   path = write_array_record(tmp_path / 'a.array_record', ['a', b'\xff'])
   with pytest.raises(ConfigError, match=r'array_record:1.*not UTF-8'):
     list(opened(config.ArrayRecord(path, held_out=0.0), tmp_path).documents('train'))
@@ -172,9 +176,12 @@ def test_nothing_there(tmp_path):
   (tmp_path / 'empty.jsonl').touch()
   (tmp_path / 'folder').mkdir()
   for source, message in [
-      (config.Text(str(tmp_path / 'none.txt')), 'no such file'), (config.Text(str(tmp_path / 'folder')), 'holds no file'),
-      (config.Jsonl(str(tmp_path / 'empty.jsonl')), 'every file is empty'), (config.Jsonl(str(tmp_path / '*.json')), 'no such file'),
-      (config.Text(str(tmp_path), held_out=1.0), 'fraction'), (config.Text(str(tmp_path), held_out=float('nan')), 'fraction')]:
+      (config.Text(str(tmp_path / 'none.txt')), 'no such file'),
+      (config.Text(str(tmp_path / 'folder')), 'holds no file'),
+      (config.Jsonl(str(tmp_path / 'empty.jsonl')), 'every file is empty'),
+      (config.Jsonl(str(tmp_path / '*.json')), 'no such file'),
+      (config.Text(str(tmp_path), held_out=1.0), 'fraction'),
+      (config.Text(str(tmp_path), held_out=float('nan')), 'fraction')]:
     with pytest.raises(ConfigError, match=message):
       opened(source, tmp_path)
 
@@ -184,7 +191,10 @@ def test_fingerprint_sees_edits_renames_and_losses(tmp_path):
   folder.mkdir()
   for name in 'abc':
     write_jsonl(folder / f'{name}.jsonl', [f'{name}{i}' for i in range(5)])
-  find = lambda: opened(config.Jsonl(str(folder)), tmp_path).fingerprint
+
+  def find():
+    return opened(config.Jsonl(str(folder)), tmp_path).fingerprint
+
   seen = [find()]
   assert find() == seen[0]
   b = (folder / 'b.jsonl').read_bytes()
@@ -204,7 +214,6 @@ def test_fingerprint_sees_edits_renames_and_losses(tmp_path):
 
 def test_remembered_hash_does_not_hide_an_edit(tmp_path, monkeypatch):
   """A big file's hash is remembered; an edit that restores size and date is still seen."""
-  import os
   monkeypatch.setattr(fingerprints, 'SETTLED_SECONDS', -1.0)
   path = tmp_path / 'big'
   path.write_bytes(b'a' * (2 << 20))
@@ -219,8 +228,9 @@ def test_standard_library(tmp_path):
   source = opened(config.StandardLibrary(), tmp_path)
   train, held_out = dict(source.documents('train')), dict(source.documents('held_out'))
   assert not train.keys() & held_out.keys()
-  size = lambda documents: sum(len(text.encode()) for text in documents.values())
-  assert size(train) + size(held_out) > 8_000_000 and 0.005 < size(held_out) / size(train) < 0.2
+  sizes = [sum(len(text.encode()) for text in documents.values()) for documents in (train, held_out)]
+  assert sum(sizes) > 8_000_000 and 0.005 < sizes[1] / sizes[0] < 0.2
   names = train.keys() | held_out.keys()
-  assert {'dataclasses.py', 'json/decoder.py'} <= names and not any('/test/' in name or 'site-packages' in name for name in names)
-  assert train.get('textwrap.py', held_out.get('textwrap.py')) == pathlib.Path(__import__('textwrap').__file__).read_text()
+  assert {'dataclasses.py', 'json/decoder.py'} <= names
+  assert not any('/test/' in name or 'site-packages' in name for name in names)
+  assert {**train, **held_out}['textwrap.py'] == pathlib.Path(textwrap.__file__).read_text()

@@ -146,13 +146,21 @@ def test_a_damaged_store_is_built_again(name, path, tmp_path):
     assert built and np.array_equal(again.tokens, tokens) and files(tmp_path / 'cache') == expected
 
 
+BUILD = '''
+import sys, time
+from llm_jax.config import run as config
+from llm_jax.data import sources, token_store, tokenizers
+token_store.BATCH_BYTES, calls = 200, []
+source = sources.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])
+progress = lambda *numbers: (calls.append(numbers), time.sleep(0.01))
+store = token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), sys.argv[2], progress)
+'''
+
+
 def test_many_processes_build_it_once(path, tmp_path):
-  code = ('import sys, time; from llm_jax.config import run as c; from llm_jax.data import sources as s, token_store as t, '
-          'tokenizers as k; t.BATCH_BYTES = 200; calls = []; '
-          'x = t.open_store(s.open_source(c.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2]), "train", k.ByteTokenizer(), '
-          'sys.argv[2], lambda *_: (calls.append(1), time.sleep(.01))); print(len(calls), x.num_tokens)')
-  runs = [subprocess.Popen([sys.executable, '-c', code, str(path), str(tmp_path / 'cache')], stdout=subprocess.PIPE, text=True)
-          for _ in range(4)]
+  code = BUILD + 'print(len(calls), store.num_tokens)'
+  command = [sys.executable, '-c', code, str(path), str(tmp_path / 'cache')]
+  runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
   counts = [tuple(map(int, run.communicate()[0].split())) for run in runs]
   assert sorted(calls > 0 for calls, _ in counts) == [False] * 3 + [True] and len({tokens for _, tokens in counts}) == 1
 
@@ -204,13 +212,13 @@ def test_token_files(tmp_path, bpe):
 
 
 def test_memory_is_bounded_by_one_row(tmp_path):
-  """Eight rows of 5 MB need no more memory than two."""
+  """Twelve rows of 4 MB need no more memory than four."""
   peaks = []
-  for count in (2, 8):
+  for count in (4, 12):
     path = tmp_path / f'{count}.jsonl'
     with open(path, 'w') as file:
       for _ in range(count):
-        file.write('{"text": "' + 'word ' * 1_000_000 + '"}\n')
+        file.write('{"text": "' + 'word ' * 800_000 + '"}\n')
     tracemalloc.start()
     open_store(path, tmp_path)
     peaks.append(tracemalloc.get_traced_memory()[1])

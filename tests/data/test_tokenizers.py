@@ -41,7 +41,10 @@ def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 def hugging_face(ranks: dict[bytes, int], pattern: str) -> hf.Tokenizer:
   """The same byte-level BPE built with the `tokenizers` library."""
   letter = {byte: character for character, byte in _byte_alphabet().items()}
-  spell = lambda token: ''.join(letter[byte] for byte in token)
+
+  def spell(token: bytes) -> str:
+    return ''.join(letter[byte] for byte in token)
+
   vocab = {spell(token): rank for token, rank in ranks.items()}
   model = hf.models.BPE(vocab, [(spell(a), spell(b)) for a, b in merge_pairs(ranks)])
   tokenizer = hf.Tokenizer(model)
@@ -84,7 +87,8 @@ def test_library_alone_would_yield_control_ids(bpe):
   assert library.token_to_id('<|im_end|>') in library.encode(text).ids
   library.encode_special_tokens = True
   reloaded = HuggingFaceTokenizer(library.to_str().encode(), END)  # the library does not save that setting
-  assert library.token_to_id('<|im_end|>') not in reloaded.encode(text) and reloaded.decode(reloaded.encode(text)) == text
+  assert library.token_to_id('<|im_end|>') not in reloaded.encode(text)
+  assert reloaded.decode(reloaded.encode(text)) == text
 
 
 def test_control_token_that_is_also_a_word():
@@ -164,9 +168,12 @@ def test_ids_of_no_token_decode_to_a_replacement_character(bpe, texts):
 def test_training_is_deterministic(texts):
   code = ('import json, sys; from llm_jax.data import tokenizers as t; texts = json.load(sys.stdin); '
           'print(t.train(texts, 500, "cl100k").fingerprint)')
-  once = {subprocess.run([sys.executable, '-c', code], input=json.dumps(texts), text=True, capture_output=True, check=True,
-                         env={**os.environ, 'RAYON_NUM_THREADS': threads, 'PYTHONHASHSEED': threads}).stdout.strip()
-          for threads in ('1', '3')}
+  once = set()
+  for threads in ('1', '3'):
+    environment = {**os.environ, 'RAYON_NUM_THREADS': threads, 'PYTHONHASHSEED': threads}
+    run = subprocess.run([sys.executable, '-c', code], input=json.dumps(texts), env=environment, text=True,
+                         capture_output=True, check=True)
+    once.add(run.stdout.strip())
   assert once == {tokenizers.train(texts, 500, 'cl100k').fingerprint}
 
 
@@ -183,8 +190,10 @@ def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
   for i, tokenizer in enumerate([tokenizers.ByteTokenizer(), bpe, library]):
     tokenizer.save(tmp_path / str(i))
     loaded = tokenizers.load_tokenizer(tmp_path / str(i))
-    assert (loaded.fingerprint, loaded.vocab_size, loaded.eot) == (tokenizer.fingerprint, tokenizer.vocab_size, tokenizer.eot)
-    assert all(np.array_equal(a, b) for a, b in zip(loaded.encode_batch(texts), tokenizer.encode_batch(texts), strict=True))
+    for field in ('fingerprint', 'vocab_size', 'eot'):
+      assert getattr(loaded, field) == getattr(tokenizer, field)
+    both = zip(loaded.encode_batch(texts), tokenizer.encode_batch(texts), strict=True)
+    assert all(np.array_equal(a, b) for a, b in both)
     fingerprints.add(loaded.fingerprint)
   assert len(fingerprints) == 3
   # The rank file is tiktoken's own format.
@@ -226,12 +235,14 @@ def test_bad_configurations(bpe, tmp_path):
   path = tmp_path / 'x.tiktoken'
   path.write_bytes(tokenizers.dump_ranks(bpe.ranks))
   for wrong, field in [
-      (config.TiktokenFile(str(tmp_path / 'none')), 'tokenizer.path'), (config.TiktokenFile(str(path), '(('), 'tokenizer.pattern'),
+      (config.TiktokenFile(str(tmp_path / 'none')), 'tokenizer.path'),
+      (config.TiktokenFile(str(path), '(('), 'tokenizer.pattern'),
       (config.TiktokenFile(str(path), r'\w+', split_digits=True), 'tokenizer.split_digits'),
       (config.TiktokenFile(str(path), control=()), 'tokenizer.control'),
       (config.TiktokenFile(str(path), control=('a', 'a')), 'tokenizer.control'),
       (config.TiktokenFile(str(path), end_of_text='<|x|>'), 'tokenizer.end_of_text'),
-      (config.HuggingFaceFile(str(tmp_path / 'none')), 'tokenizer.path'), (config.HuggingFaceFile(str(path)), 'tokenizer.path'),
+      (config.HuggingFaceFile(str(tmp_path / 'none')), 'tokenizer.path'),
+      (config.HuggingFaceFile(str(path)), 'tokenizer.path'),
       (config.BPE(), 'tokenizer')]:
     with pytest.raises(ConfigError) as caught:
       tokenizers.make_tokenizer(wrong)
