@@ -154,6 +154,10 @@ class TrainSource:
     self._samples += self._batch_size
     return batch
 
+  def abstract(self) -> LanguageModelBatch:
+    """The shapes, dtypes and sharding of a batch."""
+    return self._placement.abstract()
+
   @property
   def fingerprint(self) -> dict[str, str]:
     return {**self._dataset.fingerprint, 'batch_size': str(self._batch_size)}
@@ -207,6 +211,11 @@ class _Placement:
     rows = [self._dataset.row(int(i)) for i in samples[samples < last]]
     rows += [_padding(self._dataset.context)] * (len(samples) - len(rows))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+  def abstract(self) -> LanguageModelBatch:
+    fields = _padding(self._dataset.context)
+    return LanguageModelBatch(**{name: jax.ShapeDtypeStruct(self._shape, value.dtype, sharding=self._sharding)
+                                 for name, value in fields.items()})
 
   def place(self, fields: Row) -> LanguageModelBatch:
     if self._sharding is None:

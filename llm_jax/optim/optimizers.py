@@ -63,13 +63,9 @@ def dimension_numbers(params: Any) -> Any:
   return paths.map_named(lambda path, _: paths.first_match(MATRICES, path), params)
 
 
-def clip(grads: Any, max_norm: float | None) -> tuple[Any, jax.Array]:
-  """Gradients scaled down to a global norm of at most `max_norm` (None: left alone), and their norm before that.
+def clip_factor(norm: jax.Array, max_norm: float | None) -> jax.Array | float:
+  """What gradients of global norm `norm` are multiplied by so that it is at most `max_norm`; None leaves them alone.
 
-  The factor is min(1, max_norm / (norm + 1e-6)), as in PyTorch's `clip_grad_norm_`. A norm that is not finite makes
-  every gradient so, for the train step to skip.
+  min(1, max_norm / (norm + 1e-6)), as in PyTorch's `clip_grad_norm_`.
   """
-  norm = optax.tree.norm(grads)
-  if max_norm is None:
-    return grads, norm
-  return optax.tree.scale(jnp.minimum(1.0, max_norm / (norm + 1e-6)), grads), norm
+  return 1.0 if max_norm is None else jnp.minimum(1.0, max_norm / (norm + 1e-6))

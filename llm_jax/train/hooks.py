@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from llm_jax.config.run import Stage
+from llm_jax.train.cluster import Watchdog
 from llm_jax.train.hardware import memory_in_use
 from llm_jax.train.metrics import MetricsWriter
 from llm_jax.train.progress import Progress
@@ -22,43 +24,49 @@ class Preempted(Exception):
 class Log:
   """Writes a step's numbers while the next step runs, so that the device never waits for the host."""
 
-  def __init__(self, writer: MetricsWriter, progress: Progress, stage: str, *, tokens_per_step: int,
-               flops_per_token: float, peak_flops: float, max_nonfinite: int, every: int):
-    self.writer, self.progress, self.stage, self.every = writer, progress, stage, every
-    self.tokens_per_step, self.max_nonfinite = tokens_per_step, max_nonfinite
+  def __init__(self, writer: MetricsWriter, progress: Progress, watchdog: Watchdog, stage: Stage, *,
+               flops_per_token: float, peak_flops: float, every: int):
+    self.writer, self.progress, self.watchdog, self.stage, self.every = writer, progress, watchdog, stage, every
     self.utilisation = flops_per_token / peak_flops
-    self.pending: tuple[int, dict[str, jax.Array]] | None = None
-    self.rest()
+    self.pending: tuple[int, dict[str, jax.Array], float | None] | None = None
+    self.resume()
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
+    done = time.perf_counter() if metrics['loss'].is_ready() else None  # some backends compute before they return
     self.flush()
-    self.pending = step, metrics
+    self.pending = step, metrics, done
 
-  def rest(self) -> None:
-    """Starts the clock anew: what came between two steps is not counted as their time."""
+  def pause(self) -> None:
+    """Before something other than steps: writes what is pending; nobody expects a step until `resume`."""
+    self.flush()
+    self.watchdog.pause()
+
+  def resume(self) -> None:
+    """Starts the clock anew, so that what came between two steps is not counted as their time."""
     self.since = time.perf_counter()
 
   def flush(self) -> None:
     """Reads and writes the numbers of the step that is still pending."""
     if self.pending is None:
       return
-    (step, metrics), self.pending = self.pending, None
+    (step, metrics, done), self.pending = self.pending, None
     numbers = {name: value.item() for name, value in jax.device_get(metrics).items()}
-    seconds, self.since = time.perf_counter() - self.since, time.perf_counter()
-    speed = self.tokens_per_step / seconds
+    self.watchdog.beat(step)
+    done = done or time.perf_counter()
+    seconds, self.since = done - self.since, done
+    speed, stage = self.stage.tokens_per_step / seconds, self.stage.name
     in_a_row = int(numbers.pop('nonfinite'))
     numbers.update(step_seconds=seconds, tokens_per_second=speed, mfu=speed * self.utilisation, skipped=in_a_row > 0)
     if step % self.every == 0 or in_a_row:
-      self.writer.write('train', self.stage, step, **numbers)
+      self.writer.write('train', stage, step, **numbers)
     self.progress.update(step, memory=memory_in_use(), **numbers)
     if in_a_row:
-      first = (step - 1) * self.tokens_per_step
-      self.writer.write('event', self.stage, step, event='skipped: gradient not finite', first_token=first)
-      self.progress.message(f'{self.stage}: step {step} skipped, its gradient is not finite ({in_a_row} in a row)')
-    if in_a_row >= self.max_nonfinite:
-      raise Diverged(f'{self.stage}: {in_a_row} steps in a row up to step {step} had a gradient that is not finite. '
-                     'Lower learning_rate.peak or clip_norm, or look at the data of these steps; '
-                     'the last checkpoint is from before or within them.')
+      samples = f'{(step - 1) * self.stage.batch_size} to {step * self.stage.batch_size - 1}'
+      self.writer.write('event', stage, step, event=f'skipped: gradient not finite, samples {samples}')
+      self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
+    if in_a_row >= self.stage.max_nonfinite:
+      raise Diverged(f'{stage}: {in_a_row} steps in a row up to step {step} had a gradient that is not finite; they changed '
+                     'nothing. Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps')
 
 
 class Every:
@@ -69,9 +77,9 @@ class Every:
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
     if self.steps and step % self.steps == 0:
-      self.log.flush()
+      self.log.pause()
       self.action(step, state)
-      self.log.rest()
+      self.log.resume()
 
 
 class StopOnPreemption:
@@ -82,6 +90,6 @@ class StopOnPreemption:
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
     if self.preemption.requested(step):
-      self.log.flush()
+      self.log.pause()
       self.save(step, state)
       raise Preempted(f'saved at step {step}')

@@ -1,14 +1,17 @@
 """One stage: its parts made from the configuration, its training, its final evaluation."""
+import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from llm_jax.config import door
+from llm_jax.config.count import count_parameters
 from llm_jax.config.run import LanguageModel, Run, Stage
 from llm_jax.data.pipeline import Dataset, TrainSource, held_out_batches
 from llm_jax.data.tokenizers import Tokenizer
@@ -21,7 +24,9 @@ from llm_jax.objectives.loss import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
+from llm_jax.train import cluster
 from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from llm_jax.train.cluster import Watchdog
 from llm_jax.train.hardware import total_peak_flops, training_flops_per_token
 from llm_jax.train.hooks import Every, Log, StopOnPreemption
 from llm_jax.train.loop import train_loop
@@ -77,36 +82,43 @@ class StageRun:
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
     context, stage, run = self.context, self.stage, self.context.run
-    state = self.first_state()
-    start = int(state.step)
-    context.writer.rewind([s.name for s in run.stages], stage.name, start)
-    with Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress:
-      log = Log(context.writer, progress, stage.name, tokens_per_step=stage.tokens_per_step,
-                flops_per_token=training_flops_per_token(run.model, stage.context),
-                peak_flops=total_peak_flops(list(context.mesh.devices.flat), self.execution.dtype),
-                max_nonfinite=stage.max_nonfinite, every=run.log_every)
-      hooks = [
+    with self.store, contextlib.closing(self.source):
+      state = self.first_state()
+      start = int(state.step)
+      context.writer.rewind([s.name for s in run.stages], stage.name, start)
+      train_step = self.compile_step() if start < stage.steps else None
+      with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
+            contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
+        log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
+                  flops_per_token=training_flops_per_token(run.model, stage.context),
+                  peak_flops=total_peak_flops(context.mesh.devices.flat, self.execution.dtype))
+        state = train_loop(state, None, self.source, train_step, stage.steps, hooks=[
           log,
           Every(stage.eval_every, log, lambda step, state: progress.held_out(step, **self.score(step, state))),
           Every(stage.sample_every, log, self.write_samples),
           Every(run.checkpoints.every, log, self.save),
           StopOnPreemption(context.preemption, log, self.save_and_wait),
-      ]
-      state = train_loop(state, None, self.source, self.train_step(), stage.steps, hooks)
-      log.flush()
-    if start < stage.steps or stage.steps == 0:
-      self.save_and_wait(stage.steps, state)
-    self.finish(state)
-    self.store.close()
-    self.source.close()
+        ])
+        log.pause()
+        if start < stage.steps or stage.steps == 0:
+          self.save_and_wait(stage.steps, state)
+        self.finish(state, progress)
 
-  def train_step(self):
-    """The jitted step; the state's memory is reused."""
-    stage = self.stage
+  def compile_step(self):
+    """The compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
+    stage, mesh = self.stage, self.context.mesh
     step = make_train_step(
-        self.objective, self.optimizer, make_schedule(stage.learning_rate, stage.steps), seed=self.context.run.seed,
-        microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
-    return jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(self.context.mesh)))
+      self.objective, self.optimizer, make_schedule(stage.learning_rate, stage.steps), seed=self.context.run.seed,
+      microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
+    begun = time.perf_counter()
+    compiled = jitted.lower(self.abstract, None, self.source.abstract()).compile()
+    cluster.barrier('compiled')
+    if self.context.primary:
+      parameters = count_parameters(self.context.run.model)
+      print(f'{stage.name}: {parameters:,} parameters, {stage.tokens_per_step:,} tokens a step, mesh '
+            f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s', flush=True)
+    return compiled
 
   # -------------------------------------------------------------------------------------------- where it starts
   def first_state(self) -> TrainState:
@@ -166,15 +178,20 @@ class StageRun:
                                          self.stage, context.run.seed):
       context.writer.sample(self.stage.name, step, prompt, text)
 
-  def finish(self, state: TrainState) -> None:
+  def finish(self, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
     context, stage, writer = self.context, self.stage, self.context.writer
-    if any(r['kind'] == 'final' and r['stage'] == stage.name for r in read_metrics(context.workdir)):
+    records = cluster.on_first(lambda: [r['stage'] for r in read_metrics(context.workdir) if r['kind'] == 'final'])
+    if stage.name in records:
       return
     self.write_samples(stage.steps, state)
     scores = self.score(stage.steps, state, everything=True)
-    if scores and context.primary and stage.steps * stage.tokens_per_step <= BASELINE_TOKENS:
-      scores.update(self.baselines())
+    progress.held_out(stage.steps, **scores)
+    if scores and context.primary and 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS:
+      baselines = self.baselines()
+      scores.update(baselines)
+      progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
+        f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
     writer.write('final', stage.name, stage.steps, **scores)
 
   def baselines(self) -> dict[str, float]:

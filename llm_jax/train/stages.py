@@ -61,7 +61,14 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
         StageRun(context, stage, *data[stage.name]).train()
     finally:
       if primary:
-        print(f'report: {write_report(workdir)}', flush=True)
+        report(workdir)
+
+
+def report(workdir: pathlib.Path) -> None:
+  try:
+    print(f'report: {write_report(workdir)}', flush=True)
+  except Exception as error:  # a full disk must not hide what else went wrong
+    print(f'warning: no report was written: {error}', file=sys.stderr, flush=True)
 
 
 def is_finished(context: Context, stage: Stage) -> bool:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.objectives.loss import Loss, Objective
-from llm_jax.optim.optimizers import clip
+from llm_jax.optim.optimizers import clip_factor
 from llm_jax.sharding.rules import constrain
 from llm_jax.train.state import TrainState
 
@@ -27,17 +27,20 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grads, loss = accumulate(objective, state.params, frozen, batch, rng, microbatches)
     weight = jnp.maximum(loss.weight, 1.0)
-    grads, norm = clip(jax.tree.map(lambda g: g / weight, grads), clip_norm)
+    norm = optax.tree.norm(grads) / weight
     finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
-
     rate = schedule(state.step)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + rate * u, state.params, updates)
-    average = None if ema is None else optax.incremental_update(params, state.ema, 1.0 - ema)
-    keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    new_state = TrainState(
-        state.step + 1, keep(params, state.params), keep(opt_state, state.opt_state), keep(average, state.ema),
-        jnp.where(finite, 0, state.nonfinite + 1))
+
+    def update(params, opt_state, average):
+      mean = optax.tree.scale(clip_factor(norm, clip_norm) / weight, grads)
+      updates, opt_state = optimizer.update(mean, opt_state, params)
+      params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+      return params, opt_state, None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
+
+    # A branch, not a select of new or old: that would keep both in memory (two more copies of the parameters on CPU).
+    trained = state.params, state.opt_state, state.ema
+    trained = jax.lax.cond(finite, update, lambda *old: old, *trained)
+    new_state = TrainState(state.step + 1, *trained, jnp.where(finite, 0, state.nonfinite + 1))
     metrics = {'loss': loss.total / weight, **{k: v / weight for k, v in loss.metrics.items()}, 'grad_norm': norm,
                'learning_rate': rate, 'weight': loss.weight, 'nonfinite': new_state.nonfinite}
     return new_state, metrics

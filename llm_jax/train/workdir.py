@@ -18,7 +18,7 @@ from llm_jax.config.errors import ConfigError
 # Everything else needs a new workdir, or a new stage: stages may be appended.
 SAFE_TO_CHANGE = (
     r'checkpoints\..*',
-    r'log_every',
+    r'log_every|stall_seconds',
     r'mesh\..*',
     r'stages\[\d+\]\.(eval_every|eval_batches|sample_every|sample_tokens)',
     r'stages\[\d+\]\.prompts(\[\d+\])?',
