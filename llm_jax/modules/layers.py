@@ -10,7 +10,8 @@ from llm_jax.sharding.rules import constrain
 
 
 class Linear(nn.Module):
-  """Contracts x's last `contract` axes with the first `contract` axes of a weight of `shape`."""
+  """Contracts x's last `contract` axes with the first `contract` axes of a weight of `shape`; returns x's dtype, also
+  where a float32 adapter has been added to the weight."""
   shape: tuple[int, ...]
   execution: Execution
   contract: int = 1
@@ -20,10 +21,10 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     w = self.param('w', nn.initializers.normal(self.std), self.shape)
-    y = linear(x, w.astype(x.dtype), self.contract, self.execution.kernel_set)
+    y = linear(x, jnp.asarray(w, x.dtype), self.contract, self.execution.kernel_set)
     if self.bias:
       y += self.param('b', nn.initializers.zeros, self.shape[self.contract:]).astype(x.dtype)
-    return y
+    return y.astype(x.dtype)
 
 
 class Embedding(nn.Module):
