@@ -17,12 +17,11 @@ CORE = [
   'rustbpe>=0.1.0',
   'safetensors>=0.6',
   'rich>=13.9',
-  'matplotlib>=3.9',
   'tensorboardX>=2.6.2',
 ]
 HF = ['tokenizers>=0.22', 'transformers>=5.0']
 DATA = ['pyarrow>=18', 'array_record>=0.8']
-NOTEBOOK = ['nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29']
+NOTEBOOK = ['matplotlib>=3.9', 'nbclient>=0.10', 'nbformat>=5.10', 'ipykernel>=6.29']
 
 README = pathlib.Path(__file__).parent / 'README.md'
 

@@ -27,7 +27,7 @@ from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
 from llm_jax.train import cluster
 from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from llm_jax.train.cluster import Watchdog
-from llm_jax.train.hardware import total_peak_flops, training_flops_per_token
+from llm_jax.train.hardware import training_flops_per_token
 from llm_jax.train.hooks import Every, Log, StopOnPreemption
 from llm_jax.train.loop import train_loop
 from llm_jax.train.metrics import MetricsWriter, read_metrics
@@ -51,6 +51,7 @@ class Context:
   writer: MetricsWriter
   preemption: Preemption
   lineage: dict[str, Any]
+  peak_flops: float  # of all devices together
   primary: bool
 
   def store(self, stage: str) -> CheckpointStore:
@@ -91,7 +92,7 @@ class StageRun:
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
                   flops_per_token=training_flops_per_token(run.model, stage.context),
-                  peak_flops=total_peak_flops(context.mesh.devices.flat, self.execution.dtype))
+                  peak_flops=context.peak_flops)
         state = train_loop(state, None, self.source, train_step, stage.steps, hooks=[
           log,
           Every(stage.eval_every, log, lambda step, state: progress.held_out(step, **self.score(step, state))),

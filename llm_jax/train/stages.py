@@ -18,7 +18,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.sharding.check import check_divides
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
-from llm_jax.train.hardware import describe_machine
+from llm_jax.train.hardware import describe_machine, total_peak_flops
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
@@ -36,6 +36,8 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   for stage in run.stages:
     check_divides(run.model, run.mesh, stage.batch_size, stage.context, jax.device_count(), stage.microbatches)
   mesh = make_mesh(run.mesh)
+  execution = choose_execution(run)
+  peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
   primary = jax.process_index() == 0
   folder = Workdir(workdir)
   cluster.on_first(folder.prepare)
@@ -52,7 +54,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     if primary:
       write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
-    context = Context(run, workdir, mesh, choose_execution(run), tokenizer, writer, preemption, lineage, primary)
+    context = Context(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
     todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
     data = {stage.name: [open_split(context, stage, split) for split in ('train', 'held_out')] for stage in todo}
