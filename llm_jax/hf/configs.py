@@ -1,5 +1,6 @@
 """`config.json` of Hugging Face to an `Architecture`, and back. What we cannot express is refused, never ignored."""
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -48,6 +49,12 @@ class _Fields:
     require(value is None or (isinstance(value, int) and value > 0), key, value, 'use a positive integer')
     return value
 
+  def number(self, key: str, default: float) -> float:
+    value = self.get(key, default)
+    require(isinstance(value, int | float) and math.isfinite(value) and value >= 0, key, value,
+            'use a finite number of 0 or more')
+    return value
+
   def activation(self, key: str, default: str) -> str:
     value = self.get(key, default)
     require(value in ACTIVATIONS, key, value, f'use one of {tuple(ACTIVATIONS)}')
@@ -78,11 +85,11 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
 
 def _gpt2(fields: _Fields) -> Architecture:
   require(fields.get('scale_attn_weights', True), 'scale_attn_weights', False, 'attention is always scaled here')
-  dropout = fields.get('resid_pdrop', 0.1)
+  dropout = fields.number('resid_pdrop', 0.1)
   for key in ('embd_pdrop', 'attn_pdrop'):
     other = fields.get(key, 0.1)
     require(other == dropout, key, other, f'one dropout serves all here: use resid_pdrop={dropout}')
-  norm = LayerNorm(fields.get('layer_norm_epsilon', 1e-5))
+  norm = LayerNorm(fields.number('layer_norm_epsilon', 1e-5))
   feed_forward = MLP(fields.size('n_inner', None), fields.activation('activation_function', 'gelu_new'), bias=True)
   return Architecture(
     vocab_size=fields.size('vocab_size', 50_257), d_model=fields.size('n_embd', 768),
@@ -90,33 +97,35 @@ def _gpt2(fields: _Fields) -> Architecture:
     pattern=(Block(Attention(fields.size('n_head', 12), bias=True), feed_forward, norm),),
     positions=LearnedPositions(fields.size('n_positions', 1_024)), norm=norm,
     tied_head=fields.get('tie_word_embeddings', True), dropout=dropout,
-    init=NormalInit(fields.get('initializer_range', 0.02)))
+    init=NormalInit(fields.number('initializer_range', 0.02)))
 
 
 def _llama(fields: _Fields) -> Architecture:
   d_model, heads = fields.size('hidden_size', 4_096), fields.size('num_attention_heads', 32)
-  kv_heads, head_dim = fields.size('num_key_value_heads', heads), fields.size('head_dim', d_model // heads)
+  kv_heads, head_dim = fields.size('num_key_value_heads', heads), fields.size('head_dim', None)
   attention = Attention(  # None where the number follows from another, so that equal decoders have equal configurations
-    heads, None if kv_heads == heads else kv_heads, None if head_dim * heads == d_model else head_dim,
+    heads, None if kv_heads == heads else kv_heads, None if head_dim and head_dim * heads == d_model else head_dim,
     bias=fields.get('attention_bias', False))
   feed_forward = GLU(fields.size('intermediate_size', 11_008), fields.activation('hidden_act', 'silu'),
                      bias=fields.get('mlp_bias', False))
-  norm = RMSNorm(fields.get('rms_norm_eps', 1e-6))
+  norm = RMSNorm(fields.number('rms_norm_eps', 1e-6))
   return Architecture(
     vocab_size=fields.size('vocab_size', 32_000), d_model=d_model, num_layers=fields.size('num_hidden_layers', 32),
     pattern=(Block(attention, feed_forward, norm),), positions=_rope(fields), norm=norm,
-    tied_head=fields.get('tie_word_embeddings', False), init=NormalInit(fields.get('initializer_range', 0.02)))
+    tied_head=fields.get('tie_word_embeddings', False), init=NormalInit(fields.number('initializer_range', 0.02)))
 
 
 def _rope(fields: _Fields) -> RoPE:
   """`rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
-  theta = fields.get('rope_theta', 10_000.0)
+  theta = fields.number('rope_theta', 10_000.0)
   for key in ('rope_scaling', 'rope_parameters'):
     given = fields.get(key, {})
+    require(isinstance(given, Mapping), key, given, 'must be an object')
     theta = given.get('rope_theta', theta)
     kind = given.get('rope_type', given.get('type', 'default'))
     others = {k: v for k, v in given.items() if k not in ('rope_theta', 'rope_type', 'type')}
     require(kind == 'default' and not others, key, given, 'scaled or partial rotary positions are not supported')
+  require(isinstance(theta, int | float), 'rope_theta', theta, 'use a number such as 10000')
   return RoPE(float(theta))
 
 
@@ -141,6 +150,8 @@ def config_to_hf(config: Architecture, context: int = 2_048) -> dict[str, Any]:
       'resid_pdrop': config.dropout, 'embd_pdrop': config.dropout, 'attn_pdrop': config.dropout}
   else:
     base = config.positions.base
+    require(config.d_model % attention.num_heads == 0, 'model.d_model', config.d_model,
+            f'transformers needs a multiple of num_heads={attention.num_heads}, even with another head_dim')
     values |= {
       'hidden_size': config.d_model, 'num_hidden_layers': config.num_layers,
       'intermediate_size': block.feed_forward.width(config.d_model),

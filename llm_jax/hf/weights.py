@@ -12,7 +12,7 @@ import numpy as np
 
 from llm_jax import paths
 from llm_jax.config.architecture import Architecture
-from llm_jax.config.errors import ConfigError
+from llm_jax.config.errors import ConfigError, require
 from llm_jax.hf.tables import Entry, Family, entries, family_of
 from llm_jax.modules.transformer import Transformer
 
@@ -83,8 +83,13 @@ def _table(config: Architecture, family: Family, shapes: Mapping[str, tuple[int,
 def _full_names(family: Family, names: Iterable[str], state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """`state_dict` without the family's buffers, its names completed with the base prefix where they lack it."""
   bare = {name.removeprefix(family.base) for name in names if name.startswith(family.base)}
-  return {family.base + name if name in bare else name: tensor
-          for name, tensor in state_dict.items() if not family.ignored.search(name)}
+  full = {}
+  for name, tensor in state_dict.items():
+    key = family.base + name if name in bare else name
+    require(key not in full, 'tensors', name, f'given twice, with and without {family.base}')
+    if not family.ignored.search(name):
+      full[key] = tensor
+  return full
 
 
 def _needed(table: list[Entry], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

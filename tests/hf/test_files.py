@@ -87,6 +87,8 @@ def test_names_of_the_bare_decoder_buffers_and_a_repeated_head(folders):
   state = {name.removeprefix('transformer.'): t for name, t in hf.state_dict_from_params(config, params).items()}
   state |= {'h.0.attn.bias': np.ones((1, 1, 8, 8), np.uint8), 'lm_head.weight': state['wte.weight'].copy()}
   jax.tree.map(np.testing.assert_array_equal, hf.params_from_state_dict(config, state), params)
+  with pytest.raises(ConfigError, match='twice'):
+    hf.params_from_state_dict(config, state | {'transformer.wte.weight': state['wte.weight']})
   state['lm_head.weight'][0, 0] += 1
   with pytest.raises(ConfigError, match=r'extra lm_head\.weight'):
     hf.params_from_state_dict(config, state)
@@ -153,6 +155,9 @@ def test_both_ways_to_state_rope():
   ('llama', dict(auto_map=dict(AutoModel='evil.Model')), 'auto_map'),
   ('llama', dict(hidden_size=-1), 'hidden_size'),
   ('llama', dict(num_hidden_layers='2'), 'num_hidden_layers'),
+  ('llama', dict(rms_norm_eps=float('nan')), 'rms_norm_eps'),
+  ('llama', dict(rope_scaling='linear'), 'rope_scaling'),
+  ('llama', dict(hidden_size=100), r'pattern\[0\].attention.num_heads'),
   ('llama', dict(num_key_value_heads=5), 'num_kv_heads'),
   ('gpt2', dict(scale_attn_weights=False), 'scale_attn_weights'),
   ('gpt2', dict(scale_attn_by_inverse_layer_idx=True), 'scale_attn_by_inverse_layer_idx'),
@@ -171,6 +176,7 @@ LLAMA, GPT2 = presets.llama(32, 2, 4), presets.gpt2(32, 2, 4)
   (dataclasses.replace(LLAMA, pattern=GPT2.pattern), 'model.pattern[0].feed_forward'),
   (dataclasses.replace(LLAMA, norm=arch.RMSNorm(1e-3)), 'model.pattern[0].norm.eps'),
   (dataclasses.replace(LLAMA, dropout=0.1), 'model.dropout'),
+  (presets.llama(30, 2, 4, head_dim=8), 'model.d_model'),
   (dataclasses.replace(GPT2, norm=arch.RMSNorm()), 'model.norm'),
   (dataclasses.replace(GPT2, pattern=(
     dataclasses.replace(GPT2.pattern[0], attention=arch.Attention(4, num_kv_heads=2, bias=True)),)),
