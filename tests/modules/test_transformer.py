@@ -175,7 +175,13 @@ def assert_same(got, want, tolerance=1e-6):
 def test_execution_changes_nothing(execution):
   """Scanned or unrolled, recomputed or kept: the same loss and gradients."""
   plain = Execution(kernels=execution.kernels, unroll=False)
-  assert_same(loss_and_gradients(MIXED, execution), loss_and_gradients(MIXED, plain))
+  config = MODELS['llama']
+  assert_same(loss_and_gradients(config, execution), loss_and_gradients(config, plain))
+
+
+def test_unrolled_blocks_run_in_the_scans_order():
+  got = jitted(Transformer(MIXED, Execution(kernels='xla', unroll=True)))({'params': params(MIXED)}, tokens())
+  np.testing.assert_allclose(got, forward(MIXED, 'xla')(tokens()), rtol=0, atol=2e-6)
 
 
 def test_recomputed_blocks_drop_the_same():
