@@ -17,6 +17,7 @@ import numpy as np
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose
+from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -59,7 +60,8 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   """
   rng = jax.random.key(0) if rng is None else rng
   with _mesh_of(params):
-    run, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs)
+    run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
+                                log_probs)
     state = decode(run, params, rng, state, max_new_tokens)
     return _collect(state, 0)
 
@@ -70,7 +72,7 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
   """`generate` a few tokens at a time: yields the next tokens of every row, up to `chunk`, until all rows have ended."""
   rng = jax.random.key(0) if rng is None else rng
   with _mesh_of(params):
-    run, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False)
+    run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False)
   seen = 0
   while True:
     new = _collect(state, seen).tokens
@@ -177,8 +179,11 @@ def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, 
   padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
   for row, prompt in zip(padded, prompts, strict=True):
     row[:len(prompt)] = prompt
-  run = Run(config, execution or Execution(), sampling, tuple(stop_tokens), log_probs)
-  return run, prefill(run, params, rng, padded, lengths, bucket(max_new_tokens))
+  execution = execution or Execution()
+  if execution.unrolled:
+    config, params = unroll_config(config), unroll_params(config, params)
+  run = Run(config, execution, sampling, tuple(stop_tokens), log_probs)
+  return run, params, prefill(run, params, rng, padded, lengths, bucket(max_new_tokens))
 
 
 def _collect(state: State, start: int) -> Generated:

@@ -23,7 +23,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angles: dict[int, Rotation], positions_BT: jax.Array,
                segment_ids_BT: jax.Array | None, slots: Slots | None, cache: KVCache | None,
-               layer: jax.Array | int) -> tuple[jax.Array, KVCache | None]:
+               layer: jax.Array | None) -> tuple[jax.Array, KVCache | None]:
     D, H, G = x_BTD.shape[-1], self.config.num_heads, self.config.kv_heads
     K, bias = self.config.head_size(D), self.config.bias
     project = lambda heads, name: constrain(

@@ -23,7 +23,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, angles: dict[int, Rotation], positions_BT: jax.Array,
                segment_ids_BT: jax.Array | None, slots: Slots | None, cache: KVCache | None,
-               layer: jax.Array | int) -> tuple[jax.Array, KVCache | None]:
+               layer: jax.Array | None) -> tuple[jax.Array, KVCache | None]:
     init = dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
     attention = Attention(self.config.attention, dropout=self.dropout, **init, name='attention')

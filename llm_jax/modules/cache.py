@@ -29,26 +29,33 @@ class Slots:
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of one attention layer of the pattern, for all its repeats: [N, B, G, S, K]."""
+  """Keys and values of one block: [B, G, S, K], with a leading N for a block of the pattern and its repeats.
+
+  layer: which repeat is meant; None where there is no N. (A leading axis of 1 would do, but behind the reshape that
+  takes it away XLA on CPU updates twice, for the reader and for what is carried, and copies the cache in between.)
+  """
   keys: jax.Array
   values: jax.Array
 
   @classmethod
-  def empty(cls, attention: Attention, d_model: int, layers: int, batch: int, length: int, dtype) -> 'KVCache':
-    shape = (layers, batch, attention.kv_heads, length, attention.head_size(d_model))
+  def empty(cls, attention: Attention, d_model: int, layers: int | None, batch: int, length: int, dtype) -> 'KVCache':
+    shape = (batch, attention.kv_heads, length, attention.head_size(d_model))
+    shape = shape if layers is None else (layers, *shape)
     return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
-  def write(self, layer: jax.Array | int, k_BTGK: jax.Array, v_BTGK: jax.Array, slots: Slots) -> 'KVCache':
+  def write(self, layer: jax.Array | None, k_BTGK: jax.Array, v_BTGK: jax.Array, slots: Slots) -> 'KVCache':
     """Stores keys and values of T tokens in the T slots that were taken last."""
-    def put(cache, new):
-      new = new.swapaxes(1, 2)[None].astype(cache.dtype)
-      start = (layer, 0, 0, slots.next - new.shape[3], 0)
-      return constrain(jax.lax.dynamic_update_slice(cache, new, start), None, 'batch', 'kv_heads', None, None)
+    def put(cache, new_BTGK):
+      new, start = new_BTGK.swapaxes(1, 2).astype(cache.dtype), (0, 0, slots.next - new_BTGK.shape[1], 0)
+      axes = ('batch', 'kv_heads', None, None)
+      if layer is not None:
+        new, start, axes = new[None], (layer, *start), (None, *axes)
+      return constrain(jax.lax.dynamic_update_slice(cache, new, start), *axes)
     return KVCache(put(self.keys, k_BTGK), put(self.values, v_BTGK))
 
-  def read(self, layer: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+  def read(self, layer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """Keys and values of one layer, each [B, G, S, K]."""
-    take = lambda cache: jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
+    take = lambda cache: cache if layer is None else jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
     return take(self.keys), take(self.values)
 
 
@@ -67,5 +74,6 @@ def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.fl
   """
   make = lambda block, layers: KVCache.empty(block.attention, architecture.d_model, layers, batch, length, dtype)
   slots = Slots(jnp.full((batch, length), EMPTY, jnp.int32), jnp.int32(0))
-  return Cache(tuple(make(block, 1) for block in architecture.prefix),
-               tuple(make(block, architecture.repeats) for block in architecture.pattern), slots)
+  pattern = architecture.pattern if architecture.repeats else ()
+  return Cache(tuple(make(block, None) for block in architecture.prefix),
+               tuple(make(block, architecture.repeats) for block in pattern), slots)

@@ -7,6 +7,7 @@ from llm_jax.config import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.positions import rotation
 from llm_jax.sharding.rules import constrain
@@ -70,7 +71,7 @@ class Transformer(nn.Module):
       first, rest, slots = list(cache.prefix), cache.pattern, cache.slots.append(positions, segment_ids)
     shared = angles, positions, segment_ids, slots
     for i, block in enumerate(self.prefix):
-      x_BTD, first[i] = block(x_BTD, *shared, first[i], 0)
+      x_BTD, first[i] = block(x_BTD, *shared, first[i], None)
     if c.repeats:
       (x_BTD, rest), _ = self.blocks((x_BTD, rest), jnp.arange(c.repeats), shared)
     return self.final_norm(x_BTD), None if cache is None else Cache(tuple(first), rest, slots)
@@ -78,8 +79,7 @@ class Transformer(nn.Module):
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""
     w_VD = (self.embedding if self.config.tied_head else self.head).w.astype(x_BTD.dtype)
-    logits_BTV = jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32)
-    return constrain(logits_BTV, 'batch', 'seq', 'vocab')
+    return constrain(vocabulary_logits(x_BTD, w_VD, self.execution.kernel_set), 'batch', 'seq', 'vocab')
 
   def head_weight(self, params) -> jax.Array:
     """The head's weight [vocab, d_model] in a parameter tree."""

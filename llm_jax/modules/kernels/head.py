@@ -1,0 +1,21 @@
+"""The product with the vocabulary."""
+import jax
+import jax.numpy as jnp
+
+from llm_jax.modules.kernels import resolve
+
+FEW = 64  # tokens up to which the weight's traffic, not the arithmetic, decides
+
+
+def vocabulary_logits(x_BTD: jax.Array, w_VD: jax.Array, kernels: str | None = None) -> jax.Array:
+  """x w', float32 [B, T, V].
+
+  With few tokens XLA on CPU reads the weight at 19 GB/s as the left operand and at 12 GB/s as the right one (8 tokens,
+  V = 32,000, D = 384, 2 cores): there 'cpu' computes w x'.
+  """
+  B, T, D = x_BTD.shape
+  if resolve(kernels) == 'cpu' and 1 < B * T <= FEW:
+    logits_VN = jax.lax.dot_general(w_VD, x_BTD.reshape(B * T, D), (((1,), (1,)), ((), ())),
+                                    preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(logits_VN).T.reshape(B, T, -1)
+  return jnp.einsum('BTD,VD->BTV', x_BTD, w_VD, preferred_element_type=jnp.float32)

@@ -1,0 +1,161 @@
+"""KV-cached generation against the full forward pass and against transformers."""
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import llm_jax
+from llm_jax import hf
+from llm_jax.config import presets
+from llm_jax.config.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.run import Mesh
+from llm_jax.decode.generate import bucket, generate, prefill, stream
+from llm_jax.decode.sampling import Sampling
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import param_shardings
+
+VOCAB, NEW = 64, 12
+PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]
+GPT2 = presets.gpt2(32, 2, 4, vocab_size=VOCAB, max_length=32)
+LLAMA = presets.llama(32, 2, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=VOCAB)
+# A prefix block and a pattern of two blocks that differ in everything.
+MIXED = dataclasses.replace(LLAMA, num_layers=5, prefix=LLAMA.pattern, pattern=(
+    Block(Attention(4, 1, head_dim=16, bias=True), MLP(40, 'gelu', bias=True), LayerNorm()),
+    Block(Attention(2), GLU(40), RMSNorm())))
+CONFIGS = {'gpt2': GPT2, 'llama': LLAMA, 'mixed': MIXED}
+
+
+def make_params(config, std=0.3):
+  """Weights large enough that the tokens vary."""
+  config = dataclasses.replace(config, init=dataclasses.replace(config.init, std=std))
+  return jax.jit(Transformer(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def full_log_probs(config, params, rows):
+  """Log-probabilities after every position, by one uncached forward pass over padded rows."""
+  padded = np.zeros((len(rows), max(map(len, rows))), np.int32)
+  for row, tokens in zip(padded, rows, strict=True):
+    row[:len(tokens)] = tokens
+  return np.array(jax.nn.log_softmax(jax.jit(Transformer(config).apply)({'params': params}, padded)))
+
+
+@pytest.mark.parametrize('execution', [Execution(), Execution(unroll=False, kernels='xla')], ids=['unrolled', 'scanned'])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_cached_equals_full_forward(name, execution):
+  config, params = CONFIGS[name], make_params(CONFIGS[name])
+  out = generate(config, params, PROMPTS, NEW, execution=execution, log_probs=True)
+  expected = full_log_probs(config, params, [p + t for p, t in zip(PROMPTS, out.tokens, strict=True)])
+  assert out.lengths == [NEW] * 3
+  for row, (prompt, tokens, log_probs) in enumerate(zip(PROMPTS, out.tokens, out.log_probs, strict=True)):
+    expected_row = expected[row, len(prompt) - 1:len(prompt) - 1 + NEW]
+    assert tokens == expected_row.argmax(-1).tolist()
+    np.testing.assert_allclose(log_probs, expected_row.max(-1), atol=1e-5)
+
+
+def test_bfloat16_follows_the_full_forward():
+  execution = Execution(dtype='bfloat16')
+  out = generate(LLAMA, make_params(LLAMA, 0.05), PROMPTS, NEW, execution=execution, log_probs=True)
+  expected = full_log_probs(LLAMA, make_params(LLAMA, 0.05), [p + t for p, t in zip(PROMPTS, out.tokens, strict=True)])
+  for row, (prompt, tokens, log_probs) in enumerate(zip(PROMPTS, out.tokens, out.log_probs, strict=True)):
+    expected_row = expected[row, np.arange(len(prompt) - 1, len(prompt) - 1 + NEW), tokens]
+    np.testing.assert_allclose(log_probs, expected_row, atol=0.05)
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+def test_greedy_tokens_equal_transformers(family):
+  torch.manual_seed(0)
+  ids = dict(bos_token_id=0, eos_token_id=None, pad_token_id=0, initializer_range=0.3)
+  if family == 'gpt2':
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=VOCAB, n_positions=32, n_embd=32, n_layer=2, n_head=4, **ids))
+  else:
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False, **ids))
+  theirs.eval()
+  params = hf.params_from_state_dict(CONFIGS[family], {k: v.numpy() for k, v in theirs.state_dict().items()})
+  ours = generate(CONFIGS[family], params, PROMPTS, NEW)
+  for prompt, tokens in zip(PROMPTS, ours.tokens, strict=True):
+    given = torch.tensor([prompt])
+    expected = theirs.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, min_new_tokens=NEW,
+                               do_sample=False)
+    assert tokens == expected[0, len(prompt):].tolist()
+
+
+def test_stream_equals_generate():
+  params, sampling = make_params(GPT2), Sampling(0.9, top_k=20, top_p=0.95)
+  whole = generate(GPT2, params, PROMPTS, NEW, sampling, jax.random.key(3))
+  rows = [[], [], []]
+  for new in stream(GPT2, params, PROMPTS, NEW, sampling, jax.random.key(3), chunk=5):
+    for row, tokens in zip(rows, new, strict=True):
+      row.extend(tokens)
+  assert rows == whole.tokens
+
+
+def test_seed_alone_decides_the_draw():
+  params, sampling = make_params(GPT2, 0.05), Sampling(1.0)
+  draw = lambda seed, prompts: generate(GPT2, params, prompts, NEW, sampling, jax.random.key(seed)).tokens
+  assert draw(0, PROMPTS) == draw(0, PROMPTS) != draw(1, PROMPTS)
+  assert draw(0, PROMPTS)[0] == draw(0, [PROMPTS[0], PROMPTS[2], PROMPTS[1]])[0]  # other rows do not matter
+  alike = draw(0, [PROMPTS[0]] * 3)
+  assert len({tuple(row) for row in alike}) == 3  # equal prompts get different draws
+
+
+def test_stop_tokens_end_a_row():
+  params, sampling, key = make_params(LLAMA, 0.05), Sampling(1.0), jax.random.key(0)
+  free = generate(LLAMA, params, PROMPTS, NEW, sampling, key).tokens
+  stops = (free[0][4], free[2][0])
+  stopped = generate(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops)
+  for row, tokens in zip(free, stopped.tokens, strict=True):
+    end = next((i + 1 for i, token in enumerate(row) if token in stops), NEW)
+    assert tokens == row[:end]
+  assert stopped.lengths[2] == 1
+  streamed = list(stream(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops, chunk=2))
+  assert [sum((new[row] for new in streamed), []) for row in range(3)] == stopped.tokens
+
+
+@pytest.mark.parametrize('axes', [dict(data=1, tensor=2, fsdp=4), dict(data=8)], ids=['fsdp-tensor', 'data'])
+def test_a_mesh_changes_nothing(axes):
+  params = make_params(LLAMA)
+  expected = generate(LLAMA, params, PROMPTS, NEW, log_probs=True)
+  mesh = make_mesh(Mesh(**axes))
+  out = generate(LLAMA, jax.device_put(params, param_shardings(params, mesh)), PROMPTS, NEW, log_probs=True)
+  assert out.tokens == expected.tokens
+  np.testing.assert_allclose(out.log_probs, expected.log_probs, atol=1e-5)
+
+
+def test_new_lengths_reuse_the_program():
+  params = make_params(GPT2)
+  generate(GPT2, params, [[1, 2, 3]], 5)
+  before = prefill._cache_size()
+  for length, new in ((1, 1), (7, 9), (16, 16)):
+    assert generate(GPT2, params, [[1] * length], new).lengths == [new]
+  assert prefill._cache_size() == before
+
+
+def test_buckets():
+  for length in range(1, 5_000):
+    assert length <= bucket(length) < max(length + 16, 1.25 * length + 1)
+  assert len({bucket(length) for length in range(1, 4_097)}) == 28
+
+
+@pytest.mark.parametrize('prompts,new,field', [
+    ([], 1, 'prompts'), ([[1], []], 1, 'prompts[1]'), ([[VOCAB]], 1, 'prompts[0]'), ([[-1]], 1, 'prompts[0]'),
+    ([[1]], 0, 'max_new_tokens'), ([[1] * 30], 3, 'prompts[0]')])
+def test_bad_requests_are_named(prompts, new, field):
+  with pytest.raises(ConfigError, match=re.escape(field)):
+    generate(GPT2, {'nothing': np.zeros(1)}, prompts, new)
+
+
+def test_the_package_exports_lazily():
+  assert llm_jax.generate is generate and llm_jax.Transformer is Transformer
+  with pytest.raises(AttributeError):
+    _ = llm_jax.nothing
