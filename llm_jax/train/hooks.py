@@ -70,13 +70,13 @@ class Log:
 
 
 class Every:
-  """Runs `action(step, state)` every so many steps, outside of the steps' clock."""
+  """Runs `action(step, state)` every so many steps before the last one, outside of the steps' clock. 0: never."""
 
   def __init__(self, steps: int, log: Log, action: Callable[[int, TrainState], Any]):
     self.steps, self.log, self.action = steps, log, action
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
-    if self.steps and step % self.steps == 0:
+    if self.steps and step % self.steps == 0 and step < self.log.stage.steps:
       self.log.pause()
       self.action(step, state)
       self.log.resume()

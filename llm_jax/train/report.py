@@ -100,9 +100,10 @@ def by_stage(records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[
   seen = {str(r.get('stage')) for r in records if r.get('kind') in ('train', 'eval')}
   stages, offset = [], 0
   for name in [*(n for n in configs if n in seen), *sorted(seen - configs.keys())]:
-    kinds = {kind: {r['step']: r for r in records if r.get('kind') == kind and r.get('stage') == name}
-             for kind in ('train', 'eval')}
-    train, evals = ([found[step] for step in sorted(found)] for found in kinds.values())
+    mine = [r for r in records if r.get('stage') == name]
+    train = {r['step']: r for r in mine if r.get('kind') == 'train'}
+    evals = {r['step']: r for r in mine if r.get('kind') in ('eval', 'final') and 'loss' in r}
+    train, evals = ([found[step] for step in sorted(found)] for found in (train, evals))
     stages.append(StageRecords(name, configs.get(name, {}), offset, train, evals))
     offset += stages[-1].last_step
   return stages

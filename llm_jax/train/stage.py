@@ -95,7 +95,7 @@ class StageRun:
                   peak_flops=context.peak_flops)
         state = train_loop(state, None, self.source, train_step, stage.steps, hooks=[
           log,
-          Every(stage.eval_every, log, lambda step, state: progress.held_out(step, **self.score(step, state))),
+          Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
           Every(stage.sample_every, log, self.write_samples),
           Every(run.checkpoints.every, log, self.save),
           StopOnPreemption(context.preemption, log, self.save_and_wait),
@@ -170,8 +170,12 @@ class StageRun:
     scores = evaluate(self.eval_step, best_params(state), None, batches)
     tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
     scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
-    self.context.writer.write('eval', self.stage.name, step, **scores)
     return scores
+
+  def log_score(self, step: int, state: TrainState, progress: Progress) -> None:
+    if scores := self.score(step, state):
+      self.context.writer.write('eval', self.stage.name, step, **scores)
+      progress.held_out(step, **scores)
 
   def write_samples(self, step: int, state: TrainState) -> None:
     context = self.context
@@ -187,7 +191,8 @@ class StageRun:
       return
     self.write_samples(stage.steps, state)
     scores = self.score(stage.steps, state, everything=True)
-    progress.held_out(stage.steps, **scores)
+    if scores:
+      progress.held_out(stage.steps, **scores)
     if scores and context.primary and 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS:
       baselines = self.baselines()
       scores.update(baselines)
