@@ -69,7 +69,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
 def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
            sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
            execution: Execution | None = None, chunk: int = 4) -> Iterator[list[list[int]]]:
-  """`generate` a few tokens at a time: yields the next tokens of every row, up to `chunk`, until all rows have ended."""
+  """`generate` a few tokens at a time: yields every row's next tokens, up to `chunk`, until all rows have ended."""
   rng = jax.random.key(0) if rng is None else rng
   with _mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False)

@@ -47,7 +47,10 @@ def full_log_probs(config, params, rows):
   return np.array(jax.nn.log_softmax(jax.jit(Transformer(config).apply)({'params': params}, padded)))
 
 
-@pytest.mark.parametrize('execution', [Execution(), Execution(unroll=False, kernels='xla')], ids=['unrolled', 'scanned'])
+EXECUTIONS = {'unrolled': Execution(unroll=True), 'scanned': Execution(unroll=False, kernels='xla')}
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS.values(), ids=EXECUTIONS)
 @pytest.mark.parametrize('name', CONFIGS)
 def test_cached_equals_full_forward(name, execution):
   config, params = CONFIGS[name], make_params(CONFIGS[name])
