@@ -29,8 +29,8 @@ class Block(nn.Module):
     attention = Attention(self.config.attention, dropout=self.dropout, **init, name='attention')
     feed_forward = FeedForward(self.config.feed_forward, **init, name='feed_forward')
 
-    h_BTD = Norm(self.config.norm, name='attention_norm')(x_BTD)
+    h_BTD = Norm(self.config.norm, self.execution, name='attention_norm')(x_BTD)
     h_BTD, cache = attention(h_BTD, angles, positions_BT, segment_ids_BT, slots, cache, layer)
     x_BTD = constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed')
-    h_BTD = feed_forward(Norm(self.config.norm, name='feed_forward_norm')(x_BTD))
+    h_BTD = feed_forward(Norm(self.config.norm, self.execution, name='feed_forward_norm')(x_BTD))
     return constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed'), cache

@@ -6,6 +6,7 @@ import jax
 
 from llm_jax.config import architecture as config
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.kernels.ordering import elementwise
 from llm_jax.modules.layers import Linear
 from llm_jax.sharding.rules import constrain
 
@@ -32,7 +33,8 @@ class FeedForward(nn.Module):
         Linear((D, F), self.execution, bias=bias, std=self.std, name=name)(x_BTD), 'batch', 'seq', 'mlp')
     match self.config:
       case config.MLP():
-        h_BTF = act(project('up'))
+        h_BTF = elementwise(act, project('up'), kernels=self.execution.kernel_set)
       case config.GLU():
-        h_BTF = act(project('gate')) * project('up')
+        gated = lambda gate, up: act(gate) * up
+        h_BTF = elementwise(gated, project('gate'), project('up'), kernels=self.execution.kernel_set)
     return Linear((F, D), self.execution, bias=bias, std=self.residual_std, name='down')(h_BTF)

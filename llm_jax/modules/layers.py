@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from llm_jax.config import architecture as config
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.linear import linear
+from llm_jax.modules.kernels.norm import normalize
 from llm_jax.sharding.rules import constrain
 
 
@@ -45,17 +46,11 @@ class Embedding(nn.Module):
 class Norm(nn.Module):
   """LayerNorm or RMSNorm over the last axis, computed in float32, returned in x's dtype."""
   config: config.Norm
+  execution: Execution
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],))
-    y = x.astype(jnp.float32)
-    match self.config:
-      case config.LayerNorm(eps):
-        y -= y.mean(-1, keepdims=True)
-        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-        y = y * scale + self.param('bias', nn.initializers.zeros, (x.shape[-1],))
-      case config.RMSNorm(eps):
-        y *= jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)
-        y = y * scale
-    return y.astype(x.dtype)
+    scale, bias = self.param('scale', nn.initializers.ones, (x.shape[-1],)), None
+    if isinstance(self.config, config.LayerNorm):
+      bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    return normalize(x, scale, bias, self.config.eps, self.execution.kernel_set)

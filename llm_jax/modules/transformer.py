@@ -36,7 +36,7 @@ class Transformer(nn.Module):
       scan = nn.scan(Pattern, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                      in_axes=(0, nn.broadcast), length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
       self.blocks = scan(c, self.execution)
-    self.final_norm = Norm(c.norm)
+    self.final_norm = Norm(c.norm, self.execution)
     if not c.tied_head:
       self.head = Embedding(c.vocab_size, c.d_model, dtype, c.init.std)
 

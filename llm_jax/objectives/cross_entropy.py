@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.modules.kernels import resolve
-from llm_jax.modules.kernels.linear import barrier
+from llm_jax.modules.kernels.ordering import barrier
 
-CHUNK_BYTES = {'cpu': 2**26, 'xla': 2**28}  # of float32 logits a device holds at once
+CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits a device holds at once
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -73,7 +73,9 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
     scale_BC = weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC
     d_BCV = _subtract_one_hot(exp_BCV * scale_BC[..., None], targets_BC, weights_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
-    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, (((0, 1), (0, 1)), ((), ())), preferred_element_type=dw_VD.dtype)
+    # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
+    d_NV, x_ND = (a.reshape(-1, a.shape[-1]) for a in (d_BCV, x_BCD))
+    dw_VD += jax.lax.dot_general(d_NV, x_ND, (((0,), (0,)), ((), ())), preferred_element_type=dw_VD.dtype)
     sums = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token)
     return (sums, dw_VD), (dx_BCD, per_token['total'])
 

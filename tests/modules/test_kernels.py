@@ -1,6 +1,7 @@
 """The kernels against jax.nn, float64 NumPy and central differences."""
 import functools
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llm_jax.modules.kernels import attention as attention_module
-from llm_jax.modules.kernels.attention import cached_attention, causal_attention
+from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.linear import linear
+from llm_jax.modules.kernels.norm import normalize
 
 KERNELS = ('cpu', 'xla')
 
@@ -139,12 +141,15 @@ def test_attention_dropout_drops_weights_and_keeps_the_mean(small_blocks):
   assert np.abs(np.asarray(sums).mean(0) - 1).max() < 0.15
 
 
-def test_cached_attention_is_causal_attention_at_its_positions(small_blocks):
-  q, k, v = normal(0, 2, 10, 4, 6), normal(1, 2, 10, 2, 6), normal(2, 2, 10, 2, 6)
-  positions = np.array([[3, 4], [8, 9]])
-  stale = lambda a: np.concatenate([a, 100 * np.ones_like(a)], 1)  # what lies beyond is never seen
-  got = cached_attention(np.take_along_axis(q, positions[:, :, None, None], 1), stale(k), stale(v), positions)
-  close(got, np.take_along_axis(numpy_attention(q, k, v, None), positions[:, :, None, None], 1))
+@pytest.mark.parametrize('kernels', KERNELS)
+@pytest.mark.parametrize('biased', [False, True])
+def test_normalize_matches_float64(kernels, biased):
+  x, scale, bias = 3 * normal(0, 2, 5, 16) + 1, normal(1, 16), normal(2, 16) if biased else None
+  wide = x.astype(np.float64)
+  wide = wide - wide.mean(-1, keepdims=True) if biased else wide
+  want = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * scale + (bias if biased else 0)
+  close(normalize(x, scale, bias, 1e-5, kernels), want)
+  assert normalize(jnp.asarray(x, jnp.bfloat16), scale, bias, 1e-5, kernels).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize('transform', ['scan', 'remat', 'vmap'])
@@ -165,7 +170,8 @@ def test_cpu_kernels_under_transformations(small_blocks, transform):
   close(got, want)
 
 
-@pytest.mark.parametrize('spec', [('batch', None, None, None), (None, None, 'heads', None), ('batch', 'time', 'heads', None)])
+@pytest.mark.parametrize('spec', [('batch', None, None, None), (None, None, 'heads', None),
+                                  ('batch', 'time', 'heads', None)])
 def test_sharded_is_unsharded(small_blocks, spec):
   mesh = jax.make_mesh((2, 2, 2), ('batch', 'time', 'heads'), axis_types=(AxisType.Auto,) * 3)
   q, k, v, w = normal(0, 2, 20, 4, 6), normal(1, 2, 20, 2, 6), normal(2, 2, 20, 2, 6), normal(3, 4, 6, 4, 6)
@@ -186,7 +192,7 @@ def test_custom_derivatives_against_central_differences():
 import jax, numpy as np
 jax.config.update('jax_enable_x64', True)
 from jax.test_util import check_grads
-from llm_jax.modules.kernels import attention
+from llm_jax.modules.kernels import attention, norm, ordering
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
 attention.BLOCK = 4
@@ -195,10 +201,15 @@ n = lambda *s: r.standard_normal(s)
 ids = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 3, 3, 3]])
 check = lambda f, *a: check_grads(f, a, 1, ('rev',), atol=1e-6, rtol=1e-6, eps=1e-5)
 check(lambda x, w: linear(x, w, 2, 'cpu'), n(2, 3, 2, 4), n(2, 4, 5))
+x, s = n(2, 3, 6), n(6)
+check(lambda x, s: norm.normalize(x, s, None, 1e-5, 'cpu'), x, s)
+check(lambda x, s, b: norm.normalize(x, s, b, 1e-5, 'cpu'), x, s, n(6))
+check(lambda a, b: ordering.elementwise(lambda a, b: jax.nn.silu(a) * b, a, b, kernels='cpu'), n(2, 5), n(2, 5))
 check(lambda q, k, v: attention._blocked(q, k, v, ids), n(2, 7, 4, 6), n(2, 7, 2, 6), n(2, 7, 2, 6))
 y, wt = r.integers(0, 11, (2, 7)), r.uniform(0, 2, (2, 7))
 for kernels in ('cpu', 'xla'):
   check(lambda x, w, wt: 3 * chunked_cross_entropy(x, w, y, wt, 0.1, 3, kernels)[0], n(2, 7, 5), n(11, 5), wt)
 '''
-  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': os.getcwd()})
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                        env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
   assert done.returncode == 0, done.stderr[-2000:]

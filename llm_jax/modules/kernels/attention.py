@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels.ordering import not_before
 
 BLOCK = 128  # queries a step on CPU
 MASKED = -1e30  # finite, so that exp() of it is exactly 0 and no difference of two is NaN
@@ -37,16 +38,6 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
   return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=same_B1TS, is_causal=True)
 
 
-def cached_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-  """Attention of the queries at `positions_BT` over a cache whose slot s holds position s: a query sees s <= its own.
-
-  Returns [B, T, H, K] in q's dtype; scores and softmax are float32.
-  """
-  mask_BTS = jnp.arange(k_BSGK.shape[1]) <= positions_BT[..., None]
-  return jax.nn.dot_product_attention(q_BTHK, k_BSGK.astype(q_BTHK.dtype), v_BSGK.astype(q_BTHK.dtype),
-                                      mask=mask_BTS[:, None])
-
-
 def _same_segment(rows_BT, columns_BS):
   return rows_BT[:, :, None] == columns_BS[:, None, :]
 
@@ -67,7 +58,7 @@ def _dropout_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, rate, rng):
 
 
 # For XLA on CPU. A block of queries sees the keys up to its own end: nearly half of the scores are never computed.
-# Scores stand transposed, [keys, queries], so that softmax reduces over rows and vectorises along queries. The R = H / G
+# Scores stand transposed, [keys, queries], so that softmax reduces over rows and vectorises along queries. The R=H/G
 # heads of a group are laid beside each other as queries: one product a key head, and no key or value is repeated.
 # The derivative recomputes the weights from the saved log-sum-exp (Dao et al. 2022, appendix B.2).
 
@@ -139,7 +130,8 @@ def _blocked_backward(saved, d_BTHK):
   dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
   for block, lse_BG1Q in zip(_blocks(T), lse, strict=True):
     keys = slice(0, block.stop)
-    k, v, q, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(q_BTHK[:, block], G), _queries(d_BTHK[:, block], G)
+    k, v, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(d_BTHK[:, block], G)
+    q = _queries(not_before(d_BTHK[:, block], q_BTHK[:, block]), G)
     p = jnp.exp(_scores(q, k, segment_ids_BT, block) - lse_BG1Q)
     delta_BG1Q = _queries(delta_BTH1[:, block], G).swapaxes(2, 3)
     ds = (p * (_dot(v, d, (3, 3), _wide(d)) - delta_BG1Q) * scale).astype(dtype)

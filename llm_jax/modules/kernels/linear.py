@@ -5,6 +5,7 @@ import math
 import jax
 
 from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels.ordering import barrier
 
 
 def linear(x: jax.Array, w: jax.Array, contract: int = 1, kernels: str | None = None) -> jax.Array:
@@ -25,11 +26,6 @@ def linear(x: jax.Array, w: jax.Array, contract: int = 1, kernels: str | None = 
     return _linear_cpu(x, w, contract)
   inner = tuple(range(contract))
   return jax.lax.dot_general(x, w, ((tuple(x.ndim - contract + i for i in inner), inner), ((), ())))
-
-
-def barrier(*arrays):
-  """What stands before is not fused with what stands after."""
-  return jax.lax.optimization_barrier(arrays if len(arrays) > 1 else arrays[0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
