@@ -115,7 +115,8 @@ class Bytes:
 class BPE:
   """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
 
-  vocab_size counts the 256 bytes, the merges and the control token. pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
+  vocab_size counts the 256 bytes, the merges and the control token.
+  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
   """
   vocab_size: int = 4_096
   pattern: str = 'cl100k'
@@ -123,7 +124,7 @@ class BPE:
   sample_bytes: int = 20_000_000
 
   def __post_init__(self):
-    require(self.vocab_size >= 258, 'vocab_size', self.vocab_size, 'use at least 258: 256 bytes, a merge, a control token')
+    require(self.vocab_size >= 258, 'vocab_size', self.vocab_size, 'use 258 or more: bytes, a merge, a control token')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ Tokenizer = Bytes | BPE | TiktokenFile | HuggingFaceFile
 # document, its tail.
 @dataclasses.dataclass(frozen=True)
 class StandardLibrary:
-  """The Python standard library's source code of the running interpreter, tests excluded: about 10 MB, always at hand."""
+  """Source code of the running interpreter's standard library, tests excluded: about 10 MB, always at hand."""
   held_out: float = 0.05
 
 
@@ -248,7 +249,8 @@ Objective = LanguageModel
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
-  init: ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params', stage): parameters alone.
+  init: ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params', stage): its
+  parameters alone.
   Steps count from 0 in every stage, and schedules are functions of them.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
@@ -276,7 +278,8 @@ class Stage:
   sample_tokens: int = 96
 
   def __post_init__(self):
-    require(bool(self.name) and '/' not in self.name and not self.name.startswith('.'), 'name', self.name, 'use a plain word')
+    plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
+    require(plain, 'name', self.name, 'use a plain word')
     for field, least in (('steps', 0), ('context', 1), ('batch_size', 1), ('microbatches', 1), ('max_nonfinite', 1),
                          ('eval_every', 0), ('eval_batches', 1), ('sample_every', 0), ('sample_tokens', 1)):
       require(getattr(self, field) >= least, field, getattr(self, field), f'use {least} or more')
@@ -316,7 +319,10 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-  """every: steps between checkpoints, beside those at a stage's end and on SIGTERM (0: only those). keep: the newest so many."""
+  """every: steps between checkpoints, beside those at a stage's end and on SIGTERM (0: only those).
+
+  keep: so many of the newest stay.
+  """
   every: int = 1_000
   keep: int = 2
 
@@ -329,7 +335,8 @@ class Checkpoints:
 class Run:
   """Everything that an experiment states.
 
-  dtype: of the computation, 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU); parameters are float32.
+  dtype: of the computation, 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU); parameters are
+  float32.
   """
   model: Architecture
   stages: tuple[Stage, ...]
@@ -354,7 +361,7 @@ class Run:
         raise ConfigError(f'{path}.init', stage.init, f'name an earlier stage, one of {earlier}')
       limit = self.model.max_length
       require(limit is None or stage.context <= limit, f'{path}.context', stage.context,
-              f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen the table')
+              f'the learned positions end at model.positions.max_length={limit}: shorten the one or raise the other')
       earlier.append(stage.name)
     if isinstance(self.tokenizer, BPE | Bytes):
       needs = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else 257

@@ -10,7 +10,7 @@ Hook = Callable[[int, TrainState, dict[str, Any]], None]
 
 def train_loop(state: TrainState, frozen: Any, source: Any, train_step: Callable, steps: int,
                hooks: Sequence[Hook]) -> TrainState:
-  """Runs from the state's step to `steps`. `source.next(state)` gives a batch, `train_step` is jitted and donates state."""
+  """Runs from the state's step to `steps`. `source.next(state)` gives a batch; `train_step` is compiled."""
   for step in range(int(state.step), steps):
     batch = source.next(state)
     state, metrics = train_step(state, frozen, batch)

@@ -9,7 +9,10 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-  """step: of the stage, int32. nonfinite: steps in a row whose gradient was not finite, int32. ema: like params, or None."""
+  """step: of the stage, int32.   ema: like params, or None.
+
+  nonfinite: steps in a row whose gradient was not finite, int32.
+  """
   step: jax.Array
   params: Any
   opt_state: Any

@@ -69,5 +69,6 @@ def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: 
     return jax.tree.map(jnp.add, sums, one(*inputs)), None
 
   inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, *jax.tree.map(lambda x: x[0], inputs)))
+  shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], inputs))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   return jax.lax.scan(body, zeros, inputs)[0]

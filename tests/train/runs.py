@@ -43,7 +43,8 @@ def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int
                                      f'--process_id={rank[2]}']
   return subprocess.Popen(
       [sys.executable, '-m', 'launch.train', f'--config={TINY}:{corpus}', f'--workdir={workdir}', *flags, *cluster],
-      cwd=ROOT, env=environment(corpus.parent / 'cache', devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+      cwd=ROOT, env=environment(corpus.parent / 'cache', devices), stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True)
 
 
 def run(*args, expect: int = 0, **kwargs) -> str:
