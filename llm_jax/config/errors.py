@@ -1,4 +1,6 @@
 """The one error a wrong configuration raises: field, value, mend."""
+import contextlib
+from collections.abc import Iterator
 
 
 class ConfigError(ValueError):
@@ -17,3 +19,12 @@ class ConfigError(ValueError):
 def require(condition: bool, field: str, value: object, mend: str) -> None:
   if not condition:
     raise ConfigError(field, value, mend)
+
+
+@contextlib.contextmanager
+def located(path: str) -> Iterator[None]:
+  """Names the field of a ConfigError raised inside from the root of the configuration."""
+  try:
+    yield
+  except ConfigError as error:
+    raise error.under(path) from error.__cause__

@@ -65,8 +65,8 @@ class Log:
       self.writer.write('event', stage, step, event=f'skipped: gradient not finite, samples {samples}')
       self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
-      raise Diverged(f'{stage}: {in_a_row} steps in a row up to step {step} had a gradient that is not finite '
-                     'and changed nothing. Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps')
+      raise Diverged(f'{stage}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
+                     'nothing. Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps')
 
 
 class Every:

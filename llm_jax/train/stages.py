@@ -3,6 +3,7 @@ import contextlib
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from llm_jax.config import door
+from llm_jax.config.errors import located
 from llm_jax.config.run import Run, Stage
 from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
@@ -33,9 +35,10 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   Every process of a run calls this. Raises: ConfigError for what is wrong with the input, before anything compiles;
   Preempted when the machine asked to stop and all is saved; Diverged; CheckpointError.
   """
-  for stage in run.stages:
-    check_divides(run.model, run.mesh, stage.batch_size, stage.context, jax.device_count(), stage.microbatches)
-  mesh = make_mesh(run.mesh)
+  with located('config'):
+    for stage in run.stages:
+      check_divides(run.model, run.mesh, stage.batch_size, stage.context, jax.device_count(), stage.microbatches)
+    mesh = make_mesh(run.mesh)
   execution = choose_execution(run)
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
   primary = jax.process_index() == 0
@@ -45,11 +48,13 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   cluster.agree('code', code_version())
   with contextlib.ExitStack() as stack:
     cluster.on_first(lambda: stack.enter_context(folder.lock()))
-    cluster.on_first(lambda: folder.bind(door.to_json(run)))
+    with located('config'):
+      cluster.on_first(lambda: bind(folder, run))
     preemption = stack.enter_context(Preemption())
     stack.enter_context(jax.set_mesh(mesh))
     tokenizer = open_tokenizer(run, workdir)
-    check_vocabulary(tokenizer, run.model.vocab_size)
+    with located('config'):
+      check_vocabulary(tokenizer, run.model.vocab_size)
     lineage = make_lineage()
     if primary:
       write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
@@ -64,6 +69,14 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     finally:
       if primary:
         report(workdir)
+
+
+def bind(folder: Workdir, run: Run) -> None:
+  """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
+  if not any(folder.path.glob('checkpoints/*/*')):
+    (folder.path / 'config.json').unlink(missing_ok=True)
+    shutil.rmtree(folder.path / 'tokenizer', ignore_errors=True)
+  folder.bind(door.to_json(run))
 
 
 def report(workdir: pathlib.Path) -> None:
@@ -97,7 +110,8 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
     if not folder.exists():
       make_tokenizer(run.tokenizer, lambda: training_texts(run.stages[0].data)).save(folder)
 
-  cluster.on_first(make)
+  with located('config.stages[0]'):
+    cluster.on_first(make)
   return load_tokenizer(folder)
 
 
@@ -113,8 +127,9 @@ def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
       advance(done - shown)
       shown = done
 
-    return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=context.run.seed, split=split,
-                        progress=progress)
+    with located(f'config.stages[{context.run.stages.index(stage)}]'):
+      return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=context.run.seed, split=split,
+                          progress=progress)
 
 
 def make_lineage() -> dict[str, Any]:
