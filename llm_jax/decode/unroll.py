@@ -12,7 +12,7 @@ from llm_jax.config.count import blocks
 def unroll_config(config: Architecture) -> Architecture:
   """The same decoder with all its blocks in `prefix`, so that each layer has its own parameters and its own cache.
 
-  A slice of a stacked array is a copy for XLA on CPU, made in every step of the loop: it doubled what a step reads.
+  A slice of a stacked array is a copy for XLA on CPU, made in every step of the loop.
   """
   return dataclasses.replace(config, prefix=blocks(config))
 
