@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
 
-CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits a device holds at once
+CHUNK_BYTES = {'cpu': 2**25, 'xla': 2**28}  # of float32 logits a device holds at once
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,

@@ -89,16 +89,21 @@ def _tokens(x_BGQK, T):
 
 
 def _scores(q_BGQK, k_BGSK, segment_ids_BT, block):
-  """Masked float32 scores [B, G, S, Q] of one block of queries against the keys up to its end."""
-  B, G, S, _ = k_BGSK.shape
-  t = block.stop - block.start
-  s = _dot(k_BGSK, q_BGQK, (3, 3), _wide(q_BGQK)) * q_BGQK.shape[-1]**-0.5
+  """Masked float32 scores [B, G, S, R, t] of one block of t queries against the keys up to its end.
+
+  R and t stay apart: one axis of R t would index the mask by divisions, and XLA would not vectorise the exponential.
+  """
+  B, G, S, K = k_BGSK.shape
+  s_BGSRT = (_dot(k_BGSK, q_BGQK, (3, 3), _wide(q_BGQK)) * K**-0.5).reshape(B, G, S, -1, block.stop - block.start)
   keys, queries = jnp.arange(S), jnp.arange(block.start, block.stop)
-  mask = (keys[:, None] <= queries[None])[None]
+  mask = (keys[:, None] <= queries)[None]
   if segment_ids_BT is not None:
     mask = mask & _same_segment(segment_ids_BT[:, :S], segment_ids_BT[:, block])
-  s_BGSRt = s.reshape(B, G, S, -1, t)
-  return jnp.where(mask[:, None, :, None], s_BGSRt, MASKED).reshape(s.shape)
+  return jnp.where(mask[:, None, :, None], s_BGSRT, MASKED)
+
+
+def _flat(x_BGSRT):
+  return x_BGSRT.reshape(*x_BGSRT.shape[:3], -1)
 
 
 @jax.custom_vjp
@@ -118,24 +123,25 @@ def _blocked_forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
     total = p.sum(2, keepdims=True)
     p = (p / total).astype(v_BGSK.dtype)
     lse.append(top + jnp.log(total))
-    out.append(_tokens(_dot(p, v_BGSK[:, :, keys], (2, 2)), block.stop - block.start))
+    out.append(_tokens(_dot(_flat(p), v_BGSK[:, :, keys], (2, 2)), block.stop - block.start))
   out_BTHK = jnp.concatenate(out, 1)
   return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse)
 
 
 def _blocked_backward(saved, d_BTHK):
   q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse = saved
-  T, G, scale, dtype = q_BTHK.shape[1], k_BGSK.shape[1], q_BTHK.shape[3]**-0.5, q_BTHK.dtype
+  T, K, G, dtype = q_BTHK.shape[1], q_BTHK.shape[3], k_BGSK.shape[1], q_BTHK.dtype
   delta_BTH1 = (d_BTHK.astype(_wide(d_BTHK)) * out_BTHK).sum(-1, keepdims=True)
   dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
-  for block, lse_BG1Q in zip(_blocks(T), lse, strict=True):
+  for block, lse_BG1RT in zip(_blocks(T), lse, strict=True):
     keys = slice(0, block.stop)
     k, v, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(d_BTHK[:, block], G)
     q = _queries(not_before(d_BTHK[:, block], q_BTHK[:, block]), G)
-    p = jnp.exp(_scores(q, k, segment_ids_BT, block) - lse_BG1Q)
-    delta_BG1Q = _queries(delta_BTH1[:, block], G).swapaxes(2, 3)
-    ds = (p * (_dot(v, d, (3, 3), _wide(d)) - delta_BG1Q) * scale).astype(dtype)
-    dv = dv.at[:, :, keys].add(_dot(p.astype(dtype), d, (3, 2)))
+    p = jnp.exp(_scores(q, k, segment_ids_BT, block) - lse_BG1RT)
+    delta = _queries(delta_BTH1[:, block], G).reshape(lse_BG1RT.shape)
+    ds = p * (_dot(v, d, (3, 3), _wide(d)).reshape(p.shape) - delta) * K**-0.5
+    p, ds = _flat(p.astype(dtype)), _flat(ds.astype(dtype))
+    dv = dv.at[:, :, keys].add(_dot(p, d, (3, 2)))
     dk = dk.at[:, :, keys].add(_dot(ds, q, (3, 2)))
     dq.append(_tokens(_dot(ds, k, (2, 2)), block.stop - block.start))
   return jnp.concatenate(dq, 1), dk.swapaxes(1, 2), dv.swapaxes(1, 2), None
