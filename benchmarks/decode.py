@@ -10,9 +10,9 @@ The tokens must be the same: another token is an error.
 
 Two things keep a busy machine from deciding. A turn during which other processes used more than --max_other cores is
 thrown away and taken again: torch's OpenMP threads spin at every barrier, and with one foreign process on one core of
-two, transformers fell from 340 to between 3 and 60 tokens/s (gpt2-tiny, batch 1), which says nothing about it. And transformers takes each turn with one thread and with all,
-of which the faster median counts. Without --rounds clean turns of
-everything, what was measured is printed as contended and no results file is written.
+two, transformers fell from 340 to between 3 and 60 tokens/s (gpt2-tiny, batch 1), which says nothing about it. And
+transformers takes each turn with one thread and with all, of which the faster median counts. Without --rounds clean
+turns of everything, what was measured is printed as contended and no results file is written.
 """
 import argparse
 import datetime
