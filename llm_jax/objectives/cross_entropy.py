@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
 
-CHUNK_BYTES = {'cpu': 2**25, 'xla': 2**28}  # of float32 logits a device holds at once
+CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits that a device holds at once
+CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads and writes all of the head's gradient
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -26,7 +27,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     targets_BT: int32 in [0, V).
     weights_BT: float32; 0 takes a token out.
     z_loss: weight of lse^2.
-    chunk: positions a chunk; None means as many as keep a chunk's logits within CHUNK_BYTES a device.
+    chunk: positions a chunk; None means as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS if that is more.
     kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
 
   Returns:
@@ -37,7 +38,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
   B, T = targets_BT.shape
   if chunk is None:
     devices = max(1, jax.sharding.get_abstract_mesh().size)
-    chunk = max(1, CHUNK_BYTES[kernels] * devices // (4 * B * w_VD.shape[0]))
+    chunk = max(1, devices * max(CHUNK_TOKENS, CHUNK_BYTES[kernels] // (4 * w_VD.shape[0])) // B)
   count = -(-T // chunk)
   chunk = -(-T // count)  # as equal as they can be
   if count * chunk > T:
