@@ -4,15 +4,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.architecture import RoPE
+from llm_jax.modules.kernels import resolve
 
 Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each float32 [batch, time, K/2]
 
 
-def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array) -> Rotation:
+def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | None = None) -> Rotation:
   """The angles position / base^(2i/K), float32 whatever the computation's dtype."""
   frequencies = 1.0 / rope.base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
-  phases = positions_BT[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
-  return jnp.cos(phases), jnp.sin(phases)
+
+  def turn(positions):
+    phases = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    return jnp.cos(phases), jnp.sin(phases)
+
+  # XLA:CPU would compute cosine and sine again in every layer, for every head; it keeps what a loop has made.
+  return jax.lax.map(turn, positions_BT) if resolve(kernels) == 'cpu' else turn(positions_BT)
 
 
 def rotate(x_BTHK: jax.Array, angles: Rotation) -> jax.Array:

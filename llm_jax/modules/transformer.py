@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         x_BTD += self.positions(positions)
       case config.RoPE():
         sizes = {block.attention.head_size(c.d_model) for block in c.prefix + c.pattern}
-        angles = {size: rotation(c.positions, size, positions) for size in sizes}
+        angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
     x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
 
     if cache is None:

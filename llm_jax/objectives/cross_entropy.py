@@ -27,7 +27,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     targets_BT: int32 in [0, V).
     weights_BT: float32; 0 takes a token out.
     z_loss: weight of lse^2.
-    chunk: positions a chunk; None means as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS if that is more.
+    chunk: positions a chunk; None means as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS.
     kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
 
   Returns:
