@@ -12,7 +12,7 @@ quickstart: $(VENV)/.core
 	$(VENV)/bin/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.test
 	$(VENV)/bin/python -m ruff check .

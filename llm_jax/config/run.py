@@ -361,7 +361,8 @@ class Run:
         raise ConfigError(f'{path}.init', stage.init, f'name an earlier stage, one of {earlier}')
       limit = self.model.max_length
       require(limit is None or stage.context <= limit, f'{path}.context', stage.context,
-              f'the learned positions end at model.positions.max_length={limit}: shorten the one or raise the other')
+              f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '
+              'the table')
       earlier.append(stage.name)
     if isinstance(self.tokenizer, BPE | Bytes):
       needs = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else 257
