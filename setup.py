@@ -38,6 +38,7 @@ setup(
   extras_require={
     'gpu': ['jax[cuda13]'],
     'tpu': ['jax[tpu]'],
+    'k8s': ['jax[k8s]'],
     'hf': HF,
     'data': DATA,
     'notebook': NOTEBOOK,

@@ -52,7 +52,7 @@ def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
   for name, words in (('config', 'the experiment: FILE.py or FILE.py:argument'),
                       ('workdir', 'the folder of the run'),
                       ('stage', 'run this stage only'),
-                      ('coordinator', 'many processes: host:port of process 0')):
+                      ('coordinator', "many processes: host:port of process 0, or 'auto': jax asks the machine")):
     flags.DEFINE_string(name, None, words, flag_values=values)
   for name, words in (('num_processes', 'many processes: how many'),
                       ('process_id', 'many processes: which one this is, from 0')):
@@ -127,7 +127,7 @@ def check_cluster(coordinator: str | None, num_processes: int | None, process_id
   """Refuses half-given or impossible cluster flags."""
   given = {'coordinator': coordinator, 'num_processes': num_processes, 'process_id': process_id}
   missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
+  if len(missing) == len(given) or coordinator == 'auto' and len(missing) == 2:
     return
   if missing:
     raise Refused(f'--{missing[0]} is missing: --coordinator, --num_processes and --process_id go together')

@@ -1,7 +1,15 @@
 """What is set before jax starts."""
+import glob
 import os
 
+from llm_jax import cpu
 from llm_jax.data.fingerprints import cache_folder
+
+
+def start() -> None:
+  """First of all in a program: without an accelerator, starts it again with an allocator that suits XLA."""
+  if not any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*'))):
+    cpu.use_allocator_settings()
 
 
 def prepare() -> None:

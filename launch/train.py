@@ -34,4 +34,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
+  runtime.start()
   sys.exit(main(sys.argv))

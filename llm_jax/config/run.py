@@ -250,7 +250,7 @@ class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
   init: ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params', stage): its
-  parameters alone.
+  parameters alone, averaged where it kept an average.
   Steps count from 0 in every stage, and schedules are functions of them.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
@@ -359,6 +359,12 @@ class Run:
       require(stage.name not in earlier, f'{path}.name', stage.name, 'stage names must differ')
       if stage.init[0] != 'scratch' and stage.init[1] not in earlier:
         raise ConfigError(f'{path}.init', stage.init, f'name an earlier stage, one of {earlier}')
+      if stage.init[0] == 'resume':
+        parent = self.stages[earlier.index(stage.init[1])]
+        require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,
+                f"init=('resume', {parent.name!r}) needs that stage's optimizer, or use ('params', {parent.name!r})")
+        require((stage.ema is None) == (parent.ema is None), f'{path}.ema', stage.ema,
+                f"init=('resume', {parent.name!r}): both stages keep an average or neither; set one, or use 'params'")
       limit = self.model.max_length
       require(limit is None or stage.context <= limit, f'{path}.context', stage.context,
               f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '

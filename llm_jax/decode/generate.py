@@ -78,7 +78,7 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
     new = _collect(state, seen).tokens
     yield new
     seen += max(map(len, new), default=0)
-    if seen >= max_new_tokens or bool(state.done_B.all()):
+    if seen >= max_new_tokens or bool(fetch(state.done_B).all()):
       return
     with _mesh_of(params):
       state = decode(run, params, rng, state, min(seen + chunk, max_new_tokens))
@@ -188,10 +188,18 @@ def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, 
 
 def _collect(state: State, start: int) -> Generated:
   """What was generated from token `start` on."""
-  fetch = lambda x: x if x is None else np.asarray(x)
-  lengths, tokens, log_probs = map(fetch, (state.lengths_B, state.tokens_BN, state.log_probs_BN))
+  lengths, tokens = fetch(state.lengths_B), fetch(state.tokens_BN)
+  log_probs = None if state.log_probs_BN is None else fetch(state.log_probs_BN)
   trim = lambda rows: [row[start:max(start, length)].tolist() for row, length in zip(rows, lengths, strict=True)]
   return Generated(trim(tokens), None if log_probs is None else trim(log_probs))
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array; rows that lie with other processes are gathered first."""
+  if not x.is_fully_addressable:
+    whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
+    x = jax.jit(lambda x: x, out_shardings=whole)(x)
+  return np.asarray(x)
 
 
 def _mesh_of(params: Any) -> contextlib.AbstractContextManager:

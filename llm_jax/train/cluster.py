@@ -81,7 +81,8 @@ def _launched_as_many(env: os._Environ | dict[str, str]) -> bool:
     return int(env[name]) if env.get(name, '').isdigit() else 1
   hosts = env.get('TPU_PROCESS_ADDRESSES') or env.get('TPU_WORKER_HOSTNAMES') or ''
   return ('SLURM_STEP_NODELIST' in env and count('SLURM_NTASKS') > 1 or count('OMPI_COMM_WORLD_SIZE') > 1
-          or hosts.count(',') > 0 or 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env)
+          or hosts.count(',') > 0 or count('MEGASCALE_NUM_SLICES') > 1
+          or 'JOB_COMPLETION_INDEX' in env and 'KUBERNETES_SERVICE_HOST' in env)
 
 
 def barrier(name: str) -> None:
@@ -172,14 +173,16 @@ def _one_line(error: BaseException) -> str:
 class Watchdog:
   """Ends the process when no step has finished for `seconds`: a stuck process would hang all the others without a name.
 
-  Armed by each `beat`, disarmed by `pause` (before anything that may compile or take long). On expiry the stacks of all
-  threads go to stderr and the process exits with EXIT_STALLED.
+  Armed from the start. `pause` grants PATIENCE times as long, for what is no step: evaluation, samples, a save. On
+  expiry the stacks of all threads go to stderr and the process exits with EXIT_STALLED.
   """
+  PATIENCE = 10
 
   def __init__(self, seconds: float):
     self.seconds = seconds
     self._rank = jax.process_index()  # asked now: nothing may be asked of jax when it hangs
-    self._last: tuple[float, int] | None = None  # (when, step); None while disarmed
+    self._last = (time.monotonic(), 0)  # since when, step
+    self.pause()
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
     self._thread.start()
@@ -189,8 +192,8 @@ class Watchdog:
     self._last = (time.monotonic(), step)
 
   def pause(self) -> None:
-    """Disarms until the next beat."""
-    self._last = None
+    """Grants more time until the next beat."""
+    self._last = (time.monotonic() + (self.PATIENCE - 1) * self.seconds, self._last[1])
 
   def close(self) -> None:
     self._closed.set()
@@ -199,7 +202,7 @@ class Watchdog:
   def _watch(self) -> None:
     while not self._closed.wait(min(1.0, self.seconds / 4)):
       last = self._last
-      if last is not None and time.monotonic() - last[0] > self.seconds:
+      if time.monotonic() - last[0] > self.seconds:
         print(f'StalledError: process {self._rank} finished no step for {self.seconds:g} s after step '
               f'{last[1]}; stacks follow, exit code {EXIT_STALLED}', file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)

@@ -33,7 +33,7 @@ class Log:
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
     done = time.perf_counter() if metrics['loss'].is_ready() else None  # some backends compute before they return
-    self.flush()
+    self.flush(done)
     self.pending = step, metrics, done
 
   def pause(self) -> None:
@@ -45,14 +45,14 @@ class Log:
     """Starts the clock anew, so that what came between two steps is not counted as their time."""
     self.since = time.perf_counter()
 
-  def flush(self) -> None:
-    """Reads and writes the numbers of the step that is still pending."""
+  def flush(self, before: float | None = None) -> None:
+    """Reads and writes the numbers of the step that is still pending; it had finished at `before`, if that is given."""
     if self.pending is None:
       return
     (step, metrics, done), self.pending = self.pending, None
     numbers = {name: value.item() for name, value in jax.device_get(metrics).items()}
     self.watchdog.beat(step)
-    done = done or time.perf_counter()
+    done = done or before or time.perf_counter()
     seconds, self.since = done - self.since, done
     speed, stage = self.stage.tokens_per_step / seconds, self.stage.name
     in_a_row = int(numbers.pop('nonfinite'))
@@ -89,7 +89,7 @@ class StopOnPreemption:
     self.preemption, self.log, self.save = preemption, log, save
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
-    if self.preemption.requested(step):
+    if self.preemption.requested():
       self.log.pause()
       self.save(step, state)
       raise Preempted(f'saved at step {step}')

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,23 +44,21 @@ class MetricsWriter:
     if self._primary:
       self._append(SAMPLES, {'stage': stage, 'step': int(step), 'prompt': prompt, 'text': text})
 
-  def rewind(self, stage_order: list[str], stage: str, step: int) -> None:
+  def rewind(self, stage: str, step: int) -> None:
     """Forgets what came after `step` of `stage`, so that a resumed run's files read as one run never stopped.
 
-    Each file is replaced at once, so a kill in between leaves the old one. Half a line left by a kill is dropped, and
-    so are records of stages that `stage_order` lacks.
+    Other stages keep theirs. Each file is replaced at once, so a kill in between leaves the old one. Half a line left
+    by a kill is dropped.
     """
     if not self._primary:
       return
-    order = {name: i for i, name in enumerate(stage_order)}
-    resumed = (order[stage], step)
 
     def kept(record: dict[str, Any]) -> bool:
-      return record.get('stage') in order and (order[record['stage']], record['step']) <= resumed
+      return record.get('stage') != stage or record['step'] <= step
 
     for name in (METRICS, SAMPLES):
       self._attempt(name, lambda name=name: _rewrite(self.workdir / name, kept))
-    self._attempt(TENSORBOARD, lambda: self._rewind_boards(order, stage, step))
+    self._attempt(TENSORBOARD, lambda: self._rewind_boards(stage, step))
 
   def close(self) -> None:
     """Flushes TensorBoard; the files need nothing."""
@@ -99,12 +96,9 @@ class MetricsWriter:
       if name not in ('kind', 'stage', 'step', 'time') and isinstance(value, int | float):
         self._boards[stage].add_scalar(f'{record["kind"]}/{name}', value, step, walltime=record['time'])
 
-  def _rewind_boards(self, order: dict[str, int], stage: str, step: int) -> None:
+  def _rewind_boards(self, stage: str, step: int) -> None:
     self.close()
     self._purge[stage] = step + 1
-    for later in (self.workdir / TENSORBOARD).glob('*'):
-      if order.get(later.name, len(order)) > order[stage]:
-        shutil.rmtree(later)
 
   def _attempt(self, what: str, action: Callable[[], Any]) -> None:
     try:

@@ -23,6 +23,7 @@ class Preemption:
 
   def __init__(self):
     self._flag = False
+    self._asked = 0
     self._before: dict[int, object] = {}
 
   def __enter__(self) -> 'Preemption':
@@ -37,11 +38,12 @@ class Preemption:
       signal.signal(number, handler)
     self._before.clear()
 
-  def requested(self, step: int) -> bool:
-    """Whether to save and stop after `step`. Every process must ask at every step, and all get the same answer."""
+  def requested(self) -> bool:
+    """Whether to save and stop now. Every process must ask equally often, and all get the same answer."""
+    self._asked += 1  # over all stages: jax agrees on a number that must never go back
     if jax.process_count() == 1:
       return self._flag
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(self._asked)
 
   def _terminate(self, number: int, frame: FrameType | None) -> None:
     self._flag = True

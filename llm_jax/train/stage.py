@@ -2,6 +2,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
 import pathlib
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm_jax import cpu
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.run import LanguageModel, Run, Stage
@@ -86,7 +88,7 @@ class StageRun:
     with self.store, contextlib.closing(self.source):
       state = self.first_state()
       start = int(state.step)
-      context.writer.rewind([s.name for s in run.stages], stage.name, start)
+      context.writer.rewind(stage.name, start)
       train_step = self.compile_step() if start < stage.steps else None
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
@@ -108,12 +110,14 @@ class StageRun:
   def compile_step(self):
     """The compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
     stage, mesh = self.stage, self.context.mesh
+    schedule = make_schedule(stage.learning_rate, stage.steps)
     step = make_train_step(
-      self.objective, self.optimizer, make_schedule(stage.learning_rate, stage.steps), seed=self.context.run.seed,
-      microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+      self.objective, self.optimizer, schedule,
+      seed=stage_seed(self.context.run, stage), microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
     compiled = jitted.lower(self.abstract, None, self.source.abstract()).compile()
+    cpu.release_free_memory()
     cluster.barrier('compiled')
     if self.context.primary:
       parameters = count_parameters(self.context.run.model)
@@ -137,7 +141,7 @@ class StageRun:
         state = self.finished(name).restore(self.abstract)
         return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
       case ('params', name):
-        params = self.finished(name).read(('params',), self.abstract.params)
+        params = self.finished(name).read_best(self.abstract.params)
         return jax.jit(lambda p: TrainState.create(p, self.optimizer, self.stage.ema is not None),
                        out_shardings=self.shardings)(params)
 
@@ -165,8 +169,9 @@ class StageRun:
     """Held-out loss (nats a token) and bits per byte, of the averaged parameters where there is an average."""
     if self.held_out is None:
       return {}
-    batches = held_out_batches(self.held_out, self.stage.batch_size, batch_sharding(self.context.mesh),
-                               None if everything else self.stage.eval_batches)
+    rows = self.stage.batch_size // self.stage.microbatches  # as many as a training step holds at once
+    batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
+                               None if everything else self.stage.eval_batches * self.stage.microbatches)
     scores = evaluate(self.eval_step, best_params(state), None, batches)
     tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
     scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
@@ -186,8 +191,7 @@ class StageRun:
   def finish(self, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
     context, stage, writer = self.context, self.stage, self.context.writer
-    records = cluster.on_first(lambda: [r['stage'] for r in read_metrics(context.workdir) if r['kind'] == 'final'])
-    if stage.name in records:
+    if cluster.on_first(lambda: has_result(context.workdir, stage.name)):
       return
     self.write_samples(stage.steps, state)
     scores = self.score(stage.steps, state, everything=True)
@@ -199,6 +203,7 @@ class StageRun:
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
     writer.write('final', stage.name, stage.steps, **scores)
+    cluster.barrier('result')  # the others wait for the baselines
 
   def baselines(self) -> dict[str, float]:
     """Bits per byte of a trigram model fitted on the tokens that were trained on, and of xz -9."""
@@ -213,6 +218,16 @@ def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
   if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
     raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.facts["tokenizer"]}, this run has '
                           f'{tokenizer.fingerprint}: bring the first one back, or start in another workdir')
+
+
+def has_result(workdir: pathlib.Path, stage: str) -> bool:
+  """Whether the stage's final evaluation is written."""
+  return any(r['kind'] == 'final' and r['stage'] == stage for r in read_metrics(workdir))
+
+
+def stage_seed(run: Run, stage: Stage) -> int:
+  """Of data order and dropout: another for each stage, or a second one would read the first one's rows again."""
+  return int(hashlib.sha256(f'{run.seed}/{stage.name}'.encode()).hexdigest()[:7], 16)
 
 
 def make_objective(stage: Stage, model: Transformer) -> Objective:

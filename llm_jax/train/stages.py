@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from llm_jax.config import door
-from llm_jax.config.errors import located
+from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run, Stage
 from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
@@ -21,11 +21,12 @@ from llm_jax.sharding.check import check_divides
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
 from llm_jax.train.hardware import describe_machine, total_peak_flops
+from llm_jax.train.hooks import Preempted
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
-from llm_jax.train.stage import Context, StageRun
+from llm_jax.train.stage import Context, StageRun, has_result, stage_seed
 from llm_jax.train.workdir import Workdir, write_atomic
 
 
@@ -45,7 +46,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   folder = Workdir(workdir)
   cluster.on_first(folder.prepare)
   cluster.agree('config', repr(run))
-  cluster.agree('code', code_version())
+  cluster.agree('code', f'{code_version()} jax {jax.__version__} {execution.dtype}')
   with contextlib.ExitStack() as stack:
     cluster.on_first(lambda: stack.enter_context(folder.lock()))
     with located('config'):
@@ -63,17 +64,25 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
     data = {stage.name: [open_split(context, stage, split) for split in ('train', 'held_out')] for stage in todo}
+    cluster.agree('data', repr([part and part.fingerprint for parts in data.values() for part in parts]))
     try:
       for stage in todo:
+        if preemption.requested():
+          raise Preempted(f'before stage {stage.name}')
         StageRun(context, stage, *data[stage.name]).train()
     finally:
       if primary:
         report(workdir)
+    cluster.barrier('done')  # a process that leaves early ends the others
 
 
 def bind(folder: Workdir, run: Run) -> None:
   """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
   if not any(folder.path.glob('checkpoints/*/*')):
+    reached = max((r['step'] for r in read_metrics(folder.path) if r['kind'] == 'train'), default=0)
+    if run.checkpoints.every and reached > 2 * run.checkpoints.every:
+      raise ConfigError('workdir', str(folder.path), f'its metrics reach step {reached} and its checkpoints are gone: '
+                        'bring them back, or name another workdir')
     (folder.path / 'config.json').unlink(missing_ok=True)
     shutil.rmtree(folder.path / 'tokenizer', ignore_errors=True)
   folder.bind(door.to_json(run))
@@ -88,9 +97,9 @@ def report(workdir: pathlib.Path) -> None:
 
 def is_finished(context: Context, stage: Stage) -> bool:
   """Whether the stage's last checkpoint is there and its result is written."""
-  steps = context.store(stage.name).steps()
-  records = cluster.on_first(lambda: [r for r in read_metrics(context.workdir) if r['kind'] == 'final'])
-  finished = steps[:1] == [stage.steps] and any(r['stage'] == stage.name for r in records)
+  recorded = cluster.on_first(lambda: has_result(context.workdir, stage.name))
+  newest = context.store(stage.name).latest_valid() if recorded else None
+  finished = newest is not None and newest.step == stage.steps
   if finished and context.primary:
     print(f'{stage.name}: finished before, skipped', flush=True)
   return finished
@@ -128,8 +137,8 @@ def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
       shown = done
 
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
-      return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=context.run.seed, split=split,
-                          progress=progress)
+      return open_dataset(stage.data, context.tokenizer, context=stage.context, split=split, progress=progress,
+                          seed=stage_seed(context.run, stage))
 
 
 def make_lineage() -> dict[str, Any]:

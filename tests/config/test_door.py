@@ -39,7 +39,7 @@ def run(**fields) -> Run:
     'stages': (
       stage('first', StandardLibrary(), steps=10, context=64, batch_size=4, learning_rate=WSD(1e-3), optimizer=Muon()),
       stage('second', mix((Text('a'), 0.3), (Jsonl('b'), 0.7), packing='best_fit'), steps=4, context=32, batch_size=2,
-            learning_rate=LinearToZero(1e-4), init=('resume', 'first'), clip_norm=None, ema=0.9, prompts=('a', 'b')),
+            learning_rate=LinearToZero(1e-4), init=('params', 'first'), clip_norm=None, ema=0.9, prompts=('a', 'b')),
     ),
     'tokenizer': BPE(vocab_size=300), **fields})
 

@@ -83,7 +83,7 @@ def main(folder):
         os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(0.02)
       cluster.agree('step', str(step))
-      if preemption.requested(step):
+      if preemption.requested():
         break
   store.save(step, make_state(step, mesh), {'final': False}, wait=True)
   store.close()

@@ -214,11 +214,11 @@ def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
   before = signal.getsignal(signal.SIGTERM)
   for number in (signal.SIGTERM, signal.SIGINT):
     with Preemption() as preemption:
-      assert not preemption.requested(1)
+      assert not preemption.requested()
       os.kill(os.getpid(), number)
       if number == signal.SIGTERM:
         os.kill(os.getpid(), number)
-      assert preemption.requested(2)
+      assert preemption.requested()
       if number == signal.SIGINT:
         with pytest.raises(KeyboardInterrupt):
           os.kill(os.getpid(), number)

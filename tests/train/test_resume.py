@@ -1,5 +1,6 @@
 """A run that is killed, stopped or moved ends where an untouched one ends."""
 import random
+import shutil
 import signal
 import time
 
@@ -73,9 +74,25 @@ def test_a_changed_config_is_refused_and_nothing_is_harmed(corpus, untouched):
   assert runs.state_hash(untouched[0], 'second') == before
 
 
+def test_a_damaged_last_checkpoint_is_named_and_its_steps_are_done_again(corpus, untouched, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(untouched[0], workdir)
+  newest = workdir / 'checkpoints' / 'first' / '00000024'
+  data = max((newest / 'state').rglob('*'), key=lambda path: path.stat().st_size if path.is_file() else 0)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 1
+  data.write_bytes(content)
+  output = runs.run(corpus, workdir)
+  assert f'checkpoint not used: {newest}' in output and data.name in output
+  assert 'second: finished before, skipped' in output
+  assert runs.losses(workdir) == runs.losses(untouched[0])
+  assert runs.state_hash(workdir, 'first') == runs.state_hash(untouched[0], 'first')
+
+
 def test_other_numbers_of_processes_see_the_same_documents(corpus, tmp_path):
   """1 process x 8 devices = 2 x 4; moved from 2 processes to 1 to 4, a run reads the same rows in the same order."""
   flags = ('--stage=first', '--config.stages[0].optimizer.kind=AdamW',
+           '--config.stages[0].prompts=("def ", "class ")', '--config.stages[0].sample_tokens=8',
            '--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
   runs.run(corpus, tmp_path / 'one', *flags, devices=8)
   runs.run_processes(corpus, tmp_path / 'two', 2, *flags, devices=4)
