@@ -109,19 +109,17 @@ class StageRun:
 
   def compile_step(self):
     """The compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
-    stage, mesh = self.stage, self.context.mesh
+    run, stage, mesh = self.context.run, self.stage, self.context.mesh
     schedule = make_schedule(stage.learning_rate, stage.steps)
-    step = make_train_step(
-      self.objective, self.optimizer, schedule,
-      seed=stage_seed(self.context.run, stage), microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+    step = make_train_step(self.objective, self.optimizer, schedule, seed=stage_seed(run, stage),
+                           microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
     compiled = jitted.lower(self.abstract, None, self.source.abstract()).compile()
     cpu.release_free_memory()
     cluster.barrier('compiled')
     if self.context.primary:
-      parameters = count_parameters(self.context.run.model)
-      print(f'{stage.name}: {parameters:,} parameters, {stage.tokens_per_step:,} tokens a step, mesh '
+      print(f'{stage.name}: {count_parameters(run.model):,} parameters, {stage.tokens_per_step:,} tokens a step, mesh '
             f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s', flush=True)
     return compiled
 
