@@ -29,6 +29,7 @@ class Log:
     self.writer, self.progress, self.watchdog, self.stage, self.every = writer, progress, watchdog, stage, every
     self.utilisation = flops_per_token / peak_flops
     self.pending: tuple[int, dict[str, jax.Array], float | None] | None = None
+    self.seconds = float('inf')  # of the last step that was timed
     self.resume()
 
   def __call__(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
@@ -53,10 +54,12 @@ class Log:
     numbers = {name: value.item() for name, value in jax.device_get(metrics).items()}
     self.watchdog.beat(step)
     done = done or before or time.perf_counter()
-    seconds, self.since = done - self.since, done
-    speed, stage = self.stage.tokens_per_step / seconds, self.stage.name
+    if done > self.since:  # else two short steps were seen to end at once: the time of the one before stands for it
+      self.seconds, self.since = done - self.since, done
+    speed, stage = self.stage.tokens_per_step / self.seconds, self.stage.name
     in_a_row = int(numbers.pop('nonfinite'))
-    numbers.update(step_seconds=seconds, tokens_per_second=speed, mfu=speed * self.utilisation, skipped=in_a_row > 0)
+    numbers.update(step_seconds=self.seconds, tokens_per_second=speed, mfu=speed * self.utilisation,
+                   skipped=in_a_row > 0)
     if step % self.every == 0 or in_a_row:
       self.writer.write('train', stage, step, **numbers)
     self.progress.update(step, memory=memory_in_use(), **numbers)
