@@ -1,7 +1,7 @@
 """A small Llama learns Python from the standard library of the interpreter that runs it: no network, no files.
 
 python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
-Expected: 1.359 held-out bits per byte beside 1.524 (trigram) and 1.522 (xz -9); 4 min 40 s on two CPU cores, 2026-11-21.
+Expected: 1.359 held-out bits per byte beside 1.524 (trigram) and 1.522 (xz -9); 4 min 40 s on two cores, 2026-11-21.
 """
 from llm_jax.config.experiment import BPE, WSD, Checkpoints, Muon, StandardLibrary, experiment, presets, stage
 
