@@ -15,6 +15,7 @@ def get_config():
     stages=(
       stage('pretrain', StandardLibrary(), steps=600, context=256, batch_size=8,
             learning_rate=WSD(peak=1e-2, warmup=20, decay=0.4), optimizer=Muon(),
-            eval_every=100, sample_every=150, prompts=('def ', 'class ', 'import ')),
+            eval_every=100, sample_every=150,
+            prompts=('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self')),
     ),
   )
