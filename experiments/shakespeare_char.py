@@ -3,6 +3,7 @@
 python -m launch.train --config=experiments/shakespeare_char.py:FILE.txt --workdir=runs/shakespeare_char
 
 FILE.txt is any text: its last tenth is held out. A byte is a token, which is a character of this text.
+Expected on tiny Shakespeare: 1.768 held-out, the mean of seeds 0, 1, 2 (1.762, 1.780, 1.764), 2026-11-21.
 """
 from llm_jax.config.experiment import AdamW, Bytes, Cosine, Text, experiment, presets, stage
 
