@@ -82,7 +82,7 @@ def main():
   if args.worker:
     return worker(args.worker, args)
 
-  from train_step import machine
+  from machine import machine
   results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'vocab': VOCAB, 'batch': args.batch,
              'context': args.context, 'logits_mib': 4 * args.batch * args.context * VOCAB / 2**20}
   print(f"logits of the whole batch: {results['logits_mib']:.0f} MiB")

@@ -20,12 +20,13 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from machine import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -185,16 +186,6 @@ def summary(batch, clean, dirty, facts, rounds):
     result[name]['ratio'] = {kind: result['llm_jax'][kind] / result[name][kind]
                              for kind in ('tokens_per_second', 'best_tokens_per_second')}
   return result
-
-
-def machine():
-  try:
-    with open('/proc/cpuinfo') as f:
-      cpu = next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
-  except (OSError, StopIteration):
-    cpu = platform.processor()
-  return {'name': f'cpu{os.cpu_count()}', 'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(terse=True),
-          'python': platform.python_version()}
 
 
 def main():

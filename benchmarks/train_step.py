@@ -14,11 +14,12 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
+
+from machine import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -191,16 +192,6 @@ def measure(case, args):
                      'median_of_turns': statistics.median(turns),
                      'peak_memory': ours['peak_memory_mib'] / theirs['peak_memory_mib']}
   return result
-
-
-def machine():
-  try:
-    with open('/proc/cpuinfo') as f:
-      cpu = next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
-  except (OSError, StopIteration):
-    cpu = platform.processor()
-  return {'name': f'cpu{os.cpu_count()}', 'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(terse=True),
-          'python': platform.python_version()}
 
 
 def main():

@@ -162,9 +162,8 @@ def read_params(run: Run, args: argparse.Namespace, fingerprint: str) -> tuple[A
   if checkpoint.facts['tokenizer'] != fingerprint:
     raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.facts["tokenizer"][:16]}, the '
                           f'workdir has {fingerprint[:16]}: bring the first one back')
-  kind = 'ema' if any(name.startswith('ema/') for name in checkpoint.leaves) else 'params'
-  where = f'{checkpoint.path}{", averaged parameters" if kind == "ema" else ""}'
-  return jax.device_put(checkpoint.read((kind,))), where
+  where = f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}'
+  return jax.device_put(checkpoint.read_best()), where
 
 
 if __name__ == '__main__':

@@ -4,6 +4,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llm_jax.modules.kernels import resolve
+
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
@@ -29,4 +31,4 @@ class Execution:
 
   @property
   def kernel_set(self) -> str:
-    return ('cpu' if jax.default_backend() == 'cpu' else 'xla') if self.kernels is None else self.kernels
+    return resolve(self.kernels)

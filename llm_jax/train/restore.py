@@ -58,10 +58,14 @@ class Checkpoint:
     arrays = dict(paths.leaves(_read(self.path, wanted)))
     return paths.map_named(lambda name, _: arrays[prefix + name], abstract)
 
+  @property
+  def averaged(self) -> bool:
+    """Whether the run kept a moving average of the parameters."""
+    return any(name.startswith('ema/') for name in self.leaves)
+
   def read_best(self, abstract: Any = None) -> Any:
     """The parameters to go on with: their moving average where the run kept one, else the parameters themselves."""
-    averaged = any(name.startswith('ema/') for name in self.leaves)
-    return self.read(('ema' if averaged else 'params',), abstract)
+    return self.read(('ema' if self.averaged else 'params',), abstract)
 
   def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
