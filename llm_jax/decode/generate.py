@@ -119,7 +119,7 @@ def prefill(run: Run, params: Any, rng: jax.Array, prompts_BP: jax.Array, length
   positions_BP = jnp.where(real_BP, jnp.arange(P), 0)
   cache = init_cache(run.config, B, P + room, run.execution.compute_dtype)
   apply = functools.partial(run.model.apply, {'params': params})
-  x_BPD, cache = apply(prompts_BP, positions_BP, real_BP.astype(jnp.int32), cache, method='run')
+  x_BPD, cache, _ = apply(prompts_BP, positions_BP, real_BP.astype(jnp.int32), cache, method='run')
   last_B1D = jnp.take_along_axis(x_BPD, (lengths_B - 1)[:, None, None], axis=1)
   log_probs_BN = jnp.zeros((B, room), jnp.float32) if run.log_probs else None
   state = State(cache, jnp.int32(0), lengths_B - 1, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
@@ -134,7 +134,7 @@ def decode(run: Run, params: Any, rng: jax.Array, state: State, until: jax.Array
 
   def step(state: State) -> State:
     tokens_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
-    x_B1D, cache = apply(tokens_B1, state.positions_B[:, None], None, state.cache, method='run')
+    x_B1D, cache, _ = apply(tokens_B1, state.positions_B[:, None], None, state.cache, method='run')
     return advance(run, rng, state, cache, apply(x_B1D, method='logits')[:, 0])
 
   return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done_B.all(), step, state)

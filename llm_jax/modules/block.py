@@ -4,33 +4,60 @@ import jax
 
 from llm_jax.config import architecture as config
 from llm_jax.modules.attention import Attention
-from llm_jax.modules.cache import KVCache, Slots
+from llm_jax.modules.cache import KVCache
+from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import FeedForward
+from llm_jax.modules.latent_attention import LatentAttention
 from llm_jax.modules.layers import Norm
-from llm_jax.modules.positions import Rotation
+from llm_jax.modules.mixture import MixtureOfExperts, Routing
 from llm_jax.sharding.rules import constrain
 
 
 class Block(nn.Module):
-  """x + attention(norm x), then x + feed_forward(norm x)."""
-  config: config.Block
+  """Attention and feed-forward, each added to the residual stream; the types of block differ in where they norm.
+
+  Returns the stream, the cache with the new tokens in it, and what a router did (None where there is none).
+  """
+  config: config.AnyBlock
   execution: Execution
   std: float
   residual_std: float
   dropout: float
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, angles: dict[int, Rotation], positions_BT: jax.Array,
-               segment_ids_BT: jax.Array | None, slots: Slots | None, cache: KVCache | None,
-               layer: jax.Array | None) -> tuple[jax.Array, KVCache | None]:
-    init = dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
+  def __call__(self, x_BTD: jax.Array, context: Context, cache: KVCache | None, layer: jax.Array | None
+               ) -> tuple[jax.Array, KVCache | None, Routing | None]:
+    c, init = self.config, dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
-    attention = Attention(self.config.attention, dropout=self.dropout, **init, name='attention')
-    feed_forward = FeedForward(self.config.feed_forward, **init, name='feed_forward')
+    norm = lambda name, x: Norm(c.norm, self.execution, name=name)(x)
+    add = lambda x, h: constrain(x + drop(h), 'batch', 'seq', 'embed')
+    match c.attention:
+      case config.Attention():
+        attention = Attention(c.attention, dropout=self.dropout, **init, name='attention')
+      case config.LatentAttention():
+        attention = LatentAttention(c.attention, dropout=self.dropout, **init, name='attention')
+    match c.feed_forward:
+      case config.MixtureOfExperts():
+        feed_forward = MixtureOfExperts(c.feed_forward, **init, name='feed_forward')
+      case _:
+        dense = FeedForward(c.feed_forward, **init, name='feed_forward')
+        feed_forward = lambda h_BTD, _: (dense(h_BTD), None)
 
-    h_BTD = Norm(self.config.norm, self.execution, name='attention_norm')(x_BTD)
-    h_BTD, cache = attention(h_BTD, angles, positions_BT, segment_ids_BT, slots, cache, layer)
-    x_BTD = constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed')
-    h_BTD = feed_forward(Norm(self.config.norm, self.execution, name='feed_forward_norm')(x_BTD))
-    return constrain(x_BTD + drop(h_BTD), 'batch', 'seq', 'embed'), cache
+    match c:
+      case config.Block():
+        h_BTD, cache = attention(norm('attention_norm', x_BTD), context, cache, layer)
+        x_BTD = add(x_BTD, h_BTD)
+        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), context)
+        x_BTD = add(x_BTD, h_BTD)
+      case config.PostNormBlock():
+        h_BTD, cache = attention(x_BTD, context, cache, layer)
+        x_BTD = norm('attention_norm', add(x_BTD, h_BTD))
+        h_BTD, routing = feed_forward(x_BTD, context)
+        x_BTD = norm('feed_forward_norm', add(x_BTD, h_BTD))
+      case config.SandwichBlock():
+        h_BTD, cache = attention(norm('attention_norm', x_BTD), context, cache, layer)
+        x_BTD = add(x_BTD, norm('attention_out_norm', h_BTD))
+        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), context)
+        x_BTD = add(x_BTD, norm('feed_forward_out_norm', h_BTD))
+    return x_BTD, cache, routing

@@ -66,6 +66,15 @@ class Cache:
   pattern: tuple[KVCache, ...]
   slots: Slots
 
+  @property
+  def next(self) -> jax.Array:
+    """int32, how many tokens each row has taken, padding included."""
+    return self.slots.next
+
+  def append(self, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> 'Cache':
+    """Makes room for T tokens; the blocks then write into it."""
+    return self.replace(slots=self.slots.append(positions_BT, segment_ids_BT))
+
 
 def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32) -> Cache:
   """Room for `length` tokens a row, padding included.

@@ -13,14 +13,16 @@ from llm_jax.sharding.rules import constrain
 ACTIVATIONS = {
     'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
     'gelu': functools.partial(jax.nn.gelu, approximate=False),
+    'gelu_sigmoid': lambda x: x * jax.nn.sigmoid(1.702 * x),
     'silu': jax.nn.silu,
     'relu': jax.nn.relu,
 }
 
 
 class FeedForward(nn.Module):
-  """MLP: down(act(up x)).   GLU: down(act(gate x) * up x)."""
-  config: config.FeedForward
+  """MLP: down(act(up x)).   GLU: down(act(gate x) * up x).   Activations of the GELU family: Hendrycks & Gimpel 2016,
+  exact ('gelu'), and its approximations by tanh and by x sigmoid(1.702 x)."""
+  config: config.MLP | config.GLU
   execution: Execution
   std: float
   residual_std: float

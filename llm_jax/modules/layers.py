@@ -44,13 +44,18 @@ class Embedding(nn.Module):
 
 
 class Norm(nn.Module):
-  """LayerNorm or RMSNorm over the last axis, computed in float32, returned in x's dtype."""
+  """A norm over the last axis, computed in float32, returned in x's dtype."""
   config: config.Norm
   execution: Execution
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale, bias = self.param('scale', nn.initializers.ones, (x.shape[-1],)), None
-    if isinstance(self.config, config.LayerNorm):
-      bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],))
+    weight = lambda name, initial: self.param(name, initial, (x.shape[-1],))
+    match self.config:
+      case config.LayerNorm():
+        scale, bias = weight('scale', nn.initializers.ones), weight('bias', nn.initializers.zeros)
+      case config.RMSNorm():
+        scale, bias = weight('scale', nn.initializers.ones), None
+      case config.ZeroCenteredRMSNorm():
+        scale, bias = 1 + weight('scale', nn.initializers.zeros), None
     return normalize(x, scale, bias, self.config.eps, self.execution.kernel_set)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 from llm_jax.config import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache
+from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layers import Embedding, Norm
-from llm_jax.modules.positions import rotation
+from llm_jax.modules.mixture import Routing
+from llm_jax.modules.positions import rotation, sinusoids
 from llm_jax.sharding.rules import constrain
 
 
@@ -36,50 +38,61 @@ class Transformer(nn.Module):
       scan = nn.scan(Pattern, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                      in_axes=(0, nn.broadcast), length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
       self.blocks = scan(c, self.execution)
-    self.final_norm = Norm(c.norm, self.execution)
+    self.final_norm = Norm(c.norm, self.execution) if c.norm else lambda x: x
     if not c.tied_head:
       self.head = Embedding(c.vocab_size, c.d_model, dtype, c.init.std)
 
   def __call__(self, tokens_BT, positions=None, segment_ids=None, cache: Cache | None = None):
     if cache is None:
       return self.logits(self.features(tokens_BT, positions, segment_ids))
-    x_BTD, cache = self.run(tokens_BT, positions, segment_ids, cache)
+    x_BTD, cache, _ = self.run(tokens_BT, positions, segment_ids, cache)
     return self.logits(x_BTD), cache
 
   def features(self, tokens_BT, positions=None, segment_ids=None) -> jax.Array:
     """What the head reads: the last layer's normed output, [batch, time, d_model] in the compute dtype."""
     return self.run(tokens_BT, positions, segment_ids, None)[0]
 
-  def run(self, tokens_BT, positions, segment_ids, cache: Cache | None) -> tuple[jax.Array, Cache | None]:
-    """The forward pass up to the head."""
+  def run(self, tokens_BT, positions, segment_ids, cache: Cache | None
+          ) -> tuple[jax.Array, Cache | None, tuple[Routing | None, ...]]:
+    """The forward pass up to the head; and what the router of each block did, those of the pattern stacked."""
     c = self.config
     if positions is None:
-      start = 0 if cache is None else cache.slots.next
+      start = 0 if cache is None else cache.next
       positions = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     x_BTD, angles = self.embedding(tokens_BT), {}
+    if c.embedding_scale != 1:
+      x_BTD *= jnp.asarray(c.embedding_scale, x_BTD.dtype)
     match c.positions:
       case config.LearnedPositions():
         x_BTD += self.positions(positions)
+      case config.SinusoidalPositions():
+        x_BTD += sinusoids(c.positions, c.d_model, positions).astype(x_BTD.dtype)
       case config.RoPE():
-        sizes = {block.attention.head_size(c.d_model) for block in c.prefix + c.pattern}
+        sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern}
         angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
     x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
 
-    if cache is None:
-      first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
-    else:
-      first, rest, slots = list(cache.prefix), cache.pattern, cache.slots.append(positions, segment_ids)
-    shared = angles, positions, segment_ids, slots
+    first, rest = [None] * len(c.prefix), (None,) * len(c.pattern)
+    if cache is not None:
+      cache = cache.append(positions, segment_ids)
+      first, rest = list(cache.prefix), cache.pattern
+    context = Context(angles, positions, segment_ids, cache and cache.slots)
+    routings = [None] * len(c.prefix)
     for i, block in enumerate(self.prefix):
-      x_BTD, first[i] = block(x_BTD, *shared, first[i], None)
+      x_BTD, first[i], routings[i] = block(x_BTD, context, first[i], None)
     if c.repeats:
-      (x_BTD, rest), _ = self.blocks((x_BTD, rest), jnp.arange(c.repeats), shared)
-    return self.final_norm(x_BTD), None if cache is None else Cache(tuple(first), rest, slots)
+      (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), context)
+      routings += stacked
+    cache = cache and cache.replace(prefix=tuple(first), pattern=rest)
+    return self.final_norm(x_BTD), cache, tuple(routings)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""
     w_VD = (self.embedding if self.config.tied_head else self.head).w.astype(x_BTD.dtype)
-    return constrain(vocabulary_logits(x_BTD, w_VD, self.execution.kernel_set), 'batch', 'seq', 'vocab')
+    logits_BTV = vocabulary_logits(x_BTD, w_VD, self.execution.kernel_set)
+    if (cap := self.config.logit_soft_cap) is not None:
+      logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+    return constrain(logits_BTV, 'batch', 'seq', 'vocab')
 
   def head_weight(self, params) -> jax.Array:
     """The head's weight [vocab, d_model] in a parameter tree."""
@@ -92,15 +105,16 @@ class Pattern(nn.Module):
   execution: Execution
 
   @nn.compact
-  def __call__(self, carry, layer, shared):
+  def __call__(self, carry, layer, context):
     x_BTD, caches = carry[0], list(carry[1])
+    routings = [None] * len(caches)
     for i, block in enumerate(self.config.pattern):
       run = make_block(self.config, block, self.execution, name=f'block_{i}')
-      x_BTD, caches[i] = run(x_BTD, *shared, caches[i], layer)
-    return (x_BTD, tuple(caches)), None
+      x_BTD, caches[i], routings[i] = run(x_BTD, context, caches[i], layer)
+    return (x_BTD, tuple(caches)), tuple(routings)
 
 
-def make_block(c: config.Architecture, block: config.Block, execution: Execution, name: str | None = None) -> Block:
+def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execution, name: str | None = None) -> Block:
   """A block under the execution's remat policy."""
   policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   kind = Block if execution.remat == 'none' else nn.remat(

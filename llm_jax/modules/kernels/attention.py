@@ -10,7 +10,8 @@ MASKED = -1e30  # finite, so that exp() of it is exactly 0 and no difference of 
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,
-                     *, kernels: str | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None
+                     *, kernels: str | None = None, window: int | None = None, soft_cap: float | None = None,
+                     scale: float | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None
                      ) -> jax.Array:
   """softmax(q k' / sqrt(K)) v over the earlier positions of the same segment (Vaswani et al. 2017, section 3.2.1).
 

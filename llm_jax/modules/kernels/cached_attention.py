@@ -6,7 +6,8 @@ BLOCK = 256  # queries at a time: bounds the scores of a long prompt to [B, H, B
 
 
 def cached_attention(q_BTHK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, positions_BT: jax.Array,
-                     positions_BS: jax.Array) -> jax.Array:
+                     positions_BS: jax.Array, *, window: int | None = None, soft_cap: float | None = None,
+                     scale: float | None = None) -> jax.Array:
   """Softmax attention in float32; the query at position p sees the slots that hold positions up to p.
 
   Every query must see a slot at least. Returns [B, T, H, K] in q's dtype.
