@@ -1,247 +1,36 @@
-"""What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax."""
+"""What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax.
+
+Its parts are in `schedules.py`, `optimizers.py`, `data.py` and `objectives.py`, and can be imported from here.
+"""
 import dataclasses
-import math
 
 from llm_jax.config.architecture import Architecture
+from llm_jax.config.data import (
+  BPE,
+  ArrayRecord,
+  Bytes,
+  Data,
+  HuggingFaceFile,
+  Jsonl,
+  Parquet,
+  Source,
+  StandardLibrary,
+  Text,
+  TiktokenFile,
+  TokenFile,
+  Tokenizer,
+  Weighted,
+)
 from llm_jax.config.errors import ConfigError, require
-
-
-# ---------------------------------------------------------------------------------------------- schedules
-# Each is a pure function of the step inside its stage; `llm_jax/optim/schedules.py` evaluates them.
-@dataclasses.dataclass(frozen=True)
-class Constant:
-  """Linear warm-up over `warmup` steps to `peak`, then constant."""
-  peak: float
-  warmup: int = 0
-
-  def __post_init__(self):
-    check_schedule(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Cosine:
-  """Warm-up, then half a cosine down to `final` x peak at the stage's end (GPT-3, appendix B; Llama)."""
-  peak: float
-  warmup: int = 0
-  final: float = 0.1
-
-  def __post_init__(self):
-    check_schedule(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class WSD:
-  """Warm-up, stable, decay: constant, then linear to `final` x peak over the last `decay` of the stage
-  (Hu et al. 2024, MiniCPM, section 4)."""
-  peak: float
-  warmup: int = 0
-  decay: float = 0.2
-  final: float = 0.0
-
-  def __post_init__(self):
-    check_schedule(self)
-    require(0 <= self.decay <= 1, 'decay', self.decay, 'use the fraction of steps that decay, in [0, 1]')
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearToZero:
-  """Warm-up, then linear to zero at the stage's end (Llama 3's annealing, section 3.4.3)."""
-  peak: float
-  warmup: int = 0
-
-  def __post_init__(self):
-    check_schedule(self)
-
-
-Schedule = Constant | Cosine | WSD | LinearToZero
-
-
-def check_schedule(schedule: Schedule) -> None:
-  require(math.isfinite(schedule.peak) and schedule.peak >= 0, 'peak', schedule.peak,
-          'use a finite learning rate of 0 or more, such as 3e-4')
-  require(schedule.warmup >= 0, 'warmup', schedule.warmup, 'use a number of steps of 0 or more')
-  final = getattr(schedule, 'final', 0.0)
-  require(0 <= final <= 1, 'final', final, 'use a fraction of the peak in [0, 1]')
-
-
-# ---------------------------------------------------------------------------------------------- optimizers
-@dataclasses.dataclass(frozen=True)
-class AdamW:
-  """Loshchilov & Hutter 2019; matrices decay, norms, biases and 1-d parameters do not (GPT-3, appendix B)."""
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.1
-
-  def __post_init__(self):
-    check_betas(self, 'b1', 'b2')
-
-
-@dataclasses.dataclass(frozen=True)
-class Muon:
-  """Jordan et al. 2024 through `optax.contrib.muon`: matrices orthogonalised, the rest by AdamW.
-
-  The stage's learning rate is AdamW's; matrices use `matrix_scale` times as much.
-  """
-  matrix_scale: float = 1.0
-  beta: float = 0.95
-  b1: float = 0.9
-  b2: float = 0.95
-  eps: float = 1e-8
-  weight_decay: float = 0.1
-
-  def __post_init__(self):
-    check_betas(self, 'beta', 'b1', 'b2')
-
-
-Optimizer = AdamW | Muon
-
-
-def check_betas(optimizer: Optimizer, *names: str) -> None:
-  for name in names:
-    require(0 <= getattr(optimizer, name) < 1, name, getattr(optimizer, name), 'use a decay rate in [0, 1)')
-  for name in ('eps', 'weight_decay'):
-    value = getattr(optimizer, name)
-    require(math.isfinite(value) and value >= 0, name, value, 'use a finite number of 0 or more')
-
-
-# ---------------------------------------------------------------------------------------------- tokenizers
-@dataclasses.dataclass(frozen=True)
-class Bytes:
-  """256 bytes and one control token, `<|endoftext|>` = 256: a vocabulary of 257."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BPE:
-  """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
-
-  vocab_size counts the 256 bytes, the merges and the control token.
-  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
-  """
-  vocab_size: int = 4_096
-  pattern: str = 'cl100k'
-  split_digits: bool = False
-  sample_bytes: int = 20_000_000
-
-  def __post_init__(self):
-    require(self.vocab_size >= 258, 'vocab_size', self.vocab_size, 'use 258 or more: bytes, a merge, a control token')
-
-
-@dataclasses.dataclass(frozen=True)
-class TiktokenFile:
-  """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
-
-  control: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
-  end_of_text: the one of them that separates documents; None means the first that has a name.
-  """
-  path: str
-  pattern: str = 'cl100k'
-  control: tuple[str, ...] = ('<|endoftext|>',)
-  split_digits: bool = False
-  end_of_text: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class HuggingFaceFile:
-  """A `tokenizer.json`. end_of_text: its control token that separates documents."""
-  path: str
-  end_of_text: str = '<|endoftext|>'
-
-
-Tokenizer = Bytes | BPE | TiktokenFile | HuggingFaceFile
-
-
-# ---------------------------------------------------------------------------------------------- data
-# `held_out` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
-# document, its tail.
-@dataclasses.dataclass(frozen=True)
-class StandardLibrary:
-  """Source code of the running interpreter's standard library, tests excluded: about 10 MB, always at hand."""
-  held_out: float = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """`.txt` files: a path, a folder or a glob; each file is one document."""
-  path: str
-  held_out: float = 0.1
-
-
-@dataclasses.dataclass(frozen=True)
-class Jsonl:
-  """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
-  path: str
-  field: str = 'text'
-  held_out: float = 0.01
-  on_error: str = 'fail'
-
-  def __post_init__(self):
-    require(self.on_error in ('fail', 'skip'), 'on_error', self.on_error, "use 'fail' or 'skip'")
-
-
-@dataclasses.dataclass(frozen=True)
-class Parquet:
-  """Parquet files, the text in column `field`."""
-  path: str
-  field: str = 'text'
-  held_out: float = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class ArrayRecord:
-  """ArrayRecord files whose records are UTF-8 text."""
-  path: str
-  held_out: float = 0.01
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenFile:
-  """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document)."""
-  path: str
-  dtype: str = 'uint16'
-  separator: int | None = None
-  held_out: float = 0.01
-
-  def __post_init__(self):
-    require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
-
-
-Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
-
-
-@dataclasses.dataclass(frozen=True)
-class Weighted:
-  """A source and its share of the mixture."""
-  source: Source
-  weight: float = 1.0
-
-  def __post_init__(self):
-    require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-  """A weighted mixture of sources, packed into rows of the stage's context.
-
-  packing: 'split' concatenates documents and cuts every `context` tokens; 'best_fit' keeps documents whole where they
-  fit (Ding et al. 2024) and pads.
-  """
-  sources: tuple[Weighted, ...]
-  packing: str = 'split'
-
-  def __post_init__(self):
-    require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
-    require(self.packing in ('split', 'best_fit'), 'packing', self.packing, "use 'split' or 'best_fit'")
-
-
-# ---------------------------------------------------------------------------------------------- objectives
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-  """Next-token cross-entropy, plus z_loss x logsumexp^2 (PaLM, section 5: 1e-4)."""
-  z_loss: float = 0.0
-
-
-Objective = LanguageModel
+from llm_jax.config.objectives import LanguageModel, Objective
+from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
+
+__all__ = [
+  'BPE', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Cosine', 'Data', 'HuggingFaceFile',
+  'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Parquet', 'Run', 'Schedule',
+  'Source', 'Stage', 'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+]
 
 
 # ---------------------------------------------------------------------------------------------- stages

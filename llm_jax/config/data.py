@@ -1,0 +1,134 @@
+"""Tokenizers, sources of text, and their mixture."""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require
+
+
+# ---------------------------------------------------------------------------------------------- tokenizers
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """256 bytes and one control token, `<|endoftext|>` = 256: a vocabulary of 257."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BPE:
+  """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
+
+  vocab_size counts the 256 bytes, the merges and the control token.
+  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
+  """
+  vocab_size: int = 4_096
+  pattern: str = 'cl100k'
+  split_digits: bool = False
+  sample_bytes: int = 20_000_000
+
+  def __post_init__(self):
+    require(self.vocab_size >= 258, 'vocab_size', self.vocab_size, 'use 258 or more: bytes, a merge, a control token')
+
+
+@dataclasses.dataclass(frozen=True)
+class TiktokenFile:
+  """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
+
+  control: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
+  end_of_text: the one of them that separates documents; None means the first that has a name.
+  """
+  path: str
+  pattern: str = 'cl100k'
+  control: tuple[str, ...] = ('<|endoftext|>',)
+  split_digits: bool = False
+  end_of_text: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceFile:
+  """A `tokenizer.json`. end_of_text: its control token that separates documents."""
+  path: str
+  end_of_text: str = '<|endoftext|>'
+
+
+Tokenizer = Bytes | BPE | TiktokenFile | HuggingFaceFile
+
+
+# ---------------------------------------------------------------------------------------------- sources
+# `held_out` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
+# document, its tail.
+@dataclasses.dataclass(frozen=True)
+class StandardLibrary:
+  """Source code of the running interpreter's standard library, tests excluded: about 10 MB, always at hand."""
+  held_out: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """`.txt` files: a path, a folder or a glob; each file is one document."""
+  path: str
+  held_out: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Jsonl:
+  """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
+  path: str
+  field: str = 'text'
+  held_out: float = 0.01
+  on_error: str = 'fail'
+
+  def __post_init__(self):
+    require(self.on_error in ('fail', 'skip'), 'on_error', self.on_error, "use 'fail' or 'skip'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+  """Parquet files, the text in column `field`."""
+  path: str
+  field: str = 'text'
+  held_out: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayRecord:
+  """ArrayRecord files whose records are UTF-8 text."""
+  path: str
+  held_out: float = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFile:
+  """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document)."""
+  path: str
+  dtype: str = 'uint16'
+  separator: int | None = None
+  held_out: float = 0.01
+
+  def __post_init__(self):
+    require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
+
+
+Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+  """A source and its share of the mixture."""
+  source: Source
+  weight: float = 1.0
+
+  def __post_init__(self):
+    require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """A weighted mixture of sources, packed into rows of the stage's context.
+
+  packing: 'split' concatenates documents and cuts every `context` tokens; 'best_fit' keeps documents whole where they
+  fit (Ding et al. 2024) and pads.
+  """
+  sources: tuple[Weighted, ...]
+  packing: str = 'split'
+
+  def __post_init__(self):
+    require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
+    require(self.packing in ('split', 'best_fit'), 'packing', self.packing, "use 'split' or 'best_fit'")

@@ -1,0 +1,45 @@
+"""Optimizers; `llm_jax/optim/optimizers.py` makes them."""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+  """Loshchilov & Hutter 2019; matrices decay, norms, biases and 1-d parameters do not (GPT-3, appendix B)."""
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+
+  def __post_init__(self):
+    check_betas(self, 'b1', 'b2')
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon:
+  """Jordan et al. 2024 through `optax.contrib.muon`: matrices orthogonalised, the rest by AdamW.
+
+  The stage's learning rate is AdamW's; matrices use `matrix_scale` times as much.
+  """
+  matrix_scale: float = 1.0
+  beta: float = 0.95
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 0.1
+
+  def __post_init__(self):
+    check_betas(self, 'beta', 'b1', 'b2')
+
+
+Optimizer = AdamW | Muon
+
+
+def check_betas(optimizer: Optimizer, *names: str) -> None:
+  for name in names:
+    require(0 <= getattr(optimizer, name) < 1, name, getattr(optimizer, name), 'use a decay rate in [0, 1)')
+  for name in ('eps', 'weight_decay'):
+    value = getattr(optimizer, name)
+    require(math.isfinite(value) and value >= 0, name, value, 'use a finite number of 0 or more')

@@ -1,0 +1,61 @@
+"""Learning rates as functions of the step inside a stage; `llm_jax/optim/schedules.py` evaluates them."""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """Linear warm-up over `warmup` steps to `peak`, then constant."""
+  peak: float
+  warmup: int = 0
+
+  def __post_init__(self):
+    check_schedule(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+  """Warm-up, then half a cosine down to `final` x peak at the stage's end (GPT-3, appendix B; Llama)."""
+  peak: float
+  warmup: int = 0
+  final: float = 0.1
+
+  def __post_init__(self):
+    check_schedule(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class WSD:
+  """Warm-up, stable, decay: constant, then linear to `final` x peak over the last `decay` of the stage
+  (Hu et al. 2024, MiniCPM, section 4)."""
+  peak: float
+  warmup: int = 0
+  decay: float = 0.2
+  final: float = 0.0
+
+  def __post_init__(self):
+    check_schedule(self)
+    require(0 <= self.decay <= 1, 'decay', self.decay, 'use the fraction of steps that decay, in [0, 1]')
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearToZero:
+  """Warm-up, then linear to zero at the stage's end (Llama 3's annealing, section 3.4.3)."""
+  peak: float
+  warmup: int = 0
+
+  def __post_init__(self):
+    check_schedule(self)
+
+
+Schedule = Constant | Cosine | WSD | LinearToZero
+
+
+def check_schedule(schedule: Schedule) -> None:
+  require(math.isfinite(schedule.peak) and schedule.peak >= 0, 'peak', schedule.peak,
+          'use a finite learning rate of 0 or more, such as 3e-4')
+  require(schedule.warmup >= 0, 'warmup', schedule.warmup, 'use a number of steps of 0 or more')
+  final = getattr(schedule, 'final', 0.0)
+  require(0 <= final <= 1, 'final', final, 'use a fraction of the peak in [0, 1]')
