@@ -12,8 +12,8 @@ CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads an
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
-                          z_loss: float = 0.0, chunk: int | None = None, kernels: str | None = None
-                          ) -> tuple[jax.Array, dict[str, jax.Array]]:
+                          z_loss: float = 0.0, chunk: int | None = None, kernels: str | None = None,
+                          soft_cap: float | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum over tokens of weight (nll + z_loss lse^2), with lse the log-sum-exp of the token's float32 logits x w'.
 
   The time axis is cut into chunks, each with all rows of the batch, so that a batch sharded over devices stays where it
@@ -29,6 +29,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     z_loss: weight of lse^2.
     chunk: positions a chunk; None means as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS.
     kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
+    soft_cap: logits become soft_cap tanh(x w' / soft_cap) (Gemma 2, section 2); None leaves them.
 
   Returns:
     total: float32, differentiable in x_BTD, w_VD and weights_BT.
@@ -45,34 +46,38 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     pad = ((0, 0), (0, count * chunk - T))
     x_BTD = jnp.pad(x_BTD, (*pad, (0, 0)))
     targets_BT, weights_BT = jnp.pad(targets_BT, pad), jnp.pad(weights_BT, pad)
-  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels)
+  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap)
   return total, jax.lax.stop_gradient(sums)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
+def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap):
   w = w_VD.astype(x_BTD.dtype)
 
   def step(sums, inputs):
     x_BCD, targets_BC, weights_BC = inputs
-    per_token, _ = _losses(_logits(x_BCD, w), targets_BC, z_loss)
+    per_token, _ = _losses(_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
     return jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token), None
 
   sums, _ = jax.lax.scan(step, _zero_sums(x_BTD), _split(chunk, x_BTD, targets_BT, weights_BT))
   return sums.pop('total'), sums
 
 
-def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
+def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap):
   w = w_VD.astype(x_BTD.dtype)
 
   def step(carry, inputs):
     sums, dw_VD = carry
     x_BCD, targets_BC, weights_BC = inputs
-    logits_BCV = _logits(x_BCD, w)
-    per_token, (exp_BCV, exp_sum_BC, lse_BC) = _losses(logits_BCV, targets_BC, z_loss)
+    logits_BCV = _logits(x_BCD, w, soft_cap)
+    per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
     # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot)
-    scale_BC = weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC
-    d_BCV = _subtract_one_hot(exp_BCV * scale_BC[..., None], targets_BC, weights_BC, kernels).astype(x_BCD.dtype)
+    d_BCV = exp_BCV * (weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC)[..., None]
+    ones_BC = weights_BC
+    if soft_cap is not None:  # d logits / d (x w') = 1 - tanh^2
+      d_BCV *= 1 - jnp.square(logits_BCV / soft_cap)
+      ones_BC *= 1 - jnp.square(target_BC / soft_cap)
+    d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
     # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
     d_NV, x_ND = (a.reshape(-1, a.shape[-1]) for a in (d_BCV, x_BCD))
@@ -86,7 +91,7 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels):
   return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
 
 
-def _backward(z_loss, chunk, kernels, saved, cotangents):
+def _backward(z_loss, chunk, kernels, soft_cap, saved, cotangents):
   dx_BTD, dw_VD, dweights_BT = saved
   g, _ = cotangents
   return g.astype(dx_BTD.dtype) * dx_BTD, g * dw_VD, None, g * dweights_BT
@@ -95,12 +100,13 @@ def _backward(z_loss, chunk, kernels, saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _logits(x_BCD, w_VD):
-  return jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=_wide(x_BCD))
+def _logits(x_BCD, w_VD, soft_cap):
+  logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=_wide(x_BCD))
+  return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
 
 
 def _losses(logits_BCV, targets_BC, z_loss):
-  """Per token 'total', 'nll', 'correct', 'z'; and exp(logits - max), its sum, and the log-sum-exp."""
+  """Per token 'total', 'nll', 'correct', 'z'; and exp(logits - max), its sum, the log-sum-exp, the target's logit."""
   top_BC = logits_BCV.max(-1)
   exp_BCV = jnp.exp(logits_BCV - top_BC[..., None])
   exp_sum_BC = exp_BCV.sum(-1)
@@ -109,14 +115,14 @@ def _losses(logits_BCV, targets_BC, z_loss):
   nll_BC, z_BC = lse_BC - target_BC, jnp.square(lse_BC)
   per_token = {'total': nll_BC + z_loss * z_BC, 'nll': nll_BC, 'z': z_BC,
                'correct': (target_BC >= top_BC).astype(nll_BC.dtype)}
-  return per_token, (exp_BCV, exp_sum_BC, lse_BC)
+  return per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC)
 
 
-def _subtract_one_hot(d_BCV, targets_BC, weights_BC, kernels):
+def _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels):
   B, C, V = d_BCV.shape
   if kernels == 'cpu':
-    return barrier(d_BCV.at[jnp.arange(B)[:, None], jnp.arange(C)[None], targets_BC].add(-weights_BC))
-  return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], weights_BC[..., None], 0)
+    return barrier(d_BCV.at[jnp.arange(B)[:, None], jnp.arange(C)[None], targets_BC].add(-ones_BC))
+  return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], ones_BC[..., None], 0)
 
 
 def _wide(x):

@@ -28,15 +28,18 @@ def close(got, want, tolerance=1e-6):
   assert np.abs(got - want).max() <= tolerance * max(np.abs(want).max(), 1e-30)
 
 
-def numpy_cross_entropy(x, w, targets, weights, z_loss):
+def numpy_cross_entropy(x, w, targets, weights, z_loss, soft_cap=None):
   """float64: total, sums, and gradients in x and w."""
   x, w, weights = (np.asarray(a, np.float64) for a in (x, w, weights))
-  logits = x @ w.T
+  logits, slope = x @ w.T, 1.0
+  if soft_cap is not None:
+    slope = np.cosh(logits / soft_cap) ** -2.0
+    logits = soft_cap * np.tanh(logits / soft_cap)
   top = logits.max(-1, keepdims=True)
   lse = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
   nll = lse - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
   d = np.exp(logits - lse[..., None]) * (1 + 2 * z_loss * lse)[..., None] - np.eye(len(w))[targets]
-  d *= weights[..., None]
+  d *= weights[..., None] * slope
   sums = {'nll': (weights * nll).sum(), 'z': (weights * lse**2).sum(),
           'correct': (weights * (logits.argmax(-1) == targets)).sum()}
   return sums['nll'] + z_loss * sums['z'], sums, d @ w, np.einsum('btv,btd->vd', d, x)
@@ -44,11 +47,11 @@ def numpy_cross_entropy(x, w, targets, weights, z_loss):
 
 @pytest.mark.parametrize('kernels', ['cpu', 'xla'])
 @pytest.mark.parametrize('chunk', [None, 1, 4, 11, 100])
-@pytest.mark.parametrize('z_loss', [0.0, 0.1])
-def test_values_and_gradients_match_float64(inputs, kernels, chunk, z_loss):
+@pytest.mark.parametrize('z_loss, soft_cap', [(0.0, None), (0.1, None), (0.0, 3.0), (0.1, 30.0)])
+def test_values_and_gradients_match_float64(inputs, kernels, chunk, z_loss, soft_cap):
   x, w, targets, weights = inputs
-  f = lambda x, w: chunked_cross_entropy(x, w, targets, weights, z_loss, chunk, kernels)
-  total, sums, dx, dw = numpy_cross_entropy(*inputs, z_loss)
+  f = lambda x, w: chunked_cross_entropy(x, w, targets, weights, z_loss, chunk, kernels, soft_cap)
+  total, sums, dx, dw = numpy_cross_entropy(*inputs, z_loss, soft_cap)
   alone = jax.jit(f)(x, w)
   (value, aux), grads = jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, w)
   for got, got_sums in (alone, (value, aux)):
@@ -60,10 +63,28 @@ def test_values_and_gradients_match_float64(inputs, kernels, chunk, z_loss):
   close(grads[1], dw)
 
 
-def test_gradient_in_the_weights_is_the_loss_of_each_token(inputs):
+@pytest.mark.parametrize('soft_cap', [None, 2.0])
+def test_gradient_in_the_weights_is_the_loss_of_each_token(inputs, soft_cap):
   x, w, targets, weights = inputs
-  got = jax.grad(lambda weights: chunked_cross_entropy(x, w, targets, weights, chunk=3)[0])(weights)
-  close(got, optax.losses.softmax_cross_entropy_with_integer_labels(x @ w.T, targets))
+  got = jax.grad(lambda weights: chunked_cross_entropy(x, w, targets, weights, chunk=3, soft_cap=soft_cap)[0])(weights)
+  logits = x @ w.T if soft_cap is None else soft_cap * np.tanh(x @ w.T / soft_cap)
+  close(got, optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+
+@pytest.mark.parametrize('kernels', ['cpu', 'xla'])
+def test_soft_capped_bfloat16_matches_plain_autodiff(inputs, kernels):
+  x, w, targets, weights = inputs
+  x = jnp.asarray(x, jnp.bfloat16)
+
+  def plain(x, w):
+    logits = 2.0 * jnp.tanh(jnp.einsum('btd,vd->btv', x, w.astype(x.dtype), preferred_element_type=jnp.float32) / 2.0)
+    return jnp.sum(weights * optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets))
+
+  capped = lambda x, w: chunked_cross_entropy(x, w, targets, weights, 0.0, 4, kernels, soft_cap=2.0)[0]
+  (value, grads), (want, want_grads) = (jax.value_and_grad(f, (0, 1))(x, w) for f in (capped, plain))
+  close(value, want)
+  for g, e in zip(grads, want_grads, strict=True):
+    close(g, e, 1e-2)
 
 
 def test_sums_carry_no_gradient(inputs):
@@ -83,6 +104,9 @@ def test_uniform_logits_give_log_vocab_and_z(inputs):
 def test_large_logits_and_all_weights_zero_stay_finite(inputs, kernels):
   x, w, targets, weights = inputs
   grad = jax.value_and_grad(lambda x, c: chunked_cross_entropy(x, 1e4 * w, targets, c * weights, 1e-4, 4, kernels)[0])
+  capped = lambda x: chunked_cross_entropy(x, 1e4 * w, targets, weights, 1e-4, 4, kernels, soft_cap=30.0)[0]
+  value, dx = jax.value_and_grad(capped)(x)
+  assert value <= weights.sum() * (60 + np.log(V) + 1e-4 * 34**2) and np.isfinite(dx).all()
   for c in (0.0, 1.0):
     value, dx = grad(x, c)
     assert np.isfinite(value) and np.isfinite(dx).all() and bool(c) == bool(np.asarray(dx).any())
