@@ -24,5 +24,6 @@ class LanguageModelObjective:
     x_BTD = self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
                              method='features', rngs=rngs)
     total, sums = chunked_cross_entropy(x_BTD, self.model.head_weight(params), batch.targets, batch.weights,
-                                        z_loss=self.z_loss, kernels=self.model.execution.kernel_set)
+                                        z_loss=self.z_loss, kernels=self.model.execution.kernel_set,
+                                        soft_cap=self.model.config.logit_soft_cap)
     return Loss(total, batch.weights.sum(), {'nll': sums['nll'], 'accuracy': sums['correct']})
