@@ -10,37 +10,69 @@ from llm_jax.config.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-  """The most probable token; the lowest id among equals."""
+  """The most probable token; the lowest id among equals.   repetition_penalty: as in `Sampling`."""
+  repetition_penalty: float = 1.0
 
-
-GREEDY = Greedy()
+  def __post_init__(self):
+    _check_penalty(self.repetition_penalty)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
   """A random token, by softmax(logits / temperature) cut to the likeliest and renormalised, in this order:
 
+  repetition_penalty: logits of the tokens in the prompt and of those generated so far are divided by it where positive
+    and multiplied by it where negative; 1 changes nothing (Keskar et al. 2019, section 4.1, as `transformers` has it).
+  temperature: divides the logits.
   top_k: keep the k most probable tokens (Fan et al. 2018).
   top_p: keep the smallest set of most probable tokens whose probabilities reach p (Holtzman et al. 2020, section 3.1).
+  min_p: keep the tokens with at least min_p of the greatest probability (Nguyen et al. 2024, section 3).
   """
   temperature: float = 1.0
   top_k: int | None = None
   top_p: float | None = None
+  min_p: float | None = None
+  repetition_penalty: float = 1.0
 
   def __post_init__(self):
     require(math.isfinite(self.temperature) and self.temperature > 0, 'temperature', self.temperature,
             'use a finite number above 0, or Greedy() for the most probable token')
     require(self.top_k is None or self.top_k >= 1, 'top_k', self.top_k, 'use 1 or more, or None for all tokens')
     require(self.top_p is None or 0 < self.top_p <= 1, 'top_p', self.top_p, 'use a probability in (0, 1], or None')
+    require(self.min_p is None or 0 < self.min_p <= 1, 'min_p', self.min_p, 'use a share in (0, 1], or None')
+    _check_penalty(self.repetition_penalty)
 
 
-def choose(logits_BV: jax.Array, sampling: Greedy | Sampling, keys_B: jax.Array) -> jax.Array:
-  """The next token of each row, int32 [batch]. keys_B: a random key for each row (not used by Greedy)."""
+def _check_penalty(penalty: float) -> None:
+  require(math.isfinite(penalty) and penalty > 0, 'repetition_penalty', penalty,
+          'use a finite number above 0: more than 1 discourages repetition, 1 changes nothing')
+
+
+GREEDY = Greedy()
+
+
+def choose(logits_BV: jax.Array, sampling: Greedy | Sampling, keys_B: jax.Array, seen_BV: jax.Array | None = None
+           ) -> jax.Array:
+  """The next token of each row, int32 [batch].
+
+  keys_B: a random key for each row (not used by Greedy).   seen_BV: bool, see `init_seen`.
+  """
   match sampling:
     case Greedy():
-      return first_maximum(logits_BV)
+      return first_maximum(penalize(logits_BV, sampling, seen_BV))
     case Sampling():
-      return jax.vmap(jax.random.categorical)(keys_B, filter_logits(logits_BV, sampling)).astype(jnp.int32)
+      logits_BV = filter_logits(logits_BV, sampling, seen_BV)
+      return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+
+
+def distribution(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Array | None = None) -> jax.Array:
+  """The probabilities that `choose` draws with, float32 [batch, vocab]; all on one token for Greedy."""
+  match sampling:
+    case Greedy():
+      chosen_B = first_maximum(penalize(logits_BV, sampling, seen_BV))
+      return jax.nn.one_hot(chosen_B, logits_BV.shape[-1], dtype=jnp.float32)
+    case Sampling():
+      return jax.nn.softmax(filter_logits(logits_BV, sampling, seen_BV), axis=-1)
 
 
 def first_maximum(logits_BV: jax.Array) -> jax.Array:
@@ -51,9 +83,9 @@ def first_maximum(logits_BV: jax.Array) -> jax.Array:
   return jnp.minimum(first_B, V - 1)  # not a number anywhere: still a token
 
 
-def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
+def filter_logits(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array | None = None) -> jax.Array:
   """Logits of the distribution that `sampling` draws from: -inf where a token is cut. Equals at the edge all stay."""
-  logits_BV = logits_BV.astype(jnp.float32) / sampling.temperature
+  logits_BV = penalize(logits_BV.astype(jnp.float32), sampling, seen_BV) / sampling.temperature
   if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
     least = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
     logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
@@ -63,4 +95,34 @@ def filter_logits(logits_BV: jax.Array, sampling: Sampling) -> jax.Array:
     before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all that is likelier: 0 for the first, which stays
     least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+  if sampling.min_p is not None:
+    least = logits_BV.max(axis=-1, keepdims=True) + math.log(sampling.min_p)
+    logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
   return logits_BV
+
+
+# ------------------------------------------------------------------------------------------- repetition
+def penalize(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Array | None) -> jax.Array:
+  """Logits under the repetition penalty."""
+  if sampling.repetition_penalty == 1:
+    return logits_BV
+  penalized_BV = jnp.where(logits_BV > 0, logits_BV / sampling.repetition_penalty,
+                           logits_BV * sampling.repetition_penalty)
+  return jnp.where(seen_BV, penalized_BV, logits_BV)
+
+
+def init_seen(sampling: Greedy | Sampling, tokens_BP: jax.Array, real_BP: jax.Array, vocab_size: int
+              ) -> jax.Array | None:
+  """Which tokens each row has had, bool [batch, vocab]; None where there is no penalty that asks.
+
+  real_BP: bool, false for padding.
+  """
+  if sampling.repetition_penalty == 1:
+    return None
+  rows = jnp.arange(len(tokens_BP))[:, None]
+  return jnp.zeros((len(tokens_BP), vocab_size), bool).at[rows, tokens_BP].max(real_BP)
+
+
+def mark_seen(seen_BV: jax.Array | None, tokens_B: jax.Array) -> jax.Array | None:
+  """`seen_BV` with the newest token of each row."""
+  return None if seen_BV is None else seen_BV.at[jnp.arange(len(tokens_B)), tokens_B].set(True)
