@@ -4,6 +4,8 @@ import math
 
 from llm_jax.config.errors import require
 
+TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
+
 
 # ---------------------------------------------------------------------------------------------- tokenizers
 @dataclasses.dataclass(frozen=True)
@@ -15,16 +17,20 @@ class Bytes:
 class BPE:
   """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
 
-  vocab_size counts the 256 bytes, the merges and the control token.
+  vocab_size counts the 256 bytes, the merges, the end of text and the names in `control`, which come last.
   pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
+  control: further control tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
   """
   vocab_size: int = 4_096
   pattern: str = 'cl100k'
   split_digits: bool = False
   sample_bytes: int = 20_000_000
+  control: tuple[str, ...] = ()
 
   def __post_init__(self):
-    require(self.vocab_size >= 258, 'vocab_size', self.vocab_size, 'use 258 or more: bytes, a merge, a control token')
+    least = 258 + len(self.control)
+    require(self.vocab_size >= least, 'vocab_size', self.vocab_size,
+            f'use {least} or more: bytes, a merge, and {1 + len(self.control)} control tokens')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,36 @@ class TokenFile:
     require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
 
 
-Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`, written out by a chat template. Only
+  what the assistant says is a target, the end of its turn included."""
+  path: str
+  template: str = 'chatml'
+  field: str = 'messages'
+  held_out: float = 0.01
+
+  def __post_init__(self):
+    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences:
+  """JSON lines (optionally .gz) of two answers to the same: {"prompt", "chosen", "rejected"}, each a text or a list of
+  {"role", "content"}, written out by a chat template.
+
+  mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
+  """
+  path: str
+  template: str = 'chatml'
+  mask_formatting: bool = True
+  held_out: float = 0.01
+
+  def __post_init__(self):
+    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+
+
+Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Conversations | Preferences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,3 +167,11 @@ class Data:
   def __post_init__(self):
     require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
     require(self.packing in ('split', 'best_fit'), 'packing', self.packing, "use 'split' or 'best_fit'")
+    pairs = [isinstance(part.source, Preferences) for part in self.sources]
+    require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
+            'pairs of answers cannot be mixed with other text: give them a stage of their own')
+
+  @property
+  def pairs(self) -> bool:
+    """Whether rows are pairs of answers, one pair a row."""
+    return isinstance(self.sources[0].source, Preferences)

@@ -6,14 +6,19 @@ from llm_jax.config.door import read, to_config_dict
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import (
   BPE,
+  DPO,
+  IPO,
+  ORPO,
   WSD,
   AdamW,
   ArrayRecord,
   Bytes,
   Checkpoints,
   Constant,
+  Conversations,
   Cosine,
   Data,
+  Hinge,
   HuggingFaceFile,
   Jsonl,
   LanguageModel,
@@ -21,7 +26,9 @@ from llm_jax.config.run import (
   Mesh,
   Muon,
   Parquet,
+  Preferences,
   Run,
+  SimPO,
   Source,
   Stage,
   StandardLibrary,
@@ -32,9 +39,10 @@ from llm_jax.config.run import (
 )
 
 __all__ = [
-  'BPE', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Cosine', 'Data', 'HuggingFaceFile',
-  'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet', 'StandardLibrary', 'Text', 'TiktokenFile',
-  'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
+  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
+  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet',
+  'Preferences', 'SimPO', 'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix',
+  'presets', 'stage',
 ]
 
 

@@ -1,6 +1,8 @@
 """What is learnt; `llm_jax/objectives/` computes it."""
 import dataclasses
 
+from llm_jax.config.errors import require
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
@@ -8,4 +10,69 @@ class LanguageModel:
   z_loss: float = 0.0
 
 
-Objective = LanguageModel
+# ---------------------------------------------------------------------------------------------- preferences
+# Over pairs of answers; p and q are the log-probabilities of an answer under the policy and the reference, and
+# margin = beta ((p_chosen - q_chosen) - (p_rejected - q_rejected)).
+@dataclasses.dataclass(frozen=True)
+class DPO:
+  """-log sigmoid(margin) (Rafailov et al. 2023, equation 7); the reference is what the stage starts from.
+
+  nll_weight: of the chosen answer's mean negative log-likelihood (Llama 3, section 4.1.4: 0.2).
+  label_smoothing: the probability that a label is wrong (Mitchell 2023, conservative DPO).
+  """
+  beta: float = 0.1
+  nll_weight: float = 0.0
+  label_smoothing: float = 0.0
+
+  def __post_init__(self):
+    _check_beta(self.beta)
+    require(0 <= self.label_smoothing < 0.5, 'label_smoothing', self.label_smoothing, 'use a number in [0, 0.5)')
+    require(self.nll_weight >= 0, 'nll_weight', self.nll_weight, 'use 0 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class IPO:
+  """(margin / beta - 1 / (2 beta))^2, the log-probabilities averaged over tokens (Azar et al. 2023, equation 17)."""
+  beta: float = 0.1
+
+  def __post_init__(self):
+    _check_beta(self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hinge:
+  """max(0, 1 - margin) (Zhao et al. 2023, SLiC-HF, on DPO's margin)."""
+  beta: float = 0.1
+
+  def __post_init__(self):
+    _check_beta(self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class ORPO:
+  """The chosen answer's mean negative log-likelihood, and -beta log sigmoid of the log odds ratio of the two answers,
+  without a reference (Hong et al. 2024, equations 6 and 7)."""
+  beta: float = 0.1
+
+  def __post_init__(self):
+    _check_beta(self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimPO:
+  """-log sigmoid(beta (p_chosen - p_rejected) - gamma) with p averaged over tokens, without a reference
+  (Meng et al. 2024, equation 6)."""
+  beta: float = 2.0
+  gamma: float = 1.0
+
+  def __post_init__(self):
+    _check_beta(self.beta)
+
+
+def _check_beta(beta: float) -> None:
+  require(beta > 0, 'beta', beta, 'use a number above 0')
+
+
+Referenced = DPO | IPO | Hinge  # those that compare with a frozen reference
+Preference = Referenced | ORPO | SimPO
+Objective = LanguageModel | DPO | IPO | Hinge | ORPO | SimPO

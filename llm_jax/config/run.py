@@ -9,10 +9,12 @@ from llm_jax.config.data import (
   BPE,
   ArrayRecord,
   Bytes,
+  Conversations,
   Data,
   HuggingFaceFile,
   Jsonl,
   Parquet,
+  Preferences,
   Source,
   StandardLibrary,
   Text,
@@ -22,14 +24,15 @@ from llm_jax.config.data import (
   Weighted,
 )
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.config.objectives import LanguageModel, Objective
+from llm_jax.config.objectives import DPO, IPO, ORPO, Hinge, LanguageModel, Objective, Preference, Referenced, SimPO
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 
 __all__ = [
-  'BPE', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Cosine', 'Data', 'HuggingFaceFile',
-  'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Parquet', 'Run', 'Schedule',
-  'Source', 'Stage', 'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
+  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Objective',
+  'Optimizer', 'Parquet', 'Preference', 'Preferences', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage',
+  'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
 ]
 
 
@@ -38,8 +41,9 @@ __all__ = [
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
-  init: ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params', stage): its
-  parameters alone, averaged where it kept an average.
+  init: where it starts. ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params',
+  stage): its parameters alone, averaged where it kept an average; ('average', stage, n): the mean of the parameters in
+  its last n checkpoints; ('hf', folder): a Hugging Face folder of the run's model.
   Steps count from 0 in every stage, and schedules are functions of them.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
@@ -54,7 +58,7 @@ class Stage:
   learning_rate: Schedule
   optimizer: Optimizer = AdamW()
   objective: Objective = LanguageModel()
-  init: tuple[str, ...] = ('scratch',)
+  init: tuple[str | int, ...] = ('scratch',)
   microbatches: int = 1
   clip_norm: float | None = 1.0
   max_nonfinite: int = 10
@@ -77,15 +81,28 @@ class Stage:
     require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
     require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
     require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
-    kinds = {'scratch': 1, 'resume': 2, 'params': 2}
-    require(bool(self.init) and kinds.get(self.init[0]) == len(self.init), 'init', self.init,
-            "use ('scratch',), ('resume', stage) or ('params', stage)")
+    kinds = {'scratch': (), 'resume': (str,), 'params': (str,), 'average': (str, int), 'hf': (str,)}
+    known = bool(self.init) and kinds.get(self.init[0]) == tuple(map(type, self.init[1:]))
+    require(known, 'init', self.init,
+            "use ('scratch',), ('resume', stage), ('params', stage), ('average', stage, n) or ('hf', folder)")
+    require(self.init[0] != 'average' or self.init[2] > 0, 'init', self.init, 'average 1 checkpoint or more')
+    prefers = isinstance(self.objective, Preference)
+    require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
+            'needs data=Preferences(...)' if prefers else 'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or '
+            'SimPO')
+    require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
+            self.init, "the reference is what the stage starts from: use ('params', stage)")
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
 
   @property
+  def parent(self) -> str | None:
+    """The stage that this one starts from."""
+    return self.init[1] if self.init[0] in ('resume', 'params', 'average') else None
+
+  @property
   def tokens_per_step(self) -> int:
-    return self.batch_size * self.context
+    return self.batch_size * self.context * (2 if self.data.pairs else 1)
 
 
 # ---------------------------------------------------------------------------------------------- the run
@@ -146,8 +163,11 @@ class Run:
     for i, stage in enumerate(self.stages):
       path = f'stages[{i}]'
       require(stage.name not in earlier, f'{path}.name', stage.name, 'stage names must differ')
-      if stage.init[0] != 'scratch' and stage.init[1] not in earlier:
+      if stage.parent is not None and stage.parent not in earlier:
         raise ConfigError(f'{path}.init', stage.init, f'name an earlier stage, one of {earlier}')
+      if stage.init[0] == 'average':
+        require(stage.init[2] <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,
+                f'{path}.init averages {stage.init[2]} checkpoints: keep as many')
       if stage.init[0] == 'resume':
         parent = self.stages[earlier.index(stage.init[1])]
         require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,
