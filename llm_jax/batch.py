@@ -19,3 +19,14 @@ class LanguageModelBatch:
   weights: Array      # float32
   positions: Array    # int32
   segment_ids: Array  # int32
+
+
+@flax.struct.dataclass
+class PreferenceBatch:
+  """Pairs of answers to the same prompt. Row i of `chosen` and of `rejected` are one pair.
+
+  Every row is one document, prompt and answer, from position 0 on, then padding; `weights` is 1 where the target is a
+  token of the answer that counts, so that a row's log-probability is the weighted sum over its targets.
+  """
+  chosen: LanguageModelBatch
+  rejected: LanguageModelBatch
