@@ -6,9 +6,7 @@ import jax.numpy as jnp
 
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
-
-CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits that a device holds at once
-CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads and writes all of the head's gradient
+from llm_jax.objectives.chunks import chunk_length, join, split
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -16,10 +14,9 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
                           soft_cap: float | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum over tokens of weight (nll + z_loss lse^2), with lse the log-sum-exp of the token's float32 logits x w'.
 
-  The time axis is cut into chunks, each with all rows of the batch, so that a batch sharded over devices stays where it
-  is. When it is differentiated, the forward pass computes the gradient of a chunk while it holds the chunk's logits
-  (Hsu et al. 2024, "Liger kernel", section 3.2): one product more than the loss alone needs, and no logits kept.
-  z_loss is PaLM's (Chowdhery et al. 2022, section 5): 1e-4 keeps the softmax normaliser near 1.
+  The time axis is cut into chunks. When it is differentiated, the forward pass computes the gradient of a chunk while
+  it holds the chunk's logits (Hsu et al. 2024, "Liger kernel", section 3.2): one product more than the loss alone
+  needs, and no logits kept. z_loss is PaLM's (Chowdhery et al. 2022, section 5): 1e-4 keeps the softmax normaliser near 1.
 
   Args:
     x_BTD: final hidden states, float32 or bfloat16.
@@ -27,7 +24,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     targets_BT: int32 in [0, V).
     weights_BT: float32; 0 takes a token out.
     z_loss: weight of lse^2.
-    chunk: positions a chunk; None means as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS.
+    chunk: positions a chunk; None means what `chunk_length` says.
     kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
     soft_cap: logits become soft_cap tanh(x w' / soft_cap) (Gemma 2, section 2); None leaves them.
 
@@ -37,15 +34,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
   """
   kernels = resolve(kernels)
   B, T = targets_BT.shape
-  if chunk is None:
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    chunk = max(1, devices * max(CHUNK_TOKENS, CHUNK_BYTES[kernels] // (4 * w_VD.shape[0])) // B)
-  count = -(-T // chunk)
-  chunk = -(-T // count)  # as equal as they can be
-  if count * chunk > T:
-    pad = ((0, 0), (0, count * chunk - T))
-    x_BTD = jnp.pad(x_BTD, (*pad, (0, 0)))
-    targets_BT, weights_BT = jnp.pad(targets_BT, pad), jnp.pad(weights_BT, pad)
+  chunk = chunk_length(B, T, w_VD.shape[0], kernels) if chunk is None else chunk
   total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap)
   return total, jax.lax.stop_gradient(sums)
 
@@ -59,7 +48,7 @@ def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, 
     per_token, _ = _losses(_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
     return jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token), None
 
-  sums, _ = jax.lax.scan(step, _zero_sums(x_BTD), _split(chunk, x_BTD, targets_BT, weights_BT))
+  sums, _ = jax.lax.scan(step, _zero_sums(x_BTD), split(chunk, x_BTD, targets_BT, weights_BT))
   return sums.pop('total'), sums
 
 
@@ -86,8 +75,8 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
     return (sums, dw_VD), (dx_BCD, per_token['total'])
 
   carry = _zero_sums(x_BTD), jnp.zeros(w_VD.shape, _wide(x_BTD))
-  (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, _split(chunk, x_BTD, targets_BT, weights_BT))
-  dx_BTD, dweights_BT = _join(dx), _join(dweights)
+  (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
+  dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
   return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
 
 
@@ -132,12 +121,3 @@ def _wide(x):
 
 def _zero_sums(x):
   return {name: jnp.zeros((), _wide(x)) for name in ('total', 'nll', 'z', 'correct')}
-
-
-def _split(chunk, *arrays):
-  """[B, T, ...] -> [T / chunk, B, chunk, ...]."""
-  return tuple(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1) for a in arrays)
-
-
-def _join(a):
-  return a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:])

@@ -11,7 +11,7 @@ from llm_jax import hf
 from llm_jax.config.run import AdamW, Cosine
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives import cross_entropy
+from llm_jax.objectives import chunks
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
@@ -35,7 +35,7 @@ def test_logits_loss_and_gradients(case, kernels, monkeypatch):
   """The loss is cut into five chunks; every tensor of the gradient is compared by the names of `transformers`."""
   torch_model, config, params = pair(case)
   batch = peers.batch()
-  monkeypatch.setitem(cross_entropy.CHUNK_BYTES, kernels, 4 * batch.tokens.shape[0] * peers.VOCAB * 8)
+  monkeypatch.setitem(chunks.CHUNK_BYTES, kernels, 4 * batch.tokens.shape[0] * peers.VOCAB * 8)
   model = Transformer(config, EXECUTIONS[kernels])
   objective = LanguageModelObjective(model)
 

@@ -1,0 +1,66 @@
+"""Learning from pairs of answers: DPO and its relatives."""
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.batch import PreferenceBatch
+from llm_jax.config import objectives as config
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.log_probs import sequence_log_probs
+from llm_jax.objectives.loss import Loss, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceObjective:
+  """Sum over pairs of the loss that `form` names; weight counts the pairs. `frozen` holds the reference's parameters,
+  or None where the form has no reference.
+
+  Rows whose answers have no target (padding of the last held-out batch) do not count.
+  Metrics, as in TRL: 'reward_chosen' and 'reward_rejected' (beta x log-ratio to the reference; without one, beta x
+  the mean log-probability), 'reward_margin', 'accuracy' (the margin is above 0), 'nll' (of the chosen answer a token).
+  """
+  model: Transformer
+  form: config.Preference
+
+  def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None) -> Loss:
+    form, chosen, rejected = self.form, batch.chosen, batch.rejected
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), chosen, rejected)
+    rngs = {'dropout': rng} if rng is not None and self.model.config.dropout else {}
+    policy = jnp.split(sequence_log_probs(self.model, params, both, rngs), 2)
+    tokens = [jnp.maximum(side.weights.sum(-1), 1) for side in (chosen, rejected)]
+    mean = [p / n for p, n in zip(policy, tokens, strict=True)]
+    nll = -mean[0]
+    ratio = policy
+    if isinstance(form, config.Referenced):
+      reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both, {}), 2)
+      ratio = [p - q for p, q in zip(policy, reference, strict=True)]
+    match form:
+      case config.DPO():
+        rewards = [form.beta * r for r in ratio]
+        margin, noise = rewards[0] - rewards[1], form.label_smoothing
+        loss = -(1 - noise) * jax.nn.log_sigmoid(margin) - noise * jax.nn.log_sigmoid(-margin) + form.nll_weight * nll
+      case config.IPO():
+        rewards = [form.beta * r / n for r, n in zip(ratio, tokens, strict=True)]
+        loss = jnp.square((rewards[0] - rewards[1]) / form.beta - 1 / (2 * form.beta))
+      case config.Hinge():
+        rewards = [form.beta * r for r in ratio]
+        loss = jax.nn.relu(1 - (rewards[0] - rewards[1]))
+      case config.ORPO():
+        rewards = [form.beta * m for m in mean]
+        log_odds = (mean[0] - mean[1]) - (_log1mexp(mean[0]) - _log1mexp(mean[1]))
+        loss = nll - form.beta * jax.nn.log_sigmoid(log_odds)
+      case config.SimPO():
+        rewards = [form.beta * m for m in mean]
+        loss = -jax.nn.log_sigmoid(rewards[0] - rewards[1] - form.gamma)
+    real = (rejected.weights.sum(-1) > 0).astype(jnp.float32)
+    sums = {'reward_chosen': rewards[0], 'reward_rejected': rewards[1], 'reward_margin': rewards[0] - rewards[1],
+            'accuracy': (rewards[0] > rewards[1]).astype(jnp.float32), 'nll': nll}
+    total = lambda per_pair: (per_pair * real).sum()
+    return Loss(total(loss), real.sum(), jax.lax.stop_gradient({name: total(x) for name, x in sums.items()}))
+
+
+def _log1mexp(x: jax.Array) -> jax.Array:
+  """log(1 - exp(x)) for x < 0."""
+  return jnp.log(-jnp.expm1(x))
