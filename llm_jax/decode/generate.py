@@ -1,7 +1,8 @@
-"""KV-cached generation: one prefill over the prompts, then a loop on the device.
+"""KV-cached generation: a prefill over the prompts, then a loop on the device.
 
-Prompts of different lengths are padded on the right. Their lengths, and the number of new tokens, are rounded up to
-buckets, so a new length seldom compiles a new program; the batch size and the sampling are part of a program.
+Prompts of different lengths are padded on the left, so that a cache that rolls never gives a token's slot to padding.
+Their lengths, and the number of new tokens, are rounded up to buckets, so a new length seldom compiles a new program;
+the batch size and the sampling are part of a program.
 """
 import contextlib
 import dataclasses
@@ -16,11 +17,13 @@ import numpy as np
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
-from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose
+from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
 from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+
+PREFILL_CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Generated:
 
 def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
-             execution: Execution | None = None, log_probs: bool = False) -> Generated:
+             execution: Execution | None = None, log_probs: bool = False, prefill_chunk: int = PREFILL_CHUNK
+             ) -> Generated:
   """Continues every prompt until a stop token or `max_new_tokens`.
 
   Args:
@@ -54,6 +58,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     stop_tokens: ids that end a row.
     execution: dtype and kernels; None means float32 on the backend's own kernels.
     log_probs: return the log-probability of every new token.
+    prefill_chunk: most tokens of a prompt read at a time; bounds the memory that long prompts take beside the cache.
 
   Raises:
     ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
@@ -61,18 +66,20 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   rng = jax.random.key(0) if rng is None else rng
   with _mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                log_probs)
+                                log_probs, prefill_chunk)
     state = decode(run, params, rng, state, max_new_tokens)
     return _collect(state, 0)
 
 
 def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
            sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
-           execution: Execution | None = None, chunk: int = 4) -> Iterator[list[list[int]]]:
+           execution: Execution | None = None, chunk: int = 4, prefill_chunk: int = PREFILL_CHUNK
+           ) -> Iterator[list[list[int]]]:
   """`generate` a few tokens at a time: yields every row's next tokens, up to `chunk`, until all rows have ended."""
   rng = jax.random.key(0) if rng is None else rng
   with _mesh_of(params):
-    run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False)
+    run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False,
+                                prefill_chunk)
   seen = 0
   while True:
     new = _collect(state, seen).tokens
@@ -87,12 +94,14 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
 # ------------------------------------------------------------------------------------------- on the device
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a compiled program depends on."""
+  """What a compiled program depends on.   lookahead: as `init_cache` has it."""
   config: Architecture
   execution: Execution
   sampling: Greedy | Sampling
   stop_tokens: tuple[int, ...]
-  log_probs: bool
+  log_probs: bool = False
+  prefill_chunk: int = PREFILL_CHUNK
+  lookahead: int = 0
 
   @property
   def model(self) -> Transformer:
@@ -101,7 +110,10 @@ class Run:
 
 @flax.struct.dataclass
 class State:
-  """Where generation stands. `tokens_BN` holds what was generated; the newest token is not in the cache yet."""
+  """Where generation stands. `tokens_BN` holds what was generated; the newest token is not in the cache yet.
+
+  A row that is done goes on generating with the others; `lengths_B` tells what counts.
+  """
   cache: Cache
   step: jax.Array              # int32, tokens generated so far in the longest row
   positions_B: jax.Array       # int32, where the newest token stands
@@ -109,22 +121,45 @@ class State:
   lengths_B: jax.Array         # int32, tokens generated so far
   tokens_BN: jax.Array         # int32
   log_probs_BN: jax.Array | None
+  seen_BV: jax.Array | None    # bool, the tokens of the prompt and of what was generated; None where nothing asks
 
 
 @functools.partial(jax.jit, static_argnames=('run', 'room'))
 def prefill(run: Run, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, room: int) -> State:
-  """Reads the prompts, padded on the right, and generates the first token. room: the most tokens to be generated."""
+  """Reads the prompts, padded on the left, and generates the first token. room: the most tokens to be generated."""
   B, P = prompts_BP.shape
-  real_BP = jnp.arange(P) < lengths_B[:, None]
-  positions_BP = jnp.where(real_BP, jnp.arange(P), 0)
-  cache = init_cache(run.config, B, P + room, run.execution.compute_dtype)
-  apply = functools.partial(run.model.apply, {'params': params})
-  x_BPD, cache, _ = apply(prompts_BP, positions_BP, real_BP.astype(jnp.int32), cache, method='run')
-  last_B1D = jnp.take_along_axis(x_BPD, (lengths_B - 1)[:, None, None], axis=1)
+  x_BD, cache = read_prompts(run, params, prompts_BP, lengths_B, room)
+  logits_BV = run.model.apply({'params': params}, x_BD[:, None], method='logits')[:, 0]
+  seen_BV = init_seen(run.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], run.config.vocab_size)
   log_probs_BN = jnp.zeros((B, room), jnp.float32) if run.log_probs else None
   state = State(cache, jnp.int32(0), lengths_B - 1, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
-                jnp.zeros((B, room), jnp.int32), log_probs_BN)
-  return advance(run, rng, state, cache, apply(last_B1D, method='logits')[:, 0])
+                jnp.zeros((B, room), jnp.int32), log_probs_BN, seen_BV)
+  return advance(run, rng, state, cache, logits_BV)
+
+
+def read_prompts(run: Run, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, room: int
+                 ) -> tuple[jax.Array, Cache]:
+  """What the head reads of each prompt's last token, [batch, d_model], and the cache, with room for `room` more.
+
+  The prompts are read in pieces of equal size, at most `run.prefill_chunk` tokens, by one program.
+  """
+  B, P = prompts_BP.shape
+  count = -(-P // run.prefill_chunk)
+  size = -(-P // count)
+  length = count * size
+  positions_BP = jnp.arange(length) - (length - lengths_B[:, None])  # below 0 in padding
+  whole = (jnp.pad(prompts_BP, ((0, 0), (length - P, 0))), jnp.maximum(positions_BP, 0), positions_BP >= 0)
+
+  def read(cache: Cache, piece: tuple[jax.Array, ...]) -> tuple[Cache, jax.Array]:
+    tokens, positions, real = piece
+    x_BTD, cache, _ = run.model.apply({'params': params}, tokens, positions, real.astype(jnp.int32), cache,
+                                      method='run')
+    return cache, x_BTD[:, -1]
+
+  cache = init_cache(run.config, B, length + room, run.execution.compute_dtype, run.lookahead)
+  pieces = jax.tree.map(lambda x_BP: x_BP.reshape(B, count, size).swapaxes(0, 1), whole)
+  cache, last = jax.lax.scan(read, cache, pieces)
+  return last[-1], cache
 
 
 @functools.partial(jax.jit, static_argnames=('run',), donate_argnames=('state',))
@@ -144,7 +179,8 @@ def advance(run: Run, rng: jax.Array, state: State, cache: Cache, logits_BV: jax
   """Chooses the next token of every row that has not ended."""
   positions_B = state.positions_B + 1
   key_of = lambda row, position: jax.random.fold_in(jax.random.fold_in(rng, row), position)
-  tokens_B = choose(logits_BV, run.sampling, jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B))
+  keys_B = jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B)
+  tokens_B = choose(logits_BV, run.sampling, keys_B, state.seen_BV)
   put = lambda array_BN, new_B: jax.lax.dynamic_update_slice_in_dim(array_BN, new_B[:, None], state.step, axis=1)
   log_probs_BN = state.log_probs_BN
   if run.log_probs:
@@ -152,7 +188,7 @@ def advance(run: Run, rng: jax.Array, state: State, cache: Cache, logits_BV: jax
     log_probs_BN = put(log_probs_BN, chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1))
   stops_B = jnp.isin(tokens_B, jnp.array(run.stop_tokens, jnp.int32))
   return State(cache, state.step + 1, positions_B, state.done_B | stops_B, state.lengths_B + ~state.done_B,
-               put(state.tokens_BN, tokens_B), log_probs_BN)
+               put(state.tokens_BN, tokens_B), log_probs_BN, mark_seen(state.seen_BV, tokens_B))
 
 
 # ------------------------------------------------------------------------------------------- on the host
@@ -162,8 +198,9 @@ def bucket(length: int) -> int:
   return -(-length // step) * step
 
 
-def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs):
+def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk):
   """Checks the request and reads the prompts."""
+  require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
   require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
   require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
   for i, prompt in enumerate(prompts):
@@ -178,11 +215,11 @@ def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, 
   lengths = np.array([len(prompt) for prompt in prompts], np.int32)
   padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
   for row, prompt in zip(padded, prompts, strict=True):
-    row[:len(prompt)] = prompt
+    row[len(row) - len(prompt):] = prompt
   execution = execution or Execution()
   if execution.unrolled:
     config, params = unroll_config(config), unroll_params(config, params)
-  run = Run(config, execution, sampling, tuple(stop_tokens), log_probs)
+  run = Run(config, execution, sampling, tuple(stop_tokens), log_probs, prefill_chunk)
   return run, params, prefill(run, params, rng, padded, lengths, bucket(max_new_tokens))
 
 

@@ -38,7 +38,8 @@ class Attention(nn.Module):
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, context.segment_ids_BT, kernels=self.execution.kernel_set,
                                 dropout_rate=self.dropout, dropout_rng=rng, **form)
     else:
-      cache = cache.write(layer, k_BTGK, v_BTGK, context.slots)
-      y_BTHK = cached_attention(q_BTHK, *cache.read(layer), context.positions_BT, context.slots.positions_BS, **form)
+      slots = context.slots[cache.capacity]
+      cache, (k_BGSK, v_BGSK) = cache.update(layer, (k_BTGK, v_BTGK), slots)
+      y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, context.positions_BT, slots.positions_BR, **form)
     out = Linear((H, K, D), self.execution, contract=2, bias=bias, std=self.residual_std, name='out')
     return out(constrain(y_BTHK, 'batch', 'seq', 'heads', None)), cache

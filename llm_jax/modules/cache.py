@@ -1,9 +1,21 @@
-"""Key/value caches: plain pytrees, passed in and returned."""
+"""What a decoder remembers of the tokens it has read: plain pytrees, passed in and returned.
+
+Three kinds, by the type of a block's attention, mixed freely in one model:
+
+  Attention                keys and values of every token
+  Attention with `window`  a rolling buffer: a new token takes the slot of one that no query sees any more, so memory
+                           does not grow with the length (Jiang et al. 2023, Mistral 7B, section 2)
+  LatentAttention          one compressed vector and one rotary key a token, whatever the number of heads (DeepSeek-V2,
+                           section 2.1)
+"""
+from typing import NamedTuple
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.architecture import Architecture, Attention
+from llm_jax.config.architecture import AnyAttention, AnyBlock, Architecture, Attention, LatentAttention
+from llm_jax.config.count import blocks
 from llm_jax.sharding.rules import constrain
 
 EMPTY = jnp.iinfo(jnp.int32).max  # later than every position, so no query sees it
@@ -11,78 +23,163 @@ EMPTY = jnp.iinfo(jnp.int32).max  # later than every position, so no query sees 
 
 @flax.struct.dataclass
 class Slots:
-  """What the S slots of a cache hold.
+  """Where the T tokens of one forward pass go in the caches of one capacity S, and what their queries read.
 
   All rows write the same slots, so that a write is one slice updated in place (a scatter, where slot = position, is a
   loop on CPU). Rows of different lengths hold other positions there, and padding fills slots that nobody sees.
-  """
-  positions_BS: jax.Array  # int32, the position that a slot holds, or EMPTY
-  next: jax.Array          # int32, the first free slot
 
-  def append(self, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> 'Slots':
-    """Takes the next T slots; positions of segment 0 (padding) stay EMPTY."""
-    if segment_ids_BT is not None:
-      positions_BT = jnp.where(segment_ids_BT == 0, EMPTY, positions_BT)
-    positions_BS = jax.lax.dynamic_update_slice(self.positions_BS, positions_BT, (0, self.next))
-    return Slots(positions_BS, self.next + positions_BT.shape[1])
+  start: int32, the slot of the first token.
+  positions_BR: int32, the position of each entry that queries read, EMPTY for none.
+  kept_S: None where the T tokens are one slice of the cache; queries then read its S slots. Several tokens in a cache
+    that rolls may wrap, or push out what the first of them sees: there queries read the S slots as they were and the T
+    tokens behind them, of which slot s then keeps entry kept_S[s].
+  """
+  start: jax.Array
+  positions_BR: jax.Array
+  kept_S: jax.Array | None
 
 
 @flax.struct.dataclass
 class KVCache:
-  """Keys and values of one block: [B, G, S, K], with a leading N for a block of the pattern and its repeats.
+  """Two arrays [B, G, S, size] of one block, with a leading N for a block of the pattern and its repeats: keys and
+  values, or (LatentAttention, G = 1) compressed vectors and rotary keys.
 
   layer: which repeat is meant; None where there is no N. (A leading axis of 1 would do, but behind the reshape that
   takes it away XLA on CPU updates twice, for the reader and for what is carried, and copies the cache in between.)
   """
-  keys: jax.Array
-  values: jax.Array
+  parts: tuple[jax.Array, jax.Array]
 
-  @classmethod
-  def empty(cls, attention: Attention, d_model: int, layers: int | None, batch: int, length: int, dtype) -> 'KVCache':
-    shape = (batch, attention.kv_heads, length, attention.head_size(d_model))
-    shape = shape if layers is None else (layers, *shape)
-    return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+  @property
+  def capacity(self) -> int:
+    """S, how many tokens there is room for."""
+    return self.parts[0].shape[-2]
 
-  def write(self, layer: jax.Array | None, k_BTGK: jax.Array, v_BTGK: jax.Array, slots: Slots) -> 'KVCache':
-    """Stores keys and values of T tokens in the T slots that were taken last."""
-    def put(cache, new_BTGK):
-      new, start = new_BTGK.swapaxes(1, 2).astype(cache.dtype), (0, 0, slots.next - new_BTGK.shape[1], 0)
-      axes = ('batch', 'kv_heads', None, None)
-      if layer is not None:
-        new, start, axes = new[None], (layer, *start), (None, *axes)
-      return constrain(jax.lax.dynamic_update_slice(cache, new, start), *axes)
-    return KVCache(put(self.keys, k_BTGK), put(self.values, v_BTGK))
+  def update(self, layer: jax.Array | None, new_BTGK: tuple[jax.Array, jax.Array], slots: Slots
+             ) -> tuple['KVCache', tuple[jax.Array, jax.Array]]:
+    """Stores T tokens; returns also what their queries read, each [B, G, R, size]."""
+    written, read = zip(*(_update(part, layer, new, slots)
+                          for part, new in zip(self.parts, new_BTGK, strict=True)), strict=True)
+    return KVCache(written), read
 
-  def read(self, layer: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of one layer, each [B, G, S, K]."""
-    take = lambda cache: cache if layer is None else jax.lax.dynamic_index_in_dim(cache, layer, keepdims=False)
-    return take(self.keys), take(self.values)
+
+def _update(part, layer, new_BTGK, slots):
+  new_BGTK, start = new_BTGK.swapaxes(1, 2).astype(part.dtype), slots.start
+  take = lambda part: part if layer is None else jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
+  if slots.kept_S is not None:
+    read_BGRK = jnp.concatenate([take(part), new_BGTK], axis=2)
+    new_BGTK, start = jnp.take(read_BGRK, slots.kept_S, axis=2, mode='clip'), 0
+  index, axes = (0, 0, start, 0), ('batch', 'kv_heads', None, None)
+  if layer is not None:
+    new_BGTK, index, axes = new_BGTK[None], (layer, *index), (None, *axes)
+  part = constrain(jax.lax.dynamic_update_slice(part, new_BGTK, index), *axes)
+  return part, take(part) if slots.kept_S is None else read_BGRK
 
 
 @flax.struct.dataclass
 class Cache:
-  """A model's cache: one KVCache for each block of the prefix and one for each block of the pattern."""
+  """A model's cache: a KVCache for each block of the prefix and for each block of the pattern.
+
+  positions: by capacity, int32 [B, S], the position that each slot holds, or EMPTY: all layers share it.
+  next: int32, how many tokens each row has taken, padding included. Token n stands in slot n modulo the capacity.
+  length: how many tokens a row may take.
+  """
   prefix: tuple[KVCache, ...]
   pattern: tuple[KVCache, ...]
-  slots: Slots
+  positions: dict[int, jax.Array]
+  next: jax.Array
+  length: int = flax.struct.field(pytree_node=False)
 
-  @property
-  def next(self) -> jax.Array:
-    """int32, how many tokens each row has taken, padding included."""
-    return self.slots.next
+  def append(self, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> tuple['Cache', dict[int, Slots]]:
+    """Makes room for T tokens, those of segment 0 being padding; the blocks then write them, told where by capacity.
 
-  def append(self, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> 'Cache':
-    """Makes room for T tokens; the blocks then write into it."""
-    return self.replace(slots=self.slots.append(positions_BT, segment_ids_BT))
+    Padding belongs on the left of a row: in a cache that rolls, padding on the right would push out tokens.
+    """
+    if segment_ids_BT is not None:
+      positions_BT = jnp.where(segment_ids_BT == 0, EMPTY, positions_BT)
+    positions, slots = {}, {}
+    for capacity, old_BS in self.positions.items():
+      positions[capacity], slots[capacity] = self._take_slots(capacity, old_BS, positions_BT)
+    return self.replace(positions=positions, next=self.next + positions_BT.shape[1]), slots
+
+  def _take_slots(self, S: int, old_BS: jax.Array, new_BT: jax.Array) -> tuple[jax.Array, Slots]:
+    T, rolls = new_BT.shape[1], S < self.length
+    if rolls and T > 1:
+      slot_S, last = jnp.arange(S), self.next + T - 1
+      newest_S = last - (last - slot_S) % S  # the number of the last token that stands in each slot
+      kept_S = jnp.where(newest_S >= self.next, S + newest_S - self.next, slot_S)
+      read_BR = jnp.concatenate([old_BS, new_BT], axis=1)
+      return jnp.take(read_BR, kept_S, axis=1, mode='clip'), Slots(jnp.int32(0), read_BR, kept_S)
+    start = self.next % S if rolls else self.next
+    positions_BS = jax.lax.dynamic_update_slice(old_BS, new_BT, (0, start))
+    return positions_BS, Slots(start, positions_BS, None)
+
+  def rewind(self, count: jax.Array | int) -> 'Cache':
+    """Forgets the newest `count` tokens of every row (int32, may be traced).
+
+    A cache that rolls must have been made with a `lookahead` of at least `count`: what they pushed out is gone.
+    """
+    forget = lambda S, positions_BS: jnp.where((self.next - 1 - jnp.arange(S)) % S < count, EMPTY, positions_BS)
+    positions = {S: forget(S, positions_BS) for S, positions_BS in self.positions.items()}
+    return self.replace(positions=positions, next=self.next - jnp.asarray(count, jnp.int32))
+
+  def select(self, rows_B: jax.Array) -> 'Cache':
+    """The cache whose row b is row rows_B[b] of this one (int32; there may be more rows than here, or fewer)."""
+    take = lambda tree, axis: jax.tree.map(lambda x: jnp.take(x, rows_B, axis=axis, mode='clip'), tree)
+    return self.replace(prefix=take(self.prefix, 0), pattern=take(self.pattern, 1), positions=take(self.positions, 0))
 
 
-def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32) -> Cache:
-  """Room for `length` tokens a row, padding included.
+def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0) -> Cache:
+  """Room for `length` tokens a row, padding included; a block with a window keeps the last window + lookahead.
 
-  Memory: 2 x layers x kv_heads x head_dim x bytes of dtype, per row and slot.
+  lookahead: how many of the newest tokens may be taken back with `rewind`.   Memory: see `cache_bytes`.
   """
-  make = lambda block, layers: KVCache.empty(block.attention, architecture.d_model, layers, batch, length, dtype)
-  slots = Slots(jnp.full((batch, length), EMPTY, jnp.int32), jnp.int32(0))
+  def make(block: AnyBlock, layers: int | None) -> KVCache:
+    capacity, stacked = _capacity(block.attention, length, lookahead), () if layers is None else (layers,)
+    return KVCache(tuple(jnp.zeros((*stacked, batch, heads, capacity, size), dtype)
+                         for heads, size in _entries(block.attention, architecture.d_model)))
+
+  capacities = {_capacity(block.attention, length, lookahead) for block in blocks(architecture)}
+  positions = {capacity: jnp.full((batch, capacity), EMPTY, jnp.int32) for capacity in capacities}
   pattern = architecture.pattern if architecture.repeats else ()
   return Cache(tuple(make(block, None) for block in architecture.prefix),
-               tuple(make(block, architecture.repeats) for block in pattern), slots)
+               tuple(make(block, architecture.repeats) for block in pattern), positions, jnp.int32(0), length)
+
+
+class CacheBytes(NamedTuple):
+  """per_token: what one more token of one row takes, as long as no window is full.   total: of all buffers."""
+  per_token: int
+  total: int
+
+
+def cache_bytes(architecture: Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0
+                ) -> CacheBytes:
+  """The memory of `init_cache`'s keys, values and latents, without making it.
+
+  A layer takes, per row and slot, 2 x kv_heads x head_dim numbers, or kv_rank + rope_dim with LatentAttention; it has
+  `length` slots, or min(length, window + lookahead).
+  """
+  per_token = total = 0
+  for block in blocks(architecture):
+    numbers = sum(heads * size for heads, size in _entries(block.attention, architecture.d_model))
+    slot = numbers * jnp.dtype(dtype).itemsize
+    per_token += slot
+    total += slot * batch * _capacity(block.attention, length, lookahead)
+  return CacheBytes(per_token, total)
+
+
+def _entries(attention: AnyAttention, d_model: int) -> tuple[tuple[int, int], tuple[int, int]]:
+  """(heads, size) of each of the two things that are kept of a token."""
+  match attention:
+    case Attention():
+      entry = (attention.kv_heads, attention.head_size(d_model))
+      return entry, entry
+    case LatentAttention():
+      return (1, attention.kv_rank), (1, attention.rope_dim)
+
+
+def _capacity(attention: AnyAttention, length: int, lookahead: int) -> int:
+  match attention:
+    case Attention(window=int(window)):
+      return min(length, window + lookahead)
+    case _:
+      return length

@@ -10,9 +10,9 @@ from llm_jax.modules.positions import Rotation
 class Context:
   """angles: cosines and sines by the size of what they turn; empty without rotary positions.
   segment_ids_BT: the document of each position, 0 for padding; None means one document a row.
-  slots: where the cache of each kind holds which position (see `Cache`); None without a cache.
+  slots: by capacity, where the new tokens go in a cache and what their queries read; None without a cache.
   """
   angles: dict[int, Rotation]
   positions_BT: jax.Array
   segment_ids_BT: jax.Array | None
-  slots: Slots | None
+  slots: dict[int, Slots] | None

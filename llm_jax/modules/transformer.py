@@ -72,11 +72,11 @@ class Transformer(nn.Module):
         angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
     x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
 
-    first, rest = [None] * len(c.prefix), (None,) * len(c.pattern)
+    first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
     if cache is not None:
-      cache = cache.append(positions, segment_ids)
+      cache, slots = cache.append(positions, segment_ids)
       first, rest = list(cache.prefix), cache.pattern
-    context = Context(angles, positions, segment_ids, cache and cache.slots)
+    context = Context(angles, positions, segment_ids, slots)
     routings = [None] * len(c.prefix)
     for i, block in enumerate(self.prefix):
       x_BTD, first[i], routings[i] = block(x_BTD, context, first[i], None)

@@ -43,7 +43,7 @@ def test_chunks_equal_the_whole(chunks):
     start += size
   full = jax.jit(model.apply)({'params': params}, tokens)
   np.testing.assert_allclose(np.concatenate(pieces, 1), full, atol=1e-5)
-  assert int(cache.slots.next) == 9
+  assert int(cache.next) == 9
 
 
 def test_padding_is_never_seen():
