@@ -1,5 +1,63 @@
-"""Families of decoders, one file each, as their papers' tables print them."""
-from llm_jax.config.presets.gpt2 import gpt2, gpt2_124m
-from llm_jax.config.presets.llama import llama, llama3_8b
+"""Families of decoders, one file each, as their papers' tables print them.
 
-__all__ = ['gpt2', 'gpt2_124m', 'llama', 'llama3_8b']
+A family is a function of its sizes, `presets.llama(d_model=512, num_layers=8, num_heads=8)`; a printed row is one with
+the sizes filled in, `presets.llama3_8b()`, which any argument changes: `presets.llama3_8b(num_layers=2)`.
+"""
+from functools import partial
+
+from llm_jax.config.presets.deepseek import deepseek, deepseek_v3
+from llm_jax.config.presets.gemma import gemma, gemma_2b, gemma_7b
+from llm_jax.config.presets.gemma2 import gemma2, gemma2_2b, gemma2_9b, gemma2_27b
+from llm_jax.config.presets.gpt1 import gpt1, gpt1_117m
+from llm_jax.config.presets.gpt2 import gpt2, gpt2_1_5b, gpt2_124m, gpt2_355m, gpt2_774m
+from llm_jax.config.presets.gpt3 import (
+  gpt3,
+  gpt3_1_3b,
+  gpt3_2_7b,
+  gpt3_6_7b,
+  gpt3_13b,
+  gpt3_125m,
+  gpt3_175b,
+  gpt3_350m,
+  gpt3_760m,
+)
+from llm_jax.config.presets.llama import (
+  code_llama_7b,
+  code_llama_13b,
+  code_llama_34b,
+  code_llama_70b,
+  llama,
+  llama2_7b,
+  llama2_13b,
+  llama2_34b,
+  llama2_70b,
+  llama3_1_8b,
+  llama3_1_70b,
+  llama3_1_405b,
+  llama3_2_1b,
+  llama3_2_3b,
+  llama3_3_70b,
+  llama3_8b,
+  llama3_70b,
+  llama_7b,
+  llama_13b,
+  llama_33b,
+  llama_65b,
+)
+from llm_jax.config.presets.mistral import mistral, mistral_7b
+from llm_jax.config.presets.mixtral import mixtral, mixtral_8x7b, mixtral_8x22b
+
+__all__ = [
+  'gpt1', 'gpt1_117m', 'gpt2', 'gpt2_124m', 'gpt2_355m', 'gpt2_774m', 'gpt2_1_5b',
+  'gpt3', 'gpt3_125m', 'gpt3_350m', 'gpt3_760m', 'gpt3_1_3b', 'gpt3_2_7b', 'gpt3_6_7b', 'gpt3_13b', 'gpt3_175b',
+  'llama', 'llama_7b', 'llama_13b', 'llama_33b', 'llama_65b', 'llama2_7b', 'llama2_13b', 'llama2_34b', 'llama2_70b',
+  'code_llama_7b', 'code_llama_13b', 'code_llama_34b', 'code_llama_70b',
+  'llama3_8b', 'llama3_70b', 'llama3_1_8b', 'llama3_1_70b', 'llama3_1_405b', 'llama3_2_1b', 'llama3_2_3b',
+  'llama3_3_70b',
+  'mistral', 'mistral_7b', 'mixtral', 'mixtral_8x7b', 'mixtral_8x22b',
+  'gemma', 'gemma_2b', 'gemma_7b', 'gemma2', 'gemma2_2b', 'gemma2_9b', 'gemma2_27b',
+  'deepseek', 'deepseek_v3',
+]
+
+# The printed rows, families in the order of their papers.
+NAMES = tuple(name for name in __all__ if isinstance(globals()[name], partial))
