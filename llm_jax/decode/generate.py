@@ -4,7 +4,6 @@ Prompts of different lengths are padded on the left, so that a cache that rolls 
 Their lengths, and the number of new tokens, are rounded up to buckets, so a new length seldom compiles a new program;
 the batch size and the sampling are part of a program.
 """
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
+from llm_jax.decode.request import bucket, fetch, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
-from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -64,7 +62,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
   """
   rng = jax.random.key(0) if rng is None else rng
-  with _mesh_of(params):
+  with mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
                                 log_probs, prefill_chunk)
     state = decode(run, params, rng, state, max_new_tokens)
@@ -77,7 +75,7 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
            ) -> Iterator[list[list[int]]]:
   """`generate` a few tokens at a time: yields every row's next tokens, up to `chunk`, until all rows have ended."""
   rng = jax.random.key(0) if rng is None else rng
-  with _mesh_of(params):
+  with mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False,
                                 prefill_chunk)
   seen = 0
@@ -87,7 +85,7 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
     seen += max(map(len, new), default=0)
     if seen >= max_new_tokens or bool(fetch(state.done_B).all()):
       return
-    with _mesh_of(params):
+    with mesh_of(params):
       state = decode(run, params, rng, state, min(seen + chunk, max_new_tokens))
 
 
@@ -192,35 +190,13 @@ def advance(run: Run, rng: jax.Array, state: State, cache: Cache, logits_BV: jax
 
 
 # ------------------------------------------------------------------------------------------- on the host
-def bucket(length: int) -> int:
-  """`length` rounded up: to multiples of 16 up to 64, then to a quarter of the power of two below it."""
-  step = max(16, 2 ** ((length - 1).bit_length() - 3))
-  return -(-length // step) * step
-
-
 def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk):
   """Checks the request and reads the prompts."""
   require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
-  require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
-  require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
-  for i, prompt in enumerate(prompts):
-    require(len(prompt) > 0, f'prompts[{i}]', prompt, "give at least one token, such as the tokenizer's end of text")
-    for token in (min(prompt), max(prompt)):
-      require(0 <= token < config.vocab_size, f'prompts[{i}]', int(token),
-              f'not a token of this model: use 0 to vocab_size - 1 = {config.vocab_size - 1}')
-    limit = config.max_length
-    require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
-            f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
-            'for fewer tokens')
-  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
-  for row, prompt in zip(padded, prompts, strict=True):
-    row[len(row) - len(prompt):] = prompt
-  execution = execution or Execution()
-  if execution.unrolled:
-    config, params = unroll_config(config), unroll_params(config, params)
-  run = Run(config, execution, sampling, tuple(stop_tokens), log_probs, prefill_chunk)
-  return run, params, prefill(run, params, rng, padded, lengths, bucket(max_new_tokens))
+  request = make_request(config, params, prompts, max_new_tokens, execution)
+  run = Run(request.config, request.execution, sampling, tuple(stop_tokens), log_probs, prefill_chunk)
+  return run, request.params, prefill(run, request.params, rng, request.prompts_BP, request.lengths_B,
+                                      bucket(max_new_tokens))
 
 
 def _collect(state: State, start: int) -> Generated:
@@ -229,19 +205,3 @@ def _collect(state: State, start: int) -> Generated:
   log_probs = None if state.log_probs_BN is None else fetch(state.log_probs_BN)
   trim = lambda rows: [row[start:max(start, length)].tolist() for row, length in zip(rows, lengths, strict=True)]
   return Generated(trim(tokens), None if log_probs is None else trim(log_probs))
-
-
-def fetch(x: jax.Array) -> np.ndarray:
-  """The whole array; rows that lie with other processes are gathered first."""
-  if not x.is_fully_addressable:
-    whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
-    x = jax.jit(lambda x: x, out_shardings=whole)(x)
-  return np.asarray(x)
-
-
-def _mesh_of(params: Any) -> contextlib.AbstractContextManager:
-  """The mesh that the parameters are spread over, as `constrain` needs it."""
-  sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
-  if isinstance(sharding, jax.sharding.NamedSharding):
-    return jax.set_mesh(sharding.mesh)
-  return contextlib.nullcontext()

@@ -1,0 +1,74 @@
+"""A request to a decoder on its way from the host to the device, and the answer on its way back."""
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from llm_jax.config.architecture import Architecture
+from llm_jax.config.errors import require
+from llm_jax.decode.unroll import unroll_config, unroll_params
+from llm_jax.modules.execution import Execution
+
+
+class Request(NamedTuple):
+  """Prompts beside the decoder as it runs: its layers written out where `execution` says so.
+
+  prompts_BP: int32, padded on the left to a bucket.   lengths_B: int32, their tokens.
+  """
+  config: Architecture
+  params: Any
+  execution: Execution
+  prompts_BP: np.ndarray
+  lengths_B: np.ndarray
+
+
+def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+                 execution: Execution | None) -> Request:
+  """Checks and pads.
+
+  Raises:
+    ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
+  """
+  require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
+  require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
+  for i, prompt in enumerate(prompts):
+    require(len(prompt) > 0, f'prompts[{i}]', prompt, "give at least one token, such as the tokenizer's end of text")
+    for token in (min(prompt), max(prompt)):
+      require(0 <= token < config.vocab_size, f'prompts[{i}]', int(token),
+              f'not a token of this model: use 0 to vocab_size - 1 = {config.vocab_size - 1}')
+    limit = config.max_length
+    require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
+            f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
+            'for fewer tokens')
+  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
+  padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
+  for row, prompt in zip(padded, prompts, strict=True):
+    row[len(row) - len(prompt):] = prompt
+  execution = execution or Execution()
+  if execution.unrolled:
+    config, params = unroll_config(config), unroll_params(config, params)
+  return Request(config, params, execution, padded, lengths)
+
+
+def bucket(length: int) -> int:
+  """`length` rounded up: to multiples of 16 up to 64, then to a quarter of the power of two below it."""
+  step = max(16, 2 ** ((length - 1).bit_length() - 3))
+  return -(-length // step) * step
+
+
+def fetch(x: jax.Array) -> np.ndarray:
+  """The whole array; rows that lie with other processes are gathered first."""
+  if not x.is_fully_addressable:
+    whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
+    x = jax.jit(lambda x: x, out_shardings=whole)(x)
+  return np.asarray(x)
+
+
+def mesh_of(params: Any) -> contextlib.AbstractContextManager:
+  """The mesh that the parameters are spread over, as `constrain` needs it."""
+  sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  if isinstance(sharding, jax.sharding.NamedSharding):
+    return jax.set_mesh(sharding.mesh)
+  return contextlib.nullcontext()
