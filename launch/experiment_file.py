@@ -155,6 +155,9 @@ def check_files(run: Run, config: str) -> None:
   for path, value in walk(run, 'config'):
     if path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True):
       raise ConfigError(path, value, f'no such file: name one by --config={file}:FILE or --{path}=FILE')
+  for i, stage in enumerate(run.stages):
+    if stage.init[0] == 'hf' and not os.path.isdir(stage.init[1]):
+      raise ConfigError(f'config.stages[{i}].init', stage.init, 'no such folder: name one with config.json and weights')
 
 
 def walk(value: Any, path: str):

@@ -17,7 +17,7 @@ class LanguageModel:
 class DPO:
   """-log sigmoid(margin) (Rafailov et al. 2023, equation 7); the reference is what the stage starts from.
 
-  nll_weight: of the chosen answer's mean negative log-likelihood (Llama 3, section 4.1.4: 0.2).
+  nll_weight: of the chosen answer's negative log-likelihood a token (Pang et al. 2024; Llama 3, section 4.1.4: 0.2).
   label_smoothing: the probability that a label is wrong (Mitchell 2023, conservative DPO).
   """
   beta: float = 0.1

@@ -16,7 +16,8 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
 
   The time axis is cut into chunks. When it is differentiated, the forward pass computes the gradient of a chunk while
   it holds the chunk's logits (Hsu et al. 2024, "Liger kernel", section 3.2): one product more than the loss alone
-  needs, and no logits kept. z_loss is PaLM's (Chowdhery et al. 2022, section 5): 1e-4 keeps the softmax normaliser near 1.
+  needs, and no logits kept. z_loss is PaLM's (Chowdhery et al. 2022, section 5): 1e-4 keeps the softmax normaliser
+  near 1.
 
   Args:
     x_BTD: final hidden states, float32 or bfloat16.

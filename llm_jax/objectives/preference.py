@@ -32,7 +32,6 @@ class PreferenceObjective:
     tokens = [jnp.maximum(side.weights.sum(-1), 1) for side in (chosen, rejected)]
     mean = [p / n for p, n in zip(policy, tokens, strict=True)]
     nll = -mean[0]
-    ratio = policy
     if isinstance(form, config.Referenced):
       reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both, {}), 2)
       ratio = [p - q for p, q in zip(policy, reference, strict=True)]
@@ -42,8 +41,8 @@ class PreferenceObjective:
         margin, noise = rewards[0] - rewards[1], form.label_smoothing
         loss = -(1 - noise) * jax.nn.log_sigmoid(margin) - noise * jax.nn.log_sigmoid(-margin) + form.nll_weight * nll
       case config.IPO():
-        rewards = [form.beta * r / n for r, n in zip(ratio, tokens, strict=True)]
-        loss = jnp.square((rewards[0] - rewards[1]) / form.beta - 1 / (2 * form.beta))
+        rewards = [form.beta * r for r in ratio]
+        loss = jnp.square(ratio[0] / tokens[0] - ratio[1] / tokens[1] - 1 / (2 * form.beta))
       case config.Hinge():
         rewards = [form.beta * r for r in ratio]
         loss = jax.nn.relu(1 - (rewards[0] - rewards[1]))

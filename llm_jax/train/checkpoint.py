@@ -79,6 +79,18 @@ class CheckpointStore:
     name = cluster.on_first(self._newest_valid_name)
     return None if name is None else from_manifest(self.folder / name, read_manifest(self.folder / name))
 
+  def newest(self, count: int) -> list[Checkpoint]:
+    """The checkpoints of the `count` highest steps, all verified, highest first.
+
+    Raises:
+      CheckpointError: when there are fewer, or one of them is damaged.
+    """
+    names = cluster.on_first(lambda: [open_checkpoint(path).path.name for _, path in self._committed()[:count]])
+    if len(names) < count:
+      raise CheckpointError(f'{self.folder}: holds {len(names)} checkpoints, {count} are to be averaged: save more '
+                            'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
+    return [from_manifest(self.folder / name, read_manifest(self.folder / name)) for name in names]
+
   def _newest_valid_name(self) -> str | None:
     bad = []
     for _, path in self._committed():

@@ -58,6 +58,12 @@ class Checkpoint:
     arrays = dict(paths.leaves(_read(self.path, wanted)))
     return paths.map_named(lambda name, _: arrays[prefix + name], abstract)
 
+  def read_leaf(self, name: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads one array, by its path."""
+    self._check({name: abstract}, {k: v for k, v in self.leaves.items() if k == name})
+    [(_, array)] = paths.leaves(_read(self.path, {name: abstract}))
+    return array
+
   @property
   def averaged(self) -> bool:
     """Whether the run kept a moving average of the parameters."""

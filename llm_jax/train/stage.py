@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax import cpu
+from llm_jax import cpu, paths
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
-from llm_jax.config.run import LanguageModel, Run, Stage
+from llm_jax.config.errors import require
+from llm_jax.config.run import Conversations, LanguageModel, Referenced, Run, Stage
 from llm_jax.data.pipeline import Dataset, TrainSource, held_out_batches
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
@@ -23,10 +24,12 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
+from llm_jax.objectives.preference import PreferenceObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
 from llm_jax.train import cluster
+from llm_jax.train.averaging import average_params
 from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from llm_jax.train.cluster import Watchdog
 from llm_jax.train.hardware import training_flops_per_token
@@ -81,12 +84,15 @@ class StageRun:
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings)
     self.create = jax.jit(create, out_shardings=self.shardings)
     self.parent: str | None = None
+    self.reference: Any = None  # what the objective compares with, and nothing trains
 
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
     context, stage, run = self.context, self.stage, self.context.run
     with self.store, contextlib.closing(self.source):
       state = self.first_state()
+      if isinstance(stage.objective, Referenced):
+        self.reference = self.start_params()
       start = int(state.step)
       context.writer.rewind(stage.name, start)
       train_step = self.compile_step() if start < stage.steps else None
@@ -95,7 +101,7 @@ class StageRun:
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
                   flops_per_token=training_flops_per_token(run.model, stage.context),
                   peak_flops=context.peak_flops)
-        state = train_loop(state, None, self.source, train_step, stage.steps, hooks=[
+        state = train_loop(state, self.reference, self.source, train_step, stage.steps, hooks=[
           log,
           Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
           Every(stage.sample_every, log, self.write_samples),
@@ -115,7 +121,7 @@ class StageRun:
                            microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
-    compiled = jitted.lower(self.abstract, None, self.source.abstract()).compile()
+    compiled = jitted.lower(self.abstract, self.reference, self.source.abstract()).compile()
     cpu.release_free_memory()
     cluster.barrier('compiled')
     if self.context.primary:
@@ -138,10 +144,23 @@ class StageRun:
       case ('resume', name):
         state = self.finished(name).restore(self.abstract)
         return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
-      case ('params', name):
-        params = self.finished(name).read_best(self.abstract.params)
+      case _:
         return jax.jit(lambda p: TrainState.create(p, self.optimizer, self.stage.ema is not None),
-                       out_shardings=self.shardings)(params)
+                       out_shardings=self.shardings)(self.start_params())
+
+  def start_params(self) -> Any:
+    """The parameters that a stage begins with which takes nothing else from where it starts."""
+    match self.stage.init:
+      case ('params', name):
+        return self.finished(name).read_best(self.abstract.params)
+      case ('average', name, count):
+        self.finished(name)
+        checkpoints = self.context.store(name).newest(count)
+        self.parent = ' + '.join(f'{name}/{checkpoint.step}' for checkpoint in checkpoints)
+        return average_params(checkpoints, self.abstract.params)
+      case ('hf', folder):
+        self.parent = f'hf:{folder}'
+        return imported_params(self.context.run, folder, self.abstract.params)
 
   def finished(self, name: str) -> Checkpoint:
     """The last checkpoint of an earlier stage."""
@@ -164,15 +183,16 @@ class StageRun:
     self.save(step, state, wait=True)
 
   def score(self, step: int, state: TrainState, everything: bool = False) -> dict[str, float]:
-    """Held-out loss (nats a token) and bits per byte, of the averaged parameters where there is an average."""
+    """The objective's held-out means, of the averaged parameters where there is an average; for text bits per byte."""
     if self.held_out is None:
       return {}
     rows = self.stage.batch_size // self.stage.microbatches  # as many as a training step holds at once
     batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
                                None if everything else self.stage.eval_batches * self.stage.microbatches)
-    scores = evaluate(self.eval_step, best_params(state), None, batches)
-    tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
-    scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
+    scores = evaluate(self.eval_step, best_params(state), self.reference, batches)
+    if is_text(self.stage):
+      tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
+      scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
     return scores
 
   def log_score(self, step: int, state: TrainState, progress: Progress) -> None:
@@ -195,7 +215,8 @@ class StageRun:
     scores = self.score(stage.steps, state, everything=True)
     if scores:
       progress.held_out(stage.steps, **scores)
-    if scores and context.primary and 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS:
+    few = 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS
+    if scores and context.primary and few and is_text(stage):
       baselines = self.baselines()
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
@@ -232,6 +253,23 @@ def make_objective(stage: Stage, model: Transformer) -> Objective:
   match stage.objective:
     case LanguageModel(z_loss):
       return LanguageModelObjective(model, z_loss)
+    case form:
+      return PreferenceObjective(model, form)
+
+
+def is_text(stage: Stage) -> bool:
+  """Whether every byte of the stage's data is predicted, so that bits per byte mean something."""
+  return not stage.data.pairs and not any(isinstance(part.source, Conversations) for part in stage.data.sources)
+
+
+def imported_params(run: Run, folder: str, abstract: Any) -> Any:
+  """The parameters of a Hugging Face folder, placed as `abstract` says.   Raises: ConfigError where they do not fit."""
+  from llm_jax import hf
+  _, params = hf.load_pretrained(folder)
+  given, wanted = ({path: leaf.shape for path, leaf in paths.leaves(tree)} for tree in (params, abstract))
+  wrong = sorted(path for path in given.keys() | wanted.keys() if given.get(path) != wanted.get(path))
+  require(not wrong, 'init', folder, f'not the run\'s model: {", ".join(wrong[:6])} differ; set config.model to it')
+  return jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), params, abstract)
 
 
 def init_params(run: Run) -> Any:

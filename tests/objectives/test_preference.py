@@ -1,0 +1,171 @@
+"""Preference losses against TRL's trainer, and against their formulas in float64 NumPy."""
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from llm_jax import hf
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch
+from llm_jax.config import objectives as config
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
+from llm_jax.objectives.preference import PreferenceObjective
+from tests.hf import peers
+
+FORMS = {
+  'dpo': (config.DPO(beta=0.3), dict(loss_type='sigmoid', beta=0.3)),
+  'dpo smoothed': (config.DPO(beta=0.3, label_smoothing=0.1), None),  # TRL has no conservative DPO
+  'dpo with nll': (config.DPO(beta=0.3, nll_weight=0.2), dict(loss_type=['sigmoid', 'sft'], loss_weights=[1.0, 0.2],
+                                                             beta=0.3)),
+  'ipo': (config.IPO(beta=0.3), dict(loss_type='ipo', beta=0.3)),
+  'hinge': (config.Hinge(beta=0.3), dict(loss_type='hinge', beta=0.3)),
+  'orpo': (config.ORPO(beta=0.3), None),
+  'simpo': (config.SimPO(beta=2.0, gamma=0.7), None),
+}
+
+
+@functools.cache
+def models():
+  """Policy and reference: transformers' and ours."""
+  policy, reference = (peers.make(peers.llama(pad_token_id=0, eos_token_id=1), seed) for seed in (0, 1))
+  architecture, ours = peers.to_ours(policy)
+  return policy, reference, Transformer(architecture), ours, peers.to_ours(reference)[1]
+
+
+def pairs(rows=3, time=20):
+  """Answers of one length in each row (TRL's NLL term is a mean over the batch's tokens), prompts of several."""
+  rng = np.random.default_rng(0)
+
+  def side():
+    tokens = rng.integers(2, peers.VOCAB, (rows, time)).astype(np.int32)
+    weights, segments = np.zeros((rows, time), np.float32), np.zeros((rows, time), np.int32)
+    for row, prompt in enumerate((4, 6, 9)):
+      weights[row, prompt - 1:prompt + 5] = 1  # six targets
+      segments[row, :prompt + 6] = 1
+    targets = np.roll(tokens, -1, 1)
+    positions = np.broadcast_to(np.arange(time, dtype=np.int32), tokens.shape)
+    return LanguageModelBatch(tokens, targets, weights, positions, segments)
+
+  return PreferenceBatch(side(), side())
+
+
+@functools.cache
+def ours(name):
+  """(loss, metrics, gradient by the names of transformers) of our objective."""
+  _, _, model, params, reference = models()
+  objective = PreferenceObjective(model, FORMS[name][0])
+
+  def mean(params):
+    loss = objective(params, reference, pairs(), None)
+    return loss.total / loss.weight, {k: v / loss.weight for k, v in loss.metrics.items()}
+
+  (loss, metrics), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
+  return float(loss), jax.device_get(metrics), hf.state_dict_from_params(model.config, grads)
+
+
+@pytest.mark.parametrize('name', [name for name, (_, trl) in FORMS.items() if trl])
+def test_trl(name, tmp_path):
+  """Loss, gradients and logged rewards of TRL's DPOTrainer on the same weights and pairs."""
+  trainer = make_trainer(tmp_path, **FORMS[name][1])
+  policy, batch = models()[0], pairs()
+  policy.zero_grad()
+  both = lambda field: np.concatenate([getattr(batch.chosen, field), getattr(batch.rejected, field)])
+  completion = np.roll(both('weights'), 1, 1)  # TRL marks the tokens that are predicted, we the places that predict
+  inputs = dict(input_ids=torch.tensor(both('tokens')).long(), completion_mask=torch.tensor(completion).long(),
+                attention_mask=torch.tensor(both('segment_ids')).long())
+  want = trainer._compute_loss(policy, inputs, False)
+  want.backward()
+  loss, metrics, grads = ours(name)
+  assert abs(loss - want.item()) <= 1e-6 * max(1, abs(want.item()))
+  for mine, theirs in (('reward_chosen', 'rewards/chosen'), ('reward_rejected', 'rewards/rejected'),
+                       ('reward_margin', 'rewards/margins'), ('accuracy', 'rewards/accuracies')):
+    [logged] = trainer._metrics['train'][theirs]
+    np.testing.assert_allclose(metrics[mine], logged, rtol=1e-6, atol=2e-6)
+  for parameter_name, parameter in policy.named_parameters():
+    error = np.linalg.norm(grads[parameter_name] - parameter.grad.numpy()) / np.linalg.norm(parameter.grad.numpy())
+    assert error <= 1e-5, f'{parameter_name}: {error}'
+
+
+def make_trainer(folder, **options):
+  """A DPOTrainer around the two tiny models; its data set is never read."""
+  import datasets
+  import tokenizers
+  import transformers
+  import trl
+  words = {f'w{i}': i for i in range(peers.VOCAB)}
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w2')), unk_token='w2',
+    pad_token='w0', eos_token='w1')
+  rows = datasets.Dataset.from_dict({'prompt': ['w3 '], 'chosen': ['w4'], 'rejected': ['w5']})
+  args = trl.DPOConfig(output_dir=str(folder), report_to=[], use_cpu=True, bf16=False, disable_dropout=True,
+                       gradient_checkpointing=False, **options)
+  policy, reference = models()[:2]
+  trainer = trl.DPOTrainer(policy, reference, args, train_dataset=rows, processing_class=tokenizer)
+  policy.train()
+  return trainer
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_formula(name):
+  """Every loss from the sequences' log-probabilities, by its paper's formula in float64."""
+  _, _, model, params, reference = models()
+  batch, form = pairs(), FORMS[name][0]
+  log_prob = lambda tree, side: np.asarray(
+    jax.jit(lambda p, b: sequence_log_probs(model, p, b, {}))(tree, side), np.float64)
+  (pc, pr), (qc, qr) = ((log_prob(tree, batch.chosen), log_prob(tree, batch.rejected)) for tree in (params, reference))
+  log_sigmoid = lambda x: -np.log1p(np.exp(-x))
+  n = 6.0
+  match form:
+    case config.DPO(beta, nll_weight, noise):
+      m = beta * ((pc - qc) - (pr - qr))
+      want = -(1 - noise) * log_sigmoid(m) - noise * log_sigmoid(-m) - nll_weight * pc / n
+    case config.IPO(beta):
+      want = (((pc - qc) - (pr - qr)) / n - 1 / (2 * beta)) ** 2
+    case config.Hinge(beta):
+      want = np.maximum(0, 1 - beta * ((pc - qc) - (pr - qr)))
+    case config.ORPO(beta):
+      odds = lambda p: np.exp(p / n) / (1 - np.exp(p / n))
+      want = -pc / n - beta * log_sigmoid(np.log(odds(pc) / odds(pr)))
+    case config.SimPO(beta, gamma):
+      want = -log_sigmoid(beta * (pc - pr) / n - gamma)
+  assert abs(ours(name)[0] - want.mean()) <= 2e-6 * max(1, abs(want.mean()))
+
+
+def test_policy_that_is_the_reference_gives_ln_2():
+  _, _, model, params, _ = models()
+  loss = jax.jit(PreferenceObjective(model, config.DPO()))(params, params, pairs(), None)
+  assert float(loss.total / loss.weight) == pytest.approx(math.log(2), abs=1e-7)
+  assert float(loss.metrics['reward_margin']) == 0
+
+
+def test_padding_pairs_do_not_count():
+  _, _, model, params, reference = models()
+  batch = pairs()
+  padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
+  objective = jax.jit(PreferenceObjective(model, config.DPO(nll_weight=0.2)))
+  want, got = objective(params, reference, batch, None), objective(params, reference, padded, None)
+  assert float(got.weight) == float(want.weight) == 3
+  np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
+
+
+@pytest.mark.parametrize('soft_cap', (None, 3.0))
+def test_token_log_probs_in_chunks(soft_cap):
+  """Values and gradients of log_softmax, with a last chunk that is not full."""
+  rng = np.random.default_rng(0)
+  x, w = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((2, 7, 5), (11, 5)))
+  targets, g = jnp.asarray(rng.integers(0, 11, (2, 7))), jnp.asarray(rng.normal(size=(2, 7)), jnp.float32)
+
+  def plain(x, w):
+    logits = x @ w.T
+    logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+
+  want, pullback = jax.vjp(plain, x, w)
+  got, our_pullback = jax.vjp(lambda x, w: token_log_probs(x, w, targets, soft_cap=soft_cap, chunk=3), x, w)
+  np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+  for a, b in zip(our_pullback(g), pullback(g), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
