@@ -10,7 +10,8 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import FeedForward
 from llm_jax.modules.latent_attention import LatentAttention
 from llm_jax.modules.layers import Norm
-from llm_jax.modules.mixture import MixtureOfExperts, Routing
+from llm_jax.modules.mixture import MixtureOfExperts
+from llm_jax.modules.routing import Routing
 from llm_jax.sharding.rules import constrain
 
 

@@ -1,22 +1,99 @@
-"""Sparse mixture of experts."""
+"""Sparse mixture of experts: a router, its experts, and the one that all tokens share."""
+import math
+
 import flax.linen as nn
-import flax.struct
 import jax
+import jax.numpy as jnp
 
 from llm_jax.config import architecture as config
+from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
-
-
-@flax.struct.dataclass
-class Routing:
-  """What a router did with a batch."""
-  loss: jax.Array    # float32 scalar: the router's weighted auxiliary losses, a mean over tokens
-  load_E: jax.Array  # float32: how many tokens chose each expert
+from llm_jax.modules.feed_forward import ACTIVATIONS, FeedForward
+from llm_jax.modules.kernels.experts import collect, grouped_linear, sort_rows, spread
+from llm_jax.modules.kernels.ordering import elementwise
+from llm_jax.modules.layers import Linear
+from llm_jax.modules.routing import Routing, one_hot, route, within_capacity
 
 
 class MixtureOfExperts(nn.Module):
-  """A router and its experts."""
+  """The sum of the chosen experts' outputs, each times its weight, and the shared expert's (Mixtral, section 2.1;
+  DeepSeek-V3, section 2.1.2). Padding passes by the routed experts.
+
+  With a capacity, that is of the sequence that is passed: while decoding token by token nothing is ever dropped.
+  """
   config: config.MixtureOfExperts
   execution: Execution
   std: float
   residual_std: float
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Routing]:
+    c, (B, T, D) = self.config, x_BTD.shape
+    real_BT = jnp.ones((B, T), bool) if context.segment_ids_BT is None else context.segment_ids_BT != 0
+    # In float32, whatever the accelerator makes of float32 by default: close scores decide where a token goes.
+    with jax.default_matmul_precision('float32'):
+      router = Linear((D, c.num_experts), self.execution, std=self.std, name='router')
+      logits_BTE = router(x_BTD.astype(jnp.float32))
+    bias_E = Balance(c.num_experts, name='balance')() if isinstance(c.router, config.SigmoidRouter) else None
+    expert_BTC, weight_BTC, routing = route(c.router, c.top_k, logits_BTE, bias_E, real_BT)
+    expert_BTC = jnp.where(real_BT[..., None], expert_BTC, c.num_experts)  # nobody's
+    if c.capacity_factor is not None:
+      capacity = math.ceil(c.capacity_factor * T * c.top_k / c.num_experts)
+      expert_BTC = jnp.where(within_capacity(expert_BTC, c.num_experts, capacity), expert_BTC, c.num_experts)
+
+    experts = Experts(c.num_experts, c.expert, self.execution, self.std, self.residual_std, name='experts')
+    y_BTD = experts(x_BTD, expert_BTC, weight_BTC)
+    if c.shared is not None:
+      y_BTD += FeedForward(c.shared, self.execution, self.std, self.residual_std, name='shared')(x_BTD)
+    return y_BTD, routing
+
+
+class Balance(nn.Module):
+  """What is added to each expert's score when experts are chosen. No gradient reaches it: the objective moves it."""
+  num_experts: int
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param('bias', nn.initializers.zeros, (self.num_experts,))
+
+
+class Experts(nn.Module):
+  """Every token through its experts: copies of tokens are sorted by expert, so that no token is dropped, and an
+  expert's are one matrix product."""
+  num_experts: int
+  config: config.MLP | config.GLU
+  execution: Execution
+  std: float
+  residual_std: float
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, expert_BTC: jax.Array, weight_BTC: jax.Array) -> jax.Array:
+    """An expert of `num_experts` or more is none. Returns x's dtype."""
+    D, E, kernels = x_BTD.shape[-1], self.num_experts, self.execution.kernel_set
+    F, act = self.config.width(D), ACTIVATIONS[self.config.activation]
+    leaf = lambda name, *shape: ExpertWeight((E, *shape), self.residual_std if name == 'down' else self.std, name=name)
+    gate, up = leaf('gate', D, F) if isinstance(self.config, config.GLU) else None, leaf('up', D, F)
+
+    x_ND, expert_M, N = x_BTD.reshape(-1, D), expert_BTC.reshape(-1), x_BTD.shape[0] * x_BTD.shape[1]
+    order_M, inverse_M = sort_rows(expert_M)
+    sizes_E = one_hot(expert_M, E).sum(0, dtype=jnp.int32)
+    through = lambda leaf, x_M: grouped_linear(x_M, leaf().astype(x_M.dtype), sizes_E, kernels)
+    x_MD = spread(x_ND, order_M, inverse_M)
+    if gate is None:
+      h_MF = elementwise(act, through(up, x_MD), kernels=kernels)
+    else:
+      gated = lambda gate, up: act(gate) * up
+      h_MF = elementwise(gated, through(gate, x_MD), through(up, x_MD), kernels=kernels)
+    y_MD = through(leaf('down', F, D), h_MF)
+    weight_M1 = spread(weight_BTC.reshape(-1, 1), order_M, inverse_M)
+    return collect(y_MD * weight_M1, order_M, inverse_M, N).reshape(x_BTD.shape).astype(x_BTD.dtype)
+
+
+class ExpertWeight(nn.Module):
+  """The matrices of all experts, [E, in, out]."""
+  shape: tuple[int, int, int]
+  std: float
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param('w', nn.initializers.normal(self.std), self.shape)
