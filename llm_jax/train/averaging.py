@@ -26,7 +26,7 @@ def average_params(checkpoints: Sequence[Checkpoint], abstract: Any) -> Any:
     sums = [np.asarray(shard.data, np.float64) for shard in first.addressable_shards]
     for array in arrays:
       for total, shard in zip(sums, array.addressable_shards, strict=True):
-        total += shard.data
+        total += np.asarray(shard.data)
     parts = [jax.device_put((total / len(checkpoints)).astype(leaf.dtype), shard.device)
              for total, shard in zip(sums, first.addressable_shards, strict=True)]
     return jax.make_array_from_single_device_arrays(first.shape, first.sharding, parts)
