@@ -1,0 +1,190 @@
+"""Every printed size has the parameters that its paper prints, and that others make of the released configuration."""
+import math
+
+import pytest
+import torch
+import transformers
+
+from llm_jax.config import presets
+from llm_jax.config.architecture import (
+  LearnedPositions,
+  Llama3Scaling,
+  PostNormBlock,
+  SandwichBlock,
+  YaRNScaling,
+)
+from llm_jax.config.count import blocks, count_active_parameters, count_multi_token, count_parameters
+
+# Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2 and Mixtral
+# 8x22B, on their model cards. GPT-2's are those that its authors' code corrects the paper's to.
+PRINTED = {
+  'gpt1_117m': '117M', 'gpt2_124m': '124M', 'gpt2_355m': '355M', 'gpt2_774m': '774M', 'gpt2_1_5b': '1558M',
+  'gpt3_125m': '125M', 'gpt3_350m': '356M', 'gpt3_760m': '760M', 'gpt3_1_3b': '1320M', 'gpt3_2_7b': '2650M',
+  'gpt3_6_7b': '6660M', 'gpt3_13b': '12850M', 'gpt3_175b': '174600M',
+  'llama_7b': '6.7B', 'llama_13b': '13.0B', 'llama_33b': '32.5B', 'llama_65b': '65.2B',
+  'llama2_7b': '7B', 'llama2_13b': '13B', 'llama2_34b': '34B', 'llama2_70b': '70B',
+  'code_llama_7b': '7B', 'code_llama_13b': '13B', 'code_llama_34b': '34B', 'code_llama_70b': '70B',
+  'llama3_8b': '8B', 'llama3_70b': '70B', 'llama3_1_8b': '8B', 'llama3_1_70b': '70B', 'llama3_1_405b': '405B',
+  'llama3_2_1b': '1.23B', 'llama3_2_3b': '3.21B', 'llama3_3_70b': '70B',
+  'mistral_7b': '7B', 'mixtral_8x7b': '46.7B', 'mixtral_8x22b': '141B', 'deepseek_v3': '671B',
+}
+CUT = ('llama_65b', 'llama3_1_405b', 'llama3_2_1b')  # printed with the further digits cut, not rounded
+
+# Gemma's papers print embeddings and the rest apart, with a vocabulary of 256,128; the checkpoints hold 256,000.
+GEMMA = {
+  'gemma_2b': (524_550_144, 1_981_884_416), 'gemma_7b': (786_825_216, 7_751_248_896),
+  'gemma2_2b': (590_118_912, 2_024_517_888), 'gemma2_9b': (917_962_752, 8_324_201_984),
+  'gemma2_27b': (1_180_237_824, 26_047_480_320),
+}
+
+ACTIVE = {'mixtral_8x7b': '12.9B', 'mixtral_8x22b': '39B'}
+
+
+def agrees(count: int, printed: str, cut: bool = False) -> bool:
+  """The count rounds (or is cut) to the printed number at its last digit that is not a zero before the point."""
+  number, unit = printed[:-1], {'M': 10**6, 'B': 10**9}[printed[-1]]
+  zeros = len(number) - len(number.rstrip('0'))
+  step = 10 ** (-len(number.split('.')[1]) if '.' in number else zeros)
+  over = count / unit - float(number)
+  return 0 <= over < step if cut else abs(over) <= step / 2
+
+
+def test_every_printed_size_is_in_the_tables():
+  assert set(presets.NAMES) == set(PRINTED) | set(GEMMA)
+
+
+@pytest.mark.parametrize('name', PRINTED)
+def test_counts_are_the_papers(name):
+  count = count_parameters(getattr(presets, name)())
+  assert agrees(count, PRINTED[name], cut=name in CUT), f'{count:,}'
+
+
+@pytest.mark.parametrize('name', GEMMA)
+def test_gemma_counts_are_the_papers(name):
+  embedding, rest = GEMMA[name]
+  printed = getattr(presets, name)(vocab_size=256_128)
+  assert (printed.vocab_size * printed.d_model, count_parameters(printed)) == (embedding, embedding + rest)
+
+
+@pytest.mark.parametrize('name', presets.NAMES)
+def test_active_parameters_are_the_papers(name):
+  architecture = getattr(presets, name)()
+  active = count_active_parameters(architecture)
+  if name == 'deepseek_v3':
+    assert agrees(active - architecture.vocab_size * architecture.d_model, '37B')
+  elif name in ACTIVE:
+    assert agrees(active, ACTIVE[name])
+  else:
+    assert active == count_parameters(architecture)
+
+
+def test_deepseek_further_token():
+  """One block; the README of its weights says 11.5B, which leaves out the [2 D, D] projection."""
+  assert agrees(count_multi_token(presets.deepseek_v3()) - 2 * 7_168 ** 2, '11.5B')
+  assert count_multi_token(presets.mixtral_8x7b()) == 0
+
+
+# Released configurations, as far as they differ from the defaults of `transformers`.
+LLAMA = {'model_type': 'llama'}
+LLAMA_70B = {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 28_672, 'num_hidden_layers': 80,
+             'num_attention_heads': 64, 'num_key_value_heads': 8}
+RELEASED = {
+  'gpt1_117m': {'model_type': 'openai-gpt'},
+  'gpt2_124m': {'model_type': 'gpt2'},
+  'gpt2_355m': {'model_type': 'gpt2', 'n_embd': 1_024, 'n_layer': 24, 'n_head': 16},
+  'gpt2_774m': {'model_type': 'gpt2', 'n_embd': 1_280, 'n_layer': 36, 'n_head': 20},
+  'gpt2_1_5b': {'model_type': 'gpt2', 'n_embd': 1_600, 'n_layer': 48, 'n_head': 25},
+  'llama_7b': LLAMA,
+  'llama_13b': {**LLAMA, 'hidden_size': 5_120, 'intermediate_size': 13_824, 'num_hidden_layers': 40,
+                'num_attention_heads': 40},
+  'llama_33b': {**LLAMA, 'hidden_size': 6_656, 'intermediate_size': 17_920, 'num_hidden_layers': 60,
+                'num_attention_heads': 52},
+  'llama_65b': {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 22_016, 'num_hidden_layers': 80,
+                'num_attention_heads': 64},
+  'llama2_70b': LLAMA_70B,
+  'code_llama_7b': {**LLAMA, 'vocab_size': 32_016},
+  'code_llama_34b': {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 22_016, 'num_hidden_layers': 48,
+                     'num_attention_heads': 64, 'num_key_value_heads': 8},
+  'llama3_8b': {**LLAMA, 'vocab_size': 128_256, 'intermediate_size': 14_336, 'num_key_value_heads': 8},
+  'llama3_1_70b': {**LLAMA_70B, 'vocab_size': 128_256},
+  'llama3_1_405b': {**LLAMA, 'vocab_size': 128_256, 'hidden_size': 16_384, 'intermediate_size': 53_248,
+                    'num_hidden_layers': 126, 'num_attention_heads': 128, 'num_key_value_heads': 8},
+  'llama3_2_1b': {**LLAMA, 'vocab_size': 128_256, 'hidden_size': 2_048, 'intermediate_size': 8_192, 'head_dim': 64,
+                  'num_hidden_layers': 16, 'num_key_value_heads': 8, 'tie_word_embeddings': True},
+  'llama3_2_3b': {**LLAMA, 'vocab_size': 128_256, 'hidden_size': 3_072, 'intermediate_size': 8_192, 'head_dim': 128,
+                  'num_hidden_layers': 28, 'num_attention_heads': 24, 'num_key_value_heads': 8,
+                  'tie_word_embeddings': True},
+  'mistral_7b': {'model_type': 'mistral'},
+  'mixtral_8x7b': {'model_type': 'mixtral'},
+  'mixtral_8x22b': {'model_type': 'mixtral', 'hidden_size': 6_144, 'num_hidden_layers': 56, 'num_attention_heads': 48,
+                    'intermediate_size': 16_384},
+  'gemma_2b': {'model_type': 'gemma', 'hidden_size': 2_048, 'intermediate_size': 16_384, 'num_hidden_layers': 18,
+               'num_attention_heads': 8, 'num_key_value_heads': 1},
+  'gemma_7b': {'model_type': 'gemma'},
+  'gemma2_2b': {'model_type': 'gemma2'},
+  'gemma2_9b': {'model_type': 'gemma2', 'hidden_size': 3_584, 'intermediate_size': 14_336, 'num_hidden_layers': 42,
+                'num_attention_heads': 16, 'num_key_value_heads': 8},
+  'gemma2_27b': {'model_type': 'gemma2', 'hidden_size': 4_608, 'intermediate_size': 36_864, 'num_hidden_layers': 46,
+                 'num_attention_heads': 32, 'num_key_value_heads': 16, 'head_dim': 128},
+  'deepseek_v3': {'model_type': 'deepseek_v3'},
+}
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_counts_are_those_of_transformers(name):
+  """On the meta device: nothing is allocated. The balance bias of DeepSeek-V3 is a buffer there."""
+  with torch.device('meta'):
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**RELEASED[name]))
+  biases = sum(buffer.numel() for path, buffer in model.named_buffers() if path.endswith('e_score_correction_bias'))
+  assert count_parameters(getattr(presets, name)()) == model.num_parameters() + biases
+
+
+@pytest.mark.parametrize('name', presets.NAMES)
+def test_arguments_can_be_changed(name):
+  changed = getattr(presets, name)(vocab_size=300, dropout=0.25)
+  assert (changed.vocab_size, changed.dropout) == (300, 0.25)
+
+
+# ---------------------------------------------------------------------------------------------- what families are
+def test_misprints_of_gpt3():
+  """The 13B row prints width 5,140 for 40 heads of 128, the XL row 24 heads of 128 for width 2,048."""
+  heads = {'125m': (12, 64), '350m': (16, 64), '760m': (16, 96), '1_3b': (16, 128), '2_7b': (32, 80),
+           '6_7b': (32, 128), '13b': (40, 128), '175b': (96, 128)}
+  for name, (count, size) in heads.items():
+    architecture = getattr(presets, f'gpt3_{name}')()
+    attention = architecture.pattern[0].attention
+    assert (attention.num_heads, attention.head_size(architecture.d_model)) == (count, size)
+    assert architecture.d_model == count * size
+
+
+def test_alternating_layers():
+  windows = [block.attention.window for block in blocks(presets.gpt3_125m())]
+  assert windows == [None, 256] * 6
+  windows = [block.attention.window for block in blocks(presets.gemma2_2b())]
+  assert windows == [4_096, None] * 13
+
+
+def test_norms_stand_where_the_papers_say():
+  gpt1, gpt2, gemma2 = presets.gpt1_117m(), presets.gpt2_124m(), presets.gemma2_2b()
+  assert isinstance(gpt1.pattern[0], PostNormBlock) and gpt1.norm is None and gpt2.norm is not None
+  assert all(isinstance(block, SandwichBlock) for block in gemma2.pattern)
+
+
+def test_positions():
+  assert presets.gpt1_117m().positions == LearnedPositions(512)
+  assert presets.gpt3_175b().max_length == 2_048
+  assert presets.code_llama_34b().positions.base == 1e6
+  assert presets.llama3_8b().positions.scaling is None
+  assert presets.llama3_1_405b().positions.scaling == Llama3Scaling(8.0, 1.0, 4.0, 8_192)
+  assert presets.llama3_2_3b().positions.scaling == Llama3Scaling(32.0, 1.0, 4.0, 8_192)
+
+
+def test_scores_of_gemma2_and_deepseek():
+  scales = [getattr(presets, f'gemma2_{size}')().pattern[0].attention.scale for size in ('2b', '9b', '27b')]
+  assert scales == [None, None, 1 / 12]  # 1 / sqrt(256) where None, and 1 / sqrt(4608 / 32)
+  released, base = presets.deepseek_v3(), presets.deepseek_v3(scaling=None, max_length=4_096)
+  # `mscale` and `mscale_all_dim` are both 1: the rotation keeps its length, the scores take both factors.
+  assert released.positions.scaling == YaRNScaling(40.0, 4_096, attention_factor=1.0)
+  assert math.isclose(released.pattern[0].attention.scale, (0.1 * math.log(40) + 1) ** 2 / math.sqrt(192))
+  assert base.pattern[0].attention.scale is None and base.positions.scaling is None
+  assert len(released.prefix) == 3 and len(blocks(released)) == 61 and len(released.multi_token) == 1
