@@ -4,7 +4,7 @@ Its parts are in `schedules.py`, `optimizers.py`, `data.py` and `objectives.py`,
 """
 import dataclasses
 
-from llm_jax.config.architecture import Architecture
+from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.data import (
   BPE,
   ArrayRecord,
@@ -45,6 +45,8 @@ class Stage:
   stage): its parameters alone, averaged where it kept an average; ('average', stage, n): the mean of the parameters in
   its last n checkpoints; ('hf', folder): a Hugging Face folder of the run's model.
   Steps count from 0 in every stage, and schedules are functions of them.
+  positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
+  None keeps those of the stage that it starts from.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
@@ -59,6 +61,7 @@ class Stage:
   optimizer: Optimizer = AdamW()
   objective: Objective = LanguageModel()
   init: tuple[str | int, ...] = ('scratch',)
+  positions: RoPE | None = None
   microbatches: int = 1
   clip_norm: float | None = 1.0
   max_nonfinite: int = 10
@@ -174,6 +177,8 @@ class Run:
                 f"init=('resume', {parent.name!r}) needs that stage's optimizer, or use ('params', {parent.name!r})")
         require((stage.ema is None) == (parent.ema is None), f'{path}.ema', stage.ema,
                 f"init=('resume', {parent.name!r}): both stages keep an average or neither; set one, or use 'params'")
+      require(stage.positions is None or isinstance(self.model.positions, RoPE), f'{path}.positions', stage.positions,
+              f'the model has {type(self.model.positions).__name__}, which nothing can stretch')
       limit = self.model.max_length
       require(limit is None or stage.context <= limit, f'{path}.context', stage.context,
               f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '
@@ -183,3 +188,12 @@ class Run:
       needs = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else 257
       require(self.model.vocab_size >= needs, 'model.vocab_size', self.model.vocab_size,
               f'smaller than the tokenizer\'s: use {needs} or more')
+
+  def model_of(self, stage: Stage) -> Architecture:
+    """The model as `stage` trains it: with the positions that it, or a stage that it comes from, sets."""
+    by_name = {stage.name: stage for stage in self.stages}
+    while stage.positions is None:
+      if stage.parent is None:
+        return self.model
+      stage = by_name[stage.parent]
+    return dataclasses.replace(self.model, positions=stage.positions)

@@ -69,8 +69,8 @@ class StageRun:
   def __init__(self, context: Context, stage: Stage, train: Dataset, held_out: Dataset | None):
     self.context, self.stage, self.train_data, self.held_out = context, stage, train, held_out
     run, mesh = context.run, context.mesh
-    self.execution = dataclasses.replace(context.execution, remat=stage.remat)
-    self.objective = make_objective(stage, Transformer(run.model, self.execution))
+    self.model, self.execution = run.model_of(stage), dataclasses.replace(context.execution, remat=stage.remat)
+    self.objective = make_objective(stage, Transformer(self.model, self.execution))
     self.eval_step = make_eval_step(self.objective)
     self.source = TrainSource(train, stage.batch_size, batch_sharding(mesh))
     self.store = context.store(stage.name)
@@ -99,7 +99,7 @@ class StageRun:
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
-                  flops_per_token=training_flops_per_token(run.model, stage.context),
+                  flops_per_token=training_flops_per_token(self.model, stage.context),
                   peak_flops=context.peak_flops)
         state = train_loop(state, self.reference, self.source, train_step, stage.steps, hooks=[
           log,
@@ -202,8 +202,8 @@ class StageRun:
 
   def write_samples(self, step: int, state: TrainState) -> None:
     context = self.context
-    for prompt, text in continue_prompts(context.run.model, self.execution, best_params(state), context.tokenizer,
-                                         self.stage, context.run.seed):
+    for prompt, text in continue_prompts(self.model, self.execution, best_params(state), context.tokenizer, self.stage,
+                                         context.run.seed):
       context.writer.sample(self.stage.name, step, prompt, text)
 
   def finish(self, state: TrainState, progress: Progress) -> None:
