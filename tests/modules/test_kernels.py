@@ -1,4 +1,4 @@
-"""The kernels against jax.nn, float64 NumPy and central differences."""
+"""The kernels against float64 NumPy, PyTorch and central differences."""
 import functools
 import os
 import pathlib
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from llm_jax.modules.kernels import attention as attention_module
+from llm_jax.modules.kernels import blocked_attention
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
@@ -23,27 +24,30 @@ def normal(seed, *shape, dtype=np.float32):
   return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def close(got, want, tolerance=1e-6):
-  """Relative to the largest entry: what float32 sums can promise."""
+def close(got, want, tolerance=1e-6, scale=None):
+  """Relative to `scale`, by default the largest entry: what float32 sums can promise."""
   got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
   assert got.shape == want.shape
-  assert np.abs(got - want).max() <= tolerance * max(np.abs(want).max(), 1e-30)
+  assert np.abs(got - want).max() <= tolerance * (np.abs(want).max() if scale is None else scale)
 
 
-def numpy_attention(q, k, v, segments):
-  """float64, one query at a time."""
-  q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
-  B, T, H, K = q.shape
-  out = np.zeros_like(q)
-  for b in range(B):
-    for h in range(H):
-      g = h // (H // k.shape[2])
-      for t in range(T):
-        seen = [s for s in range(t + 1) if segments is None or segments[b, s] == segments[b, t]]
-        scores = k[b, seen, g] @ q[b, t, h] / np.sqrt(K)
-        p = np.exp(scores - scores.max())
-        out[b, t, h] = p / p.sum() @ v[b, seen, g]
-  return out
+def torch_attention(q, k, v, segments=None, dy=None, window=None, soft_cap=None, scale=None):
+  """float64, all scores at once: the result and, with dy, the gradients in q, k and v."""
+  q, k, v = (torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in (q, k, v))
+  T, repeats = q.shape[1], q.shape[2] // k.shape[2]
+  keys, values = (a.repeat_interleave(repeats, dim=2) for a in (k, v))
+  scores = torch.einsum('bthk,bshk->bhts', q, keys) * (q.shape[-1] ** -0.5 if scale is None else scale)
+  if soft_cap is not None:
+    scores = soft_cap * torch.tanh(scores / soft_cap)
+  back = torch.arange(T)[:, None] - torch.arange(T)
+  mask = (back >= 0) & (back < (window or T))
+  if segments is not None:
+    segments = torch.tensor(segments)
+    mask = mask & (segments[:, :, None] == segments[:, None])[:, None]
+  y = torch.einsum('bhts,bshk->bthk', scores.masked_fill(~mask, -torch.inf).softmax(-1), values)
+  if dy is None:
+    return y.detach()
+  return [y.detach(), *torch.autograd.grad(y, (q, k, v), torch.tensor(np.asarray(dy, np.float64)))]
 
 
 def packed(B, T):
@@ -56,7 +60,7 @@ def packed(B, T):
 @pytest.fixture
 def small_blocks(monkeypatch):
   """Several blocks of queries, the last one short, at lengths that tests can afford."""
-  monkeypatch.setattr(attention_module, 'BLOCK', 8)
+  monkeypatch.setattr(blocked_attention, 'BLOCK', 8)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
@@ -72,70 +76,116 @@ def test_linear_and_its_gradient(kernels, shape, contract):
   close(dw, np.tensordot(x.astype(np.float64), dy, ((0, 1), (0, 1))))
 
 
+FORMS = {
+  'plain': {},
+  'window': {'window': 5},
+  'window of itself': {'window': 1},
+  'window over blocks': {'window': 11},
+  'window of the text': {'window': 19},
+  'window beyond': {'window': 100},
+  'soft cap': {'soft_cap': 0.7},
+  'scale': {'scale': 0.9},
+  'all': {'window': 6, 'soft_cap': 1.5, 'scale': 0.6},
+}
+
+
 @pytest.mark.parametrize('kernels', KERNELS)
-@pytest.mark.parametrize('H, G', [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize('T', [8, 19])
-@pytest.mark.parametrize('segmented', [False, True])
-def test_attention_matches_float64_numpy(small_blocks, kernels, H, G, T, segmented):
-  q, k, v = normal(0, 2, T, H, 6), normal(1, 2, T, G, 6), normal(2, 2, T, G, 6)
+@pytest.mark.parametrize('H, G, V, segmented', [(4, 4, 6, False), (6, 2, 6, True), (4, 1, 10, False)])
+@pytest.mark.parametrize('form', FORMS)
+def test_attention_and_its_gradient_match_torch(small_blocks, kernels, H, G, V, segmented, form):
+  T, form = 19, FORMS[form]
+  q, k, v, dy = normal(0, 2, T, H, 6), normal(1, 2, T, G, 6), normal(2, 2, T, G, V), normal(3, 2, T, H, V)
   segments = packed(2, T) if segmented else None
-  close(causal_attention(q, k, v, segments, kernels=kernels), numpy_attention(q, k, v, segments))
+
+  @jax.jit
+  def run(q, k, v, dy):
+    y, pull = jax.vjp(lambda *a: causal_attention(*a, segments, kernels=kernels, **form), q, k, v)
+    return y, *pull(dy)
+
+  wants = torch_attention(q, k, v, segments, dy, **form)
+  largest = max(float(want.abs().max()) for want in wants)
+  for got, want in zip(run(q, k, v, dy), wants, strict=True):
+    close(got, want, scale=float(want.abs().max()) or largest)  # with a window of 1, q and k have no gradient
 
 
-@pytest.mark.parametrize('H, G', [(4, 4), (6, 2)])
-@pytest.mark.parametrize('segmented', [False, True])
-def test_attention_gradient_matches_jax_nn(small_blocks, H, G, segmented):
-  T = 19
-  q, k, v, dy = normal(0, 2, T, H, 6), normal(1, 2, T, G, 6), normal(2, 2, T, G, 6), normal(3, 2, T, H, 6)
-  segments = packed(2, T) if segmented else None
-  mask = None if segments is None else (segments[:, :, None] == segments[:, None])[:, None]
-  want = jax.vjp(lambda *a: jax.nn.dot_product_attention(*a, mask=mask, is_causal=True), q, k, v)[1](dy)
-  got = jax.vjp(lambda *a: causal_attention(*a, segments, kernels='cpu'), q, k, v)[1](dy)
-  for g, w in zip(got, want, strict=True):
-    close(g, w)
+@pytest.mark.parametrize('kernels', KERNELS)
+def test_attention_of_a_text_within_one_block(kernels):
+  q, k, v = normal(0, 2, 8, 4, 6), normal(1, 2, 8, 2, 6), normal(2, 2, 8, 2, 6)
+  for window in (None, 3):
+    close(causal_attention(q, k, v, kernels=kernels, window=window), torch_attention(q, k, v, window=window))
+
+
+def test_a_window_costs_no_more_than_its_width(small_blocks):
+  """The products of a windowed text grow with its length, those of full attention with its square."""
+  def flops(T, **form):
+    a = jax.ShapeDtypeStruct((1, T, 1, 16), jnp.float32)
+    grad = jax.grad(lambda *a: causal_attention(*a, kernels='cpu', **form).sum(), (0, 1, 2))
+    return jax.jit(grad).lower(a, a, a).cost_analysis()['flops']
+
+  assert flops(256, window=8) < 2.1 * flops(128, window=8) and flops(256) > 3.5 * flops(128)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
-def test_attention_keeps_the_dtype(small_blocks, kernels, dtype):
+@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+def test_attention_keeps_the_dtype(small_blocks, kernels, dtype, form):
+  form = FORMS[form]
   q, k, v = (jnp.asarray(normal(i, 1, 16, heads, 8), dtype) for i, heads in enumerate((4, 2, 2)))
-  y, pull = jax.vjp(lambda *a: causal_attention(*a, kernels=kernels), q, k, v)
+  y, pull = jax.vjp(lambda *a: causal_attention(*a, kernels=kernels, **form), q, k, v)
   assert [a.dtype for a in (y, *pull(y))] == [dtype] * 4
-  close(y, numpy_attention(q, k, v, None), 2e-2 if dtype == jnp.bfloat16 else 1e-6)
+  want = torch_attention(*(a.astype(jnp.float32) for a in (q, k, v)), **form)
+  close(y, want, 2e-2 if dtype == jnp.bfloat16 else 1e-6)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
-def test_a_document_and_the_past_are_isolated_bitwise(small_blocks, kernels):
+@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+def test_documents_and_the_past_are_isolated_bitwise(small_blocks, kernels, form):
+  form = FORMS[form]
   T, segments = 21, packed(2, 21)
   q, k, v = normal(0, 2, T, 4, 6), normal(1, 2, T, 2, 6), normal(2, 2, T, 2, 6)
-  run = jax.jit(lambda *a: causal_attention(*a, segments, kernels=kernels))
+  run = jax.jit(lambda *a: causal_attention(*a, segments, kernels=kernels, **form))
   before = np.asarray(run(q, k, v))
   other = (segments == 1)[:, :, None, None]  # everything in document 1 changes
   after = np.asarray(run(*(np.where(other, 10 * a + 1, a) for a in (q, k, v))))
   assert (before == after)[segments != 1].all() and not (before == after)[segments == 1].any()
 
-  run = jax.jit(lambda *a: causal_attention(*a, kernels=kernels))
+  run = jax.jit(lambda *a: causal_attention(*a, kernels=kernels, **form))
   before, after = (np.asarray(run(q, k, np.where(np.arange(T)[:, None, None] < 13, v, c * v))) for c in (1, 3))
   assert (before == after)[:, :13].all() and not (before == after)[:, 13:].any()
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
-def test_gradients_stay_in_a_document_bitwise(small_blocks, kernels):
+def test_what_left_the_window_is_forgotten_bitwise(small_blocks, kernels):
+  T, window = 21, 5
+  q, k, v = normal(0, 2, T, 4, 6), normal(1, 2, T, 2, 6), normal(2, 2, T, 2, 6)
+  run = jax.jit(lambda *a: causal_attention(*a, kernels=kernels, window=window))
+  past = (np.arange(T) == 3)[:, None, None]
+  before, after = np.asarray(run(q, k, v)), np.asarray(run(q, np.where(past, 9 * k, k), np.where(past, 9 * v, v)))
+  changed = (before != after).any((0, 2, 3))
+  assert changed.tolist() == [3 <= t < 3 + window for t in range(T)]
+
+
+@pytest.mark.parametrize('kernels', KERNELS)
+@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+def test_gradients_stay_in_a_document_bitwise(small_blocks, kernels, form):
   T, segments = 21, packed(2, 21)
   q, k, v = normal(0, 2, T, 4, 6), normal(1, 2, T, 2, 6), normal(2, 2, T, 2, 6)
   loss = lambda q, k, v: jnp.sum(jnp.where((segments == 1)[..., None, None],
-                                           causal_attention(q, k, v, segments, kernels=kernels), 0))
-  for g in jax.grad(loss, (0, 1, 2))(q, k, v):
+                                           causal_attention(q, k, v, segments, kernels=kernels, **FORMS[form]), 0))
+  for g in jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v):
     assert not np.asarray(g)[segments != 1].any()
 
 
-def test_attention_dropout_drops_weights_and_keeps_the_mean(small_blocks):
-  q, k, v = normal(0, 1, 12, 4, 6), normal(1, 1, 12, 2, 6), np.ones((1, 12, 2, 6), np.float32)
+@pytest.mark.parametrize('form', ['plain', 'all'])
+def test_attention_dropout_drops_weights_and_keeps_the_mean(small_blocks, form):
+  form = FORMS[form]
+  q, k, v = normal(0, 1, 12, 4, 6), normal(1, 1, 12, 2, 6), np.ones((1, 12, 2, 3), np.float32)
   segments = packed(1, 12)
-  run = jax.jit(lambda rng, rate: causal_attention(q, k, v, segments, dropout_rate=rate, dropout_rng=rng),
-                static_argnums=1)
-  close(run(jax.random.key(0), 1e-9), causal_attention(q, k, v, segments, kernels='xla'))
-  sums = jax.lax.map(lambda r: run(r, 0.5), jax.random.split(jax.random.key(1), 2000))
+  run = jax.jit(lambda v, rng, rate: causal_attention(q, k, v, segments, dropout_rate=rate, dropout_rng=rng, **form),
+                static_argnums=2)
+  other = normal(2, 1, 12, 2, 3)
+  close(run(other, jax.random.key(0), 1e-9), torch_attention(q, k, other, segments, **form))
+  sums = jax.lax.map(lambda r: run(v, r, 0.5), jax.random.split(jax.random.key(1), 2000))
   first = np.asarray(sums)[:, 0, 0]  # the first position sees itself only: 0 or 1 / (1 - rate)
   assert set(np.unique(first)) == {0.0, 2.0}
   assert np.abs(np.asarray(sums).mean(0) - 1).max() < 0.15
@@ -170,13 +220,15 @@ def test_cpu_kernels_under_transformations(small_blocks, transform):
   close(got, want)
 
 
-@pytest.mark.parametrize('spec', [('batch', None, None, None), (None, None, 'heads', None),
-                                  ('batch', 'time', 'heads', None)])
-def test_sharded_is_unsharded(small_blocks, spec):
+@pytest.mark.parametrize('spec, form', [(('batch', None, None, None), 'plain'), ((None, None, 'heads', None), 'plain'),
+                                        (('batch', 'time', 'heads', None), 'plain'),
+                                        (('batch', 'time', 'heads', None), 'all')])
+def test_sharded_is_unsharded(small_blocks, spec, form):
   mesh = jax.make_mesh((2, 2, 2), ('batch', 'time', 'heads'), axis_types=(AxisType.Auto,) * 3)
   q, k, v, w = normal(0, 2, 20, 4, 6), normal(1, 2, 20, 2, 6), normal(2, 2, 20, 2, 6), normal(3, 4, 6, 4, 6)
   segments = packed(2, 20)
-  loss = lambda q, k, v, w: jnp.sum(linear(causal_attention(q, k, v, segments, kernels='cpu'), w, 2, 'cpu') ** 2)
+  attend = functools.partial(causal_attention, kernels='cpu', **FORMS[form])
+  loss = lambda q, k, v, w: jnp.sum(linear(attend(q, k, v, segments), w, 2, 'cpu') ** 2)
   run = jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
   want = run(q, k, v, w)
   put = lambda a, s: jax.device_put(a, NamedSharding(mesh, PartitionSpec(*s)))
@@ -192,10 +244,11 @@ def test_custom_derivatives_against_central_differences():
 import jax, numpy as np
 jax.config.update('jax_enable_x64', True)
 from jax.test_util import check_grads
-from llm_jax.modules.kernels import attention, norm, ordering
+from llm_jax.modules.kernels import blocked_attention, norm, ordering
+from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
-attention.BLOCK = 4
+blocked_attention.BLOCK = 4
 r = np.random.default_rng(0)
 n = lambda *s: r.standard_normal(s)
 ids = np.array([[1, 1, 1, 2, 2, 2, 0], [1, 2, 2, 2, 3, 3, 3]])
@@ -205,10 +258,13 @@ x, s = n(2, 3, 6), n(6)
 check(lambda x, s: norm.normalize(x, s, None, 1e-5, 'cpu'), x, s)
 check(lambda x, s, b: norm.normalize(x, s, b, 1e-5, 'cpu'), x, s, n(6))
 check(lambda a, b: ordering.elementwise(lambda a, b: jax.nn.silu(a) * b, a, b, kernels='cpu'), n(2, 5), n(2, 5))
-check(lambda q, k, v: attention._blocked(q, k, v, ids), n(2, 7, 4, 6), n(2, 7, 2, 6), n(2, 7, 2, 6))
+for form in ({}, {'window': 3, 'soft_cap': 1.2, 'scale': 0.8}):
+  attend = lambda q, k, v: causal_attention(q, k, v, ids, kernels='cpu', **form)
+  check(jax.jit(attend), n(2, 7, 4, 6), n(2, 7, 2, 6), n(2, 7, 2, 5))
 y, wt = r.integers(0, 11, (2, 7)), r.uniform(0, 2, (2, 7))
-for kernels in ('cpu', 'xla'):
-  check(lambda x, w, wt: 3 * chunked_cross_entropy(x, w, y, wt, 0.1, 3, kernels)[0], n(2, 7, 5), n(11, 5), wt)
+for kernels, cap in (('cpu', None), ('cpu', 2.0), ('xla', None), ('xla', 2.0)):
+  loss = lambda x, w, wt: 3 * chunked_cross_entropy(x, w, y, wt, 0.1, 3, kernels, cap)[0]
+  check(jax.jit(loss), n(2, 7, 5), n(11, 5), wt)
 '''
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                         env={**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parents[2])})
