@@ -43,7 +43,7 @@ setup(
     'data': DATA,
     'notebook': NOTEBOOK,
     # torch is the reference that numbers are checked against; `make test` installs it before whatever depends on it.
-    'test': ['torch==2.13.0', 'pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.9', 'qwix>=0.1.8',
+    'test': ['torch==2.13.0', 'trl>=1.16', 'pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.9', 'qwix>=0.1.8',
              'tensorboard>=2.18', *HF, *DATA, *NOTEBOOK],
   },
 )
