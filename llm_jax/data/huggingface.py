@@ -33,7 +33,7 @@ class HuggingFaceTokenizer:
     control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
     require(end_of_text in control, 'tokenizer.end_of_text', end_of_text,
             f'not a control token: use one of {sorted(control)}')
-    self.eot, self._control_ids = eot, np.array(sorted(control.values()))
+    self.eot, self.control_ids, self._control_ids = eot, control, np.array(sorted(control.values()))
     self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     self.fingerprint = fingerprints.of({'kind': 'huggingface', 'end_of_text': end_of_text, 'file': content.decode()})
     # Longest first, so that a name inside another is not cut before it.

@@ -3,7 +3,7 @@
 A row is a list of pieces (document, start, length); token j of a piece predicts token j + 1 of the same document.
 """
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -105,32 +105,50 @@ def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
 
 
 class Rows:
-  """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch."""
+  """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch.
+
+  num_targets: those of weight 1 in all rows. num_cut: how many documents are longer than a row and go on in another.
+  """
 
   def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int):
     self.store, self._context, self._eot = store, context, eot
     self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed)
+    self.num_targets = store.num_targets
+    self.num_cut = int((np.diff(store.offsets) - 1 > context).sum())
 
   def __len__(self) -> int:
     return self.packing.num_rows
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-    context = self._context
-    tokens, targets, positions, segments = (np.zeros(context, np.int32) for _ in range(4))
-    weights, at = np.zeros(context, np.float32), 0
-    for segment, (ids, length) in enumerate(self.documents(row), 1):
-      end, predicted = at + length, len(ids) - 1
-      tokens[at:end] = ids[:length]
-      targets[at:at + predicted] = ids[1:]
-      targets[at + predicted:end] = self._eot  # a document's last token is followed by the next one's first
-      weights[at:at + predicted] = 1
-      positions[at:end] = np.arange(length)
-      segments[at:end] = segment
-      at = end
-    return {'tokens': tokens, 'targets': targets, 'weights': weights, 'positions': positions, 'segment_ids': segments}
+    return assemble(self._pieces(row), self._context, self._eot)
 
-  def documents(self, row: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(ids, length) per piece: `length` of the ids are inputs, and one more is there where a target follows."""
+  def documents(self, row: int) -> Iterator[np.ndarray]:
+    """The ids of every piece of a row, with the one after it where that is a target."""
+    return (ids for ids, _, _ in self._pieces(row))
+
+  def _pieces(self, row: int) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
     for document, start, length in self.packing.pieces(row):
       first, last = self.store.offsets[document:document + 2]
-      yield self.store.tokens[first + start:min(first + start + length + 1, last)], length
+      part = slice(first + start, min(first + start + length + 1, last))
+      yield self.store.tokens[part], None if self.store.counts is None else self.store.counts[part], length
+
+
+def assemble(pieces: Iterable[tuple[np.ndarray, np.ndarray | None, int]], context: int,
+             eot: int) -> dict[str, np.ndarray]:
+  """A row [context] of pieces (ids, counts, length), then padding.
+
+  `length` of the ids are inputs, and one more is there where a target follows. counts: which ids are targets; None:
+  all.
+  """
+  tokens, targets, positions, segments = (np.zeros(context, np.int32) for _ in range(4))
+  weights, at = np.zeros(context, np.float32), 0
+  for segment, (ids, counts, length) in enumerate(pieces, 1):
+    end, predicted = at + length, len(ids) - 1
+    tokens[at:end] = ids[:length]
+    targets[at:at + predicted] = ids[1:]
+    targets[at + predicted:end] = eot  # a document's last token predicts nothing
+    weights[at:at + predicted] = 1 if counts is None else counts[1:]
+    positions[at:end] = np.arange(length)
+    segments[at:end] = segment
+    at = end
+  return {'tokens': tokens, 'targets': targets, 'weights': weights, 'positions': positions, 'segment_ids': segments}

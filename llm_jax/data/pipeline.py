@@ -3,6 +3,7 @@
 One number says where a run is: the global sample index. Sample i is the same row whatever the number of processes and
 threads, and however often the run was restarted.
 """
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,34 +11,42 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from llm_jax.batch import LanguageModelBatch
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import fingerprints, sources, token_store
+from llm_jax.data import dialogues, fingerprints, sources, token_store
 from llm_jax.data.mixture import Mixture
-from llm_jax.data.packing import Rows
+from llm_jax.data.packing import Rows, assemble
+from llm_jax.data.pairs import PairRows
 from llm_jax.data.tokenizers import Tokenizer
 
-Row = dict[str, np.ndarray]
+Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
+Batch = LanguageModelBatch | PreferenceBatch
 
 
 class Dataset:
-  """Rows of one split of a mixture, each a dict of arrays [context] with the fields of LanguageModelBatch.
+  """Rows of one split of a mixture: dicts of arrays [context] with the fields of LanguageModelBatch, or, of
+  preferences, {'chosen', 'rejected'} of such dicts.
 
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
-  of the text) and num_documents count the split once. skipped: bad rows left out, by reason.
+  of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
+  pairs: whether rows are pairs. dialogues: whether some targets do not count because they are not the assistant's.
+  skipped: bad rows left out, by reason.
   """
 
-  def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows], weights: Sequence[float],
-               tokenizer: Tokenizer, split: sources.Split, context: int, seed: int, fingerprint: dict[str, str]):
+  def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows | PairRows],
+               weights: Sequence[float], tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
+               fingerprint: dict[str, str]):
     self.split, self.context, self.fingerprint = split, context, fingerprint
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
     stores = [part.store for part in rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
     self.num_documents = sum(store.num_documents for store in stores)
-    self.num_targets = self.num_tokens - self.num_documents
+    self.num_targets = sum(part.num_targets for part in rows)
     self.num_bytes = sum(store.num_bytes for store in stores)
     self.rows_per_epoch = sum(len(part) for part in rows)
+    self.pairs = isinstance(rows[0], PairRows)
+    self.dialogues = any(source.chat is not None for source in opened)
     self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
                     for store in stores for reason in store.skipped}
     if split == 'train':
@@ -75,20 +84,23 @@ class Dataset:
     """The ids in the first samples, a piece of one document at a time, with the last target of each piece."""
     for sample in range(num_samples):
       source, row = self.locate(sample)
-      for ids, _ in self._rows[source].documents(row):
+      for ids in self._rows[source].documents(row):
         yield np.array(ids)
 
   def token_documents(self) -> Iterator[np.ndarray]:
-    """The ids of every document of the split, `eot tokens eot`."""
+    """The ids of every document of the split, `eot tokens eot`; of a dialogue, those of its template."""
     for part in self._rows:
       for start, end in zip(part.store.offsets[:-1], part.store.offsets[1:], strict=True):
         yield np.array(part.store.tokens[start:end])
 
   def byte_documents(self) -> Iterator[bytes]:
-    """The text of every document of the split, in the order of `token_documents`."""
+    """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
     for source in self._sources:
       for _, document in source.documents(self.split):
-        yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
+        if source.chat:
+          yield from (''.join(dialogue.answers).encode() for dialogue in document)
+        else:
+          yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
 
 
 def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: sources.Split,
@@ -97,7 +109,8 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
-  in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file.
+  in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
+  do not fit into `context` are counted in a warning.
   """
   opened, parts, weights = [], [], []
   for i, weighted in enumerate(data.sources):
@@ -110,8 +123,11 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
       raise error.under(f'data.sources[{i}].source') from error
     order = _seed('documents', seed, i) if split == 'train' else None
     opened.append(source)
-    parts.append(Rows(store, data.packing, context, order, tokenizer.eot))
+    parts.append(PairRows(store, context, tokenizer.eot) if data.pairs else
+                 Rows(store, data.packing, context, order, tokenizer.eot))
     weights.append(weighted.weight)
+    if source.chat:
+      _tell_cuts(f'data.sources[{i}] ({split})', parts[-1], context)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
     'weights': ', '.join(map(repr, weights)), 'packing': data.packing, 'context': str(context), 'seed': str(seed),
@@ -119,14 +135,25 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   return Dataset(opened, parts, weights, tokenizer, split, context, seed, fingerprint) if opened else None
 
 
+def _tell_cuts(where: str, rows: Rows | PairRows, context: int) -> None:
+  if isinstance(rows, PairRows) and rows.num_left_out:
+    logging.warning('%s: %d of %d pairs left out, their prompt fills context=%d', where, rows.num_left_out,
+                    rows.store.num_documents // 2, context)
+  if rows.num_cut:
+    kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else ('conversations', rows.store.num_documents)
+    logging.warning('%s: %d of %d %s are longer than context=%d and are cut', where, rows.num_cut, count, kind, context)
+
+
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
-  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight until one is used up."""
+  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight until one is used up.
+  Of dialogues, all that is said."""
   opened = [(weighted.weight, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources]
   texts = [(weight, source.documents('train')) for weight, source in opened if not source.tokenised]
   if texts:
     mixture, sample = Mixture([weight for weight, _ in texts]), 0
-    while (document := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
-      yield document[1]
+    while (found := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
+      document = found[1]
+      yield document if isinstance(document, str) else dialogues.said(document)
       sample += 1
 
 
@@ -143,7 +170,7 @@ class TrainSource:
     self._prefetch, self._threads = prefetch, threads
     self._samples, self._iterator = start, None
 
-  def next(self, state: object = None) -> LanguageModelBatch:
+  def next(self, state: object = None) -> Batch:
     """The next batch. `state` is for sources that learn from the model; this one ignores it."""
     if self._iterator is None:
       import grain
@@ -154,7 +181,7 @@ class TrainSource:
     self._samples += self._batch_size
     return batch
 
-  def abstract(self) -> LanguageModelBatch:
+  def abstract(self) -> Batch:
     """The shapes, dtypes and sharding of a batch."""
     return self._placement.abstract()
 
@@ -184,7 +211,7 @@ class TrainSource:
 
 
 def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
-                     limit: int | None = None) -> Iterator[LanguageModelBatch]:
+                     limit: int | None = None) -> Iterator[Batch]:
   """Batches of a held-out dataset in order, the last padded with weight 0; `limit` takes so many, spread over all."""
   placement = _Placement(dataset, batch_size, sharding)
   count = -(-dataset.rows_per_epoch // batch_size)
@@ -198,6 +225,8 @@ class _Placement:
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
     self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.context), sharding
+    padding = assemble((), dataset.context, 0)
+    self._padding: Row = {'chosen': padding, 'rejected': padding} if dataset.pairs else padding
     held = range(batch_size)
     if sharding is not None:
       indices = sharding.addressable_devices_indices_map(self._shape).values()
@@ -209,17 +238,16 @@ class _Placement:
     last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
     samples = start + self.rows
     rows = [self._dataset.row(int(i)) for i in samples[samples < last]]
-    rows += [_padding(self._dataset.context)] * (len(samples) - len(rows))
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    rows += [self._padding] * (len(samples) - len(rows))
+    return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
-  def abstract(self) -> LanguageModelBatch:
-    fields = _padding(self._dataset.context)
-    return LanguageModelBatch(**{name: jax.ShapeDtypeStruct(self._shape, value.dtype, sharding=self._sharding)
-                                 for name, value in fields.items()})
+  def abstract(self) -> Batch:
+    return _typed(jax.tree.map(
+      lambda field: jax.ShapeDtypeStruct(self._shape, field.dtype, sharding=self._sharding), self._padding))
 
-  def place(self, fields: Row) -> LanguageModelBatch:
+  def place(self, fields: Row) -> Batch:
     if self._sharding is None:
-      return LanguageModelBatch(**fields)
+      return _typed(fields)
 
     def put(local: np.ndarray) -> jax.Array:
       def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -228,7 +256,7 @@ class _Placement:
         return local[begin:begin + stop - first, index[1]]
       return jax.make_array_from_callback(self._shape, self._sharding, part)
 
-    return LanguageModelBatch(**{name: put(local) for name, local in fields.items()})
+    return _typed(jax.tree.map(put, fields))
 
 
 class _BatchesFrom:
@@ -244,9 +272,10 @@ class _BatchesFrom:
     return self._placement.read(self._start + batch * self._batch_size)
 
 
-def _padding(context: int) -> Row:
-  integers = {name: np.zeros(context, np.int32) for name in ('tokens', 'targets', 'positions', 'segment_ids')}
-  return {**integers, 'weights': np.zeros(context, np.float32)}
+def _typed(fields: Row) -> Batch:
+  if 'chosen' in fields:
+    return PreferenceBatch(**{side: LanguageModelBatch(**part) for side, part in fields.items()})
+  return LanguageModelBatch(**fields)
 
 
 def _seed(purpose: str, seed: int, source: int) -> int:

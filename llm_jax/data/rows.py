@@ -7,11 +7,13 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
 
 from llm_jax.config.errors import ConfigError
 
+T = TypeVar('T')
 Files = dict[str, pathlib.Path]
 LONGEST_ROW = 1 << 28  # bytes of one JSONL row; a longer one is refused without being held in memory
 CHUNK = 1 << 22  # tokens scanned at a time for separators
@@ -29,33 +31,42 @@ def utf8_text(content: bytes, path: str) -> str:
     raise bad(f'{path}:{line}', 'not UTF-8', f'byte {content[error.start]:#04x}; convert the file') from error
 
 
-def text_of_json(line: bytes, where: str, field: str) -> str:
-  """The text under `field` of one line of JSONL."""
+def json_object(line: bytes, where: str, mend: str = 'mend the line') -> dict:
+  """One line of JSONL. `mend` ends the message that refuses it."""
   if len(line) > LONGEST_ROW:
     raise bad(where, 'row too long', f'more than {LONGEST_ROW >> 20} MiB; split it')
   try:
     row = json.loads(line.decode())
   except UnicodeDecodeError as error:
-    raise bad(where, 'not UTF-8', f"byte {line[error.start]:#04x}; mend the line or set on_error='skip'") from error
+    raise bad(where, 'not UTF-8', f'byte {line[error.start]:#04x}; {mend}') from error
   except (ValueError, RecursionError) as error:
-    raise bad(where, 'not JSON', f"{error}; mend the line or set on_error='skip'") from error
+    raise bad(where, 'not JSON', f'{error}; {mend}') from error
   if not isinstance(row, dict):
-    raise bad(where, 'not a JSON object', f"a {type(row).__name__}; mend the line or set on_error='skip'")
+    raise bad(where, 'not a JSON object', f'a {type(row).__name__}; {mend}')
+  return row
+
+
+def check_unicode(text: str, where: str, mend: str = 'mend the line') -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise bad(where, 'not Unicode', f'half of a surrogate pair at {error.start}; {mend}') from error
+
+
+def text_of_json(line: bytes, where: str, field: str) -> str:
+  """The text under `field` of one line of JSONL."""
+  row = json_object(line, where, "mend the line or set on_error='skip'")
   if field not in row:
     raise bad(where, f'no field {field!r}', f"found {sorted(row)[:8]}; set `field`, or on_error='skip'")
   text = row[field]
   if not isinstance(text, str):
     raise bad(where, f'field {field!r} is not text', f"a {type(text).__name__}; set `field`, or on_error='skip'")
-  try:
-    text.encode()
-  except UnicodeEncodeError as error:
-    mend = f"half of a surrogate pair at {error.start}; mend the line or set on_error='skip'"
-    raise bad(where, 'not Unicode', mend) from error
+  check_unicode(text, where, "mend the line or set on_error='skip'")
   return text
 
 
-def jsonl(files: Files, field: str) -> Iterator[tuple[str, Callable[[], str]]]:
-  """One JSON object a line, `.gz` or plain; blank lines do not count as documents."""
+def jsonl(files: Files, parse: Callable[[bytes, str], T]) -> Iterator[tuple[str, Callable[[], T]]]:
+  """One JSON object a line, `.gz` or plain; blank lines do not count as documents. `parse(line, where)` reads one."""
   for name, path in files.items():
     number = 0
     try:
@@ -66,7 +77,7 @@ def jsonl(files: Files, field: str) -> Iterator[tuple[str, Callable[[], str]]]:
             while (rest := file.readline(CHUNK)) and not rest.endswith(b'\n'):
               pass
           if line.strip():
-            yield f'{name}:{number}', lambda line=line, where=f'{path}:{number}': text_of_json(line, where, field)
+            yield f'{name}:{number}', lambda line=line, where=f'{path}:{number}': parse(line, where)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
       raise bad(f'{path}:{number + 1}', 'damaged gzip file', f'{error}; fetch it again') from error
 

@@ -1,10 +1,11 @@
 """Where documents come from. A source lists its documents by key and reads one only when asked to.
 
 Documents are split into training and held-out text by a hash of their key, so that adding a file moves no other; a
-source of one single document splits off its tail.
+source of one single text splits off its tail.
 """
 import collections
 import dataclasses
+import functools
 import glob
 import itertools
 import os
@@ -17,10 +18,11 @@ import numpy as np
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import fingerprints, rows
+from llm_jax.data import dialogues, fingerprints, rows
 
 Split = Literal['train', 'held_out']
-Content = str | np.ndarray  # text, or the ids of a source that is tokenised already
+# Text; the ids of a source that is tokenised already; a conversation; the two answers to a prompt.
+Content = str | np.ndarray | tuple[dialogues.Dialogue, ...]
 Record = tuple[str, Callable[[], Content]]
 
 # Not the library's own code: tests, installed packages, the reference manual as one string (pydoc_data), and
@@ -34,6 +36,7 @@ class DocumentSource:
 
   kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
   records: a fresh pass over (key, read). num_bytes: size of the files, an estimate of the text.
+  chat: the configuration of a source of dialogues, of which only what the assistant says is a target.
   skipped: how many bad rows the passes so far left out, by reason (only with on_error='skip').
   """
   kind: str
@@ -42,6 +45,7 @@ class DocumentSource:
   records: Callable[[], Iterable[Record]]
   num_bytes: int
   tokenised: bool = False
+  chat: config.Conversations | config.Preferences | None = None
   skip: bool = False
   skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -49,7 +53,7 @@ class DocumentSource:
     """(key, read) of a split's documents, in the order of the source; `read()` gives the document."""
     records = iter(self.records())
     first_two = list(itertools.islice(records, 2))
-    if len(first_two) == 1:
+    if len(first_two) == 1 and self.chat is None:
       [(key, read)] = first_two
       yield key, lambda: self._part(read(), split)
       return
@@ -74,7 +78,7 @@ class DocumentSource:
       if len(document):
         yield key, document
 
-  def _part(self, document: Content, split: Split) -> Content:
+  def _part(self, document: str | np.ndarray, split: Split) -> Content:
     """Of a single document the last `held_out` of its characters (or tokens), or those before."""
     boundary = int(len(document) * (1 - self.held_out))
     return document[:boundary] if split == 'train' else document[boundary:]
@@ -93,7 +97,14 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     case config.Text(path):
       files, read = _find(path, ('.txt',)), _whole_files
     case config.Jsonl(path, field):
-      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, field)
+      parse = functools.partial(rows.text_of_json, field=field)
+      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
+    case config.Conversations(path):
+      parse = functools.partial(dialogues.read_conversation, source=source)
+      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
+    case config.Preferences(path):
+      parse = functools.partial(dialogues.read_preference, source=source)
+      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
     case config.Parquet(path, field):
       files, read = _find(path, ('.parquet',)), lambda files: rows.parquet(files, field)
     case config.ArrayRecord(path):
@@ -101,7 +112,8 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     case config.TokenFile(path, dtype, separator):
       files, read = _find(path, ('.bin',)), lambda files: rows.tokens(files, dtype, separator)
     case _:
-      raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord or TokenFile')
+      raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord, TokenFile, '
+                        'Conversations or Preferences')
   num_bytes = sum(path.stat().st_size for path in files.values())
   require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
   selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
@@ -112,6 +124,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   return DocumentSource(
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
     records=lambda: read(files), num_bytes=num_bytes, tokenised=kind == 'TokenFile',
+    chat=source if isinstance(source, config.Conversations | config.Preferences) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')
 
 

@@ -3,7 +3,11 @@
 A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
   tokens     every document as `eot ids eot`, uint16 or uint32, little-endian
   documents  per document (tokens, bytes of text), int64 pairs
-  meta.json  counts and the sha256 of both files, written last
+  counts     of dialogues only: 1 for every token that is a target, uint8
+  meta.json  numbers and the sha256 of the files, written last
+
+A dialogue is stored as its chat template writes it, with no `eot` around it; its bytes are those of the answers that
+are learnt. A pair of answers is two documents, the chosen one first.
 
 While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk.
 A process that finds such a folder goes on after the last batch whose checksum holds.
@@ -19,11 +23,12 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import fingerprints, sources
+from llm_jax.data import chat, dialogues, fingerprints, sources
 from llm_jax.data.tokenizers import Tokenizer, bytes_per_token
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
@@ -38,12 +43,14 @@ class TokenStore:
   """tokens: [num_tokens] ids of all documents. offsets: [num_documents + 1], where each document begins.
 
   num_bytes: UTF-8 bytes of the text. skipped: how many bad rows were left out, by reason.
+  counts: [num_tokens] uint8, 1 for a token that is a target; None where every token is.
   """
   tokens: np.ndarray
   offsets: np.ndarray
   num_bytes: int
   fingerprint: str
   skipped: dict[str, int]
+  counts: np.ndarray | None = None
 
   @property
   def num_tokens(self) -> int:
@@ -53,6 +60,11 @@ class TokenStore:
   def num_documents(self) -> int:
     return len(self.offsets) - 1
 
+  @property
+  def num_targets(self) -> int:
+    """Tokens that are predicted: not the first of a document, and of dialogues only those that count."""
+    return self.num_tokens - self.num_documents if self.counts is None else int(self.counts.sum(dtype=np.int64))
+
 
 def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
                cache_dir: str | os.PathLike | None = None, progress: Progress | None = None) -> TokenStore:
@@ -61,8 +73,12 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
   Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows,
   and where the split holds no text.
   """
-  fingerprint = fingerprints.of({'format': FORMAT, 'source': source.fingerprint, 'split': split,
-                                 'held_out': source.held_out, 'tokenizer': tokenizer.fingerprint})
+  determines = {'format': FORMAT, 'source': source.fingerprint, 'split': split, 'held_out': source.held_out,
+                'tokenizer': tokenizer.fingerprint}
+  if source.chat:
+    chat.check_template(source.chat.template, tokenizer)
+    determines['chat'] = chat.FORMAT
+  fingerprint = fingerprints.of(determines)
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
   store = _load(folder, fingerprint, cache_dir)
   if store is None:
@@ -113,7 +129,8 @@ def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike |
   dtype = np.dtype(meta['dtype']).newbyteorder('<')
   tokens = np.memmap(folder / 'tokens', dtype, 'r') if len(documents) else np.zeros(0, dtype)
   offsets = np.concatenate([[0], np.cumsum(documents[:, 0])])
-  return TokenStore(tokens, offsets, int(documents[:, 1].sum()), fingerprint, meta['skipped'])
+  counts = np.memmap(folder / 'counts', np.uint8, 'r') if 'counts' in meta['sha256'] and len(documents) else None
+  return TokenStore(tokens, offsets, int(documents[:, 1].sum()), fingerprint, meta['skipped'], counts)
 
 
 def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
@@ -121,28 +138,31 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
   building = folder.with_suffix('.building')
   building.mkdir(exist_ok=True)
   dtype = np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
+  dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')} | ({'counts': np.dtype(np.uint8)} if source.chat else {})
   share = source.held_out if split == 'held_out' else 1 - source.held_out
-  with open(building / 'tokens', 'ab') as tokens, open(building / 'documents', 'ab') as documents, \
-       open(building / 'journal', 'ab') as journal:
-    entry = _resume(building, tokens, documents, journal)
+  with contextlib.ExitStack() as stack:
+    files = {name: stack.enter_context(open(building / name, 'ab')) for name in dtypes}
+    journal = stack.enter_context(open(building / 'journal', 'ab'))
+    entry = _resume(building, files, journal)
     source.skipped.clear()
     source.skipped.update(entry['skipped'])
     readers = source.readers(split)
     next(itertools.islice(readers, entry['readers'], entry['readers']), None)  # what is stored is not read again
-    for count, ids, sizes in _batches(source, readers, tokenizer):
-      body, rows = b''.join(part.astype(dtype).tobytes() for part in ids), np.array(sizes, '<i8').tobytes()
-      for file, content in ((tokens, body), (documents, rows)):
-        file.write(content)
+    for count, parts in _batches(source, readers, tokenizer):
+      bodies = {name: b''.join(np.asarray(part, dtypes[name]).tobytes() for part in parts[name]) for name in files}
+      for name, file in files.items():
+        file.write(bodies[name])
         _sync(file)
-      entry = {'readers': entry['readers'] + count, 'bytes': entry['bytes'] + sum(size for _, size in sizes),
-               'tokens_end': tokens.tell(), 'documents_end': documents.tell(), 'skipped': dict(source.skipped),
-               'checksum': [zlib.crc32(body), zlib.crc32(rows)]}
+      entry = {'readers': entry['readers'] + count,
+               'bytes': entry['bytes'] + sum(size for _, size in parts['documents']),
+               'ends': {name: file.tell() for name, file in files.items()}, 'skipped': dict(source.skipped),
+               'checksum': {name: zlib.crc32(body) for name, body in bodies.items()}}
       journal.write(json.dumps(entry).encode() + b'\n')
       _sync(journal)
       if progress:
         progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
   meta = {'dtype': dtype.name, 'skipped': entry['skipped'], 'bytes': entry['bytes'],
-          'sha256': {name: fingerprints.of_file(building / name) for name in ('tokens', 'documents')}}
+          'sha256': {name: fingerprints.of_file(building / name) for name in dtypes}}
   with open(building / 'meta.json', 'wb') as file:
     file.write(json.dumps({'meta': meta, 'sha256': fingerprints.of(meta)}).encode())
     _sync(file)
@@ -151,59 +171,80 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
   (folder / 'journal').unlink()
 
 
+Parts = dict[str, list]  # what is appended to each file: arrays, and (tokens, bytes) per document
+
+
 def _batches(source: sources.DocumentSource, readers: Iterator[sources.Record],
-             tokenizer: Tokenizer) -> Iterator[tuple[int, list[np.ndarray], list[tuple[int, int]]]]:
-  """(documents read, ids to append, (tokens, bytes) per document), each of about BATCH_BYTES of text."""
-  eot = np.array([tokenizer.eot])
+             tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
+  """(documents read, what to append), each of about BATCH_BYTES of text."""
   if source.tokenised:
-    widths = bytes_per_token(tokenizer)
-    for _, reader in readers:
-      ids, size, parts = source.read(reader), 0, [eot]
-      for start in range(0, len(ids), PIECE_TOKENS):
-        part = ids[start:start + PIECE_TOKENS]
-        if part.max() >= tokenizer.vocab_size:
-          raise ConfigError('path', int(part.max()), f'a token id beyond the vocabulary of {tokenizer.vocab_size}: '
-                            'use the tokenizer that wrote the file, or the right dtype')
-        parts.append(part)
-        size += int(widths[part].sum(dtype=np.int64))
-      yield 1, [*parts, eot], [(len(ids) + 2, size)] if len(ids) else []
+    yield from _tokenised(source, readers, tokenizer)
     return
   done = object()
   following = next(readers, done)
   while following is not done:
-    texts, size, count = [], 0, 0
+    documents, size, count = [], 0, 0
     while following is not done and size < BATCH_BYTES:
-      text = source.read(following[1])
+      document = source.read(following[1])
       count += 1
-      if text:
-        texts.append(text)
-        size += len(text)
+      if document:
+        documents.append(document)
+        size += sum(map(dialogues.length, document)) if source.chat else len(document)
       following = next(readers, done)
-    encoded = tokenizer.encode_batch(texts)
-    sizes = [(len(ids) + 2, len(text.encode())) for ids, text in zip(encoded, texts, strict=True)]
-    yield count, [part for ids in encoded for part in (eot, ids, eot)], sizes
+    yield count, _dialogue_parts(documents, source, tokenizer) if source.chat else _text_parts(documents, tokenizer)
 
 
-def _resume(building: pathlib.Path, tokens, documents, journal) -> dict:
+def _text_parts(texts: list[str], tokenizer: Tokenizer) -> Parts:
+  eot, encoded = np.array([tokenizer.eot]), tokenizer.encode_batch(texts)
+  return {'tokens': [part for ids in encoded for part in (eot, ids, eot)],
+          'documents': [(len(ids) + 2, len(text.encode())) for ids, text in zip(encoded, texts, strict=True)]}
+
+
+def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: sources.DocumentSource,
+                    tokenizer: Tokenizer) -> Parts:
+  documents = [dialogue for row in rows for dialogue in row]
+  encoded = [dialogues.encode(dialogue, source.chat, tokenizer) for dialogue in documents]
+  sizes = [len(''.join(dialogue.answers).encode()) for dialogue in documents]
+  return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
+          'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
+
+
+def _tokenised(source: sources.DocumentSource, readers: Iterator[sources.Record],
+               tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
+  eot, widths = np.array([tokenizer.eot]), bytes_per_token(tokenizer)
+  for _, reader in readers:
+    ids, size, parts = source.read(reader), 0, [eot]
+    for start in range(0, len(ids), PIECE_TOKENS):
+      part = ids[start:start + PIECE_TOKENS]
+      if part.max() >= tokenizer.vocab_size:
+        raise ConfigError('path', int(part.max()), f'a token id beyond the vocabulary of {tokenizer.vocab_size}: '
+                          'use the tokenizer that wrote the file, or the right dtype')
+      parts.append(part)
+      size += int(widths[part].sum(dtype=np.int64))
+    yield 1, {'tokens': [*parts, eot] if len(ids) else [], 'documents': [(len(ids) + 2, size)] if len(ids) else []}
+
+
+def _resume(building: pathlib.Path, files: dict[str, BinaryIO], journal: BinaryIO) -> dict:
   """The last journal entry whose batch is on disk as it was written; what comes after it is cut off."""
-  entry, kept = {'readers': 0, 'bytes': 0, 'tokens_end': 0, 'documents_end': 0, 'skipped': {}}, 0
-  with open(building / 'tokens', 'rb') as stored_tokens, open(building / 'documents', 'rb') as stored_documents:
+  entry, kept = {'readers': 0, 'bytes': 0, 'ends': dict.fromkeys(files, 0), 'skipped': {}}, 0
+  with contextlib.ExitStack() as stack:
+    stored = {name: stack.enter_context(open(building / name, 'rb')) for name in files}
     for line in (building / 'journal').read_bytes().splitlines(keepends=True):
       try:
         following = json.loads(line)
-        body = stored_tokens.read(following['tokens_end'] - entry['tokens_end'])
-        rows = stored_documents.read(following['documents_end'] - entry['documents_end'])
-        if not line.endswith(b'\n') or [zlib.crc32(body), zlib.crc32(rows)] != following['checksum']:
+        checksum = {name: zlib.crc32(file.read(following['ends'][name] - entry['ends'][name]))
+                    for name, file in stored.items()}
+        if not line.endswith(b'\n') or checksum != following['checksum']:
           break
       except (ValueError, KeyError):
         break
       entry, kept = following, kept + len(line)
-  for file, size in ((tokens, entry['tokens_end']), (documents, entry['documents_end']), (journal, kept)):
+  for file, size in (*((file, entry['ends'][name]) for name, file in files.items()), (journal, kept)):
     file.truncate(size)
     file.seek(size)
   return entry
 
 
-def _sync(file) -> None:
+def _sync(file: BinaryIO) -> None:
   file.flush()
   os.fsync(file.fileno())

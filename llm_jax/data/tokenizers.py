@@ -46,9 +46,13 @@ REPLACEMENT = '\N{REPLACEMENT CHARACTER}'.encode()
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code needs of a tokenizer. `eot` is the control id at both ends of every document."""
+  """What the rest of the code needs of a tokenizer. `eot` is the control id at both ends of every document.
+
+  control_ids: every control token by name, `eot` among them; no text is ever encoded to one of these ids.
+  """
   vocab_size: int
   eot: int
+  control_ids: dict[str, int]
   fingerprint: str
 
   def encode(self, text: str) -> list[int]: ...
@@ -90,6 +94,7 @@ def cut(text: str, safe: bool) -> Iterator[str]:
 class ByteTokenizer:
   """The 256 bytes of UTF-8 and one control token, 256."""
   vocab_size, eot = 257, 256
+  control_ids = {END_OF_TEXT: 256}
   fingerprint = fingerprints.of({'kind': 'bytes'})
 
   def encode(self, text: str) -> list[int]:
@@ -196,13 +201,16 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
 
 
 def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: bool = False,
-          sample_bytes: int = 20_000_000) -> RankTokenizer:
+          sample_bytes: int = 20_000_000, control: Sequence[str] = ()) -> RankTokenizer:
   """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019, section 2.2) on the first `sample_bytes` of `texts`.
 
-  The same texts give the same tokenizer. Where they hold fewer merges than asked for, the vocabulary is smaller.
+  The same texts give the same tokenizer. Where they hold fewer merges than asked for, the vocabulary is smaller. The
+  last ids are those of the end of text and of the names in `control`.
   """
   import rustbpe
-  pattern, used = pattern_for(pattern, split_digits), 0
+  pattern, used, control = pattern_for(pattern, split_digits), 0, (END_OF_TEXT, *control)
+  require(all(control) and len(set(control)) == len(control), 'tokenizer.control', control[1:],
+          f'names must differ, from each other and from {END_OF_TEXT!r}, which is always there')
 
   def sample() -> Iterator[str]:
     nonlocal used
@@ -214,10 +222,10 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: boo
         yield piece
 
   trainer = rustbpe.Tokenizer()
-  trainer.train_from_iterator(sample(), vocab_size=vocab_size - 1, pattern=pattern)
+  trainer.train_from_iterator(sample(), vocab_size=vocab_size - len(control), pattern=pattern)
   require(used > 0, 'data.sources', used, 'no text to train a tokenizer on: name a source with text')
   ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-  return RankTokenizer(ranks, pattern, (END_OF_TEXT,), END_OF_TEXT)
+  return RankTokenizer(ranks, pattern, control, END_OF_TEXT)
 
 
 def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str]] | None = None) -> Tokenizer:
@@ -225,9 +233,9 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
   match tokenizer:
     case config.Bytes():
       return ByteTokenizer()
-    case config.BPE(vocab_size, pattern, split_digits, sample_bytes):
+    case config.BPE(vocab_size, pattern, split_digits, sample_bytes, control):
       require(texts is not None, 'tokenizer', tokenizer, 'needs text to train on: give `texts`')
-      return train(texts(), vocab_size, pattern, split_digits, sample_bytes)
+      return train(texts(), vocab_size, pattern, split_digits, sample_bytes, control)
     case config.TiktokenFile(path, pattern, control, split_digits):
       named = [name for name in control if name]
       require(bool(named), 'tokenizer.control', control, f'name the end of text, such as ({END_OF_TEXT!r},)')
