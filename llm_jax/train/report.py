@@ -15,6 +15,7 @@ from llm_jax.train.charts import Series, line_chart, smooth
 from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.progress import duration, size
 from llm_jax.train.report_html import bars, disclosure, escape, facts_table, page, table, tiles, tree
+from llm_jax.train.stage_graph import stage_graph
 from llm_jax.train.workdir import write_atomic
 
 SAMPLES_SHOWN = 6  # steps a prompt
@@ -70,6 +71,7 @@ def render(workdir: pathlib.Path) -> str:
   return page(f'{name}: training report', [
       f'<h1>{escape(name)}</h1><p class="muted">{escape(subtitle(stages, records, config))}</p>',
       headline(stages, records, config, lineage),
+      graph(stages, records, config),
       '<h2>Curves</h2>', curves(stages),
       '<h2>Stages</h2>', stage_table(stages),
       events(records), samples(read_samples(workdir)),
@@ -204,6 +206,25 @@ def parameters(config: dict[str, Any]) -> int | None:
     return count_parameters(door.from_json(config).model)
   except (ConfigError, AttributeError, TypeError, ValueError):
     return None
+
+
+def graph(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], config: dict[str, Any]) -> str:
+  """How the stages of a run of several follow from each other, and what each of them did."""
+  configs = [stage for stage in config.get('stages', []) if isinstance(stage, dict)]
+  if len(configs) < 2:
+    return ''
+  finals = {str(r.get('stage')): result(r) for r in records if r.get('kind') == 'final'}
+  return '<h2>Recipe</h2>' + stage_graph(configs, finals, {s.name: s.last_step for s in stages})
+
+
+def result(final: dict[str, Any]) -> str:
+  """The number that says what a stage did: bits per byte of text, the accuracy on pairs, else the held-out loss."""
+  for name, form in (('bits_per_byte', '{:.3f} bits per byte'), ('reward_margin', 'margin {:.2f}'),
+                     ('loss', 'held-out loss {:.3f}')):
+    if math.isfinite(x := value(final, name)):
+      pairs = name == 'reward_margin' and math.isfinite(value(final, 'accuracy'))
+      return (f'{value(final, "accuracy"):.0%} right, ' if pairs else '') + form.format(x)
+  return 'done'
 
 
 # ---------------------------------------------------------------------------------------------- the curves

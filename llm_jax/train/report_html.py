@@ -53,6 +53,11 @@ svg text { font: 12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans',
 .curve.b { stroke: var(--b); } .curve.c { stroke: var(--c); } .curve.faint { stroke-width: 1; opacity: .35; }
 .dot { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); }
 .scroll { overflow-x: auto; }
+.stages rect { fill: var(--page); stroke: var(--muted); } .stages rect.done { stroke: var(--c); stroke-width: 2; }
+.stages rect.running { stroke: var(--a); stroke-width: 2; } .stages rect.waiting { stroke-dasharray: 4 4; }
+.stages text.name { font-weight: 600; font-size: 14px; fill: var(--ink); } .stages text.result { fill: var(--ink); }
+.stages text.how { text-anchor: middle; font-size: 11px; }
+.arrow { stroke: var(--muted); stroke-width: 1.5; fill: none; } .head { fill: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--muted); font-weight: 500; }

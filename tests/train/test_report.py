@@ -251,3 +251,25 @@ def test_config_tree_names_every_field(tmp_path):
   text = report(tmp_path).text()
   for field in dataclasses.fields(Stage):
     assert field.name in text
+
+
+def test_recipe(tmp_path):
+  """A box a stage with its result, an arrow for each start, whatever the stage is called."""
+  stages = [Stage(name, Data((Weighted(StandardLibrary()),)), steps=60, context=32, batch_size=4,
+                  learning_rate=Cosine(1e-3), init=init)
+            for name, init in (('pretrain', ('scratch',)), ('<b>anneal', ('resume', 'pretrain')),
+                               ('average', ('average', '<b>anneal', 2)), ('branch', ('params', 'pretrain')))]
+  make_run(tmp_path, finished=False)
+  (tmp_path / 'config.json').write_text(json.dumps(door.to_json(
+      dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages)))))
+  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
+  writer.write('final', 'average', 0, loss=0.4, accuracy=0.9, reward_margin=1.5)
+  writer.write('train', 'branch', 7, loss=3.0)
+  page = Page(write_report(tmp_path).read_text())
+  assert [box['class'] for box in page.all('rect', rx='9')] == ['done', 'waiting', 'done', 'running']
+  assert len(page.all('path', class_='arrow')) == 3
+  text = page.text('text')
+  for words in ('<b>anneal', '1.250 bits per byte', '90% right, margin 1.50', 'resume', 'average 2', '7 of 60',
+                'waiting'):
+    assert words in text, words

@@ -1,0 +1,70 @@
+"""The stages of a run as a picture: a box each, an arrow from where it starts."""
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 164, 74, 56, 18, 4
+
+
+def stage_graph(stages: Sequence[Mapping[str, Any]], results: Mapping[str, str], reached: Mapping[str, int]) -> str:
+  """A `<figure>`.
+
+  stages: their configurations, in the order of the run.   results: by name, the number that says what a stage did.
+  reached: by name, the last step recorded.
+  """
+  by_name = {str(stage.get('name')): stage for stage in stages}
+  places, rows = {}, {}
+  for name, stage in by_name.items():
+    parent = _parent(stage)
+    column = places[parent][0] + 1 if parent in places else 0
+    places[name] = column, rows.get(column, places[parent][1] if parent in places else 0)
+    rows[column] = places[name][1] + 1
+  columns, height = (1 + max(place[i] for place in places.values()) for i in (0, 1))
+  width = columns * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
+  height = height * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
+  corner = {name: (MARGIN + x * (BOX_WIDTH + GAP_X), MARGIN + y * (BOX_HEIGHT + GAP_Y))
+            for name, (x, y) in places.items()}
+  parts = ['<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+           'orient="auto">'
+           '<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>']
+  for name, stage in by_name.items():
+    parts += _box(stage, *corner[name], results.get(name, ''), reached.get(name))
+    parent = _parent(stage)
+    if parent in corner:
+      parts += _arrow(corner[parent], corner[name], ' '.join(str(word) for word in (stage['init'][0],
+                                                                                    *stage['init'][2:])))
+  # As wide as it is drawn: text keeps its size, and a long recipe scrolls.
+  return (f'<figure class="scroll"><svg class="stages" viewBox="0 0 {width} {height}" role="img" aria-label="stages" '
+          f'style="min-width: {width}px; max-width: {width}px">' + ''.join(parts) + '</svg></figure>')
+
+
+def _parent(stage: Mapping[str, Any]) -> str | None:
+  init = stage.get('init') or ['scratch']
+  return str(init[1]) if init[0] in ('resume', 'params', 'average') and len(init) > 1 else None
+
+
+def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | None) -> list[str]:
+  steps = stage.get('steps', 0)
+  state = 'done' if result else 'running' if reached else 'waiting'
+  objective = stage.get('objective')
+  kind = objective.get('kind', 'LanguageModel') if isinstance(objective, Mapping) else 'LanguageModel'
+  kinds = {'LanguageModel': 'next token'}
+  done = f'{steps:,} steps' if state == 'done' or not reached else f'{reached:,} of {steps:,}'
+  start = stage.get('init') or ['scratch']
+  source = f', from {start[0]}' if start[0] == 'hf' else ''
+  lines = [('name', str(stage.get('name'))), ('', f'{kinds.get(kind, kind)}, {done}{source}'),
+           ('result', result or state)]
+  text = ''.join(f'<text class="{css}" x="{x + 12}" y="{y + 22 + 20 * i}">{html.escape(_short(line))}</text>'
+                 for i, (css, line) in enumerate(lines))
+  return [f'<rect class="{state}" x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="9"/>', text]
+
+
+def _short(text: str, most: int = 26) -> str:
+  return text if len(text) <= most else text[:most - 1] + '…'
+
+
+def _arrow(start: tuple[int, int], end: tuple[int, int], label: str) -> list[str]:
+  x0, y0, x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2, end[0], end[1] + BOX_HEIGHT / 2
+  middle = (x0 + x1) / 2
+  return [f'<path class="arrow" marker-end="url(#arrow)" d="M{x0},{y0} C{middle},{y0} {middle},{y1} {x1 - 2},{y1}"/>',
+          f'<text class="how" x="{middle}" y="{y1 - 7}">{html.escape(label)}</text>']
