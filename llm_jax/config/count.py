@@ -37,8 +37,8 @@ def count_multi_token(architecture: Architecture) -> int:
   """The blocks that predict further tokens, with their norms and projections; embeddings and head are the main model's
   (DeepSeek-V3, section 2.2)."""
   d_model = architecture.d_model
-  around = 3 * _norm(architecture.norm, d_model) + 2 * d_model * d_model  # of hidden, embedding and output; [2 D, D]
-  return sum(around + _block(block, d_model, active=False) for block in architecture.multi_token)
+  around = lambda block: 3 * _norm(block.norm, d_model) + 2 * d_model * d_model  # hidden, embedding, output; [2 D, D]
+  return sum(around(block) + _block(block, d_model, active=False) for block in architecture.multi_token)
 
 
 def count_matmul_parameters(architecture: Architecture) -> int:
