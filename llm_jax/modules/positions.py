@@ -1,35 +1,92 @@
-"""Rotary positions (Su et al. 2021, section 3.4.2), half-split: dimension i turns together with i + K/2."""
+"""Positions: rotary (Su et al. 2021), with the ways to stretch them to longer contexts, and added sinusoids."""
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config.architecture import RoPE, SinusoidalPositions
+from llm_jax.config.architecture import (
+  LinearScaling,
+  Llama3Scaling,
+  NTKScaling,
+  RoPE,
+  SinusoidalPositions,
+  YaRNScaling,
+)
 from llm_jax.modules.kernels import resolve
 
 Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each float32 [batch, time, K/2]
+STRIDE = 1024
 
 
 def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | None = None) -> Rotation:
-  """The angles position / base^(2i/K), float32 whatever the computation's dtype."""
-  frequencies = 1.0 / rope.base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+  """Cosine and sine of position x inverse frequency, float32 whatever the computation's dtype.
+
+  YaRN multiplies both by its magnitude, so that scores grow by its square (Peng et al. 2023, section 3.4).
+
+  Args:
+    rope: base and scaling.
+    head_dim: K, the size of what is turned; even.
+    positions_BT: int32.
+    kernels: 'cpu' computes them in a loop over rows, 'xla' at once.
+  """
+  frequencies = inverse_frequencies(rope, head_dim)
+  magnitude = rope.scaling.magnitude if isinstance(rope.scaling, YaRNScaling) else 1.0
 
   def turn(positions):
-    phases = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
-    return jnp.cos(phases), jnp.sin(phases)
+    phases = _phases(positions, frequencies)
+    return magnitude * jnp.cos(phases), magnitude * jnp.sin(phases)
 
   # XLA:CPU would compute cosine and sine again in every layer, for every head; it keeps what a loop has made.
   return jax.lax.map(turn, positions_BT) if resolve(kernels) == 'cpu' else turn(positions_BT)
 
 
+def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
+  """Radians a position, float64 [K/2]: base^(-2i/K) (Su et al. 2021, equation 15), scaled as `rope.scaling` says."""
+  frequencies = _geometric(rope.base, head_dim)
+  match rope.scaling:
+    case None:
+      return frequencies
+    case LinearScaling(factor):
+      return frequencies / factor
+    case NTKScaling(factor):  # base factor^(K/(K-2)) in place of base, multiplied out
+      return frequencies / factor ** np.linspace(0, 1, head_dim // 2)
+    case Llama3Scaling() as scaling:
+      turns = scaling.original_length * frequencies / (2 * np.pi)
+      low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+      kept = np.clip((turns - low) / (high - low), 0, 1)
+    case YaRNScaling() as scaling:
+      # The paper's ramp is linear in the turns; its code, and so every model, in i, between the i that turn beta_fast
+      # and beta_slow times, rounded outward.
+      index = lambda turns: head_dim / 2 * math.log(scaling.original_length / (2 * math.pi * turns), rope.base)
+      low = max(math.floor(index(scaling.beta_fast)), 0)
+      high = min(math.ceil(index(scaling.beta_slow)), head_dim - 1)
+      kept = 1 - np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+  return kept * frequencies + (1 - kept) * frequencies / scaling.factor
+
+
 def sinusoids(positions: SinusoidalPositions, d_model: int, positions_BT: jax.Array) -> jax.Array:
   """float32 [batch, time, d_model]: dimension 2i holds sin(position / base^(2i / D)), 2i + 1 the cosine."""
-  frequencies = positions.base ** (-np.arange(0, d_model, 2, dtype=np.float32) / d_model)
-  phases = positions_BT[..., None].astype(jnp.float32) * frequencies
+  phases = _phases(positions_BT, _geometric(positions.base, d_model))
   return jnp.stack([jnp.sin(phases), jnp.cos(phases)], -1).reshape(*positions_BT.shape, -1)[..., :d_model]
 
 
 def rotate(x_BTHK: jax.Array, angles: Rotation) -> jax.Array:
-  """Turns each pair (i, i + K/2) of every head; float32 inside, x's dtype outside."""
+  """Turns each pair (i, i + K/2) of every head (half-split layout); float32 inside, x's dtype outside."""
   cos, sin = (a[:, :, None, :] for a in angles)
   first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+
+
+def _geometric(base, size):
+  return base ** -(np.arange(0, size, 2) / size)
+
+
+def _phases(positions, frequencies):
+  """position x frequency up to whole turns, float32 [*positions, K/2].
+
+  The plain product of two float32 is off by 0.01 radians at position 131,072. Here the turns of whole strides are taken
+  off in float64, before anything is rounded: off by 2e-4. Below STRIDE it is the plain product.
+  """
+  strides, rest = (part[..., None].astype(jnp.float32) for part in jnp.divmod(positions, STRIDE))
+  return strides * np.float32(STRIDE * frequencies % (2 * np.pi)) + rest * np.float32(frequencies)
