@@ -12,49 +12,8 @@ import tokenizers as hf
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import tokenizers
-from llm_jax.data.huggingface import HuggingFaceTokenizer, _byte_alphabet
-
-END = '<|endoftext|>'
-CONTROL = (END, '<|im_start|>', '<|im_end|>', '</s>')
-# As published: openai/gpt-2 src/encoder.py; openai/tiktoken (first cl100k_base); meta-llama/llama3 tokenizer.py.
-PUBLISHED = {
-  'gpt2': r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-  'cl100k': (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-             r'\s*[\r\n]+|\s+(?!\S)|\s+'),
-}
-PUBLISHED['llama3'] = PUBLISHED['cl100k']
-
-
-def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-  """The merge that made each token: its bytes merged by lower ranks until two parts are left."""
-  pairs = []
-  for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-    parts = [bytes([b]) for b in token]
-    while len(parts) > 2:
-      best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
-      parts[best:best + 2] = [parts[best] + parts[best + 1]]
-    if len(token) > 1:
-      pairs.append((parts[0], parts[1]))
-  return pairs
-
-
-def hugging_face(ranks: dict[bytes, int], pattern: str) -> hf.Tokenizer:
-  """The same byte-level BPE built with the `tokenizers` library."""
-  letter = {byte: character for character, byte in _byte_alphabet().items()}
-
-  def spell(token: bytes) -> str:
-    return ''.join(letter[byte] for byte in token)
-
-  vocab = {spell(token): rank for token, rank in ranks.items()}
-  model = hf.models.BPE(vocab, [(spell(a), spell(b)) for a, b in merge_pairs(ranks)])
-  tokenizer = hf.Tokenizer(model)
-  tokenizer.pre_tokenizer = hf.pre_tokenizers.Sequence([
-    hf.pre_tokenizers.Split(hf.Regex(pattern), 'isolated'),
-    hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-  tokenizer.decoder = hf.decoders.ByteLevel()
-  tokenizer.add_special_tokens(list(CONTROL))
-  return tokenizer
-
+from llm_jax.data.huggingface import HuggingFaceTokenizer
+from tests.data.peers import CONTROL, END, PUBLISHED, hugging_face
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_ids_are_those_of_tiktoken_and_tokenizers(pattern, texts, tmp_path):
@@ -177,6 +136,31 @@ def test_training_is_deterministic(texts):
   assert once == {tokenizers.train(texts, 500, 'cl100k').fingerprint}
 
 
+def test_training_with_control_tokens(texts, tmp_path):
+  plain = tokenizers.train(texts, 398, 'cl100k')
+  ours = tokenizers.make_tokenizer(config.BPE(400, control=('<|im_start|>', '<|im_end|>')), lambda: iter(texts))
+  assert ours.vocab_size == 400 and ours.ranks == plain.ranks and ours.eot == plain.eot == 397
+  assert ours.control_ids == {END: 397, '<|im_start|>': 398, '<|im_end|>': 399} and plain.control_ids == {END: 397}
+  assert ours.fingerprint != plain.fingerprint
+  ours.save(tmp_path)
+  assert tokenizers.load_tokenizer(tmp_path).control_ids == ours.control_ids
+  assert not {397, 398, 399} & set(ours.encode(f'a{END}b<|im_start|><|im_end|>'))
+  for control in (('a', 'a'), (END,), ('',)):
+    with pytest.raises(ConfigError, match=r'tokenizer\.control = .*names must differ'):
+      tokenizers.make_tokenizer(config.BPE(400, control=control), lambda: iter(texts))
+
+
+def test_fingerprints_do_not_change():
+  """Pinned: another fingerprint would tokenise everything again, and refuse every checkpoint."""
+  small = tokenizers.RankTokenizer({bytes([i]): i for i in range(256)}, r'\w+', (END,), END)
+  assert small.fingerprint == RANKS_FINGERPRINT
+  assert tokenizers.ByteTokenizer().fingerprint == BYTES_FINGERPRINT
+
+
+RANKS_FINGERPRINT = '0512df9bb44efaca58a01c933831caf6e78f9a00d26646cc7cd21c244367a4e3'
+BYTES_FINGERPRINT = 'eb929771327edd99fe6dfb8cf26e040fc71d5dcaa7e827b53681da5ab66e2954'
+
+
 def test_training_stops_at_sample_bytes_and_counts_the_vocabulary(texts):
   full = tokenizers.make_tokenizer(config.BPE(400), lambda: iter(texts))
   assert full.vocab_size == 400 and full.eot == 399
@@ -190,7 +174,7 @@ def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
   for i, tokenizer in enumerate([tokenizers.ByteTokenizer(), bpe, library]):
     tokenizer.save(tmp_path / str(i))
     loaded = tokenizers.load_tokenizer(tmp_path / str(i))
-    for field in ('fingerprint', 'vocab_size', 'eot'):
+    for field in ('fingerprint', 'vocab_size', 'eot', 'control_ids'):
       assert getattr(loaded, field) == getattr(tokenizer, field)
     both = zip(loaded.encode_batch(texts), tokenizer.encode_batch(texts), strict=True)
     assert all(np.array_equal(a, b) for a, b in both)
