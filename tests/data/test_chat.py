@@ -159,9 +159,10 @@ def test_a_conversation_begins_with_its_prompt(template, trained, texts):
   for _ in range(300):
     messages = conversation(rng, contents)
     for i in (i for i, message in enumerate(messages) if message['role'] == 'assistant'):
-      prompt, (ids, counts) = chat.prompt_ids(messages[:i], template, ours), chat.render(messages[:i + 1], template, ours)
-      assert np.array_equal(ids[:len(prompt)], prompt) and counts[len(prompt)]
-      answer = ours.decode(ids[len(prompt):][counts[len(prompt):] & ~chat.formatting(ids, ours)[len(prompt):]])
+      prompt = chat.prompt_ids(messages[:i], template, ours)
+      ids, counts = chat.render(messages[:i + 1], template, ours, start=i)
+      assert np.array_equal(ids[:len(prompt)], prompt) and np.argmax(counts) == len(prompt)
+      answer = ours.decode(ids[counts & ~chat.formatting(ids, ours)])
       assert answer.strip() == messages[i]['content'].strip()
       if template in ('plain', 'chatml'):
         assert answer == (' ' if template == 'plain' else '') + messages[i]['content']

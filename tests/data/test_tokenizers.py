@@ -15,6 +15,7 @@ from llm_jax.data import tokenizers
 from llm_jax.data.huggingface import HuggingFaceTokenizer
 from tests.data.peers import CONTROL, END, PUBLISHED, hugging_face
 
+
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_ids_are_those_of_tiktoken_and_tokenizers(pattern, texts, tmp_path):
   trained = tokenizers.train(texts, 600, pattern)
