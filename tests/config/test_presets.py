@@ -1,11 +1,12 @@
 """Every printed size has the parameters that its paper prints, and that others make of the released configuration."""
+import json
 import math
 
 import pytest
 import torch
 import transformers
 
-from llm_jax.config import presets
+from llm_jax.config import door, presets
 from llm_jax.config.architecture import (
   LearnedPositions,
   Llama3Scaling,
@@ -14,6 +15,7 @@ from llm_jax.config.architecture import (
   YaRNScaling,
 )
 from llm_jax.config.count import blocks, count_active_parameters, count_multi_token, count_parameters
+from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, experiment, stage
 
 # Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2 and Mixtral
 # 8x22B, on their model cards. GPT-2's are those that its authors' code corrects the paper's to.
@@ -137,6 +139,15 @@ def test_counts_are_those_of_transformers(name):
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**RELEASED[name]))
   biases = sum(buffer.numel() for path, buffer in model.named_buffers() if path.endswith('e_score_correction_bias'))
   assert count_parameters(getattr(presets, name)()) == model.num_parameters() + biases
+
+
+@pytest.mark.parametrize('name', presets.NAMES)
+def test_through_the_door_and_back(name):
+  """As an experiment, and as the JSON of a run's folder."""
+  model = getattr(presets, name)()
+  run = door.from_config_dict(experiment(tokenizer=Bytes(), model=model, stages=(
+    stage('a', StandardLibrary(), steps=1, context=8, batch_size=1, learning_rate=Constant(0.0)),)))
+  assert run.model == model and door.from_json(json.loads(json.dumps(door.to_json(run)))) == run
 
 
 @pytest.mark.parametrize('name', presets.NAMES)
