@@ -1,88 +1,187 @@
 """Folders of safetensors with a `config.json`, as `transformers` writes and reads them."""
+import dataclasses
 import json
+import os
 import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (makes bfloat16 a NumPy dtype)
+import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.hf.configs import config_from_hf, config_to_hf
-from llm_jax.hf.weights import params_from_state_dict, state_dict_from_params
+from llm_jax.hf.configs import config_from_hf, config_to_hf, generation_config
+from llm_jax.hf.families import family_of
+from llm_jax.hf.family import Family
+from llm_jax.hf.tensor_file import TensorFiles, write_file
+from llm_jax.hf.weights import described_tensors, params_from_state_dict, tensors_from_params
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
+PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+Progress = Callable[[int, int], None]  # told of the bytes done and of all
 
 
-def load_pretrained(directory: str) -> tuple[Architecture, dict[str, Any]]:
-  """Reads a Hugging Face folder.
+def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
+                    progress: Progress | None = None) -> tuple[Architecture, dict[str, Any]]:
+  """Reads a Hugging Face folder, tensor by tensor out of memory-mapped files.
+
+  Args:
+    mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory holds no more than one
+      layer of one parameter at a time.
+    dtype: of the parameters.
 
   Returns:
-    The architecture, and its parameters as a nested dict of float32 arrays in host memory.
+    The architecture, and its parameters as a nested dict.
 
   Raises:
-    ConfigError: naming the file, entry or tensors that are missing, unsupported or wrong. Pickled weights are refused.
+    ConfigError: naming the file, entry or tensors that are missing, unsupported or wrong. Pickled weights, code of the
+      folder's own, and files outside of the folder are refused.
   """
   folder = pathlib.Path(directory)
-  config = config_from_hf(_read_json(folder / 'config.json'))
-  tensors: dict[str, np.ndarray] = {}
-  for file in _weight_files(folder):
-    try:
-      loaded = safetensors.numpy.load_file(file)
-    except (safetensors.SafetensorError, OSError) as error:
-      raise ConfigError(str(file), type(error).__name__, f'not a readable safetensors file: {error}') from error
-    twice = sorted(tensors.keys() & loaded.keys())
-    require(not twice, str(file), twice, 'these tensors are in another file too')
-    tensors |= loaded
+  config = config_from_hf(read_json(folder, 'config.json'))
+  tensors = TensorFiles(_weight_files(folder))
+  if not any(name.endswith('.eh_proj.weight') for name in tensors):  # `transformers` leaves them out
+    config = dataclasses.replace(config, multi_token=())
+  return config, read_params(folder, config, tensors, mesh, dtype, progress)
+
+
+def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles, mesh: jax.sharding.Mesh | None,
+                dtype: Any, progress: Progress | None, family: Family | None = None) -> dict[str, Any]:
+  """The parameters in opened files; errors name the folder."""
+  finished, total = 0, sum(tensor.nbytes for tensor in tensors.values())
+
+  def done(name: str) -> None:
+    nonlocal finished
+    tensors.forget(name)
+    finished += tensors[name].nbytes
+    if progress:
+      progress(finished, total)
+
   try:
-    return config, params_from_state_dict(config, tensors)
+    return params_from_state_dict(config, tensors, mesh, dtype, family=family, done=done)
   except ConfigError as error:
     raise ConfigError(str(folder), error.value, error.mend) from error
 
 
-def save_pretrained(directory: str, config: Architecture, params: Any, *, dtype: str = 'float32',
-                    context: int = 2_048) -> None:
-  """Writes `config.json` and `model.safetensors`, loadable by `transformers` and by `load_pretrained`.
+def save_pretrained(directory: str | os.PathLike, config: Architecture, params: Any, *, dtype: str = 'float32',
+                    context: int = 2_048, max_shard_bytes: int = 5_000_000_000, bos: int | None = None,
+                    eos: int | Sequence[int] | None = None, extra: Mapping[str, bytes] | None = None,
+                    progress: Progress | None = None) -> None:
+  """Writes a folder that `transformers` and `load_pretrained` load: `config.json`, `generation_config.json`, and
+  `model.safetensors` or, beyond `max_shard_bytes`, several files with an index. The folder appears whole or not at all.
 
   Args:
     dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
-    context: see `config_to_hf`.
+    context: see `config_to_hf`.   bos, eos: ids of the tokens that begin and end a text.
+    extra: further files by name, such as a tokenizer's.
 
   Raises:
-    ConfigError: where no family of `transformers` expresses the architecture, before anything is written.
+    ConfigError: where no family of `transformers` expresses the architecture, or the folder holds something already;
+      nothing is written then.
   """
+  values = config_to_hf(config, context, bos, eos) | {'dtype': dtype}
+  texts = {'config.json': values, 'generation_config.json': generation_config(bos, eos)}
+  files = {name: json.dumps(value, indent=2).encode() + b'\n' for name, value in texts.items()}
+  write_folder(directory, config, params, family_of(config), {**files, **(extra or {})}, dtype=dtype,
+               max_shard_bytes=max_shard_bytes, progress=progress)
+
+
+def write_folder(directory: str | os.PathLike, config: Architecture, params: Any, family: Family,
+                 files: Mapping[str, bytes], *, dtype: str, max_shard_bytes: int = 5_000_000_000, name: str = SINGLE,
+                 progress: Progress | None = None) -> None:
+  """The tensors by the names of `family`, and `files`, in a new folder."""
   require(dtype in ('float32', 'bfloat16', 'float16'), 'dtype', dtype, "use 'float32', 'bfloat16' or 'float16'")
-  values = config_to_hf(config, context) | {'dtype': dtype}
-  tensors = {name: tensor.astype(dtype) for name, tensor in state_dict_from_params(config, params).items()}
-  folder = pathlib.Path(directory)
-  folder.mkdir(parents=True, exist_ok=True)
-  safetensors.numpy.save_file(tensors, folder / SINGLE, metadata={'format': 'pt'})
-  (folder / 'config.json').write_text(json.dumps(values, indent=2) + '\n')
+  require(max_shard_bytes > 0, 'max_shard_bytes', max_shard_bytes, 'use a positive number of bytes')
+  folder = pathlib.Path(directory).absolute()
+  require(not folder.exists() or folder.is_dir() and not any(folder.iterdir()), 'directory', str(directory),
+          'there is something already: name a new folder')
+  described = {tensor: (np.dtype('float32' if family.float32.search(tensor) else dtype), shape)
+               for tensor, shape in described_tensors(config, family).items()}
+  size = lambda tensor: int(np.prod(described[tensor][1], dtype=np.int64)) * described[tensor][0].itemsize
+  total, written, shards = sum(map(size, described)), 0, [[]]
+  for tensor in described:
+    if shards[-1] and sum(map(size, shards[-1])) + size(tensor) > max_shard_bytes:
+      shards.append([])
+    shards[-1].append(tensor)
+  stem = name.removesuffix('.safetensors')
+  names = [name] if len(shards) == 1 else [
+    f'{stem}-{i:05d}-of-{len(shards):05d}.safetensors' for i in range(1, len(shards) + 1)]
+
+  stream = tensors_from_params(config, params, family)
+
+  def cast(count: int) -> Iterator[tuple[str, np.ndarray]]:
+    nonlocal written
+    for _ in range(count):
+      tensor, values = next(stream)
+      yield tensor, values.astype(described[tensor][0])
+      written += size(tensor)
+      if progress:
+        progress(written, total)
+
+  staging = folder.with_name(f'.{folder.name}.{os.getpid()}.saving')
+  staging.mkdir(parents=True)
+  try:
+    for file, shard in zip(names, shards, strict=True):
+      write_file(staging / file, {tensor: described[tensor] for tensor in shard}, cast(len(shard)))
+    if len(shards) > 1:
+      weight_map = {tensor: file for file, shard in zip(names, shards, strict=True) for tensor in shard}
+      index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
+      (staging / f'{stem}.safetensors.index.json').write_text(json.dumps(index, indent=2) + '\n')
+    for file, content in files.items():
+      (staging / file).write_bytes(content)
+    staging.rename(folder)  # onto nothing, or onto an empty folder
+  except BaseException:
+    shutil.rmtree(staging, ignore_errors=True)
+    raise
+
+
+# ------------------------------------------------------------------------------------------------ what is in a folder
+def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
+  file = inside(folder, name)
+  try:
+    values = json.loads(file.read_text(encoding='utf-8'))
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(str(file), type(error).__name__, f'not a readable JSON file: {error}') from error
+  require(isinstance(values, dict), str(file), values, 'must hold a JSON object')
+  return values
+
+
+def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """The file called `name` in `folder`.
+
+  Raises: ConfigError where its bytes are elsewhere. The Hub's cache, whose snapshots link to the blobs beside them, is
+    in order.
+  """
+  file, home = folder / name, folder.resolve()
+  homes = [home] + [home.parents[1] / 'blobs'] * (home.parent.name == 'snapshots')
+  require(name == pathlib.PurePath(name).name and file.resolve().parent in homes, str(file), str(file.resolve()),
+          'a link that leads out of the folder is not followed: put the file itself there')
+  return file
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if (folder / INDEX).exists():
-    weight_map = _read_json(folder / INDEX).get('weight_map')
-    require(isinstance(weight_map, dict), str(folder / INDEX), weight_map, 'weight_map must name a file per tensor')
+    weight_map = read_json(folder, INDEX).get('weight_map')
+    require(isinstance(weight_map, dict) and len(weight_map) > 0, str(folder / INDEX), weight_map,
+            'weight_map must name a file per tensor')
+    for name in weight_map.values():
+      plain = isinstance(name, str) and name == pathlib.PurePath(name).name and '\\' not in name and '\0' not in name
+      require(plain and name.endswith('.safetensors'), str(folder / INDEX), name,
+              'weight_map may only name .safetensors files of the same folder')
     names = sorted(set(weight_map.values()))
     for name in names:
-      require(name == pathlib.PurePath(name).name and name.endswith('.safetensors'), str(folder / INDEX), name,
-              'weight_map may only name .safetensors files of the same folder')
       require((folder / name).is_file(), str(folder / name), None, 'the index names this file, and it is missing')
-    return [folder / name for name in names]
+    return [inside(folder, name) for name in names]
   if (folder / SINGLE).exists():
-    return [folder / SINGLE]
-  pickled = sorted(path.name for pattern in ('*.bin', '*.pt', '*.pth', '*.ckpt') for path in folder.glob(pattern))
-  require(not pickled, str(folder), pickled, 'pickled weights can run code: convert them to safetensors')
-  raise ConfigError(str(folder), None, f'holds neither {SINGLE} nor {INDEX}')
+    return [inside(folder, SINGLE)]
+  raise no_weights(folder, f'neither {SINGLE} nor {INDEX}')
 
 
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-  try:
-    values = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as error:
-    raise ConfigError(str(file), type(error).__name__, f'not a readable JSON file: {error}') from error
-  require(isinstance(values, dict), str(file), values, 'must hold a JSON object')
-  return values
+def no_weights(folder: pathlib.Path, missing: str) -> ConfigError:
+  """The error for a folder that holds `missing`, or pickles instead."""
+  pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+  if pickled:
+    return ConfigError(str(folder), pickled, 'pickled weights can run code: convert them to safetensors')
+  return ConfigError(str(folder), None, f'holds {missing}')

@@ -1,7 +1,6 @@
-"""Tensors of Hugging Face checkpoints to our parameters, and back."""
+"""Tensors of Hugging Face checkpoints to our parameters, and back, one tensor at a time."""
 import functools
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -13,56 +12,76 @@ import numpy as np
 from llm_jax import paths
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.hf.tables import Entry, Family, entries, family_of
+from llm_jax.hf.families import family_of
+from llm_jax.hf.family import Entry, Family, entries
+from llm_jax.hf.layouts import Index, Shape, parse, their_shape, to_ours, to_theirs
+from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
 from llm_jax.modules.transformer import Transformer
 
-HEAD = 'lm_head.weight'
 FLOATS = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
-def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Our parameters: a nested dict of float32 NumPy arrays, the pattern's blocks stacked along a leading axis.
+def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray],
+                           mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32', *,
+                           family: Family | None = None, done: Callable[[str], None] = lambda name: None
+                           ) -> dict[str, Any]:
+  """Our parameters: a nested dict, the pattern's blocks stacked along a leading axis.
 
   Args:
-    state_dict: tensors by their names in `transformers`, float32, float16 or bfloat16; names of the bare decoder
-      (`h.0.ln_1.weight`) are understood too.
+    state_dict: tensors by their names in files of `transformers`, float32, float16 or bfloat16; names of the bare
+      decoder (`h.0.ln_1.weight`) are understood too.
+    mesh: None makes NumPy arrays; else each device of the mesh gets its shard, cut out of the tensors.
+    dtype: of the parameters.
+    family: whose names these are; None means what `family_of` says.
+    done: told of every tensor that will not be looked at again.
 
   Raises:
     ConfigError: listing every missing, extra and misshapen tensor.
   """
-  family, shapes = family_of(config), parameter_shapes(config)
+  family, shapes = family or family_of(config), parameter_shapes(config)
   table = _table(config, family, shapes)
-  needed = _needed(table, shapes)
-  given = _full_names(family, needed, state_dict)
-  if config.tied_head and np.array_equal(given.get(HEAD), given.get(family.model[0][1])):
-    given.pop(HEAD, None)  # some files repeat the embedding
-  _check(given, needed)
-  params = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+  given = _full_names(family, table, state_dict)
+  _check(state_dict, given, table, shapes)
+  leaves: Leaves = HostLeaves(shapes, dtype) if mesh is None else MeshLeaves(shapes, dtype, mesh)
   for entry in table:
-    parts = [params[path] if entry.layer is None else params[path][entry.layer] for path in entry.paths]
-    widths = [_their_shape(entry.layout, part.shape)[-1] for part in parts]
-    for part, tensor in zip(parts, np.split(given[entry.name], np.cumsum(widths[:-1]), axis=-1), strict=True):
-      part[...] = _to_ours(tensor, entry.layout, part.shape)
-  return flax.traverse_util.unflatten_dict(params, sep='/')
+    if not entry.copy:
+      sizes = entry.shapes(shapes)
+      for part, path in enumerate(entry.paths):
+        leaves.fill(path, entry.layer, functools.partial(_read, state_dict, given, entry, sizes, part))
+    for name in entry.names:
+      if name in given:
+        done(given[name])
+  return flax.traverse_util.unflatten_dict(leaves.finish(), sep='/')
 
 
-def state_dict_from_params(config: Architecture, params: Any) -> dict[str, np.ndarray]:
-  """The inverse: tensors by their names in `transformers`, of the parameters' dtype.
+def state_dict_from_params(config: Architecture, params: Any, *, family: Family | None = None) -> dict[str, np.ndarray]:
+  """The inverse: tensors by their names in files of `transformers`, of the parameters' dtype.
 
   Serves anything shaped like the parameters, such as their gradient.
   """
-  leaves = {path: np.asarray(leaf) for path, leaf in paths.leaves(params)}
-  shapes = parameter_shapes(config)
+  return dict(tensors_from_params(config, params, family or family_of(config)))
+
+
+def tensors_from_params(config: Architecture, params: Any, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+  """(name, tensor) one by one, in the family's order.
+
+  Raises: ConfigError where the parameters are not those of the architecture, before the first.
+  """
+  leaves, shapes = dict(paths.leaves(params)), parameter_shapes(config)
   wrong = [path for path in sorted(leaves.keys() | shapes.keys())
            if path not in leaves or leaves[path].shape != shapes.get(path)]
   if wrong:
     raise ConfigError('params', wrong, 'these parameters do not belong to the architecture or differ from it in shape')
-  state_dict = {}
-  for entry in _table(config, family_of(config), shapes):
-    parts = [leaves[path] if entry.layer is None else leaves[path][entry.layer] for path in entry.paths]
-    joined = np.concatenate([_to_theirs(part, entry.layout) for part in parts], axis=-1)
-    state_dict[entry.name] = np.ascontiguousarray(joined)
-  return state_dict
+  for entry in _table(config, family, shapes):
+    if entry.written:
+      yield from _write(entry, [_layer(leaves[path], entry.layer) for path in entry.paths])
+
+
+def described_tensors(config: Architecture, family: Family) -> dict[str, Shape]:
+  """Names and shapes of the tensors that a model is written as, in the same order."""
+  shapes = parameter_shapes(config)
+  return {name: their_shape(entry.layout, entry.shapes(shapes))
+          for entry in _table(config, family, shapes) if entry.written for name in entry.names}
 
 
 @functools.cache  # architectures are frozen, tracing one takes a moment
@@ -72,7 +91,7 @@ def parameter_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
   return {path: leaf.shape for path, leaf in paths.leaves(abstract['params'])}
 
 
-def _table(config: Architecture, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> list[Entry]:
+def _table(config: Architecture, family: Family, shapes: Mapping[str, Shape]) -> list[Entry]:
   table = list(entries(config, family, shapes))
   uncovered = sorted(shapes.keys() - {path for entry in table for path in entry.paths})
   if uncovered:
@@ -80,66 +99,72 @@ def _table(config: Architecture, family: Family, shapes: Mapping[str, tuple[int,
   return table
 
 
-def _full_names(family: Family, names: Iterable[str], state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """`state_dict` without the family's buffers, its names completed with the base prefix where they lack it."""
-  bare = {name.removeprefix(family.base) for name in names if name.startswith(family.base)}
-  full = {}
-  for name, tensor in state_dict.items():
+# ------------------------------------------------------------------------------------------------ one entry
+def _read(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], entry: Entry, sizes: list[Shape], part: int,
+          index: Index, target: np.ndarray) -> None:
+  """Fills `target` with the slice `index` of one parameter (of one layer)."""
+  numbered = parse(entry.layout).numbered
+  if numbered is None:
+    target[...] = to_ours(tensors[given[entry.names[0]]], entry.layout, sizes, part, entry.rotary, index)
+    return
+  within = index[:numbered] + index[numbered + 1:]
+  for place, name in enumerate(entry.names[index[numbered]]):
+    at = (slice(None),) * numbered + (place,)
+    target[at] = to_ours(tensors[given[name]], entry.layout, sizes, part, entry.rotary, within)
+
+
+def _write(entry: Entry, parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+  numbered = parse(entry.layout).numbered
+  for expert, name in enumerate(entry.names):
+    own = parts if numbered is None else [part.take(expert, numbered) for part in parts]
+    yield name, to_theirs(own, entry.layout, entry.rotary)
+
+
+def _layer(leaf: Any, layer: int | None) -> np.ndarray:
+  """One layer of a stacked parameter in host memory, without the others."""
+  if layer is not None:
+    leaf = leaf[layer] if isinstance(leaf, np.ndarray) else _take(leaf, layer)
+  return np.asarray(leaf)
+
+
+_take = jax.jit(lambda leaf, layer: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
+
+
+# ------------------------------------------------------------------------------------------------ what was given
+def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) -> dict[str, str]:
+  """Full name -> name as given, without the family's buffers; a name may lack the base prefix."""
+  known = (name for entry in table for name in entry.names)
+  bare = {name.removeprefix(family.base) for name in known if name.startswith(family.base)} if family.base else set()
+  full: dict[str, str] = {}
+  for name in names:
     key = family.base + name if name in bare else name
     require(key not in full, 'tensors', name, f'given twice, with and without {family.base}')
     if not family.ignored.search(name):
-      full[key] = tensor
+      full[key] = name
   return full
 
 
-def _needed(table: list[Entry], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-  """Shapes of their tensors by name."""
-  needed = {}
+def _check(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], table: list[Entry], shapes: Mapping[str, Shape]
+           ) -> None:
+  needed, copies = {}, {}
+  holders = {entry.paths: entry.names[0] for entry in table if not entry.copy}
   for entry in table:
-    parts = [shapes[path] if entry.layer is None else shapes[path][1:] for path in entry.paths]
-    parts = [_their_shape(entry.layout, part) for part in parts]
-    needed[entry.name] = (*parts[0][:-1], sum(part[-1] for part in parts))
-  return needed
-
-
-def _check(given: Mapping[str, np.ndarray], needed: Mapping[str, tuple[int, ...]]) -> None:
-  problems = [f'missing {name} {list(shape)}' for name, shape in needed.items() if name not in given]
-  for name, tensor in given.items():
-    if name not in needed:
+    shape = their_shape(entry.layout, entry.shapes(shapes))
+    needed |= {name: shape for name in entry.names}
+    if entry.copy:
+      copies[entry.names[0]] = holders[entry.paths]
+  problems = [f'missing {name} {list(shape)}' for name, shape in needed.items()
+              if name not in given and name not in copies]
+  for full, name in given.items():
+    tensor = tensors[name]
+    if full not in needed:
       problems.append(f'extra {name} {list(tensor.shape)}')
-    elif tensor.shape != needed[name]:
-      problems.append(f'{name} is {list(tensor.shape)}, the architecture needs {list(needed[name])}')
+    elif tensor.shape != needed[full]:
+      hint = ': transposed?' if tensor.shape == needed[full][::-1] else ''
+      problems.append(f'{name} is {list(tensor.shape)}, the architecture needs {list(needed[full])}{hint}')
     elif tensor.dtype not in FLOATS:
       problems.append(f'{name} is {tensor.dtype}, use float32, float16 or bfloat16')
+    elif full in copies and copies[full] in given and not np.array_equal(tensor, tensors[given[copies[full]]]):
+      problems.append(f'{name} differs from {given[copies[full]]}, whose copy it must be')
   if problems:
     raise ConfigError('tensors', f'{len(problems)} do not fit', '; '.join(problems))
-
-
-# ------------------------------------------------------------------------------------------------ layouts
-def _parse(layout: str) -> tuple[list[int], list[list[int]]]:
-  """Our axes' indices in the order of theirs, and the same grouped as their axes."""
-  ours, _, theirs = layout.partition(' -> ')
-  axes, groups, group = ours.split(), [], None
-  for word in (theirs or ours).replace('(', '( ').replace(')', ' )').split():
-    if word == '(':
-      group = []
-    elif word == ')':
-      groups, group = [*groups, group], None
-    elif group is None:
-      groups.append([axes.index(word)])
-    else:
-      group.append(axes.index(word))
-  return [axis for group in groups for axis in group], groups
-
-
-def _their_shape(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  return tuple(math.prod(shape[axis] for axis in group) for group in _parse(layout)[1])
-
-
-def _to_theirs(ours: np.ndarray, layout: str) -> np.ndarray:
-  return ours.transpose(_parse(layout)[0]).reshape(_their_shape(layout, ours.shape))
-
-
-def _to_ours(theirs: np.ndarray, layout: str, shape: tuple[int, ...]) -> np.ndarray:
-  order = _parse(layout)[0]
-  return theirs.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))

@@ -1,6 +1,11 @@
 """Tiny random decoders of `transformers`: the reference of every test in this folder."""
+import copy
+import pathlib
+import tempfile
+
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 import torch
 import transformers
 
@@ -12,7 +17,13 @@ transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 VOCAB = 131  # a prime: nothing divides it
-NO_CONTROL = dict(bos_token_id=None, eos_token_id=None)
+NO_CONTROL = dict(bos_token_id=None, eos_token_id=None, pad_token_id=None)
+SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=72, **NO_CONTROL)
+
+
+def rope(kind='default', base=10_000.0, **rest):
+  return dict(rope_parameters=dict(rope_type=kind, rope_theta=base, **rest))
 
 
 def gpt2(**changes):
@@ -21,20 +32,76 @@ def gpt2(**changes):
     **NO_CONTROL) | changes))
 
 
-def llama(base=10_000.0, **changes):
-  return transformers.LlamaConfig(**(dict(
-    vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    intermediate_size=72, rope_parameters=dict(rope_type='default', rope_theta=base), **NO_CONTROL) | changes))
+def openai(**changes):
+  return transformers.OpenAIGPTConfig(**(dict(
+    vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+    **NO_CONTROL) | changes))
 
+
+def llama(**changes):
+  return transformers.LlamaConfig(**(SMALL | rope() | changes))
+
+
+def mistral(**changes):
+  return transformers.MistralConfig(**(SMALL | rope() | dict(sliding_window=7) | changes))
+
+
+def mixtral(**changes):
+  return transformers.MixtralConfig(**(SMALL | rope() | dict(
+    num_local_experts=5, num_experts_per_tok=2, intermediate_size=40) | changes))
+
+
+def gemma(**changes):
+  return transformers.GemmaConfig(**(SMALL | rope() | dict(head_dim=12) | changes))
+
+
+def gemma2(**changes):
+  return transformers.Gemma2Config(**(SMALL | rope() | dict(
+    head_dim=12, query_pre_attn_scalar=9, sliding_window=7, num_hidden_layers=5, attn_logit_softcapping=5.0,
+    final_logit_softcapping=3.0) | changes))
+
+
+def deepseek(**changes):
+  return transformers.DeepseekV3Config(**(SMALL | rope() | dict(
+    num_key_value_heads=4, num_hidden_layers=3, first_k_dense_replace=1, kv_lora_rank=12, q_lora_rank=20,
+    qk_nope_head_dim=10, qk_rope_head_dim=8, v_head_dim=14, moe_intermediate_size=24, n_shared_experts=2,
+    n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3, routed_scaling_factor=1.5) | changes))
+
+
+LLAMA3 = rope('llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+YARN = dict(factor=4.0, original_max_position_embeddings=16)
 
 CASES = {
   'gpt2': gpt2(),
   'gpt2 untied, exact gelu, narrow': gpt2(tie_word_embeddings=False, activation_function='gelu', n_inner=56),
+  'openai gpt': openai(),
+  'openai gpt untied, silu': openai(tie_word_embeddings=False, afn='silu'),
   'llama gqa': llama(),
-  'llama mha': llama(num_key_value_heads=4, rms_norm_eps=1e-5),
-  'llama mqa, large head': llama(num_key_value_heads=1, head_dim=24),
-  'llama tied, base 500000': llama(base=500_000.0, tie_word_embeddings=True),
-  'llama biases': llama(attention_bias=True, mlp_bias=True),
+  'llama mqa, large head, base 500000': llama(num_key_value_heads=1, head_dim=24, **rope(base=500_000.0)),
+  'llama biases, linear': llama(attention_bias=True, mlp_bias=True, **rope('linear', factor=4.0)),
+  'llama llama3, tied': llama(max_position_embeddings=128, tie_word_embeddings=True, **LLAMA3),
+  'llama mha, yarn': llama(num_key_value_heads=4, max_position_embeddings=64, **rope('yarn', **YARN)),
+  'llama yarn, factor, betas': llama(max_position_embeddings=64, rms_norm_eps=1e-5, **rope(
+    'yarn', **YARN, attention_factor=1.25, beta_fast=8.0, beta_slow=0.5)),
+  'mistral': mistral(),
+  'mistral one head, large, tied': mistral(num_key_value_heads=1, head_dim=20, sliding_window=3,
+                                           tie_word_embeddings=True),
+  'mixtral': mixtral(),
+  'mixtral window, tied': mixtral(sliding_window=7, num_experts_per_tok=3, head_dim=12, tie_word_embeddings=True),
+  'gemma': gemma(),
+  'gemma one head, untied, silu': gemma(num_key_value_heads=1, tie_word_embeddings=False, hidden_act='silu'),
+  'gemma2': gemma2(),
+  'gemma2 no caps': gemma2(num_hidden_layers=2, attn_logit_softcapping=None, final_logit_softcapping=None,
+                           query_pre_attn_scalar=12, attention_bias=True, num_key_value_heads=1),
+  'gemma2 other layers': gemma2(layer_types=['full_attention', 'sliding_attention', 'sliding_attention'] * 2,
+                                num_hidden_layers=6, tie_word_embeddings=False),
+  'deepseek': deepseek(),
+  'deepseek direct query, yarn': deepseek(
+    q_lora_rank=None, max_position_embeddings=64, num_hidden_layers=2, rms_norm_eps=1e-5,
+    **rope('yarn', **YARN, mscale=0.7, mscale_all_dim=1.3)),
+  'deepseek all sparse, one group, tied': deepseek(
+    first_k_dense_replace=0, n_group=1, topk_group=1, n_shared_experts=1, num_hidden_layers=2,
+    tie_word_embeddings=True),
 }
 
 
@@ -45,15 +112,40 @@ def make(config, seed=0):
   with torch.no_grad():
     for name, parameter in model.named_parameters():
       parameter.normal_(std=0.1)
-      if parameter.ndim == 1 and name.endswith('.weight'):  # the norms' scales
-        parameter += 1
+      if parameter.ndim == 1 and name.endswith('.weight') and not config.model_type.startswith('gemma'):
+        parameter += 1  # the norms' scales
+    for name, buffer in model.named_buffers():
+      if name.endswith('e_score_correction_bias'):
+        buffer.uniform_(-0.3, 0.3)
   return model
+
+
+def tensors(folder):
+  """All tensors of a folder, read by the library."""
+  files = pathlib.Path(folder).glob('*.safetensors')
+  return {name: tensor for file in files for name, tensor in safetensors.numpy.load_file(file).items()}
+
+
+def in_files(model):
+  """The model's tensors by the names that files have (some are fused in memory)."""
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return tensors(folder)
+
+
+def gradient_in_files(model):
+  """The gradient of its parameters by the same names."""
+  twin = copy.deepcopy(model)
+  for parameter, original in zip(twin.parameters(), model.parameters(), strict=True):
+    parameter.data = original.grad
+  return in_files(twin)
 
 
 def to_ours(model):
   """Architecture and parameters of a torch model."""
-  config = hf.config_from_hf(model.config.to_dict())
-  return config, hf.params_from_state_dict(config, {k: v.detach().numpy() for k, v in model.state_dict().items()})
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    return hf.load_pretrained(folder)
 
 
 def batch(seed=0, rows=3, time=40):

@@ -29,8 +29,11 @@ def pair(case):
   return model, *peers.to_ours(model)
 
 
-@pytest.mark.parametrize('kernels', EXECUTIONS)
-@pytest.mark.parametrize('case', peers.CASES)
+# In turn, so that every family runs on both.
+RUNS = [(case, ('cpu', 'xla')[i % 2]) for i, case in enumerate(peers.CASES)]
+
+
+@pytest.mark.parametrize('case, kernels', RUNS)
 def test_logits_loss_and_gradients(case, kernels, monkeypatch):
   """The loss is cut into five chunks; every tensor of the gradient is compared by the names of `transformers`."""
   torch_model, config, params = pair(case)
@@ -56,11 +59,12 @@ def test_logits_loss_and_gradients(case, kernels, monkeypatch):
   assert abs(got_loss - want_loss.item()) <= 1e-6 * want_loss.item()
 
   got = hf.state_dict_from_params(config, got)
-  want = {name: parameter.grad.numpy() for name, parameter in torch_model.named_parameters()}
-  assert got.keys() == want.keys()
-  for name in want:
-    error = np.linalg.norm(got[name] - want[name]) / np.linalg.norm(want[name])
-    assert error <= 1e-5, f'{name}: {error}'
+  want = peers.gradient_in_files(torch_model)
+  learnt = {name for name in want if not name.endswith('e_score_correction_bias')}
+  assert got.keys() == want.keys() and sum(np.any(want[name]) for name in learnt) > 0.9 * len(learnt)
+  for name in learnt:  # an expert that no token chose has no gradient
+    error = np.linalg.norm(got[name] - want[name])
+    assert error <= 1e-5 * np.linalg.norm(want[name]), f'{name}: {error}'
 
 
 @pytest.mark.parametrize('case', ('gpt2', 'llama gqa'))

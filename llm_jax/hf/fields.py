@@ -1,0 +1,89 @@
+"""Reading a `config.json`: every entry is read or known to be harmless, or it is refused."""
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.config.errors import ConfigError, require
+
+ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu', 'quick_gelu': 'gelu_sigmoid',
+               'silu': 'silu', 'swish': 'silu', 'relu': 'relu'}
+ACTIVATION_NAMES = {'gelu_tanh': 'gelu_new', 'gelu': 'gelu', 'gelu_sigmoid': 'quick_gelu', 'silu': 'silu',
+                    'relu': 'relu'}
+
+# Entries that do not change what the decoder computes. Any other that is not read must be empty, zero or false.
+HARMLESS = re.compile(
+  r'_token_id$|^summary_|^(transformers_version|architectures|model_type|_name_or_path|torch_dtype|dtype|use_cache|'
+  r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
+  r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
+  r'output_router_logits|cache_implementation|ep_size)$')
+
+
+class Fields:
+  """The entries of a `config.json`, which remember that they were read."""
+
+  def __init__(self, values: Mapping[str, Any]):
+    self.values, self.read = values, set()
+
+  def get(self, key: str, default: Any) -> Any:
+    """The value, or the default that `transformers` has for it where it is absent or null."""
+    self.read.add(key)
+    value = self.values.get(key)
+    return default if value is None else value
+
+  def size(self, key: str, default: int | None) -> int | None:
+    value = self.get(key, default)
+    require(value is None or is_size(value), key, value, 'use a positive integer')
+    return value
+
+  def count(self, key: str, default: int) -> int:
+    value = self.get(key, default)
+    require(value == 0 or is_size(value), key, value, 'use an integer of 0 or more')
+    return int(value)
+
+  def optional_size(self, key: str, default: int | None) -> int | None:
+    """As `size`, but null means None even where the default is a number."""
+    self.read.add(key)
+    return None if key in self.values and self.values[key] is None else self.size(key, default)
+
+  def number(self, key: str, default: float) -> float:
+    value = self.get(key, default)
+    require(is_number(value) and value >= 0, key, value, 'use a finite number of 0 or more')
+    return value
+
+  def optional_number(self, key: str, default: float | None) -> float | None:
+    """As `number`, but null means None even where the default is a number."""
+    self.read.add(key)
+    return None if key in self.values and self.values[key] is None else self.number(key, default)
+
+  def flag(self, key: str, default: bool) -> bool:
+    value = self.get(key, default)
+    require(isinstance(value, bool), key, value, 'use true or false')
+    return value
+
+  def activation(self, key: str, default: str) -> str:
+    value = self.get(key, default)
+    require(isinstance(value, str) and value in ACTIVATIONS, key, value, f'use one of {tuple(ACTIVATIONS)}')
+    return ACTIVATIONS[value]
+
+  def expect(self, key: str, only: Any, why: str) -> None:
+    """Refuses any value but `only`, which is also the default."""
+    value = self.get(key, only)
+    require(value == only, key, value, why)
+
+  def finish(self) -> None:
+    """Raises: ConfigError for the first entry that nobody has read."""
+    if self.values.get('auto_map'):
+      raise ConfigError('auto_map', self.values['auto_map'], 'names code of its own, which is never run: take the '
+                        'entry out if the decoder is a plain one of its model_type')
+    for key, value in self.values.items():
+      if key not in self.read and value and not HARMLESS.search(key):
+        raise ConfigError(key, value, 'this entry of config.json is not supported for this family')
+
+
+def is_size(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,80 @@
+"""What the tables and configurations of Llama and its descendants share."""
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from llm_jax.config.architecture import AnyBlock, Architecture, Attention
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.hf.fields import Fields
+
+T = TypeVar('T')
+
+MODEL = (
+  ('embedding/w',             'model.embed_tokens.weight',                          'V D'),
+  ('final_norm/scale',        'model.norm.weight',                                  'D'),
+  ('head/w',                  'lm_head.weight',                                     'V D'),
+)
+ATTENTION = (
+  ('attention_norm/scale',    'model.layers.{N}.input_layernorm.weight',            'D'),
+  ('attention/query/w',       'model.layers.{N}.self_attn.q_proj.weight',           'D H K -> (H K) D'),
+  ('attention/query/b',       'model.layers.{N}.self_attn.q_proj.bias',             'H K -> (H K)'),
+  ('attention/key/w',         'model.layers.{N}.self_attn.k_proj.weight',           'D G K -> (G K) D'),
+  ('attention/key/b',         'model.layers.{N}.self_attn.k_proj.bias',             'G K -> (G K)'),
+  ('attention/value/w',       'model.layers.{N}.self_attn.v_proj.weight',           'D G K -> (G K) D'),
+  ('attention/value/b',       'model.layers.{N}.self_attn.v_proj.bias',             'G K -> (G K)'),
+  ('attention/out/w',         'model.layers.{N}.self_attn.o_proj.weight',           'H K D -> D (H K)'),
+  ('attention/out/b',         'model.layers.{N}.self_attn.o_proj.bias',             'D'),
+)
+FEED_FORWARD_NORM = (
+  ('feed_forward_norm/scale', 'model.layers.{N}.post_attention_layernorm.weight',   'D'),
+)
+GATED = (
+  ('feed_forward/gate/w',     'model.layers.{N}.mlp.gate_proj.weight',              'D F -> F D'),
+  ('feed_forward/gate/b',     'model.layers.{N}.mlp.gate_proj.bias',                'F'),
+  ('feed_forward/up/w',       'model.layers.{N}.mlp.up_proj.weight',                'D F -> F D'),
+  ('feed_forward/up/b',       'model.layers.{N}.mlp.up_proj.bias',                  'F'),
+  ('feed_forward/down/w',     'model.layers.{N}.mlp.down_proj.weight',              'F D -> D F'),
+  ('feed_forward/down/b',     'model.layers.{N}.mlp.down_proj.bias',                'D'),
+)
+
+
+def read_attention(fields: Fields, d_model: int, *, heads: int, kv_heads: int | None, head_dim: int | None = None,
+                   **rest: Any) -> Attention:
+  """The arguments are the family's defaults; kv_heads None means as many as heads, head_dim None d_model / heads.
+
+  Where a number follows from another ours is None, so that equal decoders have equal configurations.
+  """
+  heads = fields.size('num_attention_heads', heads)
+  kv_heads = fields.size('num_key_value_heads', kv_heads or heads)
+  head_dim = fields.size('head_dim', head_dim)
+  return Attention(heads, None if kv_heads == heads else kv_heads,
+                   None if head_dim and head_dim * heads == d_model else head_dim, **rest)
+
+
+def write_attention(config: Architecture, attention: Attention) -> dict[str, Any]:
+  require(config.d_model % attention.num_heads == 0, 'model.d_model', config.d_model,
+          f'transformers needs a multiple of num_heads={attention.num_heads}, even with another head_dim')
+  return {
+    'hidden_size': config.d_model, 'num_hidden_layers': config.num_layers,
+    'num_attention_heads': attention.num_heads, 'num_key_value_heads': attention.kv_heads,
+    'head_dim': attention.head_size(config.d_model)}
+
+
+def expect_kind(value: Any, kind: type[T], field: str) -> T:
+  """`value`, which must be a `kind` for the family to express it."""
+  if not isinstance(value, kind):
+    raise ConfigError(f'model.{field}', type(value).__name__, f'no family of transformers has this here, only '
+                      f'{kind.__name__}, so it cannot be exported')
+  return value
+
+
+def arrange(blocks: Sequence[AnyBlock]) -> dict[str, tuple[AnyBlock, ...]]:
+  """The shortest prefix and pattern that run as `blocks`."""
+  blocks = tuple(blocks)
+
+  def repeats(start: int, length: int) -> bool:
+    rest = blocks[start:]
+    return len(rest) % length == 0 and rest == rest[:length] * (len(rest) // length)
+
+  size, prefix = min((start + length, start) for start in range(len(blocks))
+                     for length in range(1, len(blocks) - start + 1) if repeats(start, length))
+  return {'prefix': blocks[:prefix], 'pattern': blocks[prefix:size]}

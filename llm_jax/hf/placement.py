@@ -1,0 +1,80 @@
+"""Where imported parameters are put, a piece at a time: in host memory, or onto the shards of a mesh."""
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.hf.layouts import Index, Shape
+from llm_jax.sharding.rules import param_shardings
+
+Read = Callable[[Index, np.ndarray], None]  # fills the array with this slice of a piece
+
+
+class Leaves(Protocol):
+  """Parameters by path. `fill` puts in one layer of a stacked parameter, or (layer None) a whole one."""
+
+  def fill(self, path: str, layer: int | None, read: Read) -> None: ...
+  def finish(self) -> dict[str, Any]: ...
+
+
+class HostLeaves:
+  """NumPy arrays."""
+
+  def __init__(self, shapes: Mapping[str, Shape], dtype: Any):
+    self.arrays = {path: np.empty(shape, jnp.dtype(dtype)) for path, shape in shapes.items()}
+
+  def fill(self, path: str, layer: int | None, read: Read) -> None:
+    target = self.arrays[path] if layer is None else self.arrays[path][layer]
+    read((slice(None),) * target.ndim, target)
+
+  def finish(self) -> dict[str, Any]:
+    return self.arrays
+
+
+class MeshLeaves:
+  """Arrays over a mesh, placed as `sharding.rules` says.
+
+  Each device's part of a piece is cut out of the tensors by itself, and a stacked parameter is filled layer by layer on
+  the devices, so that host memory never holds more than one piece.
+  """
+
+  def __init__(self, shapes: Mapping[str, Shape], dtype: Any, mesh: jax.sharding.Mesh):
+    self.dtype = jnp.dtype(dtype)
+    self.shapes = {path: jax.ShapeDtypeStruct(shape, self.dtype) for path, shape in shapes.items()}
+    self.shardings = param_shardings(self.shapes, mesh)
+    self.arrays: dict[str, jax.Array] = {}
+
+  def fill(self, path: str, layer: int | None, read: Read) -> None:
+    shape, sharding = self.shapes[path].shape, self.shardings[path]
+    if layer is None:
+      self.arrays[path] = self._piece(shape, sharding, read)
+      return
+    if path not in self.arrays:
+      self.arrays[path] = jax.jit(lambda: jnp.zeros(shape, self.dtype), out_shardings=sharding)()
+    rest = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
+    piece = self._piece(shape[1:], rest, read)
+    self.arrays[path] = jax.block_until_ready(_put(self.arrays[path], piece, layer))
+
+  def _piece(self, shape: Shape, sharding: jax.sharding.NamedSharding, read: Read) -> jax.Array:
+    made: dict[Any, np.ndarray] = {}  # devices that hold the same part share it
+
+    def part(index: Index) -> np.ndarray:
+      bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+      if bounds not in made:
+        made[bounds] = np.empty([end - start for start, end in bounds], self.dtype)
+        read(tuple(slice(*bound) for bound in bounds), made[bounds])
+      return made[bounds]
+
+    return jax.block_until_ready(jax.make_array_from_callback(shape, sharding, part))
+
+  def finish(self) -> dict[str, Any]:
+    return self.arrays
+
+
+def _set(leaf: jax.Array, piece: jax.Array, layer: jax.Array) -> jax.Array:
+  return jax.lax.dynamic_update_index_in_dim(leaf, piece, layer, 0)
+
+
+_put = jax.jit(_set, donate_argnums=0)

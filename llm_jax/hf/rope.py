@@ -1,0 +1,121 @@
+"""Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llm_jax.config.architecture import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.hf.fields import Fields, is_number, is_size
+
+KINDS = {  # their entries by kind, beside rope_theta
+  'default': (),
+  'linear': ('factor',),
+  'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
+  'yarn': ('factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow', 'attention_factor', 'mscale',
+           'mscale_all_dim', 'truncate'),
+}
+
+
+def read_rope(fields: Fields, base: float = 10_000.0) -> tuple[RoPE, float]:
+  """The positions, and what a DeepSeek model multiplies its attention scores by on top of 1 / sqrt(head size).
+
+  Args:
+    base: the family's default.
+  """
+  theta, length = fields.number('rope_theta', base), fields.size('max_position_embeddings', None)
+  key, given = 'rope_parameters', {}
+  for name in ('rope_scaling', 'rope_parameters'):
+    value = fields.get(name, {})
+    require(isinstance(value, Mapping), name, value, 'must be an object')
+    value = {k: v for k, v in value.items() if v is not None}
+    theta = value.pop('rope_theta', theta)
+    kinds = {value.pop(k) for k in ('rope_type', 'type') if isinstance(value.get(k), str)}
+    require(len(kinds) <= 1, name, fields.get(name, {}), 'type and rope_type must agree')
+    if value.pop('partial_rotary_factor', 1) != 1:
+      raise ConfigError(name, fields.get(name, {}), 'partial rotary positions are not supported')
+    value['rope_type'] = next(iter(kinds), 'default')
+    if value != {'rope_type': 'default'}:
+      require(not given or given == value, name, value, 'rope_scaling and rope_parameters must agree')
+      key, given = name, value
+  require(is_number(theta) and theta > 1, 'rope_theta', theta, 'use a number above 1, such as 10000')
+  kind = given.pop('rope_type', 'default')
+  require(kind in KINDS, key, kind, f'rope_type must be one of {tuple(KINDS)}')
+  unknown = sorted(given.keys() - set(KINDS[kind]))
+  require(not unknown, key, given, f'{unknown} is not supported with rope_type {kind}')
+  require(given.pop('truncate', True) is True, key, given, 'YaRN without truncate is not supported')
+  for name, value in given.items():
+    require(is_number(value) and value >= 0, f'{key}.{name}', value, 'use a finite number of 0 or more')
+  if kind in ('llama3', 'yarn'):
+    given.setdefault('original_max_position_embeddings', length)
+    original = given['original_max_position_embeddings']
+    require(is_size(original), f'{key}.original_max_position_embeddings', original, 'use a positive integer')
+    if kind == 'yarn' and length:
+      given.setdefault('factor', length / original)
+  needed = () if kind == 'default' else KINDS[kind][:1] if kind == 'yarn' else KINDS[kind]
+  missing = [name for name in needed if name not in given]
+  require(not missing, key, given, f'rope_type {kind} needs {missing}')
+  return RoPE(float(theta), _scaling(kind, given), length), _score_factor(kind, given)
+
+
+def _scaling(kind: str, given: dict[str, Any]) -> Scaling | None:
+  match kind:
+    case 'default':
+      return None
+    case 'linear':
+      return LinearScaling(float(given['factor']))
+    case 'llama3':
+      return Llama3Scaling(float(given['factor']), float(given['low_freq_factor']), float(given['high_freq_factor']),
+                           given['original_max_position_embeddings'])
+    case 'yarn':
+      factor, attention_factor = float(given['factor']), given.get('attention_factor')
+      if attention_factor is None and given.get('mscale') and given.get('mscale_all_dim'):
+        attention_factor = _mscale(factor, given['mscale']) / _mscale(factor, given['mscale_all_dim'])
+      return YaRNScaling(factor, given['original_max_position_embeddings'], float(given.get('beta_fast') or 32),
+                         float(given.get('beta_slow') or 1), attention_factor)
+
+
+def _score_factor(kind: str, given: dict[str, Any]) -> float:
+  return _mscale(given['factor'], given.get('mscale_all_dim', 0.0)) ** 2 if kind == 'yarn' else 1.0
+
+
+def _mscale(factor: float, weight: float) -> float:
+  """As in DeepSeek's code: YaRN's equation 22 with a weight."""
+  return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def write_rope(rope: RoPE, size: int, context: int, score_factor: float = 1.0) -> dict[str, Any]:
+  """The entries of `config.json`, stated twice: version 5 of transformers reads the first, older readers the others.
+
+  Args:
+    size: how many numbers of a head are turned.
+    context: `max_position_embeddings` where the positions do not state one.
+    score_factor: see `read_rope`; it goes into YaRN's mscale and mscale_all_dim.
+  """
+  rope = without_ntk(rope, size)
+  match rope.scaling:
+    case None:
+      given = {'rope_type': 'default'}
+    case LinearScaling(factor):
+      given = {'rope_type': 'linear', 'factor': factor}
+    case Llama3Scaling(factor, low, high, original):
+      given = {'rope_type': 'llama3', 'factor': factor, 'low_freq_factor': low, 'high_freq_factor': high,
+               'original_max_position_embeddings': original}
+    case YaRNScaling(factor, original, fast, slow):
+      given = {'rope_type': 'yarn', 'factor': factor, 'original_max_position_embeddings': original,
+               'beta_fast': fast, 'beta_slow': slow}
+      if score_factor != 1 and factor > 1:
+        weight = lambda scale: round((scale - 1) / (0.1 * math.log(factor)), 9)
+        given['mscale_all_dim'] = weight(math.sqrt(score_factor))
+        given['mscale'] = weight(rope.scaling.magnitude * math.sqrt(score_factor))
+      elif rope.scaling.attention_factor is not None:
+        given['attention_factor'] = float(rope.scaling.attention_factor)
+  old = None if rope.scaling is None else {'type': given['rope_type'], **given}
+  return {'rope_parameters': {**given, 'rope_theta': rope.base}, 'rope_theta': rope.base, 'rope_scaling': old,
+          'max_position_embeddings': rope.max_length or context}
+
+
+def without_ntk(rope: RoPE, size: int) -> RoPE:
+  """NTK-aware scaling is another base, and `transformers` has no other word for it."""
+  if not isinstance(rope.scaling, NTKScaling):
+    return rope
+  return RoPE(rope.base * rope.scaling.factor ** (size / (size - 2)), None, rope.max_length)
