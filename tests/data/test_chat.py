@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+import tokenizers as hf
 import transformers
 
 from llm_jax.config.errors import ConfigError
@@ -116,6 +117,25 @@ def test_ids_and_mask_are_those_of_transformers(pattern, template, trained, text
     prompt = messages[:-1]
     options = {} if template == 'llama2' else {'add_generation_prompt': True}
     assert chat.prompt_ids(prompt, template, ours).tolist() == expected(theirs, prompt, **options)[0]
+
+
+@pytest.mark.parametrize('template', JINJA)
+def test_a_tokenizer_that_marks_the_beginning_of_a_text(template, texts):
+  """Llama 2's kind puts a '▁' before every text: an answer encoded apart from its header would get one too many."""
+  contents = spoken(texts)
+  library = hf.Tokenizer(hf.models.BPE(unk_token='<unk>'))
+  library.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme='always')
+  library.decoder = hf.decoders.Metaspace(prepend_scheme='always')
+  trainer = hf.trainers.BpeTrainer(vocab_size=2_000, special_tokens=['<unk>', *CONTROL], show_progress=False)
+  library.train_from_iterator([*contents, 'user assistant system [INST] [/INST] <<SYS>> <</SYS>>'], trainer)
+  ours, (bos, eos) = HuggingFaceTokenizer(library.to_str().encode(), END), ENDS[template]
+  theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, bos_token=bos, eos_token=eos,
+                                                chat_template=JINJA[template])
+  rng = random.Random(4)
+  for _ in range(50):
+    messages = conversation(rng, contents)
+    ids, counts = chat.render(messages, template, ours)
+    assert (ids.tolist(), counts.astype(int).tolist()) == expected(theirs, messages)
 
 
 def test_what_counts_is_each_answer_and_its_end(bpe):
