@@ -27,7 +27,7 @@ class HuggingFaceTokenizer:
     self._tokenizer.encode_special_tokens = True  # names of control tokens in text are text
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
-    self._content, self.end_of_text = content, end_of_text
+    self.content, self.end_of_text = content, end_of_text
     eot = self._tokenizer.token_to_id(end_of_text)
     require(eot is not None, 'tokenizer.end_of_text', end_of_text, 'not in the vocabulary: name its end of text token')
     control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -39,7 +39,7 @@ class HuggingFaceTokenizer:
     # Longest first, so that a name inside another is not cut before it.
     names = sorted(control, key=lambda name: (-len(name), name))
     self._control_names = re.compile('|'.join(map(re.escape, names)))
-    self._bytes_of = _byte_alphabet() if (description.get('decoder') or {}).get('type') == 'ByteLevel' else None
+    self._bytes_of = byte_alphabet() if (description.get('decoder') or {}).get('type') == 'ByteLevel' else None
 
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0].tolist()
@@ -77,11 +77,11 @@ class HuggingFaceTokenizer:
   def save(self, folder: str | os.PathLike) -> None:
     meta = {'kind': 'huggingface', 'end_of_text': self.end_of_text, 'fingerprint': self.fingerprint}
     folder = pathlib.Path(folder)
-    fingerprints.write_atomically(folder / 'tokenizer.json', self._content)
+    fingerprints.write_atomically(folder / 'tokenizer.json', self.content)
     fingerprints.write_atomically(folder / 'llm_jax_tokenizer.json', json.dumps(meta, indent=1).encode())
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
   """GPT-2's printable character for each byte: printable Latin-1 stands for itself, the others for U+0100 and on."""
   printable = [*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
   others = [byte for byte in range(256) if byte not in printable]
