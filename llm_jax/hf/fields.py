@@ -16,7 +16,7 @@ HARMLESS = re.compile(
   r'_token_id$|^summary_|^(transformers_version|architectures|model_type|_name_or_path|torch_dtype|dtype|use_cache|'
   r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
-  r'output_router_logits|cache_implementation|ep_size)$')
+  r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length)$')
 
 
 class Fields:
