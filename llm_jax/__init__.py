@@ -9,6 +9,8 @@ from typing import Any
 _EXPORTS = {
   'Transformer': 'llm_jax.modules.transformer',
   'generate': 'llm_jax.decode.generate',
+  'beam_search': 'llm_jax.decode.beam',
+  'speculate': 'llm_jax.decode.speculative',
   'Greedy': 'llm_jax.decode.sampling',
   'Sampling': 'llm_jax.decode.sampling',
 }
