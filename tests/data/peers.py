@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 import tokenizers as hf
 
-from llm_jax.data.huggingface import _byte_alphabet
+from llm_jax.data.huggingface import byte_alphabet
 
 END = '<|endoftext|>'
 CONTROL = (END, '<|im_start|>', '<|im_end|>', '</s>')
@@ -31,7 +31,7 @@ def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 def hugging_face(ranks: dict[bytes, int], pattern: str, control: Sequence[str] = CONTROL) -> hf.Tokenizer:
   """The same byte-level BPE built with the `tokenizers` library; ids of `control` follow the ranks."""
-  letter = {byte: character for character, byte in _byte_alphabet().items()}
+  letter = {byte: character for character, byte in byte_alphabet().items()}
 
   def spell(token: bytes) -> str:
     return ''.join(letter[byte] for byte in token)

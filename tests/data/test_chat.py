@@ -66,11 +66,15 @@ ENDS = {'chatml': (None, '<|im_end|>'), 'llama2': ('<s>', '</s>'), 'llama3': ('<
 
 
 def conversation(rng: random.Random, contents: list[str]) -> list[chat.Message]:
-  """One to four rounds, with a system message in half of them."""
+  """One to four rounds, with a system message in half of them, and white space around what is not an answer."""
   rounds = ['user', 'assistant'] * rng.randint(1, 4)
   roles = ['system', *rounds] if rng.random() < 0.5 else rounds
-  return [{'role': role, 'content': content} for role, content in zip(roles, rng.sample(contents, len(roles)),
-                                                                      strict=True)]
+
+  def space(role: str) -> str:
+    return '' if role == 'assistant' else rng.choice(('', '', ' ', '\n', '\n\n', '\t '))
+
+  return [{'role': role, 'content': f'{space(role)}{content}{space(role)}'}
+          for role, content in zip(roles, rng.sample(contents, len(roles)), strict=True)]
 
 
 def spoken(texts: list[str]) -> list[str]:

@@ -160,12 +160,14 @@ def test_stores_of_text_are_named_as_before(folder, bpe):
   assert not (folder / 'cache' / 'tokens' / store.fingerprint[:32] / 'counts').exists()
 
 
-def test_every_option_has_a_store_of_its_own(folder, bpe):
+def test_every_option_has_a_store_of_its_own(folder, bpe, monkeypatch):
   opened = [conversations(folder), conversations(folder, template='plain'), preferences(folder),
             preferences(folder, template='plain'), preferences(folder, mask_formatting=False)]
   stores = [token_store.open_store(sources.open_source(source, folder / 'cache'), 'train', bpe, folder / 'cache')
             for source in opened]
-  assert len({store.fingerprint for store in stores}) == 5
+  monkeypatch.setattr(chat, 'FORMAT', 2)
+  newer = token_store.open_store(sources.open_source(opened[0], folder / 'cache'), 'train', bpe, folder / 'cache')
+  assert len({store.fingerprint for store in (*stores, newer)}) == 6
   assert all(len(store.counts) == store.num_tokens == len(store.tokens) for store in stores)
 
 
