@@ -37,7 +37,7 @@ def get_config(folder):
     stages=(
       stage('pretrain', web, **rows, steps=10_000, learning_rate=Constant(peak=6e-4, warmup=200),
             eval_every=500, eval_batches=4, sample_every=1_000, prompts=('The ',)),
-      stage('anneal', mix((web, .6), (best, .4)), **rows, steps=2_000, learning_rate=LinearToZero(peak=6e-4),
+      stage('anneal', mix(web, (best, ((0, .1), (1, 2.0)))), **rows, steps=2_000, learning_rate=LinearToZero(peak=6e-4),
             init=('resume', 'pretrain'), eval_every=500, eval_batches=4),
       stage('average', best, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 4)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'chatml'), packing='best_fit'), context=1_024,

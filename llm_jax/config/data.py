@@ -144,14 +144,45 @@ class Preferences:
 Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Conversations | Preferences
 
 
+Weight = float | tuple[tuple[float, ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-  """A source and its share of the mixture."""
+  """A source and its share of the mixture.
+
+  weight: a number; or points (share of the stage's steps, weight) with straight lines between them, so that
+  ((0, .1), (.5, .1), (1, .9)) takes the source up in the second half of the stage.
+  """
   source: Source
-  weight: float = 1.0
+  weight: Weight = 1.0
 
   def __post_init__(self):
-    require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
+    if not isinstance(self.weight, tuple):
+      require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
+      return
+    pairs = len(self.weight) > 0 and all(len(point) == 2 for point in self.weight)
+    require(pairs, 'weight', self.weight, 'use points (share of the steps, weight), such as ((0, 1), (1, .5))')
+    places = [place for place, _ in self.weight]
+    rising = all(a < b for a, b in zip(places, places[1:], strict=False))
+    require(rising and 0 <= places[0] and places[-1] <= 1, 'weight', self.weight,
+            "points are shares of the stage's steps: let them rise from 0 to 1")
+    require(all(weight >= 0 for _, weight in self.weight) and self.most > 0, 'weight', self.weight,
+            'use weights of 0 or more, one of them above')
+
+  @property
+  def most(self) -> float:
+    return max(weight for _, weight in self.weight) if isinstance(self.weight, tuple) else self.weight
+
+  def at(self, progress: float) -> float:
+    """The weight at a share of the stage's steps."""
+    if not isinstance(self.weight, tuple):
+      return self.weight
+    after = sum(place <= progress for place, _ in self.weight)
+    if after in (0, len(self.weight)):
+      return self.weight[min(after, len(self.weight) - 1)][1]
+    (x0, y0), (x1, y1) = self.weight[after - 1:after + 1]
+    return y0 + (y1 - y0) * (progress - x0) / (x1 - x0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +201,9 @@ class Data:
     pairs = [isinstance(part.source, Preferences) for part in self.sources]
     require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
             'pairs of answers cannot be mixed with other text: give them a stage of their own')
+    for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:
+      require(sum(part.at(place) for part in self.sources) > 0, 'sources', [part.weight for part in self.sources],
+              f'all weights are 0 at {place} of the stage: leave one above')
 
   @property
   def pairs(self) -> bool:

@@ -1,11 +1,29 @@
-"""Which source sample i of a weighted mixture comes from, known for any i without those before it."""
+"""Which source sample i of a weighted mixture comes from, known for any i without reading those before it."""
 import fractions
+import functools
 import math
+import threading
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
+from llm_jax.config.data import Weighted
+
 LONGEST_PERIOD = 1 << 16
+
+
+class AnyMixture(Protocol):
+  """locate(sample) gives (source, how many samples it has given before)."""
+
+  def locate(self, sample: int) -> tuple[int, int]: ...
+
+
+def make_mixture(parts: Sequence[Weighted], steps: int, batch_size: int) -> AnyMixture:
+  """The mixture of a stage; `steps` and `batch_size` matter where a weight changes."""
+  if any(isinstance(part.weight, tuple) for part in parts):
+    return ScheduledMixture(parts, steps, batch_size)
+  return Mixture([part.weight for part in parts])
 
 
 class Mixture:
@@ -34,6 +52,60 @@ class Mixture:
     periods, place = divmod(sample, len(self._source))
     source = int(self._source[place])
     return source, periods * int(self._counts[source]) + int(self._rank[place])
+
+
+class ScheduledMixture:
+  """Weights that change with the step. After any number of steps a source has had its share, the sum of its shares of
+  each step's samples, to within one sample.
+
+  How many samples each source has given before a step is kept in a table (8 bytes a step and source), which grows as
+  far as it is asked for: some 50 microseconds a step. After the last step the weights stay.
+  """
+
+  def __init__(self, parts: Sequence[Weighted], steps: int, batch_size: int):
+    self._parts, self._steps, self._batch_size = parts, max(1, steps), batch_size
+    self._due = np.zeros(len(parts))  # the sum of the shares up to where the table ends
+    self._given, self._known = np.zeros((1_024, len(parts)), np.int64), 0
+    self._lock = threading.Lock()  # rows are read by several threads
+
+  def locate(self, sample: int) -> tuple[int, int]:
+    step, place = divmod(sample, self._batch_size)
+    with self._lock:
+      while self._known <= step:
+        self._extend()
+    before = self._given[step]
+    order, rank = _order(tuple((self._given[step + 1] - before).tolist()))
+    source = int(order[place])
+    return source, int(before[source] + rank[place])
+
+  def _extend(self) -> None:
+    """One more step: to each source the whole samples that it is due, the rest to those that are due most."""
+    step = self._known
+    now = np.array([part.at(step / self._steps) for part in self._parts])
+    self._due = self._due + self._batch_size * (now / now.sum())
+    missing = self._due - self._given[step]
+    counts = np.maximum(0, np.floor(missing)).astype(np.int64)
+    while (left := self._batch_size - counts.sum()) != 0:
+      error = missing - counts
+      if left > 0:
+        counts[np.argmax(error)] += 1
+      else:
+        counts[np.argmin(np.where(counts > 0, error, np.inf))] -= 1
+    if step + 1 == len(self._given):
+      self._given = np.concatenate([self._given, np.zeros_like(self._given)])
+    self._given[step + 1] = self._given[step] + counts
+    self._known += 1
+
+
+@functools.lru_cache(4_096)
+def _order(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """The sources of one step's samples, evenly interleaved, and how many the source has given before in the step."""
+  sources = [source for source, count in enumerate(counts) if count]
+  order = np.array(sources)[_schedule([counts[source] for source in sources])]
+  rank = np.zeros(len(order), np.int64)
+  for source in sources:
+    rank[order == source] = np.arange(counts[source])
+  return order, rank
 
 
 def _apportion(shares: list[fractions.Fraction], period: int) -> list[int]:

@@ -15,7 +15,7 @@ from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import dialogues, fingerprints, sources, token_store
-from llm_jax.data.mixture import Mixture
+from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
 from llm_jax.data.packing import Rows, assemble
 from llm_jax.data.pairs import PairRows
 from llm_jax.data.tokenizers import Tokenizer
@@ -35,7 +35,7 @@ class Dataset:
   """
 
   def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows | PairRows],
-               weights: Sequence[float], tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
+               mixture: AnyMixture, tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
                fingerprint: dict[str, str]):
     self.split, self.context, self.fingerprint = split, context, fingerprint
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
@@ -51,7 +51,7 @@ class Dataset:
                     for store in stores for reason in store.skipped}
     if split == 'train':
       import grain
-      self._mixture = Mixture(weights)
+      self._mixture = mixture
       self._orders = [grain.MapDataset.range(len(part)).shuffle(seed=_seed('rows', seed, i)).repeat()
                       for i, part in enumerate(rows)]
     else:
@@ -104,15 +104,16 @@ class Dataset:
 
 
 def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: sources.Split,
-                 cache_dir: str | os.PathLike | None = None,
+                 steps: int = 1, batch_size: int = 1, cache_dir: str | os.PathLike | None = None,
                  progress: token_store.Progress | None = None) -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
+  steps, batch_size: of the stage; they matter where a source's weight changes with the step.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
   do not fit into `context` are counted in a warning.
   """
-  opened, parts, weights = [], [], []
+  opened, parts, used = [], [], []
   for i, weighted in enumerate(data.sources):
     if split == 'held_out' and not weighted.source.held_out:
       continue
@@ -125,14 +126,19 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     opened.append(source)
     parts.append(PairRows(store, context, tokenizer.eot) if data.pairs else
                  Rows(store, data.packing, context, order, tokenizer.eot))
-    weights.append(weighted.weight)
+    used.append(weighted)
     if source.chat:
       _tell_cuts(f'data.sources[{i}] ({split})', parts[-1], context)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
-    'weights': ', '.join(map(repr, weights)), 'packing': data.packing, 'context': str(context), 'seed': str(seed),
+    'weights': ', '.join(repr(part.weight) for part in used) + (
+      f' over {steps} steps of {batch_size}' if any(isinstance(part.weight, tuple) for part in used) else ''),
+    'packing': data.packing, 'context': str(context), 'seed': str(seed),
     'tokenizer': tokenizer.fingerprint}
-  return Dataset(opened, parts, weights, tokenizer, split, context, seed, fingerprint) if opened else None
+  if not opened:
+    return None
+  mixture = make_mixture(used, steps, batch_size)
+  return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint)
 
 
 def _tell_cuts(where: str, rows: Rows | PairRows, context: int) -> None:
@@ -145,9 +151,9 @@ def _tell_cuts(where: str, rows: Rows | PairRows, context: int) -> None:
 
 
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
-  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight until one is used up.
-  Of dialogues, all that is said."""
-  opened = [(weighted.weight, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources]
+  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight (the highest that one
+  reaches) until one is used up. Of dialogues, all that is said."""
+  opened = [(weighted.most, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources]
   texts = [(weight, source.documents('train')) for weight, source in opened if not source.tokenised]
   if texts:
     mixture, sample = Mixture([weight for weight, _ in texts]), 0

@@ -137,8 +137,8 @@ def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
       shown = done
 
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
-      return open_dataset(stage.data, context.tokenizer, context=stage.context, split=split, progress=progress,
-                          seed=stage_seed(context.run, stage))
+      return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=stage_seed(context.run, stage),
+                          split=split, steps=stage.steps, batch_size=stage.batch_size, progress=progress)
 
 
 def make_lineage() -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Weights that change with the step: realised shares against the schedule's own sums."""
+import random
+
+import numpy as np
+import pytest
+
+from llm_jax.config.data import Data, Text, Weighted
+from llm_jax.config.errors import ConfigError
+from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture
+from llm_jax.data.pipeline import open_dataset
+from llm_jax.data.tokenizers import ByteTokenizer
+
+
+def parts_of(*weights):
+  return [Weighted(Text('x'), weight) for weight in weights]
+
+
+def random_parts(rng):
+  """Two to six sources, some constant, some with points, of weights that are 0 in places."""
+  def weight():
+    if rng.random() < 0.3:
+      return rng.random() + 0.01
+    places = sorted({0.0, 1.0, *(round(rng.random(), 2) for _ in range(rng.randint(0, 3)))})
+    return (*((place, rng.random() * (rng.random() < 0.8)) for place in places[:-1]), (1.0, rng.random()))
+  return [*parts_of(*(weight() for _ in range(rng.randint(1, 5)))), *parts_of(0.05)]
+
+
+@pytest.mark.parametrize('seed', range(25))
+def test_shares_are_within_one_sample_after_every_step(seed):
+  rng = random.Random(seed)
+  parts, batch, steps = random_parts(rng), rng.choice((1, 2, 3, 7, 64)), rng.choice((5, 50, 100))
+  mixture, due, given = ScheduledMixture(parts, steps, batch), np.zeros(len(parts)), np.zeros(len(parts), int)
+  for step in range(steps):
+    weights = np.array([np.interp(step / steps, *zip(*part.weight, strict=True)) if isinstance(part.weight, tuple)
+                        else part.weight for part in parts])
+    due += batch * weights / weights.sum()
+    for place in range(batch):
+      source, count = mixture.locate(step * batch + place)
+      assert count == given[source]
+      given[source] += 1
+    assert np.abs(due - given).max() < 1
+
+
+def test_any_sample_without_those_before_it():
+  parts = random_parts(random.Random(3))
+  ahead = ScheduledMixture(parts, 60, 4)
+  want = [ahead.locate(sample) for sample in range(240)]
+  for sample in (239, 0, 17, 100):
+    assert ScheduledMixture(parts, 60, 4).locate(sample) == want[sample]
+
+
+def test_a_source_that_comes_in_late():
+  mixture = make_mixture(parts_of(1.0, ((0.5, 0.0), (1.0, 1.0))), steps=100, batch_size=8)
+  sources = np.array([[mixture.locate(step * 8 + place)[0] for place in range(8)] for step in range(100)])
+  assert not sources[:50].any() and 0.1 < sources[50:].mean() < 0.4 and sources[90:].mean() > sources[50:60].mean()
+
+
+def test_constant_weights_stay_as_they_were():
+  assert isinstance(make_mixture(parts_of(0.7, 0.3), 10, 4), Mixture)
+
+
+@pytest.mark.parametrize('weight, message', [
+  ((), 'use points'), (((0.0, 1.0, 2.0),), 'use points'), (((0.5, 1.0), (0.2, 1.0)), 'let them rise'),
+  (((0.0, 1.0), (1.5, 1.0)), 'let them rise'), (((0.0, -1.0),), 'use weights of 0 or more')])
+def test_refused(weight, message):
+  with pytest.raises(ConfigError, match=message):
+    Weighted(Text('x'), weight)
+
+
+def test_no_source_left_is_refused():
+  with pytest.raises(ConfigError, match='all weights are 0 at 1.0 of the stage'):
+    Data(tuple(parts_of(((0.0, 1.0), (1.0, 0.0)), ((0.0, 1.0), (0.5, 0.0)))))
+
+
+def test_rows_of_a_scheduled_mixture(tmp_path):
+  """The data set follows the schedule, and its fingerprint holds all that decides it."""
+  for name, letter in (('a', 'a'), ('b', 'b')):
+    (tmp_path / f'{name}.txt').write_text(letter * 400)
+  data = Data((Weighted(Text(str(tmp_path / 'a.txt'))), Weighted(Text(str(tmp_path / 'b.txt')), ((0, 0.0), (1, 3.0)))))
+  open_it = lambda steps, batch: open_dataset(data, ByteTokenizer(), context=8, seed=0, split='train', steps=steps,
+                                              batch_size=batch, cache_dir=tmp_path / 'cache')
+  opened = open_it(10, 4)
+  shares = [np.mean([ord('b') in opened.row(step * 4 + place)['tokens'] for place in range(4)]) for step in range(10)]
+  assert shares[0] == 0 and shares[-1] >= 0.5
+  assert abs(4 * sum(shares) - sum(4 * 0.3 * step / (1 + 0.3 * step) for step in range(10))) < 1
+  fingerprints = {str(each.fingerprint) for each in (opened, open_it(11, 4), open_it(10, 2))}
+  assert len(fingerprints) == 3
