@@ -63,13 +63,13 @@ class Progress:
         self._guard(self._print_line)
 
   def held_out(self, step: int, **numbers: float) -> None:
-    """The last evaluation's result: loss (nats per token), bits_per_byte."""
-    parts = [f'held-out at step {step:,}:']
-    if 'loss' in numbers:
-      parts.append(f'loss {numbers["loss"]:.4f}')
-    if 'bits_per_byte' in numbers:
-      parts.append(f'{numbers["bits_per_byte"]:.4f} bits per byte')
-    self._held_out = '  '.join(parts)
+    """The last evaluation's result: loss (nats per token), bits_per_byte of text; of pairs the share that is right and
+    the mean margin of rewards."""
+    forms = {'loss': 'loss {:.4f}', 'bits_per_byte': '{:.4f} bits per byte'}
+    if 'reward_margin' in numbers:
+      forms |= {'accuracy': '{:.0%} right', 'reward_margin': 'margin {:.3f}'}
+    parts = [form.format(numbers[name]) for name, form in forms.items() if name in numbers]
+    self._held_out = '  '.join([f'held-out at step {step:,}:', *parts])
     if self._live is None:
       self.message(f'{self.title}  {self._held_out}')
 

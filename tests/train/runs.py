@@ -36,15 +36,32 @@ def environment(cache: pathlib.Path, devices: int) -> dict[str, str]:
           'LLM_JAX_CACHE': str(cache), 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
 
 
+def write_recipe(folder: pathlib.Path) -> pathlib.Path:
+  """Text, conversations and pairs of answers, made of the same functions."""
+  documents = [json.loads(line)['text'] for line in write_corpus(folder).read_text().splitlines()]
+  (folder / 'corpus.jsonl').rename(folder / 'text.jsonl')
+  cut = lambda text, *at: [text[a:b].strip() for a, b in zip(at, at[1:], strict=False)]
+  chats, pairs = [], []
+  for mine, other in zip(documents, documents[1:], strict=False):
+    ask, answer = cut(mine, 0, 14, 30)
+    chats.append({'messages': [{'role': 'user', 'content': ask}, {'role': 'assistant', 'content': answer}]})
+    pairs.append({'prompt': ask, 'chosen': answer, 'rejected': other[40:55].strip()})
+  for name, rows in (('chats', chats), ('pairs', pairs)):
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder / 'text.jsonl'
+
+
 def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1,
-          rank: tuple[int, int, int] | None = None) -> subprocess.Popen:
-  """Starts the tiny experiment. rank: (port, processes, this one)."""
+          rank: tuple[int, int, int] | None = None, experiment: str | None = None, kill_at: str = ''
+          ) -> subprocess.Popen:
+  """Starts the tiny experiment, or another one. rank: (port, processes, this one). kill_at: see `kill_point`."""
   cluster = [] if rank is None else [f'--coordinator=localhost:{rank[0]}', f'--num_processes={rank[1]}',
                                      f'--process_id={rank[2]}']
   return subprocess.Popen(
-      [sys.executable, '-m', 'launch.train', f'--config={TINY}:{corpus}', f'--workdir={workdir}', *flags, *cluster],
-      cwd=ROOT, env=environment(corpus.parent / 'cache', devices), stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True)
+      [sys.executable, '-m', 'launch.train', f'--config={experiment or f"{TINY}:{corpus}"}',
+       f'--workdir={workdir}', *flags, *cluster],
+      cwd=ROOT, env=environment(corpus.parent / 'cache', devices) | {'LLM_JAX_KILL_AT': kill_at},
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run(*args, expect: int = 0, **kwargs) -> str:

@@ -1,0 +1,69 @@
+"""From the first token to an aligned model in one run: pretrain, anneal, average, SFT, DPO."""
+import math
+import signal
+
+import numpy as np
+import pytest
+
+from llm_jax import paths
+from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.train.metrics import read_metrics
+from tests.train import runs
+
+STAGES = ('pretrain', 'anneal', 'average', 'sft', 'dpo')
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return runs.write_recipe(tmp_path_factory.mktemp('recipe'))
+
+
+@pytest.fixture(scope='module')
+def untouched(corpus, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('untouched')
+  runs.run(corpus, workdir, experiment=recipe(corpus))
+  return workdir
+
+
+def recipe(corpus):
+  return f'{runs.ROOT / "tests/train/tiny_recipe.py"}:{corpus.parent}'
+
+
+def params(workdir, stage, count=1):
+  return [dict(paths.leaves(checkpoint.read()))
+          for checkpoint in CheckpointStore(workdir / 'checkpoints' / stage, 3).newest(count)]
+
+
+def test_average_is_the_mean_of_the_last_checkpoints(untouched):
+  last = params(untouched, 'anneal', 3)
+  [got] = params(untouched, 'average')
+  assert any((last[0][name] != last[2][name]).any() for name in got)
+  for name, leaf in got.items():
+    want = np.mean([each[name].astype(np.float64) for each in last], 0).astype(np.float32)
+    np.testing.assert_array_equal(leaf, want, name)
+
+
+def test_what_each_stage_learns(untouched):
+  records = read_metrics(untouched)
+  of = lambda stage, kind: [r for r in records if r['stage'] == stage and r['kind'] == kind]
+  assert [r['stage'] for r in records if r['kind'] == 'final'] == list(STAGES)
+  assert of('anneal', 'final')[0]['loss'] < of('pretrain', 'final')[0]['loss']
+  assert 'bits_per_byte' in of('average', 'final')[0] and 'bits_per_byte' not in of('sft', 'final')[0]
+  assert of('sft', 'final')[0]['loss'] < of('sft', 'train')[0]['loss']
+  first, last = of('dpo', 'train')[0], of('dpo', 'final')[0]
+  assert abs(first['reward_margin']) < 1e-6  # the policy is the reference
+  assert first['loss'] == pytest.approx(math.log(2) + 0.2 * first['nll'], rel=1e-6)
+  assert last['reward_margin'] > 0 and last['loss'] < first['loss']
+  assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
+
+
+def test_killed_at_the_end_of_every_stage(corpus, untouched, tmp_path):
+  """SIGKILL where the last checkpoint of a stage is committed, before (once) or after: the end is bitwise equal."""
+  for kill_at in ('before_commit@12', *('after_commit@12',) * 4, ''):
+    process = runs.start(corpus, tmp_path, experiment=recipe(corpus), kill_at=kill_at)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == (-signal.SIGKILL if kill_at else 0), output
+  for stage in STAGES:
+    assert runs.state_hash(tmp_path, stage) == runs.state_hash(untouched, stage)
+  assert runs.losses(tmp_path) == runs.losses(untouched)
+  assert runs.losses(tmp_path, 'final') == runs.losses(untouched, 'final')
