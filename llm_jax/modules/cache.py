@@ -44,8 +44,9 @@ class KVCache:
   """Two arrays [B, G, S, size] of one block, with a leading N for a block of the pattern and its repeats: keys and
   values, or (LatentAttention, G = 1) compressed vectors and rotary keys.
 
-  layer: which repeat is meant; None where there is no N. (A leading axis of 1 would do, but behind the reshape that
-  takes it away XLA on CPU updates twice, for the reader and for what is carried, and copies the cache in between.)
+  B and G are left out where they are 1, and N is for a block of the prefix, whose `layer` is None: behind the reshape
+  that takes an axis of 1 away XLA on CPU updates twice, for the reader and for what is carried, and copies the cache
+  in between, in every step.
   """
   parts: tuple[jax.Array, jax.Array]
 
@@ -63,16 +64,20 @@ class KVCache:
 
 
 def _update(part, layer, new_BTGK, slots):
-  new_BGTK, start = new_BTGK.swapaxes(1, 2).astype(part.dtype), slots.start
+  B, _, G, _ = new_BTGK.shape
+  sizes = [size for size in (B, G) if size > 1]
+  axes = [name for name, size in (('batch', B), ('kv_heads', G)) if size > 1] + [None, None]
   take = lambda part: part if layer is None else jax.lax.dynamic_index_in_dim(part, layer, keepdims=False)
+  read = lambda part: take(part).reshape(B, G, *part.shape[-2:])
+  new, start = new_BTGK.swapaxes(1, 2).astype(part.dtype), slots.start
   if slots.kept_S is not None:
-    read_BGRK = jnp.concatenate([take(part), new_BGTK], axis=2)
-    new_BGTK, start = jnp.take(read_BGRK, slots.kept_S, axis=2, mode='clip'), 0
-  index, axes = (0, 0, start, 0), ('batch', 'kv_heads', None, None)
+    read_BGRK = jnp.concatenate([read(part), new], axis=2)
+    new, start = jnp.take(read_BGRK, slots.kept_S, axis=2, mode='clip'), 0
+  new, index = new.reshape(*sizes, *new.shape[2:]), [0 for _ in sizes] + [start, 0]
   if layer is not None:
-    new_BGTK, index, axes = new_BGTK[None], (layer, *index), (None, *axes)
-  part = constrain(jax.lax.dynamic_update_slice(part, new_BGTK, index), *axes)
-  return part, take(part) if slots.kept_S is None else read_BGRK
+    new, index, axes = new[None], [layer, *index], [None, *axes]
+  part = constrain(jax.lax.dynamic_update_slice(part, new, index), *axes)
+  return part, read(part) if slots.kept_S is None else read_BGRK
 
 
 @flax.struct.dataclass
@@ -124,8 +129,16 @@ class Cache:
 
   def select(self, rows_B: jax.Array) -> 'Cache':
     """The cache whose row b is row rows_B[b] of this one (int32; there may be more rows than here, or fewer)."""
-    take = lambda tree, axis: jax.tree.map(lambda x: jnp.take(x, rows_B, axis=axis, mode='clip'), tree)
-    return self.replace(prefix=take(self.prefix, 0), pattern=take(self.pattern, 1), positions=take(self.positions, 0))
+    alone = len(next(iter(self.positions.values()))) == 1
+    take = lambda x, axis: jnp.take(x, rows_B, axis=axis, mode='clip')
+
+    def take_rows(part, axis):
+      part = take(jnp.expand_dims(part, axis) if alone else part, axis)
+      return part.squeeze(axis) if len(rows_B) == 1 else part
+
+    parts = lambda caches, axis: jax.tree.map(lambda part: take_rows(part, axis), caches)
+    positions = {S: take(positions_BS, 0) for S, positions_BS in self.positions.items()}
+    return self.replace(prefix=parts(self.prefix, 0), pattern=parts(self.pattern, 1), positions=positions)
 
 
 def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0) -> Cache:
@@ -135,8 +148,8 @@ def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.fl
   """
   def make(block: AnyBlock, layers: int | None) -> KVCache:
     capacity, stacked = _capacity(block.attention, length, lookahead), () if layers is None else (layers,)
-    return KVCache(tuple(jnp.zeros((*stacked, batch, heads, capacity, size), dtype)
-                         for heads, size in _entries(block.attention, architecture.d_model)))
+    shape = lambda heads, size: (*stacked, *(n for n in (batch, heads) if n > 1), capacity, size)
+    return KVCache(tuple(jnp.zeros(shape(*entry), dtype) for entry in _entries(block.attention, architecture.d_model)))
 
   capacities = {_capacity(block.attention, length, lookahead) for block in blocks(architecture)}
   positions = {capacity: jnp.full((batch, capacity), EMPTY, jnp.int32) for capacity in capacities}

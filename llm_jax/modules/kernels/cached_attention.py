@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels.attention import MASKED
+from llm_jax.modules.kernels.scores import MASKED, Form
 
 BLOCK = 256  # queries at a time: bounds the scores of a long prompt to [B, H, BLOCK, S]
 
@@ -28,19 +28,15 @@ def cached_attention(q_BTHK: jax.Array | tuple[jax.Array, ...], k_BGSK: jax.Arra
   queries, keys = jax.tree.leaves(q_BTHK), jax.tree.leaves(k_BGSK)
   B, T, H, _ = queries[0].shape
   G = keys[0].shape[1]
-  scale = sum(q.shape[-1] for q in queries) ** -0.5 if scale is None else scale
+  form = Form(sum(q.shape[-1] for q in queries) ** -0.5 if scale is None else scale, soft_cap, window)
 
   def attend(queries, positions_BT):
     t = positions_BT.shape[1]
-    scores = sum(jnp.einsum('BGQK,BGSK->BGQS', by_group(q_BTHK), k_BGSK, preferred_element_type=jnp.float32)
-                 for q_BTHK, k_BGSK in zip(queries, keys, strict=True)) * scale
-    if soft_cap is not None:
-      scores = soft_cap * jnp.tanh(scores / soft_cap)
-    seen_BTS = positions_BS[:, None] <= positions_BT[..., None]
-    if window is not None:
-      seen_BTS &= positions_BS[:, None] > positions_BT[..., None] - window
+    products = sum(jnp.einsum('BGQK,BGSK->BGQS', by_group(q_BTHK), k_BGSK, preferred_element_type=jnp.float32)
+                   for q_BTHK, k_BGSK in zip(queries, keys, strict=True))
+    seen_BTS = form.sees(positions_BT[..., None], positions_BS[:, None])
     seen_BQS = jnp.repeat(seen_BTS, H // G, axis=1)
-    weights = jax.nn.softmax(jnp.where(seen_BQS[:, None], scores, MASKED), axis=-1).astype(v_BGSK.dtype)
+    weights = jax.nn.softmax(jnp.where(seen_BQS[:, None], form.scores(products), MASKED), axis=-1).astype(v_BGSK.dtype)
     y_BGQK = jnp.einsum('BGQS,BGSK->BGQK', weights, v_BGSK)
     y_BTHK = y_BGQK.reshape(B, G, t, H // G, -1).transpose(0, 2, 1, 3, 4).reshape(B, t, H, -1)
     return y_BTHK.astype(queries[0].dtype)
