@@ -6,8 +6,17 @@ from llm_jax.config.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-  """Next-token cross-entropy, plus z_loss x logsumexp^2 (PaLM, section 5: 1e-4)."""
+  """Next-token cross-entropy, plus z_loss x logsumexp^2 (PaLM, section 5: 1e-4), plus the routers' own losses.
+
+  multi_token_weight: of the mean cross-entropy of `Architecture.multi_token` (DeepSeek-V3, equation 25 and section 4.2:
+    0.3, in the last third of training 0.1).
+  """
   z_loss: float = 0.0
+  multi_token_weight: float = 0.3
+
+  def __post_init__(self):
+    for field in ('z_loss', 'multi_token_weight'):
+      require(getattr(self, field) >= 0, field, getattr(self, field), 'use 0 or more')
 
 
 # ---------------------------------------------------------------------------------------------- preferences

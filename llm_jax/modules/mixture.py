@@ -1,5 +1,7 @@
 """Sparse mixture of experts: a router, its experts, and the one that all tokens share."""
+import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,6 +15,7 @@ from llm_jax.modules.kernels.experts import collect, grouped_linear, sort_rows, 
 from llm_jax.modules.kernels.ordering import elementwise
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.routing import Routing, one_hot, route, within_capacity
+from llm_jax.sharding.experts import on_own_experts
 
 
 class MixtureOfExperts(nn.Module):
@@ -58,7 +61,7 @@ class Balance(nn.Module):
 
 
 class Experts(nn.Module):
-  """Every token through its experts: copies of tokens are sorted by expert, so that no token is dropped, and an
+  """Every token through its experts: copies of tokens are sorted by expert, so that no token is dropped and an
   expert's are one matrix product."""
   num_experts: int
   config: config.MLP | config.GLU
@@ -69,24 +72,32 @@ class Experts(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, expert_BTC: jax.Array, weight_BTC: jax.Array) -> jax.Array:
     """An expert of `num_experts` or more is none. Returns x's dtype."""
-    D, E, kernels = x_BTD.shape[-1], self.num_experts, self.execution.kernel_set
-    F, act = self.config.width(D), ACTIVATIONS[self.config.activation]
-    leaf = lambda name, *shape: ExpertWeight((E, *shape), self.residual_std if name == 'down' else self.std, name=name)
-    gate, up = leaf('gate', D, F) if isinstance(self.config, config.GLU) else None, leaf('up', D, F)
+    E, D, F = self.num_experts, x_BTD.shape[-1], self.config.width(x_BTD.shape[-1])
+    shapes = {'up': (E, D, F), 'down': (E, F, D)}
+    if isinstance(self.config, config.GLU):
+      shapes['gate'] = (E, D, F)
+    std = lambda name: self.residual_std if name == 'down' else self.std
+    weights = {name: ExpertWeight(shape, std(name), name=name)().astype(x_BTD.dtype) for name, shape in shapes.items()}
+    serve = functools.partial(serve_tokens, act=ACTIVATIONS[self.config.activation], kernels=self.execution.kernel_set)
+    return on_own_experts(serve, x_BTD, expert_BTC, weight_BTC, weights).astype(x_BTD.dtype)
 
-    x_ND, expert_M, N = x_BTD.reshape(-1, D), expert_BTC.reshape(-1), x_BTD.shape[0] * x_BTD.shape[1]
-    order_M, inverse_M = sort_rows(expert_M)
-    sizes_E = one_hot(expert_M, E).sum(0, dtype=jnp.int32)
-    through = lambda leaf, x_M: grouped_linear(x_M, leaf().astype(x_M.dtype), sizes_E, kernels)
-    x_MD = spread(x_ND, order_M, inverse_M)
-    if gate is None:
-      h_MF = elementwise(act, through(up, x_MD), kernels=kernels)
-    else:
-      gated = lambda gate, up: act(gate) * up
-      h_MF = elementwise(gated, through(gate, x_MD), through(up, x_MD), kernels=kernels)
-    y_MD = through(leaf('down', F, D), h_MF)
-    weight_M1 = spread(weight_BTC.reshape(-1, 1), order_M, inverse_M)
-    return collect(y_MD * weight_M1, order_M, inverse_M, N).reshape(x_BTD.shape).astype(x_BTD.dtype)
+
+def serve_tokens(x_BTD: jax.Array, expert_BTC: jax.Array, weight_BTC: jax.Array, weights: dict[str, jax.Array], *,
+                 act: Callable, kernels: str) -> jax.Array:
+  """The weighted sum of what each token's experts say, float32; experts that are not in `weights` say nothing."""
+  E, N = weights['up'].shape[0], x_BTD.shape[0] * x_BTD.shape[1]
+  expert_M = expert_BTC.reshape(-1)
+  order_M, inverse_M = sort_rows(jnp.where((expert_M >= 0) & (expert_M < E), expert_M, E))
+  sizes_E = one_hot(expert_M, E).sum(0, dtype=jnp.int32)
+  through = lambda name, x_M: grouped_linear(x_M, weights[name], sizes_E, kernels)
+  x_MD = spread(x_BTD.reshape(N, -1), order_M, inverse_M)
+  if 'gate' in weights:
+    gated = lambda gate, up: act(gate) * up
+    h_MF = elementwise(gated, through('gate', x_MD), through('up', x_MD), kernels=kernels)
+  else:
+    h_MF = elementwise(act, through('up', x_MD), kernels=kernels)
+  weight_M1 = spread(weight_BTC.reshape(-1, 1), order_M, inverse_M)
+  return collect(through('down', h_MF) * weight_M1, order_M, inverse_M, N).reshape(x_BTD.shape)
 
 
 class ExpertWeight(nn.Module):

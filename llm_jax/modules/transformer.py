@@ -1,4 +1,6 @@
 """The decoder: embedding, blocks, norm, head. The only file with `nn.scan` and `nn.remat`."""
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layers import Embedding, Norm
-from llm_jax.modules.mixture import Routing
+from llm_jax.modules.multi_token import MultiToken
 from llm_jax.modules.positions import rotation, sinusoids
+from llm_jax.modules.routing import Routing
 from llm_jax.sharding.rules import constrain
 
 
@@ -38,13 +41,18 @@ class Transformer(nn.Module):
       scan = nn.scan(Pattern, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                      in_axes=(0, nn.broadcast), length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
       self.blocks = scan(c, self.execution)
+    ahead = lambda block: MultiToken(block, self.execution, c.init.std,
+                                     functools.partial(make_block, c, block, self.execution))
+    self.multi_token = [ahead(block) for block in c.multi_token]
     self.final_norm = Norm(c.norm, self.execution) if c.norm else lambda x: x
     if not c.tied_head:
       self.head = Embedding(c.vocab_size, c.d_model, dtype, c.init.std)
 
   def __call__(self, tokens_BT, positions=None, segment_ids=None, cache: Cache | None = None):
     if cache is None:
-      return self.logits(self.features(tokens_BT, positions, segment_ids))
+      # Only training reads the blocks that predict further, but they are made with the rest.
+      features = (lambda *args: self.features_ahead(*args)[0][0]) if self.is_initializing() else self.features
+      return self.logits(features(tokens_BT, positions, segment_ids))
     x_BTD, cache, _ = self.run(tokens_BT, positions, segment_ids, cache)
     return self.logits(x_BTD), cache
 
@@ -52,39 +60,86 @@ class Transformer(nn.Module):
     """What the head reads: the last layer's normed output, [batch, time, d_model] in the compute dtype."""
     return self.run(tokens_BT, positions, segment_ids, None)[0]
 
-  def run(self, tokens_BT, positions, segment_ids, cache: Cache | None
-          ) -> tuple[jax.Array, Cache | None, tuple[Routing | None, ...]]:
-    """The forward pass up to the head; and what the router of each block did, those of the pattern stacked."""
-    c = self.config
-    if positions is None:
-      start = 0 if cache is None else cache.next
-      positions = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, angles = self.embedding(tokens_BT), {}
-    if c.embedding_scale != 1:
-      x_BTD *= jnp.asarray(c.embedding_scale, x_BTD.dtype)
-    match c.positions:
-      case config.LearnedPositions():
-        x_BTD += self.positions(positions)
-      case config.SinusoidalPositions():
-        x_BTD += sinusoids(c.positions, c.d_model, positions).astype(x_BTD.dtype)
-      case config.RoPE():
-        sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern}
-        angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
-    x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
+  def features_ahead(self, tokens_BT, positions=None, segment_ids=None
+                     ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
+    """`features`, then, for each block of `multi_token`, what the head reads to predict one token further; and what
+    each router did.
 
+    The k-th entry after the first stands at position i for token i + k + 1. In the last k positions of a document it
+    has read what is not its own: they must not be scored.
+    """
+    x_BTD, _, routings = self.run(tokens_BT, positions, segment_ids, None)
+    features, context = [x_BTD], self.context(tokens_BT, positions, segment_ids)
+    for k, module in enumerate(self.multi_token, 1):
+      next_BTD = self.embed(jnp.roll(tokens_BT, -k, axis=1))
+      x_BTD, ahead_BTD, _, routing = module(x_BTD, next_BTD, context, None)
+      features.append(ahead_BTD)
+      routings[f'multi_token_{k - 1}/block'] = routing
+    return tuple(features), {path: routing for path, routing in routings.items() if routing is not None}
+
+  def draft(self, x_BTD: jax.Array, next_BT: jax.Array, cache: Cache, positions=None, segment_ids=None, depth: int = 0
+            ) -> tuple[jax.Array, jax.Array, Cache]:
+    """What block `depth` of `multi_token` expects after next_BT, the tokens that follow those that x_BTD stands for.
+
+    Args:
+      x_BTD: `features` at depth 0; at depth k what `draft` returned at depth k - 1.
+      cache: of `init_draft_cache` for this depth; it must have read all earlier positions.
+      positions, segment_ids: of x_BTD, as in `__call__`.
+
+    Returns:
+      float32 logits [batch, time, vocab], the hidden states for the next depth, the cache.
+    """
+    if positions is None:
+      positions = cache.next + jnp.broadcast_to(jnp.arange(next_BT.shape[1]), next_BT.shape)
+    cache, slots = cache.append(positions, segment_ids)
+    context = self.context(next_BT, positions, segment_ids, slots)
+    x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), context, cache.prefix[0])
+    return self.logits(ahead_BTD), x_BTD, cache.replace(prefix=(block_cache,))
+
+  def run(self, tokens_BT, positions, segment_ids, cache: Cache | None
+          ) -> tuple[jax.Array, Cache | None, dict[str, Routing | None]]:
+    """The forward pass up to the head; and what the router of each block did, by the block's path in the parameters,
+    layers of the pattern stacked."""
+    c = self.config
+    if positions is None and cache is not None:
+      positions = cache.next + jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
     if cache is not None:
       cache, slots = cache.append(positions, segment_ids)
       first, rest = list(cache.prefix), cache.pattern
-    context = Context(angles, positions, segment_ids, slots)
-    routings = [None] * len(c.prefix)
+    context = self.context(tokens_BT, positions, segment_ids, slots)
+    x_BTD = self.embed(tokens_BT)
+    match c.positions:
+      case config.LearnedPositions():
+        x_BTD += self.positions(context.positions_BT)
+      case config.SinusoidalPositions():
+        x_BTD += sinusoids(c.positions, c.d_model, context.positions_BT).astype(x_BTD.dtype)
+    x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
+
+    routings = {}
     for i, block in enumerate(self.prefix):
-      x_BTD, first[i], routings[i] = block(x_BTD, context, first[i], None)
+      x_BTD, first[i], routings[f'prefix_{i}'] = block(x_BTD, context, first[i], None)
     if c.repeats:
       (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), context)
-      routings += stacked
+      routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
     cache = cache and cache.replace(prefix=tuple(first), pattern=rest)
-    return self.final_norm(x_BTD), cache, tuple(routings)
+    return self.final_norm(x_BTD), cache, routings
+
+  def embed(self, tokens_BT: jax.Array) -> jax.Array:
+    """[batch, time, d_model], scaled, without positions."""
+    x_BTD = self.embedding(tokens_BT)
+    scale = self.config.embedding_scale
+    return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
+
+  def context(self, tokens_BT, positions, segment_ids, slots=None) -> Context:
+    """What all blocks share; `positions` of None are 0..T-1."""
+    c, angles = self.config, {}
+    if positions is None:
+      positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    if isinstance(c.positions, config.RoPE):
+      sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern + c.multi_token}
+      angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
+    return Context(angles, positions, segment_ids, slots)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""
@@ -112,6 +167,14 @@ class Pattern(nn.Module):
       run = make_block(self.config, block, self.execution, name=f'block_{i}')
       x_BTD, caches[i], routings[i] = run(x_BTD, context, caches[i], layer)
     return (x_BTD, tuple(caches)), tuple(routings)
+
+
+def named_blocks(c: config.Architecture) -> dict[str, config.AnyBlock]:
+  """Every block by its path in the parameters; one of the pattern stands for its repeats."""
+  pattern = c.pattern if c.repeats else ()
+  return {**{f'prefix_{i}': block for i, block in enumerate(c.prefix)},
+          **{f'blocks/block_{i}': block for i, block in enumerate(pattern)},
+          **{f'multi_token_{k}/block': block for k, block in enumerate(c.multi_token)}}
 
 
 def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execution, name: str | None = None) -> Block:

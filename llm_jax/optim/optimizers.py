@@ -14,16 +14,20 @@ from llm_jax import paths
 from llm_jax.config.run import AdamW, Muon, Optimizer
 
 # Weights decay, embeddings included (GPT-2, nanoGPT); biases, norms' scales and all else do not. By name, because
-# scanned layers give a bias two or three dimensions.
+# scanned layers give a bias two or three dimensions. A router's balance bias has no gradient either, so no optimizer
+# moves it: its objective does (`LanguageModelObjective.after_step`).
 DECAYED = r'(^|/)w$'
 
 # What Muon orthogonalises: path -> input and output axes, counted from the end so that the axis of scanned layers,
-# where there is one, is left over and every layer is its own matrix. AdamW takes the rest: embedding, positions, head,
-# biases, norms.
+# and that of experts, where there are, are left over and every layer's, every expert's matrix is its own. AdamW takes
+# the rest: embedding, positions, head, routers (classifiers, as the head is), biases, norms.
 MATRICES = (
   (r'/attention/(query|key|value)/w$',     MuonDimensionNumbers((-3,), (-2, -1))),  # D -> H K
   (r'/attention/out/w$',                   MuonDimensionNumbers((-3, -2), (-1,))),  # H K -> D
-  (r'/feed_forward/(gate|up|down)/w$',     MuonDimensionNumbers((-2,), (-1,))),     # D -> F, F -> D
+  (r'/attention/(query|key|value)_up/w$',  MuonDimensionNumbers((-3,), (-2, -1))),  # rank -> H K
+  (r'/attention/(query_down|kv_down|key_rotary)/w$', MuonDimensionNumbers((-2,), (-1,))),  # D -> rank
+  (r'/feed_forward/((experts|shared)/)?(gate|up|down)/w$', MuonDimensionNumbers((-2,), (-1,))),  # D -> F, F -> D
+  (r'^multi_token_\d+/project/w$',         MuonDimensionNumbers((-2,), (-1,))),     # 2 D -> D
 )
 
 # The root mean square of AdamW's typical update: with it one learning rate and one weight decay serve matrices and the

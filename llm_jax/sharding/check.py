@@ -2,7 +2,7 @@
 import dataclasses
 import math
 
-from llm_jax.config.architecture import Architecture
+from llm_jax.config.architecture import Architecture, LatentAttention, MixtureOfExperts
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Mesh
 
@@ -31,7 +31,7 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
   heads over tensor=4), which costs little, because grouped-query attention made them few.
 
   Args:
-    batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp.
+    batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert.
     context: tokens per sequence.
     num_devices: over all processes. None: not known yet, so an axis of -1 is left unchecked.
 
@@ -44,17 +44,27 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
 
   split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size),
            ('context', 'context', context)]
-  for block in (*architecture.prefix, *architecture.pattern):
-    split.append(('tensor', 'num_heads', block.attention.num_heads))
-    split.append(('tensor', 'd_ff', block.feed_forward.width(architecture.d_model)))
+  for block in (*architecture.prefix, *architecture.pattern, *architecture.multi_token):
+    attention, layer = block.attention, block.feed_forward
+    split.append(('tensor', 'num_heads', attention.num_heads))
+    if isinstance(attention, LatentAttention):
+      split += [('fsdp', 'kv_rank', attention.kv_rank), ('fsdp', 'q_rank', attention.q_rank or 0)]
+    wide = [layer]
+    if isinstance(layer, MixtureOfExperts):
+      split.append(('expert', 'num_experts', layer.num_experts))
+      wide = [layer.expert] if layer.shared is None else [layer.expert, layer.shared]
+    split += [('tensor', 'd_ff', each.width(architecture.d_model)) for each in wide]
   for axis, what, size in split:
     require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
             f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '
             f'{math.gcd(size, sizes[axis])}, or {what}={math.ceil(size / sizes[axis]) * sizes[axis]}')
 
-  copies, rows = sizes['data'] * sizes['fsdp'], batch_size // microbatches
-  axis = 'data' if sizes['data'] > 1 else 'fsdp'
+  routed = any(what == 'num_experts' for _, what, _ in split)
+  require(routed or sizes['expert'] == 1, 'mesh.expert', sizes['expert'], 'the model has no experts to split, use 1')
+  axes = ('data', 'fsdp', 'expert') if routed else ('data', 'fsdp')
+  copies, rows = math.prod(sizes[axis] for axis in axes), batch_size // microbatches
+  axis = next((axis for axis in axes if sizes[axis] > 1), 'data')
   require(rows % copies == 0, f'mesh.{axis}', sizes[axis],
-          f'data x fsdp = {copies} does not divide the {rows} sequences of a microbatch (batch_size={batch_size}, '
-          f'microbatches={microbatches}), use batch_size={math.ceil(rows / copies) * copies * microbatches}')
-  require(sizes['expert'] == 1, 'mesh.expert', sizes['expert'], 'the model has no experts to split, use 1')
+          f'{" x ".join(axes)} = {copies} does not divide the {rows} sequences of a microbatch '
+          f'(batch_size={batch_size}, microbatches={microbatches}), use '
+          f'batch_size={math.ceil(rows / copies) * copies * microbatches}')

@@ -18,17 +18,25 @@ PARAMETER_AXES = (
   (r'^embedding/w$',                       ('vocab', 'embed')),
   (r'^positions/w$',                       ('position', 'embed')),
   (r'^head/w$',                            ('vocab', 'embed')),
-  (r'(^|_)norm/(scale|bias)$',             ('vector',)),
+  (r'(^|[/_])norm/(scale|bias)$',          ('vector',)),
   (r'/attention/query/w$',                 ('embed', 'heads', 'head_dim')),
   (r'/attention/query/b$',                 ('heads', 'head_dim')),
   (r'/attention/(key|value)/w$',           ('embed', 'kv_heads', 'head_dim')),
   (r'/attention/(key|value)/b$',           ('kv_heads', 'head_dim')),
   (r'/attention/out/w$',                   ('heads', 'head_dim', 'embed')),
   (r'/attention/out/b$',                   ('vector',)),
-  (r'/feed_forward/(gate|up)/w$',          ('embed', 'mlp')),
-  (r'/feed_forward/(gate|up)/b$',          ('mlp',)),
-  (r'/feed_forward/down/w$',               ('mlp', 'embed')),
-  (r'/feed_forward/down/b$',               ('vector',)),
+  (r'/attention/(query|kv)_down/w$',       ('embed', 'rank')),
+  (r'/attention/key_rotary/w$',            ('embed', 'head_dim')),
+  (r'/attention/(query|key|value)_up/w$',  ('latent', 'heads', 'head_dim')),
+  (r'/feed_forward/router/w$',             ('embed', 'scores')),
+  (r'/feed_forward/balance/bias$',         ('scores',)),
+  (r'/feed_forward/experts/(gate|up)/w$',  ('experts', 'embed', 'mlp')),
+  (r'/feed_forward/experts/down/w$',       ('experts', 'mlp', 'embed')),
+  (r'^multi_token_\d+/project/w$',         ('embed', 'vector')),
+  (r'/feed_forward/(shared/)?(gate|up)/w$', ('embed', 'mlp')),
+  (r'/feed_forward/(shared/)?(gate|up)/b$', ('mlp',)),
+  (r'/feed_forward/(shared/)?down/w$',     ('mlp', 'embed')),
+  (r'/feed_forward/(shared/)?down/b$',     ('vector',)),
 )
 
 
@@ -38,18 +46,19 @@ class Strategy(NamedTuple):
   activations: tuple[str, ...]
 
 
-# Table 2: mesh axis -> what it splits. Strategies combine: the batch goes over data and fsdp together.
+# Table 2: mesh axis -> what it splits. Strategies combine: the batch goes over data, fsdp and expert together, so that
+# devices that share out the experts do not repeat the rest of the model (see `experts.py`).
 STRATEGIES = {
   #                   parameters                               activations
   'data':    Strategy((),                                      ('batch',)),
-  'fsdp':    Strategy(('embed',),                              ('batch',)),
+  'fsdp':    Strategy(('embed', 'latent'),                     ('batch',)),
   'tensor':  Strategy(('vocab', 'heads', 'kv_heads', 'mlp'),   ('vocab', 'heads', 'kv_heads', 'mlp')),
   'context': Strategy((),                                      ('seq',)),
-  'expert':  Strategy(('experts',),                            ('experts',)),
+  'expert':  Strategy(('experts',),                            ('batch',)),
 }
 
 LOGICAL_AXES = ('batch', 'seq', 'layers', 'vocab', 'position', 'embed', 'vector', 'heads', 'kv_heads', 'head_dim',
-                'mlp', 'experts')
+                'mlp', 'experts', 'scores', 'rank', 'latent')
 TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
 
 
@@ -115,7 +124,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """For [batch, time] arrays: sequences over data and fsdp, time over context."""
+  """For [batch, time] arrays: sequences over data, fsdp and expert, time over context."""
   return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, 'activations', mesh.shape) or None
                                              for axis in ('batch', 'seq'))))
 
@@ -131,12 +140,17 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return x
+  return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, logical, mesh.shape))
+
+
+def activation_spec(shape: tuple[int, ...], logical: tuple[str | None, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+  """The mesh axes of each dimension, those left out that do not divide it."""
   spec: list[tuple[str, ...] | None] = []
-  for name, size in zip(logical, x.shape, strict=True):
-    axes, left = [], size
-    for axis in mesh_axes(name, 'activations', mesh.shape) if name else ():
-      if left % mesh.shape[axis] == 0:
+  for name, left in zip(logical, shape, strict=True):
+    axes = []
+    for axis in mesh_axes(name, 'activations', sizes) if name else ():
+      if left % sizes[axis] == 0:
         axes.append(axis)
-        left //= mesh.shape[axis]
+        left //= sizes[axis]
     spec.append(tuple(axes) or None)
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+  return PartitionSpec(*spec)

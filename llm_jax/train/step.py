@@ -35,6 +35,8 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
       mean = optax.tree.scale(clip_factor(norm, clip_norm) / weight, grads)
       updates, opt_state = optimizer.update(mean, opt_state, params)
       params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+      if hasattr(objective, 'after_step'):
+        params = objective.after_step(params, loss.loads)
       return params, opt_state, None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
 
     # A branch, not a select of new or old: that would keep both in memory (two more copies of the parameters on CPU).

@@ -148,7 +148,8 @@ def test_batch(mesh, expected):
     (Mesh(tensor=4), (2, 4, 32), ('batch', 'seq', 'mlp'), P('data', None, 'tensor')),
     (Mesh(context=4), (2, 4, 16), ('batch', 'seq', 'embed'), P('data', 'context')),
     (Mesh(context=4), (2, 1, 16), ('batch', 'seq', 'embed'), P('data')),           # decoding one token
-    (Mesh(expert=4), (8, 3, 16), ('experts', None, 'embed'), P('expert'))])
+    (Mesh(expert=4), (8, 3, 16), ('batch', 'seq', 'embed'), P(('data', 'expert'))),
+    (Mesh(expert=4), (4, 3, 16), ('batch', 'seq', 'embed'), P('data'))])
 def test_activations_of_each_strategy(mesh, shape, logical, expected):
   mesh = make_mesh(mesh)
   with jax.set_mesh(mesh):

@@ -1,0 +1,47 @@
+"""Predicting one token further (DeepSeek-V3, section 2.2)."""
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.config import architecture as config
+from llm_jax.modules.block import Block
+from llm_jax.modules.cache import Cache, KVCache, init_cache
+from llm_jax.modules.context import Context
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.layers import Linear, Norm
+from llm_jax.modules.routing import Routing
+
+
+class MultiToken(nn.Module):
+  """One depth: from what position i said and the token that came next, what follows that token (equations 21 to 23).
+
+  What position i said is, at the first depth, what the main model's head reads, after its final norm: the paper leaves
+  open whether before or after it, and this is what vLLM's and SGLang's drafting gives DeepSeek-V3's published weights.
+  At later depths it is the output of the block before, without a norm.
+  """
+  config: config.AnyBlock
+  execution: Execution
+  std: float
+  make_block: Callable[..., Block]
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, next_BTD: jax.Array, context: Context, cache: KVCache | None
+               ) -> tuple[jax.Array, jax.Array, KVCache | None, Routing | None]:
+    """next_BTD: embeddings of the next tokens.   Returns the block's output, what the head reads of it, and the rest
+    as `Block`."""
+    norm = lambda name, x: Norm(self.config.norm, self.execution, name=name)(x)
+    both = jnp.concatenate([norm('hidden_norm', x_BTD), norm('embedding_norm', next_BTD)], axis=-1)
+    D = x_BTD.shape[-1]
+    x_BTD = Linear((2 * D, D), self.execution, std=self.std, name='project')(both)
+    x_BTD, cache, routing = self.make_block(name='block')(x_BTD, context, cache, None)
+    return x_BTD, norm('norm', x_BTD), cache, routing
+
+
+def init_draft_cache(architecture: config.Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0,
+                     depth: int = 0) -> Cache:
+  """What `Transformer.draft` remembers at one depth; arguments as in `init_cache`."""
+  alone = dataclasses.replace(architecture, num_layers=1, prefix=(architecture.multi_token[depth],), multi_token=())
+  return init_cache(alone, batch, length, dtype, lookahead)
