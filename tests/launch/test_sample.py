@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import sample
+from launch import sample, sampler
 from llm_jax.config import door
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, presets
 from llm_jax.config.run import Data, Run, Stage, Weighted
 from llm_jax.data.tokenizers import make_tokenizer
+from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate
+from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.modules.transformer import Transformer
 from llm_jax.train.checkpoint import CheckpointStore
 
@@ -40,10 +42,19 @@ def params(seed):
   return jax.tree.map(lambda w: 5 * w, make(jax.random.key(seed)))
 
 
-def text_of(weights, prompt, new, **options):
-  """What the model itself says, decoded in one piece."""
-  [tokens] = generate(MODEL, weights, [[256, *prompt.encode()]], new, stop_tokens=(256,), **options).tokens
+def decode(tokens):
   return bytes(token for token in tokens if token != 256).decode(errors='replace')
+
+
+def answer_to(weights, tokens, new, *sampling):
+  """The tokens that the model itself says after `tokens`, without the end of text."""
+  [answer] = generate(MODEL, weights, [tokens], new, *sampling, stop_tokens=(256,)).tokens
+  return [token for token in answer if token != 256]
+
+
+def text_of(weights, prompt, new, *sampling):
+  """What the model itself says, decoded in one piece."""
+  return decode(answer_to(weights, [256, *prompt.encode()], new, *sampling))
 
 
 def call(workdir, *flags):
@@ -72,19 +83,108 @@ def test_seed_decides_and_samples_differ(workdir, capsys):
   assert first[1:] != second[1:]
 
 
-def test_reads_a_pipe(workdir, capsys, monkeypatch):
-  monkeypatch.setattr('sys.stdin', io.StringIO('x\ny'))
-  assert call(workdir, '--temperature=0', '--max_new_tokens=4') == 0
-  assert capsys.readouterr().out == f'x\ny{text_of(params(5), chr(120) + chr(10) + chr(121), 4)}\n'
+class Terminal(io.StringIO):
+  isatty = lambda self: True
 
 
-def test_reads_a_person(workdir, capsys, monkeypatch):
-  class Terminal(io.StringIO):
-    isatty = lambda self: True
-  monkeypatch.setattr('sys.stdin', Terminal('p\nq\n'))
-  assert call(workdir, '--temperature=0', '--max_new_tokens=4') == 0
-  out = capsys.readouterr().out
-  assert all(f'{prompt}{text_of(params(5), prompt, 4)}\n' in out for prompt in 'pq')
+def chat(workdir, monkeypatch, capsys, typed, *flags, stdin=io.StringIO):
+  monkeypatch.setattr('sys.stdin', stdin(typed))
+  assert call(workdir, '--temperature=0', '--max_new_tokens=4', *flags) == 0
+  return capsys.readouterr()
+
+
+def test_chat_reads_the_conversation_again(workdir, capsys, monkeypatch):
+  first = answer_to(params(5), [256, *b'p'], 4)
+  second = answer_to(params(5), [256, *b'p', *first, *b'\nq'], 4)
+  out, _ = chat(workdir, monkeypatch, capsys, 'p\nq\n')
+  assert out == f'{decode(first)}\n{decode(second)}\n'
+  more = answer_to(params(5), [256, *b'p', *first], 4)
+  out, _ = chat(workdir, monkeypatch, capsys, 'p\n/reset\np\n\n/quit\np')  # an empty line: go on
+  assert out == f'{decode(first)}\n{decode(first)}\n{decode(more)}\n' and first != more
+
+
+def test_chat_with_a_person(workdir, capsys, monkeypatch):
+  out, err = chat(workdir, monkeypatch, capsys, 'p\n', stdin=Terminal)
+  assert out == f'> {text_of(params(5), "p", 4)}\n> \n' and 'Ctrl-D' in err
+
+
+def test_interrupt_stops_the_answer_only(workdir, capsys, monkeypatch):
+  stream = sampler.stream
+
+  def interrupted(*args, **kwargs):
+    """One token and then Ctrl-C, the first time."""
+    monkeypatch.setattr(sampler, 'stream', stream)
+    yield [next(stream(*args, **kwargs))[0][:1]]
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sampler, 'stream', interrupted)
+  first = answer_to(params(5), [256, *b'p'], 4)[:1]
+  second = answer_to(params(5), [256, *b'p', *first, *b'\nq'], 4)
+  out, _ = chat(workdir, monkeypatch, capsys, 'p\nq\n')
+  assert out == f'{decode(first)}\n{decode(second)}\n'
+
+
+def test_chat_survives_a_line_it_cannot_encode(workdir, capsys, monkeypatch):
+  encode = sampler.load_tokenizer(workdir / 'tokenizer').encode
+
+  def refuse(self, text):
+    if text == 'bad':
+      raise ValueError('not\nthis')
+    return encode(text)
+
+  monkeypatch.setattr('llm_jax.data.tokenizers.ByteTokenizer.encode', refuse)
+  out, err = chat(workdir, monkeypatch, capsys, 'bad\np\n')
+  assert out == f'{text_of(params(5), "p", 4)}\n' and 'error: not this\n' in err
+
+
+def test_prompt_from_a_pipe(workdir, capsys, monkeypatch):
+  out, _ = chat(workdir, monkeypatch, capsys, 'x\ny', '--prompt=-')
+  assert out == f'x\ny{text_of(params(5), chr(120) + chr(10) + chr(121), 4)}\n'
+
+
+def test_sampling_flags(workdir, capsys):
+  flags = ['--prompt=a', '--max_new_tokens=12', '--temperature=1.5', '--min_p=0.02', '--repetition_penalty=1.3']
+  assert call(workdir, *flags, '--seed=3') == 0
+  key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0)
+  sampling = Sampling(1.5, min_p=0.02, repetition_penalty=1.3)
+  assert capsys.readouterr().out == f'a{text_of(params(5), "a", 12, sampling, key)}\n'
+  assert call(workdir, '--prompt=a', '--max_new_tokens=12', '--temperature=0', '--repetition_penalty=1.3') == 0
+  assert capsys.readouterr().out == f'a{text_of(params(5), "a", 12, Greedy(1.3))}\n'
+
+
+def test_beams(workdir, capsys):
+  assert call(workdir, '--prompt=a', '--max_new_tokens=6', '--beams=3', '--num_samples=2') == 0
+  [found] = beam_search(MODEL, params(5), [[256, 97]], 6, 3, stop_tokens=(256,)).tokens
+  assert capsys.readouterr().out == ''.join(
+      f'--- sample {i + 1}\na{decode(tokens)}\n' for i, tokens in enumerate(found[:2]))
+
+
+def test_a_draft_changes_nothing(workdir, capsys):
+  flags = ['--prompt=def ', '--temperature=0', '--max_new_tokens=12']
+  assert call(workdir, *flags, f'--draft={workdir}', '--draft_tokens=3') == 0
+  out, err = capsys.readouterr()
+  assert out == f'def {text_of(params(5), "def ", 12)}\n' and err.count('averaged parameters') == 2
+
+
+def test_log_probs(workdir, capsys):
+  assert call(workdir, '--prompt=a', '--temperature=0', '--max_new_tokens=3', '--log_probs') == 0
+  out = generate(MODEL, params(5), [[256, 97]], 3, stop_tokens=(256,), log_probs=True)
+  expected = [f'{p:9.4f}  {decode([token])!r}' for token, p in zip(out.tokens[0], out.log_probs[0], strict=True)]
+  assert capsys.readouterr().out.split('\n') == [f'a{decode(out.tokens[0])}', *expected, '']
+
+
+def test_stop_text_ends_the_answer(workdir, capsys):
+  whole = text_of(params(5), 'def ', 12)
+  stop = whole[5:7]
+  assert call(workdir, '--prompt=def ', '--temperature=0', '--max_new_tokens=12', f'--stop={stop}', '--stop=never') == 0
+  assert capsys.readouterr().out == f'def {whole[:whole.index(stop)]}\n'
+
+
+@pytest.mark.parametrize('stops,pieces,expected', [
+    (['ab'], ['xa', 'bc'], 'x'), (['ab'], ['xa', 'ac'], 'xaac'), (['abd', 'b'], ['a', 'bc'], 'a'),
+    (['aab'], ['a', 'a', 'a', 'b', 'c'], 'a'), ([], ['a', 'b'], 'ab'), (['abc'], ['xab'], 'xab')])
+def test_stops_across_pieces(stops, pieces, expected):
+  assert ''.join(sampler.until(stops, pieces)) == expected
 
 
 def test_cuts_to_the_positions_that_there_are(workdir, capsys):
@@ -94,23 +194,40 @@ def test_cuts_to_the_positions_that_there_are(workdir, capsys):
 
 
 def test_characters_are_never_cut_in_two():
-  tokenizer = make_tokenizer(Bytes(), None)
-  sampler = object.__new__(sample.Sampler)
-  sampler.tokenizer = tokenizer
   text = 'aé漢🙂'
-  pieces = list(sampler.decode([token] for token in [*text.encode(), 0xf0, 256]))
+  pieces = list(sampler.decode(make_tokenizer(Bytes(), None), [256], [*text.encode(), 0xf0]))
   assert ''.join(pieces) == text + '\N{REPLACEMENT CHARACTER}' and set('é漢🙂') <= set(pieces)
+
+
+def test_spaces_between_words_are_kept():
+  """A tokenizer like Llama 2's drops the space of the first word that it decodes."""
+  import tokenizers
+  words = {'\N{LOWER ONE EIGHTH BLOCK}' + word: i for i, word in enumerate(('a', 'bc', 'def'))}
+  peer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words | {'<unk>': 3}, '<unk>'))
+  peer.decoder = tokenizers.decoders.Metaspace()
+  assert list(sampler.decode(peer, [0], [1, 2, 0])) == [' bc', ' def', ' a', '']
 
 
 @pytest.mark.parametrize('flags,words', [
     (['--step=4'], 'has 5, 3'), (['--stage=frist'], "did you mean 'first'?"),
     (['--stage=second'], 'no checkpoint of stage'), (['--temperature=-1'], 'temperature = -1.0'),
-    (['--top_p=2'], 'top_p = 2.0'), (['--max_new_tokens=0'], 'max_new_tokens'), (['--num_samples=0'], 'num_samples')])
+    (['--top_p=2'], 'top_p = 2.0'), (['--min_p=0'], 'min_p = 0'), (['--max_new_tokens=0'], 'max_new_tokens'),
+    (['--num_samples=0'], 'num_samples'), (['--beams=0'], '--beams'), (['--beams=2', '--temperature=1'], '--beams'),
+    (['--beams=2', '--num_samples=3'], '--num_samples'), (['--beams=2', '--log_probs'], '--log_probs'),
+    (['--beams=2', '--draft=x'], '--draft'), (['--draft_tokens=2'], '--draft'),
+    (['--draft=nowhere'], '--draft=nowhere'), (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop')])
 def test_wrong_flags(workdir, capsys, flags, words):
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
   err = capsys.readouterr().err
   assert caught.value.code == 2 and words in err and err.count('\n') == 1
+
+
+@pytest.mark.parametrize('flags,words', [(['--num_samples=2'], '--num_samples'), (['--log_probs'], '--log_probs')])
+def test_a_chat_has_one_answer(workdir, capsys, flags, words):
+  with pytest.raises(SystemExit) as caught:
+    call(workdir, *flags)
+  assert caught.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_no_run_there(tmp_path, capsys):

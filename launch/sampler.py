@@ -1,0 +1,189 @@
+"""A run's model at the terminal: continues a prompt, or keeps up a conversation."""
+import argparse
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from launch.flags import refuse
+from llm_jax.config import door
+from llm_jax.config.errors import require
+from llm_jax.config.run import Run
+from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from llm_jax.decode.beam import beam_search
+from llm_jax.decode.generate import generate, stream
+from llm_jax.decode.sampling import Greedy, Sampling
+from llm_jax.decode.speculative import stream_speculated
+from llm_jax.train.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+
+
+class Sampler:
+  """A model, its tokenizer, and how to draw from it.
+
+  args: the checked flags of `launch.sample`.   draft_run: the model that drafts, if any.
+
+  Raises:
+    ConfigError: a setting of the sampling is wrong, or the draft has another tokenizer.
+    CheckpointError: see `read_params`.
+  """
+
+  def __init__(self, args: argparse.Namespace, run: Run, draft_run: Run | None):
+    self.args, self.config, self.sampling = args, run.model, make_sampling(args)
+    self.tokenizer = load_tokenizer(args.checkpoint / 'tokenizer')
+    fingerprint, self.draft = self.tokenizer.fingerprint, None
+    if draft_run:
+      require(load_tokenizer(args.draft / 'tokenizer').fingerprint == fingerprint, '--draft', str(args.draft),
+              'has another tokenizer than --checkpoint: use models trained with one tokenizer')
+      self.draft = draft_run.model, read_params('draft', args.draft, draft_run, fingerprint)
+    self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
+
+  def write(self, prompt: str) -> None:
+    """Prints the prompt and its continuations, as they come."""
+    tokens, new = self.fit([self.tokenizer.eot, *self.tokenizer.encode(prompt)])
+    for number in range(self.args.num_samples):
+      if self.args.num_samples > 1:
+        print(f'--- sample {number + 1}')
+      print(prompt, end='', flush=True)
+      if self.args.log_probs:
+        self.write_log_probs(tokens, new, number)
+      else:
+        self.say(self.answer(tokens, new, 0, number), list(tokens))
+
+  def write_log_probs(self, tokens: list[int], new: int, number: int) -> None:
+    """Prints a continuation, and then its tokens one by one with their log-probabilities."""
+    out = generate(self.config, self.params, [tokens], new, self.sampling, self.rng(0, number),
+                   stop_tokens=(self.tokenizer.eot,), log_probs=True)
+    said = list(tokens)
+    self.say(iter(out.tokens[0]), said)
+    for token, log_prob in zip(said[len(tokens):], out.log_probs[0], strict=False):  # a stop may have cut the text
+      print(f'{log_prob:9.4f}  {self.tokenizer.decode([token])!r}')
+
+  def chat(self, lines: Iterable[str]) -> None:
+    """Answers line after line; all that was said before is read again each time."""
+    said = [self.tokenizer.eot]
+    for turn, line in enumerate(lines):
+      if line.strip() == '/quit':
+        return
+      if line.strip() == '/reset':
+        said = [self.tokenizer.eot]
+        continue
+      before = len(said)
+      try:
+        midline = before > 1 and not self.tokenizer.decode(said[-1:]).endswith('\n')
+        said += self.tokenizer.encode('\n' * (midline and line != '') + line)
+        self.say(self.answer(*self.fit(said), turn, 0), said)
+      except KeyboardInterrupt:
+        print()
+      except ValueError as error:  # of the tokenizer or of the request: the conversation goes on without this line
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+        del said[before:]
+
+  def answer(self, tokens: list[int], new: int, turn: int, number: int) -> Iterator[int]:
+    """The tokens that follow, as they come."""
+    request, stops = (self.config, self.params, [tokens], new), (self.tokenizer.eot,)
+    if self.args.beams:
+      return iter(beam_search(*request, self.args.beams, stop_tokens=stops).tokens[0][number])
+    request += self.sampling, self.rng(turn, number)
+    if self.draft:
+      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens or 4,
+                                 stop_tokens=stops)
+    else:
+      pieces = stream(*request, stop_tokens=stops)
+    return (token for [row] in pieces for token in row)
+
+  def rng(self, turn: int, number: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.args.seed or 0), turn), number)
+
+  def say(self, answer: Iterator[int], said: list[int]) -> None:
+    """Prints an answer up to a stop, adding its tokens to what was `said`."""
+    def listen() -> Iterator[int]:
+      for token in answer:
+        if token == self.tokenizer.eot:
+          return
+        said.append(token)
+        yield token
+
+    for text in until(self.args.stop, decode(self.tokenizer, said[-8:], listen())):
+      print(text, end='', flush=True)
+    print()
+
+  def fit(self, tokens: list[int]) -> tuple[list[int], int]:
+    """The tokens to read and the number of new ones, cut to what learned positions can hold."""
+    limit, new = self.config.max_length, self.args.max_new_tokens
+    if self.draft and self.draft[0].max_length is not None:
+      limit = min(limit or self.draft[0].max_length, self.draft[0].max_length)
+    if limit is None or len(tokens) + new <= limit:
+      return list(tokens), new
+    new = min(new, max(limit - len(tokens), limit // 2))
+    kept = tokens[-(limit - new):]
+    cut = f', of the prompt only its last {len(kept)} tokens are read' if len(kept) < len(tokens) else ''
+    print(f'the model has {limit} positions: {new} new tokens at most{cut}', file=sys.stderr)
+    return kept, new
+
+
+def make_sampling(args: argparse.Namespace) -> Greedy | Sampling:
+  penalty = 1.0 if args.repetition_penalty is None else args.repetition_penalty
+  if args.temperature == 0:
+    return Greedy(penalty)
+  top_p = 0.95 if args.top_p is None and args.min_p is None else args.top_p
+  return Sampling(0.8 if args.temperature is None else args.temperature, args.top_k, top_p, args.min_p, penalty)
+
+
+def decode(tokenizer: Tokenizer, before: Sequence[int], tokens: Iterable[int]) -> Iterator[str]:
+  """Text as soon as its bytes are whole characters; bytes that never become one are shown as U+FFFD.
+
+  before: tokens that the text goes on from. A token is decoded together with those before it, since some tokenizers
+    drop the space of a first word.
+  """
+  ids = list(before)
+  start, end = 0, len(ids)  # ids[:end] are printed; ids[start:] are decoded again
+  for token in tokens:
+    ids.append(token)
+    old, new = tokenizer.decode(ids[start:end]), tokenizer.decode(ids[start:])
+    if len(new) > len(old) and not new.endswith('\N{REPLACEMENT CHARACTER}'):
+      yield new[len(old):]
+      start, end = end, len(ids)
+  yield tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:end])):]
+
+
+def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
+  """Text up to the first of `stops`, which is left out; what may be the beginning of one waits for what follows."""
+  text = ''
+  for piece in pieces:
+    text += piece
+    found = [text.index(stop) for stop in stops if stop in text]
+    if found:
+      yield text[:min(found)]
+      return
+    waiting = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    yield text[:len(text) - waiting]
+    text = text[len(text) - waiting:]
+  yield text
+
+
+def read_params(flag: str, workdir: pathlib.Path, run: Run, fingerprint: str, stage: str | None = None,
+                step: int | None = None) -> Any:
+  """Parameters of the checkpoint that was asked for, the average (EMA) where one is kept; tells where they are from.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
+  """
+  folder = workdir / 'checkpoints'
+  stages = [stage.name for stage in run.stages]
+  with_checkpoints = [name for name in stages if CheckpointStore(folder / name).steps()]
+  if stage is not None and stage not in stages:
+    refuse(f'--stage={stage}: no such stage; {door.suggest(stage, stages)}')
+  if not with_checkpoints or stage not in (None, *with_checkpoints):
+    refuse(f'--{flag}={workdir}: no checkpoint{f" of stage {stage}" if stage else ""} yet: '
+           'launch.train writes one every checkpoints.every steps and at the end of a stage')
+  store = CheckpointStore(folder / (stage or with_checkpoints[-1]))
+  if step is not None and step not in store.steps():
+    refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
+  checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
+  if checkpoint.facts['tokenizer'] != fingerprint:
+    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.facts["tokenizer"][:16]}, the '
+                          f'workdir has {fingerprint[:16]}: bring the first one back')
+  print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
+  return jax.device_put(checkpoint.read_best())

@@ -1,0 +1,154 @@
+"""Speculative decoding: the same tokens, or the same distribution, as without it."""
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from llm_jax.config import presets
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.run import Mesh
+from llm_jax.decode.generate import Run, generate
+from llm_jax.decode.sampling import Greedy, Sampling, distribution, init_seen
+from llm_jax.decode.speculative import Pair, begin, proceed, speculate, stream_speculated
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import param_shardings
+
+VOCAB, NEW = 64, 14
+PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]
+GPT2 = presets.gpt2(32, 2, 4, vocab_size=VOCAB, max_length=21)  # of which the longest prompt leaves none unused
+LLAMA = presets.llama(32, 2, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=VOCAB)
+
+
+def rolling(config, window):
+  [block] = config.pattern
+  block = dataclasses.replace(block, attention=dataclasses.replace(block.attention, window=window))
+  return dataclasses.replace(config, pattern=(block,))
+
+
+@functools.cache
+def make_params(config, seed=0, scale=1.0):
+  """Weights large enough that the tokens vary."""
+  config = dataclasses.replace(config, init=dataclasses.replace(config.init, std=0.3 * scale))
+  return jax.jit(Transformer(config).init)(jax.random.key(seed), jnp.zeros((1, 1), jnp.int32))['params']
+
+
+def near(config, noise=0.03):
+  """Parameters that often, but not always, agree with those of `make_params`."""
+  return jax.tree.map(lambda a, b: a + noise * b, make_params(config), make_params(config, seed=1))
+
+
+CONFIGS = {'gpt2': GPT2, 'llama': LLAMA, 'rolling': rolling(LLAMA, 4)}
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_greedy_tokens_are_those_without_a_draft(name):
+  config = CONFIGS[name]
+  found = speculate(config, make_params(config), PROMPTS, NEW, draft=(config, near(config)))
+  assert found.tokens == generate(config, make_params(config), PROMPTS, NEW).tokens
+  assert 0 < found.acceptance_rate < 1
+
+
+def test_another_architecture_drafts():
+  small = presets.gpt2(16, 1, 2, vocab_size=VOCAB, max_length=32)
+  sampling = Greedy(repetition_penalty=1.3)
+  found = speculate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling, draft=(small, make_params(small)),
+                    draft_tokens=2, execution=Execution(unroll=False, kernels='xla'))
+  assert found.tokens == generate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling).tokens
+
+
+@pytest.mark.parametrize('sampling', [Greedy(), Sampling(0.8, top_k=20)])
+def test_a_draft_that_is_the_model_is_always_accepted(sampling):
+  params = make_params(LLAMA)
+  found = speculate(LLAMA, params, PROMPTS, NEW, sampling, jax.random.key(1), draft=(LLAMA, params))
+  assert found.acceptance_rate == 1 and list(map(len, found.tokens)) == [NEW] * 3
+
+
+def test_stop_tokens_end_a_row():
+  request = LLAMA, make_params(LLAMA), PROMPTS, NEW
+  free = generate(*request).tokens
+  stops = (free[0][4], free[2][0])
+  expected = generate(*request, stop_tokens=stops).tokens
+  assert {len(row) for row in expected} != {NEW}
+  draft = LLAMA, near(LLAMA)
+  assert speculate(*request, draft=draft, stop_tokens=stops).tokens == expected
+  streamed = list(stream_speculated(*request, draft=draft, stop_tokens=stops, chunk=3))
+  assert [sum((new[row] for new in streamed), []) for row in range(3)] == expected and len(streamed) > 2
+
+
+def test_a_mesh_changes_nothing():
+  params, draft = make_params(LLAMA), near(LLAMA)
+  mesh = make_mesh(Mesh(data=1, tensor=2, fsdp=4))
+  spread = lambda params: jax.device_put(params, param_shardings(params, mesh))
+  found = speculate(LLAMA, spread(params), PROMPTS, NEW, draft=(LLAMA, spread(draft)))
+  assert found == speculate(LLAMA, params, PROMPTS, NEW, draft=(LLAMA, draft))
+
+
+# ------------------------------------------------------------------------------------------- in distribution
+TINY = presets.llama(8, 1, num_heads=2, d_ff=12, vocab_size=4)
+STOP, LENGTH, DRAFTED, SEEDS = 3, 4, 2, 3_000
+TINY_PROMPTS = [[0], [2, 1, 2]]
+
+
+def exact(config, params, prompt, sampling):
+  """Every text that can come out, with its probability, from full forward passes."""
+  texts = list(itertools.product(range(4), repeat=LENGTH))
+  rows = jnp.array([[*prompt, *text] for text in texts])
+  logits = Transformer(config).apply({'params': params}, rows)
+  total = {}
+  for i in range(LENGTH):
+    before = rows[:, :len(prompt) + i]
+    seen = init_seen(sampling, before, jnp.ones(before.shape, bool), 4)
+    p = np.array(distribution(logits[:, len(prompt) + i - 1], sampling, seen), np.float64)
+    for text, row in zip(texts, p, strict=True):
+      if i == 0 or text[:i] in total and text[i - 1] != STOP:
+        total[text[:i + 1]] = total.get(text[:i], 1.0) * row[text[i]]
+  return {text: p for text, p in total.items() if len(text) == LENGTH or text[-1] == STOP}
+
+
+def surprise(drawn, probabilities):
+  """The probability of counts at least as far from `probabilities`, by Pearson's chi-square; rare texts as one."""
+  texts = [text for text, p in probabilities.items() if p * len(drawn) >= 8]
+  index = {text: i for i, text in enumerate(texts)}
+  counts = np.bincount([index.get(text, len(texts)) for text in drawn], minlength=len(texts) + 1)
+  expected = np.array([probabilities[text] for text in texts])
+  expected = len(drawn) * np.append(expected, 1 - expected.sum())
+  kept = expected > 1e-3
+  return scipy.stats.chi2.sf(((counts - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1)
+
+
+@pytest.mark.parametrize('sampling', [Sampling(1.3), Sampling(0.9, top_k=3, repetition_penalty=1.5)])
+def test_draws_follow_the_model(sampling):
+  """3,000 seeds; the batch has two rows, which end at different times and hold each other up."""
+  params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
+  run = Run(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
+  pair = Pair(run, run, DRAFTED)
+  padded = jnp.array([[0, 0, 0], TINY_PROMPTS[1]])
+
+  @jax.jit
+  def draw(key):
+    state = begin(pair, params, draft, key, padded, jnp.array([1, 3]), LENGTH)
+    state = proceed(pair, params, draft, key, state, LENGTH)
+    return state.tokens_BN[:, :LENGTH], state.lengths_B, state.kept / state.drafted.clip(1)
+
+  tokens, lengths, rates = map(np.array, jax.vmap(draw)(jax.random.split(jax.random.key(0), SEEDS)))
+  assert 0.05 < rates.mean() < 0.95
+  for row, prompt in enumerate(TINY_PROMPTS):
+    texts = [tuple(text[:length].tolist()) for text, length in zip(tokens[:, row], lengths[:, row], strict=True)]
+    assert surprise(texts, exact(TINY, params, prompt, sampling)) > 1e-3
+    assert surprise(texts, exact(TINY, draft, prompt, sampling)) < 1e-9  # the test sees a wrong distribution
+
+
+@pytest.mark.parametrize('changes,field', [
+    (dict(draft_tokens=0), 'draft_tokens'), (dict(draft=(TINY, {})), 'draft.vocab_size'),
+    (dict(draft=(GPT2, {}), max_new_tokens=15), r'prompts\[2\]'), (dict(prompts=[[]]), r'prompts\[0\]')])
+def test_wrong_requests_are_named(changes, field):
+  request = dict(prompts=PROMPTS, max_new_tokens=NEW, draft=(LLAMA, {'nothing': np.zeros(1)})) | changes
+  with pytest.raises(ConfigError, match=field):
+    speculate(LLAMA, {'nothing': np.zeros(1)}, **request)
