@@ -54,7 +54,7 @@ def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = N
   attention = config.pattern[0].attention
   if isinstance(config.positions, RoPE):
     values |= write_rope(config.positions, attention.rotary_size(config.d_model), context, _score_factor(attention))
-  different = _difference('model', _resolved(config), _resolved(config_from_hf(values)))
+  different = difference('model', resolved(config), resolved(config_from_hf(values)))
   if different:  # what the family cannot say was lost on the way
     raise ConfigError(*different, f'a {family.model_type} model cannot have this, so it cannot be exported')
   return values
@@ -71,7 +71,7 @@ def _score_factor(attention: Attention | LatentAttention) -> float:
   return attention.scale * math.sqrt(attention.nope_dim + attention.rope_dim)
 
 
-def _resolved(config: Architecture) -> Architecture:
+def resolved(config: Architecture) -> Architecture:
   """The same decoder with derived sizes as numbers, all blocks in the pattern, and no word on how it is trained."""
   def attention(part: Attention | LatentAttention) -> Attention | LatentAttention:
     if isinstance(part, LatentAttention):
@@ -106,8 +106,8 @@ def _resolved(config: Architecture) -> Architecture:
                              multi_token=tuple(map(resolve, config.multi_token)), init=NormalInit())
 
 
-def _difference(path: str, wanted: Any, got: Any) -> tuple[str, Any] | None:
-  """Path and wanted value of the first field that differs by more than rounding."""
+def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any] | None:
+  """Path and wanted value of the first field of two resolved architectures that differs by more than rounding."""
   if wanted == got:
     return None
   if isinstance(wanted, float) and isinstance(got, float) and math.isclose(wanted, got, rel_tol=1e-8):
@@ -118,4 +118,4 @@ def _difference(path: str, wanted: Any, got: Any) -> tuple[str, Any] | None:
     below = [(f'{path}[{i}]', *pair) for i, pair in enumerate(zip(wanted, got, strict=True))]
   else:
     return path, wanted
-  return next((found for found in (_difference(*item) for item in below) if found), None)
+  return next((found for found in (difference(*item) for item in below) if found), None)

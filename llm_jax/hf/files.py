@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.config.architecture import Architecture
+from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.hf.configs import config_from_hf, config_to_hf, generation_config
+from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generation_config, resolved
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
 from llm_jax.hf.tensor_file import TensorFiles, write_file
@@ -24,13 +24,16 @@ Progress = Callable[[int, int], None]  # told of the bytes done and of all
 
 
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
-                    progress: Progress | None = None) -> tuple[Architecture, dict[str, Any]]:
+                    config: Architecture | None = None, progress: Progress | None = None
+                    ) -> tuple[Architecture, dict[str, Any]]:
   """Reads a Hugging Face folder, tensor by tensor out of memory-mapped files.
 
   Args:
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory holds no more than one
       layer of one parameter at a time.
     dtype: of the parameters.
+    config: the architecture to read it as, which may state another prefix and pattern, dropout and scaling of rotary
+      positions than the folder, and nothing else.
 
   Returns:
     The architecture, and its parameters as a nested dict.
@@ -40,11 +43,23 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
       folder's own, and files outside of the folder are refused.
   """
   folder = pathlib.Path(directory)
-  config = config_from_hf(read_json(folder, 'config.json'))
+  found = config_from_hf(read_json(folder, 'config.json'))
   tensors = TensorFiles(_weight_files(folder))
   if not any(name.endswith('.eh_proj.weight') for name in tensors):  # `transformers` leaves them out
-    config = dataclasses.replace(config, multi_token=())
-  return config, read_params(folder, config, tensors, mesh, dtype, progress)
+    found = dataclasses.replace(found, multi_token=())
+  if config is not None:
+    _check_same(config, found, folder)
+  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
+
+
+def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path) -> None:
+  positions = found.positions
+  if isinstance(positions, RoPE) and isinstance(wanted.positions, RoPE):
+    positions = dataclasses.replace(positions, scaling=wanted.positions.scaling)
+  found = dataclasses.replace(found, dropout=wanted.dropout, positions=positions)
+  different = difference('model', resolved(wanted), resolved(found))
+  if different:
+    raise ConfigError(*different, f'{folder} has another: set it to that of the folder')
 
 
 def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles, mesh: jax.sharding.Mesh | None,

@@ -65,7 +65,7 @@ def deepseek(**changes):
   return transformers.DeepseekV3Config(**(SMALL | rope() | dict(
     num_key_value_heads=4, num_hidden_layers=3, first_k_dense_replace=1, kv_lora_rank=12, q_lora_rank=20,
     qk_nope_head_dim=10, qk_rope_head_dim=8, v_head_dim=14, moe_intermediate_size=24, n_shared_experts=2,
-    n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=3, routed_scaling_factor=1.5) | changes))
+    n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3, routed_scaling_factor=1.5) | changes))
 
 
 LLAMA3 = rope('llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
@@ -116,7 +116,7 @@ def make(config, seed=0):
         parameter += 1  # the norms' scales
     for name, buffer in model.named_buffers():
       if name.endswith('e_score_correction_bias'):
-        buffer.uniform_(-0.3, 0.3)
+        buffer.uniform_(-0.1, 0.1)
   return model
 
 

@@ -62,6 +62,7 @@ def read_gemma2(fields: Fields) -> Architecture:
   norm = ZeroCenteredRMSNorm(fields.number('rms_norm_eps', 1e-6))
   kinds = fields.get('layer_types', [('sliding_attention', 'full_attention')[i % 2] for i in range(num_layers)])
   windows = {'sliding_attention': fields.optional_size('sliding_window', 4_096), 'full_attention': None}
+  fields.expect('sliding_window_size', windows['sliding_attention'], 'must be that of sliding_window')
   require(isinstance(kinds, list) and len(kinds) == num_layers and all(kind in windows for kind in kinds),
           'layer_types', kinds, f'use a list of {num_layers} times one of {tuple(windows)}')
   layers = [SandwichBlock(

@@ -1,0 +1,231 @@
+"""Brings models in and takes them out: Hugging Face folders, Llama in Meta's layout, runs.
+
+  python -m launch.convert --from_hf=DIR --to=runs/mine              a run that launch.sample reads
+  python -m launch.convert --checkpoint=runs/mine --to_hf=DIR        transformers loads it
+  python -m launch.convert --from_meta=DIR --to_hf=DIR
+  python -m launch.convert --from_hf=DIR --to=runs/gqa --num_kv_heads=8
+
+One source, one target, which must be new. Nothing is executed that a folder brings: pickles and code are refused.
+"""
+import argparse
+import contextlib
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from launch import runtime
+from launch.flags import refuse, refusing
+from llm_jax.config import door
+from llm_jax.config.architecture import Architecture
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.run import Constant, Data, HuggingFaceFile, Run, Stage, StandardLibrary, Weighted
+
+SOURCES, TARGETS = ('from_hf', 'from_meta', 'checkpoint'), ('to', 'to_hf', 'to_meta')
+STAGE = 'imported'
+# What stands beside the weights of a folder and goes with them, text and tables only.
+COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
+              'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json')
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(prog='python -m launch.convert', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  folder = lambda name, text: parser.add_argument(f'--{name}', type=pathlib.Path, metavar='DIR', help=text)
+  folder('from_hf', 'source: a Hugging Face folder with safetensors')
+  folder('from_meta', "source: params.json and consolidated*.safetensors, in Meta's layout")
+  folder('checkpoint', 'source: the folder of a run')
+  folder('to', 'target: the folder of a run')
+  folder('to_hf', 'target: a Hugging Face folder')
+  folder('to_meta', "target: a folder in Meta's layout")
+  parser.add_argument('--stage', help='of the run; default: the last one that has a checkpoint')
+  parser.add_argument('--step', type=int, help='of the run; default: the newest valid checkpoint')
+  parser.add_argument('--num_kv_heads', type=int, metavar='G',
+                      help='mean-pool key and value heads to G, to be trained on (Ainslie et al. 2023); 1: multi-query')
+  parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
+                      help='of exported tensors; default float32')
+  parser.add_argument('--max_shard_gb', type=float, default=5.0, help='of exported files; default 5')
+  args = parser.parse_args(argv)
+  for names in (SOURCES, TARGETS):
+    given = [f'--{name}' for name in names if getattr(args, name) is not None]
+    if len(given) != 1:
+      refuse(f'{" ".join(given) or "nothing"} given: use one of {", ".join(f"--{name}" for name in names)}')
+  return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = parse(argv)
+  with refusing():
+    check(args)
+  runtime.prepare()
+  import jax  # here, after the command line has been checked
+  jax.config.update('jax_platforms', 'cpu')  # a model may be larger than one accelerator
+  from llm_jax.train.checkpoint import CheckpointError
+  try:
+    with refusing():
+      model = read(args)
+      if args.num_kv_heads is not None:
+        from llm_jax.hf.uptrain import group_heads
+        config, params = group_heads(model.config, model.params, args.num_kv_heads)
+        model = model._replace(config=config, params=params)
+      write(args, model)
+  except (CheckpointError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr, flush=True)
+    return 1
+  return 0
+
+
+def check(args: argparse.Namespace) -> None:
+  """Refuses what can be seen to fail."""
+  source = next(getattr(args, name) for name in SOURCES if getattr(args, name) is not None)
+  target = next(getattr(args, name) for name in TARGETS if getattr(args, name) is not None)
+  require(source.is_dir(), 'source', str(source), 'is not a folder')
+  require(not target.exists() or target.is_dir() and not any(target.iterdir()), 'target', str(target),
+          'there is something already: name a new folder')
+  require(args.max_shard_gb > 0, '--max_shard_gb', args.max_shard_gb, 'use a positive number')
+  require(args.checkpoint is not None or (args.stage, args.step) == (None, None), '--stage, --step',
+          args.stage or args.step, 'only with --checkpoint')
+
+
+class Model(NamedTuple):
+  """files: a tokenizer's and a generation configuration, by name."""
+  config: Architecture
+  params: Any
+  files: dict[str, bytes]
+
+
+# ------------------------------------------------------------------------------------------------ sources
+def read(args: argparse.Namespace) -> Model:
+  if args.checkpoint is not None:
+    return read_run(args.checkpoint, args.stage, args.step)
+  from llm_jax.hf.files import inside, load_pretrained
+  from llm_jax.hf.meta import load_meta
+  folder, load = (args.from_hf, load_pretrained) if args.from_hf else (args.from_meta, load_meta)
+  with Bar('import') as bar:
+    config, params = load(folder, progress=bar)
+  files = {name: inside(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  if args.from_hf and 'generation_config.json' not in files:
+    values = json.loads((folder / 'config.json').read_bytes())
+    ids = {key: values[key] for key in ('bos_token_id', 'eos_token_id') if values.get(key) is not None}
+    files['generation_config.json'] = json.dumps(ids).encode()
+  return Model(config, params, files)
+
+
+def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
+  from launch.sample import read_config
+  from llm_jax.data.tokenizers import META_FILE, load_tokenizer
+  from llm_jax.hf.tokenizer import tokenizer_files
+  from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
+  run = read_config('checkpoint', workdir)
+  stores = {each.name: CheckpointStore(workdir / 'checkpoints' / each.name) for each in run.stages}
+  found = [name for name, store in stores.items() if store.steps()]
+  require(bool(found), '--checkpoint', str(workdir), 'has no checkpoint yet')
+  require(stage in (None, *found), '--stage', stage, f'has no checkpoint, use one of {found}')
+  stage = stage or found[-1]
+  store = stores[stage]
+  require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
+  checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
+  print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
+  folder, files = workdir / 'tokenizer', {}
+  if (folder / META_FILE).exists():
+    tokenizer = load_tokenizer(folder)
+    ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': tokenizer.eot}
+    files = {**tokenizer_files(tokenizer), 'generation_config.json': json.dumps(ids).encode()}
+  files |= {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  config = run.model_of(next(each for each in run.stages if each.name == stage))
+  return Model(config, checkpoint.read_best(), files)
+
+
+# ------------------------------------------------------------------------------------------------ targets
+def write(args: argparse.Namespace, model: Model) -> None:
+  from llm_jax.hf.files import save_pretrained
+  from llm_jax.hf.meta import save_meta
+  if args.to is not None:
+    write_run(args.to, model)
+    return
+  with Bar('export') as bar:
+    if args.to_meta is not None:
+      save_meta(args.to_meta, model.config, model.params, dtype=args.dtype, progress=bar)
+      return
+    ids = generation_ids(model)
+    save_pretrained(args.to_hf, model.config, model.params, dtype=args.dtype, progress=bar, extra=model.files,
+                    max_shard_bytes=int(args.max_shard_gb * 1e9), bos=ids['bos_token_id'], eos=ids['eos_token_id'])
+
+
+def write_run(workdir: pathlib.Path, model: Model) -> None:
+  """A run of one finished stage without steps: its configuration, tokenizer and checkpoint."""
+  from llm_jax.data.huggingface import HuggingFaceTokenizer
+  from llm_jax.train.checkpoint import CheckpointStore
+  from llm_jax.train.stages import make_lineage
+  from llm_jax.train.workdir import Workdir, write_atomic
+  end, tokenizer = end_of_text(model), None
+  if end is None:
+    print('warning: no tokenizer.json with an end of text: launch.sample cannot use the run', file=sys.stderr)
+  else:
+    tokenizer = HuggingFaceTokenizer(model.files['tokenizer.json'], end)
+  data = Data((Weighted(StandardLibrary()),))  # no step will read it
+  stage = Stage(STAGE, data, 0, min(1_024, model.config.max_length or 1_024), 1, Constant(0.0))
+  path = workdir / 'tokenizer'
+  run = Run(model.config, (stage,), HuggingFaceFile(str(path / 'tokenizer.json'), end or ''))
+  lineage = make_lineage()
+  folder = Workdir(workdir)
+  folder.prepare()
+  path.mkdir()
+  for name, content in model.files.items():
+    (path / name).write_bytes(content)
+  if tokenizer:
+    tokenizer.save(path)
+  write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
+  facts = {'config': door.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
+           'tokenizer': tokenizer and tokenizer.fingerprint, 'lineage': {**lineage, 'parent': None}}
+  with CheckpointStore(workdir / 'checkpoints' / STAGE) as store:
+    store.save(0, {'params': model.params}, facts, wait=True)
+  folder.bind(door.to_json(run))
+
+
+def generation_ids(model: Model) -> dict[str, Any]:
+  """The ids that begin and end a text: `bos_token_id` and `eos_token_id`, each an id, a list of them, or None."""
+  try:
+    values = json.loads(model.files.get('generation_config.json', b'{}'))
+    return {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
+  except (ValueError, AttributeError) as error:
+    raise ConfigError('generation_config.json', type(error).__name__, f'not a JSON object: {error}') from error
+
+
+def end_of_text(model: Model) -> str | None:
+  """The control token that ends a text, by its name in `tokenizer.json`; else the one that begins it."""
+  if 'tokenizer.json' not in model.files:
+    return None
+  try:
+    added = json.loads(model.files['tokenizer.json']).get('added_tokens', ())
+    control = {token['id']: token['content'] for token in added if token.get('special')}
+  except (ValueError, AttributeError, KeyError, TypeError) as error:
+    raise ConfigError('tokenizer.json', type(error).__name__, f'not a Hugging Face tokenizer: {error}') from error
+  ids = generation_ids(model)
+  candidates = [i for key in ('eos_token_id', 'bos_token_id')
+                for i in (ids[key] if isinstance(ids[key], list) else [ids[key]])]
+  return next((control[i] for i in candidates if i in control), None)
+
+
+class Bar:
+  """A progress bar of bytes."""
+
+  def __init__(self, title: str):
+    self.title, self.stack, self.advance, self.done = title, contextlib.ExitStack(), None, 0
+
+  def __enter__(self) -> 'Bar':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.stack.close()
+
+  def __call__(self, done: int, total: int) -> None:
+    from llm_jax.train.progress import task
+    self.advance = self.advance or self.stack.enter_context(task(self.title, total, unit='B'))
+    self.advance(done - self.done)
+    self.done = done
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,63 @@
+"""Tokenizers of ours as files that `transformers.AutoTokenizer` reads."""
+import json
+import re
+from collections.abc import Mapping
+
+from llm_jax.data.huggingface import HuggingFaceTokenizer, byte_alphabet
+from llm_jax.data.tokenizers import END_OF_TEXT, ByteTokenizer, RankTokenizer, Tokenizer
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same control tokens.
+
+  Their library reads the name of a control token in a text as that token; ours never does.
+  """
+  match tokenizer:
+    case HuggingFaceTokenizer():
+      content, end = tokenizer.content, tokenizer.end_of_text
+    case RankTokenizer():
+      content, end = _byte_level(tokenizer.ranks, tokenizer.control_ids, tokenizer.pattern), tokenizer.end_of_text
+    case ByteTokenizer():
+      content = _byte_level({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: tokenizer.eot}, None)
+      end = END_OF_TEXT
+  config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
+            'clean_up_tokenization_spaces': False, 'model_max_length': 1 << 40}
+  return {'tokenizer.json': content, 'tokenizer_config.json': json.dumps(config, indent=2).encode() + b'\n'}
+
+
+def _byte_level(ranks: Mapping[bytes, int], control: Mapping[str, int], pattern: str | None) -> bytes:
+  """A `tokenizer.json` of byte-level BPE, whose tokens are spelt in GPT-2's alphabet."""
+  spell = {byte: character for character, byte in byte_alphabet().items()}
+  name = lambda token: ''.join(spell[byte] for byte in token)
+  cuts = [] if pattern is None else [
+    {'type': 'Split', 'pattern': {'Regex': oniguruma(pattern)}, 'behavior': 'Isolated', 'invert': False}]
+  level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
+  merges = [parts for token in sorted(ranks, key=ranks.__getitem__) if len(parts := split(token, ranks)) == 2]
+  added = [{'id': i, 'content': text, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
+            'special': True} for text, i in sorted(control.items(), key=lambda item: item[1])]
+  return json.dumps({
+    'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*cuts, level]}, 'post_processor': None, 'decoder': level,
+    'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
+              'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False, 'ignore_merges': True,
+              'vocab': {name(token): rank for token, rank in ranks.items()},
+              'merges': [' '.join(map(name, parts)) for parts in merges]},
+  }, ensure_ascii=False).encode()
+
+
+def split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+  """The parts that a token's merge joins: what merging its bytes by all lower ranks leaves."""
+  parts = [bytes([byte]) for byte in token]
+  while len(parts) > 1:
+    joined = [ranks.get(left + right, ranks[token]) for left, right in zip(parts, parts[1:], strict=False)]
+    best = min(range(len(joined)), key=joined.__getitem__)
+    if joined[best] >= ranks[token]:
+      break
+    parts[best:best + 2] = [parts[best] + parts[best + 1]]
+  return parts
+
+
+def oniguruma(pattern: str) -> str:
+  """The pattern in the dialect of their library: there {1,3}+ repeats a repetition and $ ends a line, where tiktoken's
+  is possessive (which our patterns use for speed alone) and ends the text."""
+  return re.sub(r'([+*?}])\+', r'\1', pattern).replace('$', r'\z')

@@ -1,0 +1,252 @@
+"""`config.json` to our architecture and back; what we cannot express is refused by name."""
+import dataclasses
+import math
+import re
+
+import pytest
+import torch
+import transformers
+
+from llm_jax import hf
+from llm_jax.config import architecture as arch
+from llm_jax.config import presets
+from llm_jax.config.errors import ConfigError
+from llm_jax.hf.configs import resolved
+from llm_jax.hf.parts import arrange
+from llm_jax.hf.weights import parameter_shapes
+from tests.hf import peers
+
+GPT2_ENTRIES = dict(
+  activation_function='gelu_new', architectures=['GPT2LMHeadModel'], attn_pdrop=0.1, bos_token_id=50256,
+  embd_pdrop=0.1, eos_token_id=50256, initializer_range=0.02, layer_norm_epsilon=1e-05, model_type='gpt2', n_ctx=1024,
+  n_embd=768, n_head=12, n_layer=12, n_positions=1024, resid_pdrop=0.1, summary_activation=None,
+  summary_first_dropout=0.1, summary_proj_to_labels=True, summary_type='cls_index', summary_use_proj=True,
+  task_specific_params={'text-generation': {'do_sample': True, 'max_length': 50}}, vocab_size=50257)
+GPT_ENTRIES = dict(
+  afn='gelu', architectures=['OpenAIGPTLMHeadModel'], attn_pdrop=0.1, embd_pdrop=0.1, initializer_range=0.02,
+  layer_norm_epsilon=1e-05, model_type='openai-gpt', n_ctx=512, n_embd=768, n_head=12, n_layer=12, n_positions=512,
+  n_special=0, predict_special_tokens=True, resid_pdrop=0.1, summary_activation=None, summary_first_dropout=0.1,
+  summary_proj_to_labels=True, summary_type='cls_index', summary_use_proj=True, vocab_size=40478)
+LLAMA_ENTRIES = dict(
+  architectures=['LlamaForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=128000,
+  eos_token_id=128001, hidden_act='silu', hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+  max_position_embeddings=8192, model_type='llama', num_attention_heads=32, num_hidden_layers=32,
+  num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=500000.0,
+  tie_word_embeddings=False, torch_dtype='bfloat16', transformers_version='4.40.0.dev0', use_cache=True,
+  vocab_size=128256)
+LLAMA31_ENTRIES = LLAMA_ENTRIES | dict(
+  eos_token_id=[128001, 128008, 128009], max_position_embeddings=131072, mlp_bias=False,
+  rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192,
+                    rope_type='llama3'))
+MISTRAL_ENTRIES = dict(
+  architectures=['MistralForCausalLM'], bos_token_id=1, eos_token_id=2, hidden_act='silu', hidden_size=4096,
+  initializer_range=0.02, intermediate_size=14336, max_position_embeddings=32768, model_type='mistral',
+  num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=8, rms_norm_eps=1e-05, rope_theta=10000.0,
+  sliding_window=4096, tie_word_embeddings=False, torch_dtype='bfloat16', use_cache=True, vocab_size=32000)
+MIXTRAL_ENTRIES = MISTRAL_ENTRIES | dict(
+  architectures=['MixtralForCausalLM'], model_type='mixtral', num_experts_per_tok=2, num_local_experts=8,
+  output_router_logits=False, rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None)
+GEMMA_ENTRIES = dict(
+  architectures=['GemmaForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=2, eos_token_id=1,
+  head_dim=256, hidden_act='gelu', hidden_activation=None, hidden_size=2048, initializer_range=0.02,
+  intermediate_size=16384, max_position_embeddings=8192, model_type='gemma', num_attention_heads=8,
+  num_hidden_layers=18, num_key_value_heads=1, pad_token_id=0, rms_norm_eps=1e-06, rope_scaling=None,
+  rope_theta=10000.0, torch_dtype='bfloat16', use_cache=True, vocab_size=256000)
+GEMMA2_ENTRIES = dict(
+  architectures=['Gemma2ForCausalLM'], attention_bias=False, attention_dropout=0.0, attn_logit_softcapping=50.0,
+  bos_token_id=2, cache_implementation='hybrid', eos_token_id=1, final_logit_softcapping=30.0, head_dim=128,
+  hidden_act='gelu_pytorch_tanh', hidden_activation='gelu_pytorch_tanh', hidden_size=4608, initializer_range=0.02,
+  intermediate_size=36864, max_position_embeddings=8192, model_type='gemma2', num_attention_heads=32,
+  num_hidden_layers=46, num_key_value_heads=16, pad_token_id=0, query_pre_attn_scalar=144, rms_norm_eps=1e-06,
+  rope_theta=10000.0, sliding_window=4096, sliding_window_size=4096, torch_dtype='float32', use_cache=True,
+  vocab_size=256000)
+DEEPSEEK_ENTRIES = dict(
+  architectures=['DeepseekV3ForCausalLM'], attention_bias=False, attention_dropout=0.0, aux_loss_alpha=0.001,
+  bos_token_id=0, eos_token_id=1, ep_size=1, first_k_dense_replace=3, hidden_act='silu', hidden_size=7168,
+  initializer_range=0.02, intermediate_size=18432, kv_lora_rank=512, max_position_embeddings=163840,
+  model_type='deepseek_v3', moe_intermediate_size=2048, moe_layer_freq=1, n_group=8, n_routed_experts=256,
+  n_shared_experts=1, norm_topk_prob=True, num_attention_heads=128, num_experts_per_tok=8, num_hidden_layers=61,
+  num_key_value_heads=128, num_nextn_predict_layers=1, pretraining_tp=1, q_lora_rank=1536, qk_nope_head_dim=128,
+  qk_rope_head_dim=64, rms_norm_eps=1e-06, rope_scaling=dict(
+    beta_fast=32, beta_slow=1, factor=40, mscale=1.0, mscale_all_dim=1.0, original_max_position_embeddings=4096,
+    type='yarn'),
+  rope_theta=10000, routed_scaling_factor=2.5, scoring_func='sigmoid', seq_aux=True, tie_word_embeddings=False,
+  topk_group=4, topk_method='noaux_tc', torch_dtype='bfloat16', use_cache=True, v_head_dim=128, vocab_size=129280)
+
+PUBLISHED = {
+  'openai-community/openai-gpt': (GPT_ENTRIES, presets.gpt1_117m(dropout=0.1)),
+  'openai-community/gpt2': (GPT2_ENTRIES, presets.gpt2_124m(dropout=0.1)),
+  'meta-llama/Meta-Llama-3-8B': (LLAMA_ENTRIES, presets.llama3_8b()),
+  'meta-llama/Llama-3.1-8B': (LLAMA31_ENTRIES, presets.llama3_1_8b()),
+  'mistralai/Mistral-7B-v0.1': (MISTRAL_ENTRIES, presets.mistral_7b()),
+  'mistralai/Mixtral-8x7B-v0.1': (MIXTRAL_ENTRIES, presets.mixtral_8x7b()),
+  'google/gemma-2b': (GEMMA_ENTRIES, presets.gemma_2b()),
+  'google/gemma-2-27b': (GEMMA2_ENTRIES, presets.gemma2_27b()),
+  'deepseek-ai/DeepSeek-V3': (DEEPSEEK_ENTRIES, presets.deepseek_v3()),
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_configs_are_the_presets(name):
+  """Their `config.json`, entry by entry (DeepSeek's without the quantisation and the code that it names)."""
+  entries, preset = PUBLISHED[name]
+  got = hf.config_from_hf(entries)
+  assert resolved(got) == resolved(preset) and got.max_length == preset.max_length
+  assert parameter_shapes(got) == parameter_shapes(preset)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_exported_configs_give_the_same_decoder(name):
+  preset = PUBLISHED[name][1]
+  values = hf.config_to_hf(preset)
+  got = hf.config_from_hf(values)
+  assert parameter_shapes(got) == parameter_shapes(preset) and hf.config_to_hf(got) == values
+  theirs = transformers.AutoConfig.for_model(**values)
+  with torch.device('meta'):
+    count = transformers.AutoModelForCausalLM.from_config(theirs).num_parameters()
+  shapes = {path: shape for path, shape in parameter_shapes(preset).items() if not path.startswith('multi_token')}
+  buffers = sum(math.prod(shape) for path, shape in shapes.items() if path.endswith('balance/bias'))
+  assert sum(map(math.prod, shapes.values())) == count + buffers
+
+
+@pytest.mark.parametrize('case', peers.CASES)
+def test_configs_round_trip(case):
+  """As transformers writes it, to ours, out and in again; their class reads what we wrote."""
+  theirs = peers.CASES[case]
+  config = hf.config_from_hf(theirs.to_dict())
+  values = hf.config_to_hf(config)
+  assert resolved(hf.config_from_hf(values)) == resolved(config)
+  again = transformers.AutoConfig.for_model(**values).to_dict()
+  assert again['model_type'] == theirs.model_type
+  assert resolved(hf.config_from_hf(again)) == resolved(config)
+
+
+def test_both_ways_to_state_rope():
+  old = dict(model_type='llama', rope_theta=5e5, rope_scaling=None)
+  new = dict(model_type='llama', rope_parameters=dict(rope_type='default', rope_theta=5e5))
+  assert hf.config_from_hf(old) == hf.config_from_hf(new) == hf.config_from_hf(old | new)
+  assert hf.config_from_hf(old).positions == arch.RoPE(5e5)
+  linear = dict(model_type='llama', rope_scaling=dict(type='linear', factor=2.0))
+  assert hf.config_from_hf(linear).positions == arch.RoPE(1e4, arch.LinearScaling(2.0))
+  assert hf.config_from_hf(hf.config_to_hf(hf.config_from_hf(linear))).positions.scaling == arch.LinearScaling(2.0)
+
+
+def test_yarn_as_deepseek_states_it():
+  """mscale and mscale_all_dim: the scores times the second's square, cosines and sines times their ratio."""
+  entries = DEEPSEEK_ENTRIES | {'rope_scaling': DEEPSEEK_ENTRIES['rope_scaling'] | dict(mscale=0.5)}
+  config = hf.config_from_hf(entries)
+  scale, ratio = 0.1 * math.log(40) + 1, (0.05 * math.log(40) + 1) / (0.1 * math.log(40) + 1)
+  assert config.pattern[0].attention.scale == pytest.approx(scale ** 2 / math.sqrt(192))
+  assert config.positions.scaling.magnitude == pytest.approx(ratio)
+  given = hf.config_to_hf(config)['rope_parameters']
+  assert given['mscale'] == pytest.approx(0.5) and given['mscale_all_dim'] == pytest.approx(1.0)
+
+
+def test_ntk_scaling_is_another_base():
+  config = presets.llama(32, 2, 4, head_dim=8, scaling=arch.NTKScaling(4.0))
+  values = hf.config_to_hf(config)
+  assert values['rope_theta'] == pytest.approx(1e4 * 4 ** (8 / 6)) and values['rope_scaling'] is None
+
+
+@pytest.mark.parametrize('layers, prefix, pattern', (
+  ('aaaa', '', 'a'), ('abab', '', 'ab'), ('aba', '', 'aba'), ('ababa', 'a', 'ba'), ('abbb', 'a', 'b'),
+  ('abcabc', '', 'abc'), ('a', '', 'a'),
+))
+def test_prefix_and_pattern(layers, prefix, pattern):
+  assert arrange(layers) == {'prefix': tuple(prefix), 'pattern': tuple(pattern)}
+
+
+@pytest.mark.parametrize('model_type, entries, names', (
+  ('mamba', {}, 'model_type'),
+  (None, {}, 'model_type'),
+  (['llama'], {}, 'model_type'),
+  ('llama', dict(rope_scaling=dict(type='dynamic', factor=2.0)), 'rope_scaling'),
+  ('llama', dict(rope_scaling=dict(type='linear')), 'rope_scaling'),
+  ('llama', dict(rope_scaling=dict(type='linear', rope_type='yarn', factor=2.0)), 'rope_scaling'),
+  ('llama', dict(rope_scaling=dict(type='linear', factor=2.0, other=1)), 'rope_scaling'),
+  ('llama', dict(rope_scaling=dict(type='linear', factor='2')), r'rope_scaling\.factor'),
+  ('llama', dict(rope_scaling=dict(type='linear', factor=2.0), rope_parameters=dict(rope_type='linear', factor=3.0)),
+   'rope_parameters'),
+  ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=2.0, original_max_position_embeddings=9,
+                                      truncate=False)), 'rope_parameters'),
+  ('llama', dict(rope_parameters=dict(rope_type='llama3', rope_theta=5e5, factor=8.0)),
+   r'rope_parameters\.original_max_position_embeddings'),
+  ('llama', dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), 'rope_parameters'),
+  ('llama', dict(hidden_act='gelu_fast'), 'hidden_act'),
+  ('llama', dict(attention_dropout=0.1), 'attention_dropout'),
+  ('llama', dict(sliding_window=4096), 'sliding_window'),
+  ('llama', dict(quantization_config=dict(bits=4)), 'quantization_config'),
+  ('llama', dict(auto_map=dict(AutoModel='evil.Model')), 'auto_map'),
+  ('llama', dict(hidden_size=-1), 'hidden_size'),
+  ('llama', dict(hidden_size=True), 'hidden_size'),
+  ('llama', dict(num_hidden_layers='2'), 'num_hidden_layers'),
+  ('llama', dict(tie_word_embeddings='yes'), 'tie_word_embeddings'),
+  ('llama', dict(rms_norm_eps=float('nan')), 'rms_norm_eps'),
+  ('llama', dict(rope_scaling='linear'), 'rope_scaling'),
+  ('llama', dict(hidden_size=100), r'pattern\[0\].attention.num_heads'),
+  ('llama', dict(num_key_value_heads=5), 'num_kv_heads'),
+  ('gpt2', dict(scale_attn_weights=False), 'scale_attn_weights'),
+  ('gpt2', dict(scale_attn_by_inverse_layer_idx=True), 'scale_attn_by_inverse_layer_idx'),
+  ('gpt2', dict(add_cross_attention=True), 'add_cross_attention'),
+  ('gpt2', dict(attn_pdrop=0.2), 'attn_pdrop'),
+  ('openai-gpt', dict(afn='gelu_new'), 'afn'),
+  ('mistral', dict(attention_bias=True), 'attention_bias'),
+  ('mixtral', dict(router_jitter_noise=0.1), 'router_jitter_noise'),
+  ('mixtral', dict(num_experts_per_tok=9), 'top_k'),
+  ('gemma', dict(use_bidirectional_attention=True), 'use_bidirectional_attention'),
+  ('gemma2', dict(layer_types=['full_attention']), 'layer_types'),
+  ('gemma2', dict(layer_types=['chunked_attention'] * 26), 'layer_types'),
+  ('gemma2', dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar'),
+  ('deepseek_v3', dict(rope_interleave=False), 'rope_interleave'),
+  ('deepseek_v3', dict(norm_topk_prob=False), 'norm_topk_prob'),
+  ('deepseek_v3', dict(scoring_func='softmax'), 'scoring_func'),
+  ('deepseek_v3', dict(attention_bias=True), 'attention_bias'),
+  ('deepseek_v3', dict(num_key_value_heads=8), 'num_key_value_heads'),
+  ('deepseek_v3', dict(quantization_config=dict(quant_method='fp8')), 'quantization_config'),
+))
+def test_unsupported_entries_are_refused(model_type, entries, names):
+  with pytest.raises(ConfigError, match=f'^{names} = '):
+    hf.config_from_hf(dict(model_type=model_type) | entries)
+
+
+LLAMA, GPT2, GEMMA2 = presets.llama(32, 2, 4), presets.gpt2(32, 2, 4), presets.gemma2(32, 2, 4, 2, 64, head_dim=8)
+MIXTRAL = presets.mixtral(32, 2, 4, 2, 64, num_experts=4, top_k=2)
+
+
+def with_attention(config, **changes):
+  block = config.pattern[0]
+  return dataclasses.replace(config, pattern=(
+    dataclasses.replace(block, attention=dataclasses.replace(block.attention, **changes)), *config.pattern[1:]))
+
+
+def with_feed_forward(config, **changes):
+  block = config.pattern[0]
+  return dataclasses.replace(config, pattern=(
+    dataclasses.replace(block, feed_forward=dataclasses.replace(block.feed_forward, **changes)), *config.pattern[1:]))
+
+
+@pytest.mark.parametrize('config, names', (
+  (dataclasses.replace(LLAMA, pattern=GPT2.pattern), 'model.pattern[0].feed_forward'),
+  (dataclasses.replace(LLAMA, norm=arch.RMSNorm(1e-3)), 'model.norm.eps'),
+  (dataclasses.replace(LLAMA, dropout=0.1), 'model.dropout'),
+  (dataclasses.replace(LLAMA, embedding_scale=2.0), 'model.embedding_scale'),
+  (dataclasses.replace(LLAMA, logit_soft_cap=30.0), 'model.logit_soft_cap'),
+  (dataclasses.replace(LLAMA, multi_token=LLAMA.pattern), 'model.multi_token'),
+  (with_attention(LLAMA, soft_cap=50.0), 'model.pattern[0].attention.soft_cap'),
+  (with_attention(LLAMA, scale=0.1), 'model.pattern[0].attention.scale'),
+  (with_attention(LLAMA, window=8, bias=True), 'model.pattern[0].attention.bias'),
+  (presets.llama(30, 2, 4, head_dim=8), 'model.d_model'),
+  (dataclasses.replace(GPT2, norm=arch.RMSNorm()), 'model.norm'),
+  (dataclasses.replace(GPT2, positions=arch.SinusoidalPositions()), 'model.positions'),
+  (with_attention(GPT2, num_kv_heads=2), 'model.pattern[0].attention.num_kv_heads'),
+  (with_attention(GPT2, window=8), 'model.pattern[0].attention.window'),
+  (dataclasses.replace(GPT2, pattern=(*GPT2.pattern, dataclasses.replace(GPT2.pattern[0], norm=arch.LayerNorm(1e-6)))),
+   'model.pattern[1].norm.eps'),
+  (with_feed_forward(MIXTRAL, capacity_factor=1.0), 'model.pattern[0].feed_forward.capacity_factor'),
+  (with_feed_forward(MIXTRAL, shared=arch.GLU(64)), 'model.pattern[0].feed_forward.shared'),
+  (with_attention(GEMMA2, scale=0.3), 'model.pattern[0].attention.scale'),
+))
+def test_what_no_family_has_is_not_exported(config, names, tmp_path):
+  with pytest.raises(ConfigError, match=f'^{re.escape(names)} = '):
+    hf.save_pretrained(tmp_path / 'new', config, {})
+  assert not list(tmp_path.iterdir())
