@@ -209,3 +209,9 @@ class Data:
   def pairs(self) -> bool:
     """Whether rows are pairs of answers, one pair a row."""
     return isinstance(self.sources[0].source, Preferences)
+
+  @property
+  def template(self) -> str | None:
+    """The chat template of its conversations or pairs; None where it is all plain text."""
+    templates = [part.source.template for part in self.sources if isinstance(part.source, Conversations | Preferences)]
+    return templates[0] if templates else None

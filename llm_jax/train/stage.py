@@ -15,7 +15,7 @@ from llm_jax import cpu, paths
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import require
-from llm_jax.config.run import Conversations, LanguageModel, Referenced, Run, Stage
+from llm_jax.config.run import LanguageModel, Referenced, Run, Stage
 from llm_jax.data.pipeline import Dataset, TrainSource, held_out_batches
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
@@ -190,7 +190,7 @@ class StageRun:
     batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
                                None if everything else self.stage.eval_batches * self.stage.microbatches)
     scores = evaluate(self.eval_step, best_params(state), self.reference, batches)
-    if is_text(self.stage):
+    if self.stage.data.template is None:
       tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
       scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
     return scores
@@ -216,7 +216,7 @@ class StageRun:
     if scores:
       progress.held_out(stage.steps, **scores)
     few = 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS
-    if scores and context.primary and few and is_text(stage):
+    if scores and context.primary and few and stage.data.template is None:
       baselines = self.baselines()
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
@@ -251,15 +251,10 @@ def stage_seed(run: Run, stage: Stage) -> int:
 
 def make_objective(stage: Stage, model: Transformer) -> Objective:
   match stage.objective:
-    case LanguageModel(z_loss):
-      return LanguageModelObjective(model, z_loss)
+    case LanguageModel(z_loss, multi_token_weight):
+      return LanguageModelObjective(model, z_loss, multi_token_weight)
     case form:
       return PreferenceObjective(model, form)
-
-
-def is_text(stage: Stage) -> bool:
-  """Whether every byte of the stage's data is predicted, so that bits per byte mean something."""
-  return not stage.data.pairs and not any(isinstance(part.source, Conversations) for part in stage.data.sources)
 
 
 def imported_params(run: Run, folder: str, abstract: Any) -> Any:

@@ -28,7 +28,7 @@ def get_config(folder):
       stage('anneal', text, **rows, steps=12, learning_rate=LinearToZero(3e-3), init=('resume', 'pretrain')),
       stage('average', text, **rows, steps=0, learning_rate=Constant(0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', held_out=0.1), packing='best_fit'), **rows, steps=12,
-            learning_rate=Constant(3e-3), init=('params', 'average'), eval_every=6),
+            learning_rate=Constant(3e-3), init=('params', 'average'), eval_every=6, prompts=('def f',)),
       stage('dpo', Preferences(f'{folder}/pairs.jsonl', held_out=0.1), **rows, steps=12, eval_every=6,
             objective=DPO(nll_weight=0.2), learning_rate=Constant(3e-3), init=('params', 'sft')),
     ),
