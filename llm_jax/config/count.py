@@ -36,16 +36,17 @@ def count_active_parameters(architecture: Architecture) -> int:
 def count_multi_token(architecture: Architecture) -> int:
   """The blocks that predict further tokens, with their norms and projections; embeddings and head are the main model's
   (DeepSeek-V3, section 2.2)."""
-  d_model = architecture.d_model
-  around = lambda block: 3 * _norm(block.norm, d_model) + 2 * d_model * d_model  # hidden, embedding, output; [2 D, D]
-  return sum(around(block) + _block(block, d_model, active=False) for block in architecture.multi_token)
+  return _further(architecture, active=False)
 
 
 def count_matmul_parameters(architecture: Architecture) -> int:
-  """Parameters that multiply every token: the active ones but the look-up tables (learned positions; the embedding,
-  unless it is also the head). Norms and biases stay in, far below 1 %."""
-  untied_table = 0 if architecture.tied_head else architecture.vocab_size * architecture.d_model
-  return count_active_parameters(architecture) - count_positions(architecture) - untied_table
+  """Parameters that multiply a token in training: the active ones but the look-up tables (learned positions; the
+  embedding, unless it is also the head), and for each further token its block and the head again. Norms and biases stay
+  in, far below 1 %."""
+  table = architecture.vocab_size * architecture.d_model
+  looked_up = count_positions(architecture) + (0 if architecture.tied_head else table)
+  further = _further(architecture, active=True) + len(architecture.multi_token) * table
+  return count_active_parameters(architecture) - looked_up + further
 
 
 def count_positions(architecture: Architecture) -> int:
@@ -63,6 +64,12 @@ def _total(architecture: Architecture, active: bool) -> int:
   tables = architecture.vocab_size * d_model * (1 if architecture.tied_head else 2) + count_positions(architecture)
   layers = sum(_block(block, d_model, active) for block in blocks(architecture))
   return tables + layers + _norm(architecture.norm, d_model)
+
+
+def _further(architecture: Architecture, active: bool) -> int:
+  d_model = architecture.d_model
+  around = lambda block: 3 * _norm(block.norm, d_model) + 2 * d_model * d_model  # hidden, embedding, output; [2 D, D]
+  return sum(around(block) + _block(block, d_model, active) for block in architecture.multi_token)
 
 
 def _norm(norm: Norm | None, size: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.architecture import Architecture
+from llm_jax.config.architecture import AnyAttention, Architecture, LatentAttention
 from llm_jax.config.count import blocks, count_matmul_parameters
 
 # Dense peaks of one jax device in FLOP/s, by (bfloat16, float32); the first name found in `device_kind` decides.
@@ -84,12 +84,21 @@ def measured_matmul_flops(device: Any, dtype: str) -> float:
 def training_flops_per_token(architecture: Architecture, context: int) -> float:
   """FLOPs that one token costs forward and backward: 6 N + 12 sum over layers of H K T (PaLM, appendix B).
 
-  N counts parameters that multiply every token (`count_matmul_parameters`), H query heads, K head size, T the context.
-  As in the paper, attention counts the whole T x T square although a causal model needs half of it, and recomputation
-  (remat) does not count: so the figure compares with published ones, and skipping the masked half raises MFU.
+  N counts parameters that multiply a token (`count_matmul_parameters`), H query heads, K head size, T the context, or a
+  layer's window where that is shorter. As in the paper, attention counts the whole T x T square although a causal model
+  needs half of it, and recomputation (remat) does not count: so the figure compares with published ones, and skipping
+  the masked half raises MFU. In latent attention K is the mean of what scores and values contract.
   """
-  attention = sum(b.attention.num_heads * b.attention.head_size(architecture.d_model) for b in blocks(architecture))
-  return 6.0 * count_matmul_parameters(architecture) + 12.0 * attention * context
+  layers = blocks(architecture) + architecture.multi_token
+  attention = sum(_attended(block.attention, architecture.d_model, context) for block in layers)
+  return 6.0 * count_matmul_parameters(architecture) + 12.0 * attention
+
+
+def _attended(attention: AnyAttention, d_model: int, context: int) -> float:
+  """H K T of one layer."""
+  if isinstance(attention, LatentAttention):
+    return attention.num_heads * (attention.nope_dim + attention.rope_dim + attention.v_dim) / 2 * context
+  return attention.num_heads * attention.head_size(d_model) * min(context, attention.window or context)
 
 
 def memory_in_use() -> int:

@@ -79,6 +79,9 @@ def test_active_parameters():
   expert = 3 * 8 * 12
   assert count_parameters(model) - count_active_parameters(model) == 3 * (4 - 2) * expert
   assert count_matmul_parameters(model) == count_active_parameters(model) - 19 * 8
+  further = dataclasses.replace(model, multi_token=(block,))
+  idle = (4 - 2) * expert
+  assert count_matmul_parameters(further) - count_matmul_parameters(model) == count_multi_token(further) - idle + 19 * 8
   all_chosen = dataclasses.replace(EXPERTS, top_k=4)
   model = dataclasses.replace(model, pattern=(dataclasses.replace(block, feed_forward=all_chosen),))
   assert count_parameters(model) == count_active_parameters(model)

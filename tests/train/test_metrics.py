@@ -167,6 +167,16 @@ def test_flops_by_hand():
   assert hardware.training_flops_per_token(llama, 8_192) == 6 * 7_504_924_672 + 12 * 32 * 32 * 128 * 8_192
 
 
+def test_flops_of_windows_and_latent_attention_by_hand():
+  """A window bounds what a query meets; in latent attention scores contract 128 + 64, values 128."""
+  flops = hardware.training_flops_per_token
+  attention = lambda model, context: flops(model, context) - 6 * count_matmul_parameters(model)
+  assert attention(presets.mistral_7b(), 32_768) == 12 * 32 * 32 * 128 * 4_096
+  assert attention(presets.mistral_7b(), 1_024) == 12 * 32 * 32 * 128 * 1_024
+  assert attention(presets.gemma2_2b(), 8_192) == 12 * 13 * 8 * 256 * (4_096 + 8_192)
+  assert attention(presets.deepseek_v3(), 4_096) == 12 * (61 + 1) * 128 * 160 * 4_096
+
+
 @pytest.mark.parametrize('kind, dtype, tera', [
     ('NVIDIA A100-SXM4-80GB', 'bfloat16', 312), ('NVIDIA H100 80GB HBM3', 'bfloat16', 989.4),
     ('NVIDIA H100 PCIe', 'bfloat16', 756), ('NVIDIA H200', jnp.bfloat16, 989.4), ('NVIDIA H200', 'float32', 494.7),
