@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import llm_jax
-from llm_jax import hf
 from llm_jax.config import presets
 from llm_jax.config.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
-from llm_jax.decode.generate import bucket, generate, prefill, stream
-from llm_jax.decode.sampling import Sampling
+from llm_jax.decode.generate import Run, bucket, generate, prefill, stream
+from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
+from tests.hf import peers
+from tests.modules.decoders import DECODERS, make_params
 
 VOCAB, NEW = 64, 12
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]
@@ -30,13 +30,7 @@ LLAMA = presets.llama(32, 2, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=VO
 MIXED = dataclasses.replace(LLAMA, num_layers=5, prefix=LLAMA.pattern, pattern=(
     Block(Attention(4, 1, head_dim=16, bias=True), MLP(40, 'gelu', bias=True), LayerNorm()),
     Block(Attention(2), GLU(40), RMSNorm())))
-CONFIGS = {'gpt2': GPT2, 'llama': LLAMA, 'mixed': MIXED}
-
-
-def make_params(config, std=0.3):
-  """Weights large enough that the tokens vary."""
-  config = dataclasses.replace(config, init=dataclasses.replace(config.init, std=std))
-  return jax.jit(Transformer(config).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
+CONFIGS = {'gpt2': GPT2, 'mixed': MIXED}
 
 
 def full_log_probs(config, params, rows):
@@ -47,20 +41,52 @@ def full_log_probs(config, params, rows):
   return np.array(jax.nn.log_softmax(jax.jit(Transformer(config).apply)({'params': params}, padded)))
 
 
-EXECUTIONS = {'unrolled': Execution(unroll=True), 'scanned': Execution(unroll=False, kernels='xla')}
-
-
-@pytest.mark.parametrize('execution', EXECUTIONS.values(), ids=EXECUTIONS)
-@pytest.mark.parametrize('name', CONFIGS)
-def test_cached_equals_full_forward(name, execution):
-  config, params = CONFIGS[name], make_params(CONFIGS[name])
-  out = generate(config, params, PROMPTS, NEW, execution=execution, log_probs=True)
+def check_against_full_forward(config, **options):
+  """Greedy tokens are those of the full forward pass, log-probabilities to 1e-5."""
+  params = make_params(config)
+  out = generate(config, params, PROMPTS, NEW, log_probs=True, **options)
   expected = full_log_probs(config, params, [p + t for p, t in zip(PROMPTS, out.tokens, strict=True)])
   assert out.lengths == [NEW] * 3
   for row, (prompt, tokens, log_probs) in enumerate(zip(PROMPTS, out.tokens, out.log_probs, strict=True)):
     expected_row = expected[row, len(prompt) - 1:len(prompt) - 1 + NEW]
     assert tokens == expected_row.argmax(-1).tolist()
     np.testing.assert_allclose(log_probs, expected_row.max(-1), atol=1e-5)
+
+
+EXECUTIONS = {'unrolled': Execution(unroll=True), 'scanned': Execution(unroll=False, kernels='xla')}
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS.values(), ids=EXECUTIONS)
+@pytest.mark.parametrize('name', CONFIGS)
+def test_cached_equals_full_forward(name, execution):
+  check_against_full_forward(CONFIGS[name], execution=execution)
+
+
+@pytest.mark.parametrize('name', ['rolling', 'local-global', 'everything'])
+def test_every_cache_equals_full_forward(name):
+  """Six windows long; read in pieces, of which the first hold nothing but padding."""
+  check_against_full_forward(DECODERS[name], prefill_chunk=5)
+
+
+def test_ragged_prompts_equal_the_same_prompts_alone():
+  config, params = DECODERS['rolling'], make_params(DECODERS['rolling'])
+  together = generate(config, params, PROMPTS, NEW, log_probs=True)
+  for row, prompt in enumerate(PROMPTS):
+    alone = generate(config, params, [prompt], NEW, log_probs=True)
+    assert alone.tokens == [together.tokens[row]]
+    np.testing.assert_allclose(alone.log_probs, [together.log_probs[row]], atol=1e-5)
+
+
+def test_pieces_of_a_prompt_bound_its_memory():
+  params = make_params(LLAMA)
+
+  def beside_the_cache(chunk):
+    run = Run(LLAMA, Execution(kernels='xla'), GREEDY, (), prefill_chunk=chunk)
+    shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
+    return prefill.lower(run, params, jax.random.key(0), shape(1, 1_024), shape(1), 16).compile(
+        ).memory_analysis().temp_size_in_bytes
+
+  assert beside_the_cache(64) < beside_the_cache(1_024) / 3
 
 
 def test_bfloat16_follows_the_full_forward():
@@ -72,24 +98,20 @@ def test_bfloat16_follows_the_full_forward():
     np.testing.assert_allclose(log_probs, expected_row, atol=0.05)
 
 
-@pytest.mark.parametrize('family', ['gpt2', 'llama'])
-def test_greedy_tokens_equal_transformers(family):
-  torch.manual_seed(0)
-  ids = dict(bos_token_id=0, eos_token_id=None, pad_token_id=0, initializer_range=0.3)
-  if family == 'gpt2':
-    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=VOCAB, n_positions=32, n_embd=32, n_layer=2, n_head=4, **ids))
-  else:
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, rms_norm_eps=1e-5, tie_word_embeddings=False, **ids))
-  theirs.eval()
-  params = hf.params_from_state_dict(CONFIGS[family], {k: v.numpy() for k, v in theirs.state_dict().items()})
-  ours = generate(CONFIGS[family], params, PROMPTS, NEW)
-  for prompt, tokens in zip(PROMPTS, ours.tokens, strict=True):
+PEERS = {'gpt2': peers.gpt2(), 'openai': peers.openai(), 'llama': peers.llama(), 'mistral': peers.mistral(),
+         'mixtral': peers.mixtral(sliding_window=7), 'gemma2': peers.gemma2(), 'deepseek': peers.deepseek()}
+
+
+@pytest.mark.parametrize('name', PEERS)
+def test_greedy_tokens_equal_transformers(name):
+  """Past four windows of 7, from prompts below, at and beyond one."""
+  theirs, new = peers.make(PEERS[name]), 30
+  prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]
+  ours = generate(*peers.to_ours(theirs), prompts, new, prefill_chunk=12)
+  for prompt, tokens in zip(prompts, ours.tokens, strict=True):
     given = torch.tensor([prompt])
-    expected = theirs.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=NEW, min_new_tokens=NEW,
-                               do_sample=False)
+    expected = theirs.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=new, min_new_tokens=new,
+                               do_sample=False, pad_token_id=0)
     assert tokens == expected[0, len(prompt):].tolist()
 
 
@@ -156,6 +178,11 @@ def test_buckets():
 def test_bad_requests_are_named(prompts, new, field):
   with pytest.raises(ConfigError, match=re.escape(field)):
     generate(GPT2, {'nothing': np.zeros(1)}, prompts, new)
+
+
+def test_a_piece_of_nothing_is_refused():
+  with pytest.raises(ConfigError, match='prefill_chunk'):
+    generate(GPT2, {'nothing': np.zeros(1)}, [[1]], 1, prefill_chunk=0)
 
 
 def test_the_package_exports_lazily():
