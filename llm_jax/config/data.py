@@ -141,7 +141,36 @@ class Preferences:
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
 
 
-Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Conversations | Preferences
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryChats:
+  """Conversations from the running interpreter's standard library: the signature of a short function and what it does,
+  and as the answer its body, fenced as Python. A file's functions are held out where `StandardLibrary` with the same
+  `held_out` holds out the file."""
+  template: str = 'chatml'
+  held_out: float = 0.1
+
+  def __post_init__(self):
+    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryPreferences:
+  """The questions of `StandardLibraryChats` with two answers: the function's body, and the same spoilt, or another's.
+
+  mask_formatting: as `Preferences` has it.
+  """
+  template: str = 'chatml'
+  mask_formatting: bool = True
+  held_out: float = 0.1
+
+  def __post_init__(self):
+    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+
+
+Chats = Conversations | StandardLibraryChats
+Pairs = Preferences | StandardLibraryPreferences
+Dialogues = Chats | Pairs  # written out by a template, and only what the assistant says is learnt
+Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Dialogues
 
 
 Weight = float | tuple[tuple[float, ...], ...]
@@ -198,7 +227,7 @@ class Data:
   def __post_init__(self):
     require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
     require(self.packing in ('split', 'best_fit'), 'packing', self.packing, "use 'split' or 'best_fit'")
-    pairs = [isinstance(part.source, Preferences) for part in self.sources]
+    pairs = [isinstance(part.source, Pairs) for part in self.sources]
     require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
             'pairs of answers cannot be mixed with other text: give them a stage of their own')
     for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:
@@ -208,10 +237,10 @@ class Data:
   @property
   def pairs(self) -> bool:
     """Whether rows are pairs of answers, one pair a row."""
-    return isinstance(self.sources[0].source, Preferences)
+    return isinstance(self.sources[0].source, Pairs)
 
   @property
   def template(self) -> str | None:
     """The chat template of its conversations or pairs; None where it is all plain text."""
-    templates = [part.source.template for part in self.sources if isinstance(part.source, Conversations | Preferences)]
+    templates = [part.source.template for part in self.sources if isinstance(part.source, Dialogues)]
     return templates[0] if templates else None

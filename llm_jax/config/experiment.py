@@ -32,6 +32,8 @@ from llm_jax.config.run import (
   Source,
   Stage,
   StandardLibrary,
+  StandardLibraryChats,
+  StandardLibraryPreferences,
   Text,
   TiktokenFile,
   TokenFile,
@@ -41,8 +43,8 @@ from llm_jax.config.run import (
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
   'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet',
-  'Preferences', 'SimPO', 'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix',
-  'presets', 'stage',
+  'Preferences', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text',
+  'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
 ]
 
 

@@ -3,20 +3,26 @@
 Its parts are in `schedules.py`, `optimizers.py`, `data.py` and `objectives.py`, and can be imported from here.
 """
 import dataclasses
+import functools
 
 from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.data import (
   BPE,
   ArrayRecord,
   Bytes,
+  Chats,
   Conversations,
   Data,
+  Dialogues,
   HuggingFaceFile,
   Jsonl,
+  Pairs,
   Parquet,
   Preferences,
   Source,
   StandardLibrary,
+  StandardLibraryChats,
+  StandardLibraryPreferences,
   Text,
   TiktokenFile,
   TokenFile,
@@ -29,14 +35,46 @@ from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 
 __all__ = [
-  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
-  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Objective',
-  'Optimizer', 'Parquet', 'Preference', 'Preferences', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage',
-  'StandardLibrary', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Constant',
+  'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero',
+  'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences', 'Phase', 'Ramp', 'Referenced', 'Run',
+  'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences',
+  'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
 ]
 
 
 # ---------------------------------------------------------------------------------------------- stages
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+  """Another batch and context, from the first step on that begins after `tokens` tokens of the stage (Dubey et al.
+  2024, Llama 3, section 3.4.1).
+
+  microbatches: None means as few as leave each of them no more tokens than the stage's first ones have.
+  """
+  tokens: int
+  batch_size: int
+  context: int
+  microbatches: int | None = None
+
+  def __post_init__(self):
+    for field in ('tokens', 'batch_size', 'context'):
+      require(getattr(self, field) > 0, field, getattr(self, field), 'use 1 or more')
+    given = self.microbatches is not None
+    require(not given or self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches',
+            self.microbatches, f'use a divisor of batch_size={self.batch_size}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Steps of one shape, and how many steps, samples and tokens of the stage come before them."""
+  first_step: int
+  first_sample: int
+  first_token: int
+  batch_size: int
+  context: int
+  microbatches: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
@@ -47,6 +85,7 @@ class Stage:
   Steps count from 0 in every stage, and schedules are functions of them.
   positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
   None keeps those of the stage that it starts from.
+  ramp: other batch sizes and contexts later in the stage.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
@@ -62,6 +101,7 @@ class Stage:
   objective: Objective = LanguageModel()
   init: tuple[str | int, ...] = ('scratch',)
   positions: RoPE | None = None
+  ramp: tuple[Ramp, ...] = ()
   microbatches: int = 1
   clip_norm: float | None = 1.0
   max_nonfinite: int = 10
@@ -89,10 +129,14 @@ class Stage:
     require(known, 'init', self.init,
             "use ('scratch',), ('resume', stage), ('params', stage), ('average', stage, n) or ('hf', folder)")
     require(self.init[0] != 'average' or self.init[2] > 0, 'init', self.init, 'average 1 checkpoint or more')
+    tokens = [0, *(ramp.tokens for ramp in self.ramp)]
+    require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
+            'let the tokens at which it changes rise')
+    require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
     prefers = isinstance(self.objective, Preference)
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
-            'needs data=Preferences(...)' if prefers else 'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or '
-            'SimPO')
+            'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
+            'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or SimPO')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
@@ -103,9 +147,36 @@ class Stage:
     """The stage that this one starts from."""
     return self.init[1] if self.init[0] in ('resume', 'params', 'average') else None
 
-  @property
-  def tokens_per_step(self) -> int:
-    return self.batch_size * self.context * (2 if self.data.pairs else 1)
+  @functools.cached_property
+  def phases(self) -> tuple[Phase, ...]:
+    """The shapes of the stage's steps, one after the other."""
+    phases = [Phase(0, 0, 0, self.batch_size, self.context, self.microbatches)]
+    tokens = self.batch_size * self.context // self.microbatches  # that a device computes at once
+    for ramp in self.ramp:
+      last = phases[-1]
+      steps = -(-(ramp.tokens - last.first_token) // (last.batch_size * last.context))
+      pieces = ramp.microbatches or next(
+        n for n in range(1, ramp.batch_size + 1)
+        if ramp.batch_size % n == 0 and (n == ramp.batch_size or ramp.batch_size // n * ramp.context <= tokens))
+      phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
+                          last.first_token + steps * last.batch_size * last.context, ramp.batch_size, ramp.context,
+                          pieces))
+    return tuple(phases)
+
+  def phase_at(self, step: int) -> Phase:
+    """The phase of the step after `step` steps."""
+    return next(phase for phase in reversed(self.phases) if phase.first_step <= step)
+
+  def samples_after(self, step: int) -> int:
+    """Samples given out in the first `step` steps."""
+    phase = self.phase_at(max(step - 1, 0))
+    return phase.first_sample + (step - phase.first_step) * phase.batch_size
+
+  def tokens_after(self, step: int) -> int:
+    """Tokens read in the first `step` steps, padding included."""
+    phase = self.phase_at(max(step - 1, 0))
+    tokens = phase.first_token + (step - phase.first_step) * phase.batch_size * phase.context
+    return tokens * (2 if self.data.pairs else 1)
 
 
 # ---------------------------------------------------------------------------------------------- the run
@@ -180,7 +251,8 @@ class Run:
       require(stage.positions is None or isinstance(self.model.positions, RoPE), f'{path}.positions', stage.positions,
               f'the model has {type(self.model.positions).__name__}, which nothing can stretch')
       limit = self.model.max_length
-      require(limit is None or stage.context <= limit, f'{path}.context', stage.context,
+      longest = max(phase.context for phase in stage.phases)
+      require(limit is None or longest <= limit, f'{path}.context', longest,
               f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '
               'the table')
       earlier.append(stage.name)

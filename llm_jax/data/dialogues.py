@@ -33,14 +33,22 @@ def said(row: tuple[Dialogue, ...]) -> str:
 
 def read_conversation(line: bytes, where: str, source: config.Conversations) -> tuple[Dialogue]:
   """The row's one document. Raises ConfigError naming the row."""
-  row = rows.json_object(line, where)
-  messages = _field(row, source.field, where)
-  return (_answered(Dialogue(messages), source.template, where, source.field),)
+  messages = _field(rows.json_object(line, where), source.field, where)
+  return conversation(messages, where, source, source.field)
+
+
+def conversation(messages: Any, where: str, source: config.Chats, name: str = 'messages') -> tuple[Dialogue]:
+  """The one document of a list of {'role', 'content'}. Raises ConfigError naming the row."""
+  return (_answered(Dialogue(messages), source.template, where, name),)
 
 
 def read_preference(line: bytes, where: str, source: config.Preferences) -> tuple[Dialogue, Dialogue]:
   """(chosen, rejected), both with the row's prompt before them. Raises ConfigError naming the row."""
-  row = rows.json_object(line, where)
+  return preference(rows.json_object(line, where), where, source)
+
+
+def preference(row: dict, where: str, source: config.Pairs) -> tuple[Dialogue, Dialogue]:
+  """(chosen, rejected) of {'prompt', 'chosen', 'rejected'}. Raises ConfigError naming the row."""
   prompt = _messages(row, 'prompt', 'user', where)
   _check(prompt, source.template, where, 'prompt')
   if prompt[-1]['role'] != 'user':
@@ -57,11 +65,10 @@ def read_preference(line: bytes, where: str, source: config.Preferences) -> tupl
   return tuple(pair)
 
 
-def encode(dialogue: Dialogue, source: config.Conversations | config.Preferences,
-           tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def encode(dialogue: Dialogue, source: config.Dialogues, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
   """(ids int32, counts bool): the document as the source's template writes it, and its targets that count."""
   ids, counts = chat.render(dialogue.messages, source.template, tokenizer, dialogue.start)
-  if isinstance(source, config.Preferences) and source.mask_formatting:
+  if isinstance(source, config.Pairs) and source.mask_formatting:
     counts &= ~chat.formatting(ids, tokenizer)
   return ids, counts
 

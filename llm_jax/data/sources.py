@@ -18,7 +18,7 @@ import numpy as np
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import dialogues, fingerprints, rows
+from llm_jax.data import dialogues, fingerprints, library, rows
 
 Split = Literal['train', 'held_out']
 # Text; the ids of a source that is tokenised already; a conversation; the two answers to a prompt.
@@ -45,7 +45,7 @@ class DocumentSource:
   records: Callable[[], Iterable[Record]]
   num_bytes: int
   tokenised: bool = False
-  chat: config.Conversations | config.Preferences | None = None
+  chat: config.Dialogues | None = None
   skip: bool = False
   skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -105,6 +105,8 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     case config.Preferences(path):
       parse = functools.partial(dialogues.read_preference, source=source)
       files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
+    case config.StandardLibraryChats() | config.StandardLibraryPreferences():
+      files, read = _standard_library(), lambda files: _library_dialogues(files, source)
     case config.Parquet(path, field):
       files, read = _find(path, ('.parquet',)), lambda files: rows.parquet(files, field)
     case config.ArrayRecord(path):
@@ -113,10 +115,12 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
       files, read = _find(path, ('.bin',)), lambda files: rows.tokens(files, dtype, separator)
     case _:
       raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord, TokenFile, '
-                        'Conversations or Preferences')
+                        'Conversations, Preferences, StandardLibraryChats or StandardLibraryPreferences')
   num_bytes = sum(path.stat().st_size for path in files.values())
   require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
   selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
+  if isinstance(source, config.StandardLibraryChats | config.StandardLibraryPreferences):
+    selects['format'], num_bytes = library.FORMAT, num_bytes // library.SHARE
   try:
     content = fingerprints.of_files(files, cache_dir)
   except OSError as error:
@@ -124,7 +128,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   return DocumentSource(
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
     records=lambda: read(files), num_bytes=num_bytes, tokenised=kind == 'TokenFile',
-    chat=source if isinstance(source, config.Conversations | config.Preferences) else None,
+    chat=source if isinstance(source, config.Dialogues) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')
 
 
@@ -155,6 +159,18 @@ def _standard_library() -> dict[str, pathlib.Path]:
         found[path.relative_to(root).as_posix()] = path
   require(len(found) > 100, 'source', str(root), 'this Python was installed without its source code: use another one')
   return dict(sorted(found.items()))
+
+
+def _library_dialogues(files: dict[str, pathlib.Path],
+                       source: config.StandardLibraryChats | config.StandardLibraryPreferences) -> Iterator[Record]:
+  """The key is the file's: its functions are in one split, that of the file itself."""
+  match source:
+    case config.StandardLibraryChats():
+      make, found = dialogues.conversation, library.conversations(files)
+    case config.StandardLibraryPreferences():
+      make, found = dialogues.preference, library.preferences(files)
+  for name, row in found:
+    yield name, functools.partial(make, row, name, source)
 
 
 def _whole_files(files: dict[str, pathlib.Path]) -> Iterator[Record]:
