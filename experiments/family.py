@@ -16,14 +16,16 @@ FAMILIES = {
   'gpt3': presets.gpt3(**GPT, window=64),
   'llama': presets.llama(**SIZE),
   'llama2': presets.llama(**GROUPED),
-  'llama3': presets.llama(**GROUPED, rope_base=500_000.0, scaling=Llama3Scaling(original_length=256)),
+  'llama3': presets.llama(**GROUPED, rope_base=500_000.0, scaling=Llama3Scaling(original_length=256),
+                         max_length=2_048),
   'mistral': presets.mistral(**GROUPED, d_ff=512, window=64),
   'mixtral': presets.mixtral(**GROUPED, d_ff=256),
   'gemma': presets.gemma(**dict(SIZE, num_kv_heads=1), d_ff=512, head_dim=32),
   'gemma2': presets.gemma2(**GROUPED, d_ff=512, head_dim=32, window=64),
   'deepseek': presets.deepseek(
     **SIZE, dense_layers=1, q_rank=96, kv_rank=48, nope_dim=32, rope_dim=16, v_dim=32, d_ff=512, expert_d_ff=128,
-    num_experts=16, top_k=4, groups=4, top_groups=2, router_scale=2.5, scaling=YaRNScaling(4.0, original_length=256)),
+    num_experts=16, top_k=4, groups=4, top_groups=2, router_scale=2.5, scaling=YaRNScaling(4.0, original_length=256),
+    max_length=1_024),
 }
 
 
