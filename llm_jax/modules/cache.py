@@ -44,9 +44,9 @@ class KVCache:
   """Two arrays [B, G, S, size] of one block, with a leading N for a block of the pattern and its repeats: keys and
   values, or (LatentAttention, G = 1) compressed vectors and rotary keys.
 
-  B and G are left out where they are 1, and N is for a block of the prefix, whose `layer` is None: behind the reshape
-  that takes an axis of 1 away XLA on CPU updates twice, for the reader and for what is carried, and copies the cache
-  in between, in every step.
+  No axis of 1 is kept: B and G are left out where they are 1, as N is for a block of the prefix (`layer` None). Behind
+  the reshape that takes such an axis away XLA on CPU updates twice, for the reader and for what is carried, and copies
+  the cache in between, in every step.
   """
   parts: tuple[jax.Array, jax.Array]
 
