@@ -14,7 +14,7 @@ from absl import flags
 
 from launch.experiment_file import Refused, check_files, load_run, split_overrides
 from llm_jax.config.door import suggest
-from llm_jax.config.errors import ConfigError
+from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.sharding.check import check_divides
 
@@ -105,10 +105,9 @@ def refuse(message: str) -> NoReturn:
 def check_mesh(run: Run) -> None:
   """Refuses a mesh that cannot divide the model or a batch, as far as that shows before the devices are counted."""
   for stage in run.stages:
-    try:
-      check_divides(run.model, run.mesh, stage.batch_size, stage.context, microbatches=stage.microbatches)
-    except ConfigError as error:
-      raise error.under('config') from None
+    with located('config'):
+      for phase in stage.phases:
+        check_divides(run.model, run.mesh, phase.batch_size, phase.context, microbatches=phase.microbatches)
 
 
 def check_workdir(workdir: str | None) -> None:

@@ -27,6 +27,7 @@ from llm_jax.config.run import (
   Muon,
   Parquet,
   Preferences,
+  Ramp,
   Run,
   SimPO,
   Source,
@@ -43,7 +44,7 @@ from llm_jax.config.run import (
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
   'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet',
-  'Preferences', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text',
+  'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text',
   'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
 ]
 

@@ -36,10 +36,10 @@ from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedu
 
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Constant',
-  'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero',
-  'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences', 'Phase', 'Ramp', 'Referenced', 'Run',
-  'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences',
-  'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+  'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel',
+  'LinearToZero', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences', 'Phase',
+  'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats',
+  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from llm_jax.config.data import Weighted
+from llm_jax.config.run import Phase
 
 LONGEST_PERIOD = 1 << 16
 
@@ -19,10 +20,10 @@ class AnyMixture(Protocol):
   def locate(self, sample: int) -> tuple[int, int]: ...
 
 
-def make_mixture(parts: Sequence[Weighted], steps: int, batch_size: int) -> AnyMixture:
-  """The mixture of a stage; `steps` and `batch_size` matter where a weight changes."""
+def make_mixture(parts: Sequence[Weighted], steps: int, phases: Sequence[Phase]) -> AnyMixture:
+  """The mixture of a stage; `steps` and `phases` matter where a weight changes."""
   if any(isinstance(part.weight, tuple) for part in parts):
-    return ScheduledMixture(parts, steps, batch_size)
+    return ScheduledMixture(parts, steps, phases)
   return Mixture([part.weight for part in parts])
 
 
@@ -62,14 +63,16 @@ class ScheduledMixture:
   far as it is asked for: some 50 microseconds a step. After the last step the weights stay.
   """
 
-  def __init__(self, parts: Sequence[Weighted], steps: int, batch_size: int):
-    self._parts, self._steps, self._batch_size = parts, max(1, steps), batch_size
+  def __init__(self, parts: Sequence[Weighted], steps: int, phases: Sequence[Phase]):
+    self._parts, self._steps, self._phases = parts, max(1, steps), phases
     self._due = np.zeros(len(parts))  # the sum of the shares up to where the table ends
     self._given, self._known = np.zeros((1_024, len(parts)), np.int64), 0
     self._lock = threading.Lock()  # rows are read by several threads
 
   def locate(self, sample: int) -> tuple[int, int]:
-    step, place = divmod(sample, self._batch_size)
+    phase = next(phase for phase in reversed(self._phases) if phase.first_sample <= sample)
+    steps, place = divmod(sample - phase.first_sample, phase.batch_size)
+    step = phase.first_step + steps
     with self._lock:
       while self._known <= step:
         self._extend()
@@ -81,11 +84,12 @@ class ScheduledMixture:
   def _extend(self) -> None:
     """One more step: to each source the whole samples that it is due, the rest to those that are due most."""
     step = self._known
+    batch_size = next(phase.batch_size for phase in reversed(self._phases) if phase.first_step <= step)
     now = np.array([part.at(step / self._steps) for part in self._parts])
-    self._due = self._due + self._batch_size * (now / now.sum())
+    self._due = self._due + batch_size * (now / now.sum())
     missing = self._due - self._given[step]
     counts = np.maximum(0, np.floor(missing)).astype(np.int64)
-    while (left := self._batch_size - counts.sum()) != 0:
+    while (left := batch_size - counts.sum()) != 0:
       error = missing - counts
       if left > 0:
         counts[np.argmax(error)] += 1

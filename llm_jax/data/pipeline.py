@@ -93,6 +93,19 @@ class Dataset:
       for start, end in zip(part.store.offsets[:-1], part.store.offsets[1:], strict=True):
         yield np.array(part.store.tokens[start:end])
 
+  def questions(self, count: int, longest: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) ids of up to `count` dialogues, spread over the split: all before the first answer that is
+    learnt, at most `longest` ids, and that answer with what ends its turn."""
+    fit = []
+    for store in [part.store for part in self._rows if part.store.counts is not None]:
+      for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
+        counts = np.append(store.counts[start:end], 0)
+        first = int(np.argmax(counts))
+        if first <= longest:
+          fit.append((store, start, start + first, start + first + int(np.argmin(counts[first:]))))
+    chosen = [fit[i * len(fit) // count] for i in range(count)] if len(fit) > count else fit
+    return [(store.tokens[a:b].tolist(), store.tokens[b:c].tolist()) for store, a, b, c in chosen]
+
   def byte_documents(self) -> Iterator[bytes]:
     """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
     for source in self._sources:
@@ -104,11 +117,11 @@ class Dataset:
 
 
 def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: sources.Split,
-                 steps: int = 1, batch_size: int = 1, cache_dir: str | os.PathLike | None = None,
+                 steps: int = 1, phases: Sequence[config.Phase] = (), cache_dir: str | os.PathLike | None = None,
                  progress: token_store.Progress | None = None) -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
-  steps, batch_size: of the stage; they matter where a source's weight changes with the step.
+  steps, phases: of the stage; they matter where a source's weight changes with the step.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
   do not fit into `context` are counted in a warning.
@@ -132,12 +145,12 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
-      f' over {steps} steps of {batch_size}' if any(isinstance(part.weight, tuple) for part in used) else ''),
+      f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
     'packing': data.packing, 'context': str(context), 'seed': str(seed),
     'tokenizer': tokenizer.fingerprint}
   if not opened:
     return None
-  mixture = make_mixture(used, steps, batch_size)
+  mixture = make_mixture(used, steps, phases)
   return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint)
 
 
@@ -201,11 +214,7 @@ class TrainSource:
 
   def restore(self, position: dict) -> None:
     """Goes on after `position`. Raises ConfigError where it belongs to other data, naming what changed, old and new."""
-    old, new = position['fingerprint'], self.fingerprint
-    changed = [name for name in new if old.get(name) != new[name]]
-    require(not changed, ', '.join(changed), '; '.join(new[name] for name in changed),
-            f'the checkpoint was made with {"; ".join(str(old.get(name)) for name in changed)}: '
-            'set it back, or train in another workdir')
+    check_same_data(position['fingerprint'], self.fingerprint)
     self.close()
     self._samples = int(position['samples'])
 
@@ -214,6 +223,52 @@ class TrainSource:
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
+
+
+class RampSource:
+  """Sources of several shapes one after the other: each gives the samples from its own start to that of the next.
+
+  A sample's number says which source gives it, so that a position is one number here too.
+  """
+
+  def __init__(self, parts: Sequence[TrainSource]):
+    self._parts, self._at = parts, 0
+    self._starts = [part.position()['samples'] for part in parts]
+
+  def next(self, state: object = None) -> Batch:
+    if self._at + 1 < len(self._parts) and self._parts[self._at].position()['samples'] >= self._starts[self._at + 1]:
+      self.close()
+      self._at += 1
+    return self._parts[self._at].next(state)
+
+  @property
+  def fingerprint(self) -> dict[str, str]:
+    """Of all parts: where they differ, one after the other."""
+    each = [part.fingerprint for part in self._parts]
+    joined = {name: ' then '.join(dict.fromkeys(part[name] for part in each)) for name in each[0]}
+    return {**joined, 'ramp': ', '.join(map(str, self._starts))}
+
+  def position(self) -> dict:
+    return {'samples': self._parts[self._at].position()['samples'], 'fingerprint': self.fingerprint}
+
+  def restore(self, position: dict) -> None:
+    check_same_data(position['fingerprint'], self.fingerprint)
+    self.close()
+    samples = int(position['samples'])
+    self._at = max(i for i, start in enumerate(self._starts) if start <= samples)
+    part = self._parts[self._at]
+    part.restore({'samples': samples, 'fingerprint': part.fingerprint})
+
+  def close(self) -> None:
+    self._parts[self._at].close()
+
+
+def check_same_data(old: dict[str, str], new: dict[str, str]) -> None:
+  """Raises ConfigError where a position belongs to other data, naming what changed, old and new."""
+  changed = [name for name in new if old.get(name) != new[name]]
+  require(not changed, ', '.join(changed), '; '.join(new[name] for name in changed),
+          f'the checkpoint was made with {"; ".join(str(old.get(name)) for name in changed)}: '
+          'set it back, or train in another workdir')
 
 
 def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,

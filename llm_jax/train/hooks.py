@@ -25,9 +25,9 @@ class Log:
   """Writes a step's numbers while the next step runs, so that the device never waits for the host."""
 
   def __init__(self, writer: MetricsWriter, progress: Progress, watchdog: Watchdog, stage: Stage, *,
-               flops_per_token: float, peak_flops: float, every: int):
+               flops_per_token: Callable[[int], float], peak_flops: float, every: int):
     self.writer, self.progress, self.watchdog, self.stage, self.every = writer, progress, watchdog, stage, every
-    self.utilisation = flops_per_token / peak_flops
+    self.utilisation = lambda step: flops_per_token(step) / peak_flops
     self.pending: tuple[int, dict[str, jax.Array], float | None] | None = None
     self.seconds = float('inf')  # of the last step that was timed
     self.resume()
@@ -56,15 +56,16 @@ class Log:
     done = done or before or time.perf_counter()
     if done > self.since:  # else two short steps were seen to end at once: the time of the one before stands for it
       self.seconds, self.since = done - self.since, done
-    speed, stage = self.stage.tokens_per_step / self.seconds, self.stage.name
+    tokens, stage = self.stage.tokens_after(step), self.stage.name
+    speed = (tokens - self.stage.tokens_after(step - 1)) / self.seconds
     in_a_row = int(numbers.pop('nonfinite'))
-    numbers.update(step_seconds=self.seconds, tokens_per_second=speed, mfu=speed * self.utilisation,
-                   skipped=in_a_row > 0)
+    numbers.update(step_seconds=self.seconds, tokens=tokens, tokens_per_second=speed,
+                   mfu=speed * self.utilisation(step), skipped=in_a_row > 0)
     if step % self.every == 0 or in_a_row:
       self.writer.write('train', stage, step, **numbers)
     self.progress.update(step, memory=memory_in_use(), **numbers)
     if in_a_row:
-      samples = f'{(step - 1) * self.stage.batch_size} to {step * self.stage.batch_size - 1}'
+      samples = f'{self.stage.samples_after(step - 1)} to {self.stage.samples_after(step) - 1}'
       self.writer.write('event', stage, step, event=f'skipped: gradient not finite, samples {samples}')
       self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:

@@ -37,6 +37,8 @@ class StageRecords:
 
   @property
   def tokens(self) -> int | None:
+    if math.isfinite(tokens := last(self.train, 'tokens')):
+      return int(tokens)
     per_step = [self.config.get('batch_size'), self.config.get('context')]
     return self.last_step * math.prod(per_step) if all(isinstance(n, int) for n in per_step) else None
 

@@ -15,9 +15,10 @@ from llm_jax import cpu, paths
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import require
-from llm_jax.config.run import LanguageModel, Referenced, Run, Stage
-from llm_jax.data.pipeline import Dataset, TrainSource, held_out_batches
+from llm_jax.config.run import LanguageModel, Phase, Referenced, Run, Stage
+from llm_jax.data.pipeline import Dataset, RampSource, TrainSource, held_out_batches
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.evaluation.answers import check_answers
 from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
 from llm_jax.evaluation.held_out import evaluate, make_eval_step
 from llm_jax.modules.execution import Execution
@@ -66,13 +67,15 @@ class Context:
 class StageRun:
   """A stage made ready: nothing is compiled or restored before `train`."""
 
-  def __init__(self, context: Context, stage: Stage, train: Dataset, held_out: Dataset | None):
+  def __init__(self, context: Context, stage: Stage, train: dict[int, Dataset], held_out: Dataset | None):
     self.context, self.stage, self.train_data, self.held_out = context, stage, train, held_out
     run, mesh = context.run, context.mesh
     self.model, self.execution = run.model_of(stage), dataclasses.replace(context.execution, remat=stage.remat)
     self.objective = make_objective(stage, Transformer(self.model, self.execution))
     self.eval_step = make_eval_step(self.objective)
-    self.source = TrainSource(train, stage.batch_size, batch_sharding(mesh))
+    self.sources = [TrainSource(train[phase.context], phase.batch_size, batch_sharding(mesh), phase.first_sample)
+                    for phase in stage.phases]
+    self.source = RampSource(self.sources) if stage.ramp else self.sources[0]
     self.store = context.store(stage.name)
 
     init = functools.partial(init_params, run)
@@ -95,11 +98,11 @@ class StageRun:
         self.reference = self.start_params()
       start = int(state.step)
       context.writer.rewind(stage.name, start)
-      train_step = self.compile_step() if start < stage.steps else None
+      train_step = self.compile_steps(start) if start < stage.steps else None
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
-                  flops_per_token=training_flops_per_token(self.model, stage.context),
+                  flops_per_token=lambda step: training_flops_per_token(self.model, stage.phase_at(step - 1).context),
                   peak_flops=context.peak_flops)
         state = train_loop(state, self.reference, self.source, train_step, stage.steps, hooks=[
           log,
@@ -113,19 +116,32 @@ class StageRun:
           self.save_and_wait(stage.steps, state)
         self.finish(state, progress)
 
-  def compile_step(self):
-    """The compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
+  def compile_steps(self, start: int):
+    """The train step from step `start` on: compiled for every shape that is still to come, chosen by the batch's."""
+    compiled = {}
+    for phase, source in zip(self.stage.phases, self.sources, strict=True):
+      following = [later.first_step for later in self.stage.phases if later.first_step > phase.first_step]
+      if start < min([*following, self.stage.steps]) and phase.first_step < self.stage.steps:
+        compiled[phase.batch_size, phase.context] = self.compile_step(phase, source)
+
+    def step(state: TrainState, frozen: Any, batch: Any):
+      return compiled[jax.tree.leaves(batch)[0].shape](state, frozen, batch)
+    return step
+
+  def compile_step(self, phase: Phase, source: TrainSource):
+    """One compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
     run, stage, mesh = self.context.run, self.stage, self.context.mesh
     schedule = make_schedule(stage.learning_rate, stage.steps)
     step = make_train_step(self.objective, self.optimizer, schedule, seed=stage_seed(run, stage),
-                           microbatches=stage.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+                           microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
-    compiled = jitted.lower(self.abstract, self.reference, self.source.abstract()).compile()
+    compiled = jitted.lower(self.abstract, self.reference, source.abstract()).compile()
     cpu.release_free_memory()
     cluster.barrier('compiled')
     if self.context.primary:
-      print(f'{stage.name}: {count_parameters(run.model):,} parameters, {stage.tokens_per_step:,} tokens a step, mesh '
+      tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)
+      print(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
             f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s', flush=True)
     return compiled
 
@@ -151,7 +167,9 @@ class StageRun:
   def start_params(self) -> Any:
     """The parameters that a stage begins with which takes nothing else from where it starts."""
     match self.stage.init:
-      case ('params', name):
+      case ('scratch',):
+        return self.create().params
+      case ('params' | 'resume', name):
         return self.finished(name).read_best(self.abstract.params)
       case ('average', name, count):
         self.finished(name)
@@ -215,18 +233,30 @@ class StageRun:
     scores = self.score(stage.steps, state, everything=True)
     if scores:
       progress.held_out(stage.steps, **scores)
-    few = 0 < stage.steps * stage.tokens_per_step <= BASELINE_TOKENS
+    few = 0 < stage.tokens_after(stage.steps) <= BASELINE_TOKENS and not stage.ramp
     if scores and context.primary and few and stage.data.template is None:
       baselines = self.baselines()
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
+    if scores and stage.data.template and not stage.data.pairs:
+      answers = self.answers(state)
+      scores.update(answers)
+      progress.message(f'{stage.name}  answers to held-out prompts: ' + ', '.join(
+        f'{name.removesuffix("_before")} {value:.0%} -> {answers[name.removesuffix("_before")]:.0%}'
+        for name, value in answers.items() if name.endswith('_before')))
     writer.write('final', stage.name, stage.steps, **scores)
     cluster.barrier('result')  # the others wait for the baselines
 
+  def answers(self, state: TrainState) -> dict[str, float]:
+    """The share of held-out prompts that are answered in form, and with `_before` that of the stage's beginning."""
+    before, after = (check_answers(self.model, params, self.context.tokenizer, self.held_out, self.execution)
+                     for params in (self.start_params(), best_params(state)))
+    return {**{f'{name}_before': value for name, value in before.items()}, **after}
+
   def baselines(self) -> dict[str, float]:
     """Bits per byte of a trigram model fitted on the tokens that were trained on, and of xz -9."""
-    seen = self.train_data.tokens_seen(self.stage.steps * self.stage.batch_size)
+    seen = self.train_data[self.stage.context].tokens_seen(self.stage.samples_after(self.stage.steps))
     held_out = self.held_out
     return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
                                                            self.context.tokenizer.vocab_size, held_out.num_bytes),

@@ -38,7 +38,8 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   """
   with located('config'):
     for stage in run.stages:
-      check_divides(run.model, run.mesh, stage.batch_size, stage.context, jax.device_count(), stage.microbatches)
+      for phase in stage.phases:
+        check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches)
     mesh = make_mesh(run.mesh)
   execution = choose_execution(run)
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
@@ -63,8 +64,9 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     context = Context(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
     todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
-    data = {stage.name: [open_split(context, stage, split) for split in ('train', 'held_out')] for stage in todo}
-    cluster.agree('data', repr([part and part.fingerprint for parts in data.values() for part in parts]))
+    data = {stage.name: open_data(context, stage) for stage in todo}
+    cluster.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
+                                for part in (*train.values(), held_out)]))
     try:
       for stage in todo:
         if preemption.requested():
@@ -124,8 +126,15 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   return load_tokenizer(folder)
 
 
-def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
-  """The stage's data, tokenised if no run has done that before."""
+def open_data(context: Context, stage: Stage) -> tuple[dict[int, Dataset], Dataset | None]:
+  """The stage's training data by the contexts that it has, and its held-out data."""
+  contexts = dict.fromkeys(phase.context for phase in stage.phases)
+  return ({length: open_split(context, stage, 'train', length) for length in contexts},
+          open_split(context, stage, 'held_out', stage.context))
+
+
+def open_split(context: Context, stage: Stage, split: str, length: int) -> Dataset | None:
+  """One split in rows of `length` tokens, tokenised if no run has done that before."""
   with contextlib.ExitStack() as stack:
     shown, advance = 0, None
 
@@ -137,8 +146,8 @@ def open_split(context: Context, stage: Stage, split: str) -> Dataset | None:
       shown = done
 
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
-      return open_dataset(stage.data, context.tokenizer, context=stage.context, seed=stage_seed(context.run, stage),
-                          split=split, steps=stage.steps, batch_size=stage.batch_size, progress=progress)
+      return open_dataset(stage.data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
+                          split=split, steps=stage.steps, phases=stage.phases, progress=progress)
 
 
 def make_lineage() -> dict[str, Any]:

@@ -12,13 +12,14 @@ from llm_jax.config.experiment import (
   Constant,
   Conversations,
   Preferences,
+  Ramp,
   SimPO,
   Text,
   experiment,
   presets,
   stage,
 )
-from llm_jax.config.run import Run, Stage
+from llm_jax.config.run import Phase, Run, Stage
 
 TEXT, PAIRS = Text('text'), Preferences('pairs.jsonl')
 
@@ -51,7 +52,29 @@ def test_a_recipe_passes_through_the_door():
   assert config.stages[3].objective.kind == 'DPO' and config.stages[3].data.sources[0].source.kind == 'Preferences'
 
 
+def test_llama_3_405b_ramp():
+  """Section 3.4.1: 4M tokens a step at 4,096; 8M at 8,192 after 252M tokens; 16M after 2.87T."""
+  initial = row('initial', context=4_096, batch_size=1_024, microbatches=4, steps=1_200_000, ramp=(
+    Ramp(252_000_000, 1_024, 8_192), Ramp(2_870_000_000_000, 2_048, 8_192)))
+  first, second, third = initial.phases
+  assert (second.first_step, third.first_step) == (61, 61 + 342_101)
+  assert second.first_token == 61 * 2**22 and second.first_sample == 61 * 1_024
+  assert [2**22, 2**23, 2**24] == [p.batch_size * p.context for p in initial.phases]
+  assert [p.microbatches for p in initial.phases] == [4, 8, 16]  # as many tokens at once as in the beginning
+  for step in (0, 1, 60, 61, 62, 342_162, 342_163, 1_200_000):
+    shapes = [initial.phase_at(i) for i in range(max(0, step - 3), step)]
+    assert initial.tokens_after(step) - initial.tokens_after(max(0, step - 3)) == sum(
+      p.batch_size * p.context for p in shapes)
+    assert initial.samples_after(step) - initial.samples_after(max(0, step - 3)) == sum(p.batch_size for p in shapes)
+  assert row('plain').phases == (Phase(0, 0, 0, 1, 8, 1),)
+
+
 @pytest.mark.parametrize('make, message', [
+  (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
+  (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
+  (lambda: Ramp(20, 4, 8, microbatches=3), 'microbatches = 3: use a divisor of batch_size=4'),
+  (lambda: run(row('a', ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
+   r'stages\[0\].context = 64: the learned positions end'),
   (lambda: row('a', init=('average', 'b')), r"init = \('average', 'b'\): use .* or \('hf', folder\)"),
   (lambda: row('a', init=('average', 'b', 0)), 'average 1 checkpoint or more'),
   (lambda: run(row('a', init=('params', 'z'))), r"stages\[0\].init = .*: name an earlier stage"),

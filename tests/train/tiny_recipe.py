@@ -8,6 +8,7 @@ from llm_jax.config.experiment import (
   Jsonl,
   LinearToZero,
   Preferences,
+  Ramp,
   experiment,
   mix,
   presets,
@@ -24,7 +25,9 @@ def get_config(folder):
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64, vocab_size=304),
     checkpoints=Checkpoints(every=4, keep=3),
     stages=(
-      stage('pretrain', text, **rows, steps=12, learning_rate=Constant(3e-3, warmup=4)),
+      stage('pretrain', mix(text, (Jsonl(f'{folder}/text.jsonl', field='text', held_out=0.0), ((0, 0.0), (1, 1.0)))),
+            context=24, batch_size=8, ramp=(Ramp(tokens=6 * 8 * 24, batch_size=12, context=48),), steps=12,
+            learning_rate=Constant(3e-3, warmup=4)),
       stage('anneal', text, **rows, steps=12, learning_rate=LinearToZero(3e-3), init=('resume', 'pretrain')),
       stage('average', text, **rows, steps=0, learning_rate=Constant(0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', held_out=0.1), packing='best_fit'), **rows, steps=12,
