@@ -54,7 +54,7 @@ class Fields:
   def optional_number(self, key: str, default: float | None) -> float | None:
     """As `number`, but null means None even where the default is a number."""
     self.read.add(key)
-    return None if key in self.values and self.values[key] is None else self.number(key, default)
+    return None if self.values.get(key, default) is None else self.number(key, default)
 
   def flag(self, key: str, default: bool) -> bool:
     value = self.get(key, default)

@@ -60,4 +60,5 @@ def split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 def oniguruma(pattern: str) -> str:
   """The pattern in the dialect of their library: there {1,3}+ repeats a repetition and $ ends a line, where tiktoken's
   is possessive (which our patterns use for speed alone) and ends the text."""
-  return re.sub(r'([+*?}])\+', r'\1', pattern).replace('$', r'\z')
+  kept, possessive = r'\\.|\[(?:\\.|[^\]])*\]', r'([+*?]|\{\d+(?:,\d*)?\})\+'
+  return re.sub(f'({kept})|{possessive}|(\\$)', lambda found: found[1] or found[2] or r'\z', pattern)

@@ -1,0 +1,128 @@
+"""launch.convert: folders to runs and back; what goes in comes out, and `transformers` reads it."""
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import transformers
+
+from launch import convert, sample
+from llm_jax import hf
+from llm_jax.config import door, presets
+from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
+from llm_jax.config.run import Data, Run, Stage, Weighted
+from llm_jax.data.tokenizers import ByteTokenizer, load_tokenizer, train
+from llm_jax.hf.tokenizer import tokenizer_files
+from llm_jax.hf.weights import parameter_shapes
+from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
+from tests.hf import peers
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A Llama with its tokenizer, as on the Hub."""
+  folder = tmp_path_factory.mktemp('hub')
+  tokenizer = train(['a few words of text, and a few more'] * 9, 300, 'llama3')
+  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size, num_key_value_heads=4))
+  model.generation_config.eos_token_id, model.generation_config.bos_token_id = [tokenizer.eot, 3], tokenizer.eot
+  model.save_pretrained(folder)
+  for name, content in tokenizer_files(tokenizer).items():
+    (folder / name).write_bytes(content)
+  return folder
+
+
+def run(*flags):
+  return convert.main([str(flag) for flag in flags])
+
+
+def files(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_becomes_a_run_and_a_folder_again(folder, tmp_path, capsys):
+  assert run(f'--from_hf={folder}', f'--to={tmp_path / "run"}') == 0
+  assert 'import' in capsys.readouterr().err
+  checkpoint = open_checkpoint(tmp_path / 'run' / 'checkpoints' / 'imported' / '00000000')
+  config, params = hf.load_pretrained(folder)
+  jax.tree.map(np.testing.assert_array_equal, checkpoint.read(), params)
+  assert checkpoint.facts['final'] and checkpoint.facts['tokenizer'] == load_tokenizer(
+    tmp_path / 'run' / 'tokenizer').fingerprint
+  assert door.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
+
+  assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
+  before, after = files(folder), files(tmp_path / 'out')
+  for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
+    assert after[name] == before[name]
+  theirs, ours = (peers.tensors(at) for at in (folder, tmp_path / 'out'))
+  assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs) and ours.keys() == theirs.keys()
+  again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', trust_remote_code=False)
+  assert again.generation_config.eos_token_id[1] == 3
+  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out').decode([40, 41]) == load_tokenizer(
+    tmp_path / 'run' / 'tokenizer').decode([40, 41])
+
+
+def test_the_run_can_be_sampled(folder, tmp_path, capsys):
+  assert run(f'--from_hf={folder}', f'--to={tmp_path / "run"}') == 0
+  flags = ['--prompt=a few', '--max_new_tokens=4', '--temperature=0']
+  assert sample.main([f'--checkpoint={tmp_path / "run"}', *flags]) == 0
+  assert capsys.readouterr().out.startswith('a few')
+
+
+def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path):
+  """A stage's average, in bfloat16, in several files."""
+  model = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
+  stage = Stage('train', Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3))
+  random = np.random.default_rng(0)
+  params, ema = ({path: jax.numpy.asarray(random.standard_normal(shape), 'float32') for path, shape in
+                  parameter_shapes(model).items()} for _ in range(2))
+  (tmp_path / 'config.json').write_text(json.dumps(door.to_json(Run(model, (stage,), Bytes()))))
+  ByteTokenizer().save(tmp_path / 'tokenizer')
+  with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:
+    store.save(5, {'params': params, 'ema': ema}, {'tokenizer': ByteTokenizer().fingerprint}, wait=True)
+  assert run(f'--checkpoint={tmp_path}', f'--to_hf={tmp_path / "out"}', '--dtype=bfloat16', '--max_shard_gb=1e-5') == 0
+  assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1
+  _, got = hf.load_pretrained(tmp_path / 'out')
+  wide = np.asarray(ema['embedding/w'])
+  np.testing.assert_array_equal(got['embedding']['w'], wide.astype('bfloat16').astype(np.float32))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  assert theirs.generation_config.eos_token_id == 256
+  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('é')['input_ids'] == list('é'.encode())
+
+
+def test_layouts_and_heads(folder, tmp_path):
+  """Hugging Face to Meta's layout and back; then with fewer key and value heads."""
+  assert run(f'--from_hf={folder}', f'--to_meta={tmp_path / "meta"}') == 0
+  assert run(f'--from_meta={tmp_path / "meta"}', f'--to_hf={tmp_path / "hf"}') == 0
+  theirs, ours = (peers.tensors(at) for at in (folder, tmp_path / 'hf'))
+  assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs) and ours.keys() == theirs.keys()
+  assert run(f'--from_hf={folder}', f'--to_hf={tmp_path / "mqa"}', '--num_kv_heads=1') == 0
+  assert hf.load_pretrained(tmp_path / 'mqa')[0].pattern[0].attention.num_kv_heads == 1
+
+
+@pytest.mark.parametrize('flags, message', (
+  ((), 'nothing given: use one of --from_hf, --from_meta, --checkpoint'),
+  (('--from_hf={folder}',), 'nothing given: use one of --to, --to_hf, --to_meta'),
+  (('--from_hf={folder}', '--from_meta={folder}', '--to={new}'), '--from_hf --from_meta given'),
+  (('--from_hf={new}', '--to={new}2'), 'is not a folder'),
+  (('--from_hf={folder}', '--to_hf={folder}'), 'something already'),
+  (('--from_hf={folder}', '--to={new}', '--step=3'), 'only with --checkpoint'),
+  (('--from_hf={folder}', '--to={new}', '--num_kv_heads=3'), 'num_kv_heads = 3: use a divisor of the 4'),
+  (('--from_meta={folder}', '--to={new}'), 'params.json'),
+  (('--checkpoint={folder}', '--to_hf={new}'), ''),
+))
+def test_wrong_input_is_one_line(flags, message, folder, tmp_path, capsys):
+  with pytest.raises(SystemExit) as error:
+    run(*(flag.format(folder=folder, new=tmp_path / 'new') for flag in flags))
+  assert error.value.code == 2
+  last = capsys.readouterr().err.strip().splitlines()[-1]
+  assert last.startswith('error: ') and message in last
+  assert not list(tmp_path.iterdir())
+
+
+def test_help_starts_no_jax():
+  done = subprocess.run([sys.executable, '-X', 'importtime', '-m', 'launch.convert', '--help'], capture_output=True,
+                        text=True, timeout=60)
+  assert done.returncode == 0 and '--num_kv_heads' in done.stdout
+  assert not any(line.split('|')[-1].strip() in ('jax', 'numpy') for line in done.stderr.splitlines())
