@@ -18,6 +18,7 @@ from llm_jax.config import door
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
 
+HEADS = 'heads'  # --draft with the model's own
 DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')  # flags that a search has no use for
 
 
@@ -40,9 +41,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--seed', type=int, help='default 0')
   add('--num_samples', type=int, default=1, help='continuations of the prompt; default 1')
   add('--log_probs', action='store_true', help="print every new token's log-probability under the model")
-  add('--draft', type=pathlib.Path, metavar='WORKDIR',
-      help='a small model with the same tokenizer that drafts; the text stays distributed as without it')
-  add('--draft_tokens', type=int, help='tokens drafted at a time; default 4')
+  add('--draft', metavar='WORKDIR',
+      help="a small model with the same tokenizer that drafts, or 'heads': the model's own multi-token heads; the text "
+           'stays distributed as without it')
+  add('--draft_tokens', type=int, help='tokens drafted at a time; default 4, or one for each head')
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
   return parser.parse_args(argv)
@@ -80,8 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   with refusing():
     check(args)
     run = read_config('checkpoint', args.checkpoint)
-    draft_run = args.draft and read_config('draft', args.draft)
-    if draft_run:
+    draft_run = read_config('draft', pathlib.Path(args.draft)) if args.draft not in (None, HEADS) else None
+    if args.draft == HEADS:
+      heads = len(run.model.multi_token)
+      require(heads > 0, '--draft', HEADS, 'this model has no multi-token heads: name the folder of one that drafts')
+      require((args.draft_tokens or 1) <= heads, '--draft_tokens', args.draft_tokens, f'the model has {heads} heads')
+    elif draft_run:
       require(draft_run.model.vocab_size == run.model.vocab_size, '--draft', str(args.draft),
               f'its vocabulary has {draft_run.model.vocab_size} tokens, that of the model {run.model.vocab_size}: '
               'use models trained with one tokenizer')

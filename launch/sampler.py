@@ -22,7 +22,7 @@ from llm_jax.train.checkpoint import CheckpointError, CheckpointStore, open_chec
 class Sampler:
   """A model, its tokenizer, and how to draw from it.
 
-  args: the checked flags of `launch.sample`.   draft_run: the model that drafts, if any.
+  args: the checked flags of `launch.sample`.   draft_run: the other model that drafts, if any.
 
   Raises:
     ConfigError: a setting of the sampling is wrong, or the draft has another tokenizer.
@@ -34,9 +34,10 @@ class Sampler:
     self.tokenizer = load_tokenizer(args.checkpoint / 'tokenizer')
     fingerprint, self.draft = self.tokenizer.fingerprint, None
     if draft_run:
-      require(load_tokenizer(args.draft / 'tokenizer').fingerprint == fingerprint, '--draft', str(args.draft),
+      folder = pathlib.Path(args.draft)
+      require(load_tokenizer(folder / 'tokenizer').fingerprint == fingerprint, '--draft', args.draft,
               'has another tokenizer than --checkpoint: use models trained with one tokenizer')
-      self.draft = draft_run.model, read_params('draft', args.draft, draft_run, fingerprint)
+      self.draft = draft_run.model, read_params('draft', folder, draft_run, fingerprint)
     self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
 
   def write(self, prompt: str) -> None:
@@ -86,9 +87,8 @@ class Sampler:
     if self.args.beams:
       return iter(beam_search(*request, self.args.beams, stop_tokens=stops).tokens[0][number])
     request += self.sampling, self.rng(turn, number)
-    if self.draft:
-      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens or 4,
-                                 stop_tokens=stops)
+    if self.args.draft:
+      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens, stop_tokens=stops)
     else:
       pieces = stream(*request, stop_tokens=stops)
     return (token for [row] in pieces for token in row)

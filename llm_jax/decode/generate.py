@@ -142,22 +142,27 @@ def read_prompts(run: Run, params: Any, prompts_BP: jax.Array, lengths_B: jax.Ar
   The prompts are read in pieces of equal size, at most `run.prefill_chunk` tokens, by one program.
   """
   B, P = prompts_BP.shape
-  count = -(-P // run.prefill_chunk)
-  size = -(-P // count)
-  length = count * size
-  positions_BP = jnp.arange(length) - (length - lengths_B[:, None])  # below 0 in padding
-  whole = (jnp.pad(prompts_BP, ((0, 0), (length - P, 0))), jnp.maximum(positions_BP, 0), positions_BP >= 0)
+  positions = in_pieces(run, jnp.arange(P) - (P - lengths_B[:, None]), fill=-1)  # below 0 in padding
 
-  def read(cache: Cache, piece: tuple[jax.Array, ...]) -> tuple[Cache, jax.Array]:
-    tokens, positions, real = piece
-    x_BTD, cache, _ = run.model.apply({'params': params}, tokens, positions, real.astype(jnp.int32), cache,
-                                      method='run')
+  def read(cache: Cache, piece: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:
+    tokens, positions = piece
+    x_BTD, cache, _ = run.model.apply({'params': params}, tokens, jnp.maximum(positions, 0),
+                                      (positions >= 0).astype(jnp.int32), cache, method='run')
     return cache, x_BTD[:, -1]
 
-  cache = init_cache(run.config, B, length + room, run.execution.compute_dtype, run.lookahead)
-  pieces = jax.tree.map(lambda x_BP: x_BP.reshape(B, count, size).swapaxes(0, 1), whole)
-  cache, last = jax.lax.scan(read, cache, pieces)
+  length = positions.shape[0] * positions.shape[2] + room
+  cache = init_cache(run.config, B, length, run.execution.compute_dtype, run.lookahead)
+  cache, last = jax.lax.scan(read, cache, (in_pieces(run, prompts_BP), positions))
   return last[-1], cache
+
+
+def in_pieces(run: Run, x_BP: jax.Array, fill: int = 0) -> jax.Array:
+  """[batch, P] as [pieces, batch, size], with `fill` on the left where P is no multiple of the size."""
+  B, P = x_BP.shape
+  count = -(-P // run.prefill_chunk)
+  size = -(-P // count)
+  x_BP = jnp.pad(x_BP, ((0, 0), (count * size - P, 0)), constant_values=fill)
+  return x_BP.reshape(B, count, size).swapaxes(0, 1)
 
 
 @functools.partial(jax.jit, static_argnames=('run',), donate_argnames=('state',))

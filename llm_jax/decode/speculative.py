@@ -1,4 +1,5 @@
-"""Speculative decoding: a small model drafts a few tokens, the large one checks them all in one pass.
+"""Speculative decoding: a small model, or heads of the model itself, drafts a few tokens; the model checks them all in
+one pass.
 
 What comes out is distributed exactly as what the large model alone would draw (Leviathan et al. 2023, section 2.3 and
 appendix A.1; Chen et al. 2023, algorithm 2): a drafted token x ~ q is kept with probability min(1, p(x) / q(x)), and
@@ -22,7 +23,8 @@ import jax.numpy as jnp
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
-from llm_jax.decode.generate import Run, read_prompts
+from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
+from llm_jax.decode.generate import Run
 from llm_jax.decode.request import bucket, fetch, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, init_seen, mark_seen
 from llm_jax.modules.cache import Cache
@@ -40,19 +42,21 @@ class Speculated:
 
 
 def speculate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
-              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, draft: tuple[Architecture, Any],
-              draft_tokens: int = 4, stop_tokens: Sequence[int] = (), execution: Execution | None = None
+              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *,
+              draft: tuple[Architecture, Any] | None = None,
+              draft_tokens: int | None = None, stop_tokens: Sequence[int] = (), execution: Execution | None = None
               ) -> Speculated:
   """`generate` with fewer passes through the model, as far as `draft` guesses what it would say.
 
   Args:
-    draft: the configuration and the parameters of the model that drafts, with the same vocabulary.
-    draft_tokens: how many tokens are drafted before the model checks them.
+    draft: the configuration and the parameters of a model that drafts, with the same vocabulary; None means the
+      model's own multi-token heads (`config.multi_token`).
+    draft_tokens: how many tokens are drafted before the model checks them; None means 4, or one for each head.
     The others are as in `generate`. With Greedy the tokens are the same; with Sampling they are other draws from the
     same distribution, and a row's draws depend on the other rows.
 
   Raises:
-    ConfigError: as `generate`, for either of the two models; or their vocabularies differ.
+    ConfigError: as `generate`, for either of the two models; their vocabularies differ; there are fewer heads.
   """
   *_, state = _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens,
                       execution, chunk=max_new_tokens)
@@ -62,8 +66,9 @@ def speculate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]
 
 def stream_speculated(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                       sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *,
-                      draft: tuple[Architecture, Any], draft_tokens: int = 4, stop_tokens: Sequence[int] = (),
-                      execution: Execution | None = None, chunk: int = 4) -> Iterator[list[list[int]]]:
+                      draft: tuple[Architecture, Any] | None = None, draft_tokens: int | None = None,
+                      stop_tokens: Sequence[int] = (), execution: Execution | None = None, chunk: int = 4
+                      ) -> Iterator[list[list[int]]]:
   """`speculate` a few tokens at a time: yields every row's next tokens, `chunk` or some more, until all have ended."""
   seen = 0
   for state in _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens,
@@ -74,19 +79,11 @@ def stream_speculated(config: Architecture, params: Any, prompts: Sequence[Seque
 
 
 # ------------------------------------------------------------------------------------------- on the device
-@dataclasses.dataclass(frozen=True)
-class Pair:
-  """What the compiled programs depend on."""
-  model: Run
-  draft: Run
-  draft_tokens: int
-
-
 @flax.struct.dataclass
 class State:
-  """Where generation stands, as in `generate.State`: the newest token is in neither of the caches yet."""
+  """Where generation stands, as in `generate.State`: the newest token has been read by neither of the two yet."""
   cache: Cache
-  draft_cache: Cache
+  draft: Any                 # the drafter's state
   step: jax.Array            # int32, tokens generated so far in the longest row
   positions_B: jax.Array     # int32, where the newest token stands
   done_B: jax.Array          # bool
@@ -97,83 +94,69 @@ class State:
   kept: jax.Array            # int32, those of them that became part of the text
 
 
-@functools.partial(jax.jit, static_argnames=('pair', 'room'))
-def begin(pair: Pair, params: Any, draft_params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array,
-          room: int) -> State:
-  """Both models read the prompts, padded on the left; the first token is drawn. room: the most tokens to come."""
+@functools.partial(jax.jit, static_argnames=('run', 'drafter', 'room'))
+def begin(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, prompts_BP: jax.Array,
+          lengths_B: jax.Array, room: int) -> State:
+  """Both read the prompts, padded on the left; the first token is drawn. room: the most tokens to come."""
   B, P = prompts_BP.shape
-  run, room = pair.model, room + pair.draft_tokens  # the last round may overshoot
-  x_BD, cache = read_prompts(run, params, prompts_BP, lengths_B, room)
-  _, draft_cache = read_prompts(pair.draft, draft_params, prompts_BP, lengths_B, room)
+  room += drafter.count  # the last round may overshoot
+  x_BD, cache, draft = drafter.read(run, params, draft_params, prompts_BP, lengths_B, room)
   seen_BV = init_seen(run.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], run.config.vocab_size)
   logits_BV = run.model.apply({'params': params}, x_BD[:, None], method='logits')[:, 0]
-  tokens_B = _draw(distribution(logits_BV, run.sampling, seen_BV), _keys(rng, lengths_B - 1))
+  tokens_B = _draw(distribution(logits_BV, run.sampling, seen_BV), _keys(rng, lengths_B))
   tokens_BN = jnp.zeros((B, room), jnp.int32).at[:, 0].set(tokens_B)
-  return State(cache, draft_cache, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(run)), jnp.ones(B, jnp.int32),
+  return State(cache, draft, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(run)), jnp.ones(B, jnp.int32),
                tokens_BN, mark_seen(seen_BV, tokens_B), jnp.int32(0), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnames=('pair',), donate_argnames=('state',))
-def proceed(pair: Pair, params: Any, draft_params: Any, rng: jax.Array, state: State, until: jax.Array) -> State:
+@functools.partial(jax.jit, static_argnames=('run', 'drafter'), donate_argnames=('state',))
+def proceed(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State,
+            until: jax.Array) -> State:
   """Rounds of drafting and checking, until every row has ended or the longest has `until` tokens."""
-  advance = functools.partial(play_round, pair, params, draft_params, rng)
+  advance = functools.partial(play_round, run, drafter, params, draft_params, rng)
   return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done_B.all(), advance, state)
 
 
-def play_round(pair: Pair, params: Any, draft_params: Any, rng: jax.Array, state: State) -> State:
+def play_round(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State) -> State:
   """Drafts K tokens, keeps m of them in every row, and adds one more. T = K + 1 below."""
-  K, run = pair.draft_tokens, pair.model
-  B, V = len(state.positions_B), run.config.vocab_size
-  newest_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
-  keys_B = _keys(rng, state.positions_B)
+  B, K, V = len(state.positions_B), drafter.count, run.config.vocab_size
+  keys_B = _keys(rng, state.positions_B + 1)
   key_of = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
-  def draft(carry, i):
-    cache, token_B, seen_BV = carry
-    logits_B1V, cache = _forward(pair.draft, draft_params, token_B[:, None], state.positions_B[:, None] + i, cache)
-    q_BV = distribution(logits_B1V[:, 0], run.sampling, seen_BV)
-    token_B = _draw(q_BV, key_of(i))
-    return (cache, token_B, mark_seen(seen_BV, token_B)), (token_B, q_BV, seen_BV)
+  def pick(logits_BV, seen_BV, number):
+    q_BV = distribution(logits_BV, run.sampling, seen_BV)
+    return _draw(q_BV, key_of(number)), q_BV
 
-  # The last step only puts the last of the K tokens into the cache; it guesses one token more, which nobody looks at.
-  start = state.draft_cache, newest_B1[:, 0], state.seen_BV
-  (draft_cache, *_), (drafts_TB, q_TBV, seen_TBV) = jax.lax.scan(draft, start, jnp.arange(K + 1))
-  drafts_BK, q_BTV = drafts_TB[:K].T, q_TBV.swapaxes(0, 1)
-
+  newest_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
+  draft, (drafts_KB, q_KBV, seen_TBV) = drafter.guess(draft_params, state.draft, newest_B1[:, 0], state.positions_B,
+                                                      state.seen_BV, pick)
   positions_BT = state.positions_B[:, None] + jnp.arange(K + 1)
-  logits_BTV, cache = _forward(run, params, jnp.concatenate([newest_B1, drafts_BK], axis=1), positions_BT, state.cache)
-  seen = None if seen_TBV is None else seen_TBV.swapaxes(0, 1).reshape(-1, V)
-  p_BTV = distribution(logits_BTV.reshape(-1, V), run.sampling, seen).reshape(B, K + 1, V)
+  x_BTD, logits_BTV, cache = forward(run, params, jnp.concatenate([newest_B1, drafts_KB.T], axis=1), positions_BT,
+                                     state.cache)
+  seen = None if seen_TBV is None else seen_TBV.reshape(-1, V)
+  p_TBV = distribution(logits_BTV.swapaxes(0, 1).reshape(-1, V), run.sampling, seen).reshape(K + 1, B, V)
 
-  of_drafts = lambda x_BTV: jnp.take_along_axis(x_BTV[:, :K], drafts_BK[..., None], axis=-1)[..., 0]
-  chance_BK = jax.vmap(lambda key: jax.random.uniform(key, K))(key_of(K + 1))
-  keep_BK = chance_BK * of_drafts(q_BTV) < of_drafts(p_BTV)
-  kept_B = jnp.cumprod(keep_BK.astype(jnp.int32), axis=1).sum(axis=1)
+  of_drafts = lambda x_KBV: jnp.take_along_axis(x_KBV, drafts_KB[..., None], axis=-1)[..., 0]
+  chance_KB = jax.vmap(lambda key: jax.random.uniform(key, K))(key_of(K + 1)).T
+  keep_KB = chance_KB * of_drafts(q_KBV) < of_drafts(p_TBV[:K])
+  kept_B = jnp.cumprod(keep_KB.astype(jnp.int32), axis=0).sum(axis=0)
   kept_B = jnp.where(state.done_B, K, kept_B)  # a row that has ended holds nobody up
   m = kept_B.min()
 
-  p_BV, q_BV = p_BTV[:, m], jnp.where(m < K, q_BTV[:, m], 0)  # after K kept tokens nothing was drafted: one from p
+  p_BV, q_BV = p_TBV[m], jnp.where(m < K, q_KBV[m], 0)  # after K kept tokens nothing was drafted: one from p
   rest_BV = jnp.maximum(p_BV - q_BV, 0)
   rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # p = q but for rounding
-  last_B = jnp.where(kept_B > m, drafts_TB[m], _draw(rest_BV, key_of(K + 2)))
-  new_BT = drafts_TB.T.at[:, m].set(last_B)
+  last_B = jnp.where(kept_B > m, drafts_KB[m], _draw(rest_BV, key_of(K + 2)))
+  new_BT = jnp.concatenate([drafts_KB.T, last_B[:, None]], axis=1).at[:, m].set(last_B)
 
   stops_BT = jnp.isin(new_BT, _stops(run)) & (jnp.arange(K + 1) <= m)
   added_B = jnp.where(stops_BT.any(axis=1), jnp.argmax(stops_BT, axis=1) + 1, m + 1)
   live = (~state.done_B).sum()
   return State(
-      cache.rewind(K - m), draft_cache.rewind(K - m), state.step + m + 1, state.positions_B + m + 1,
+      cache.rewind(K - m), drafter.settle(draft, x_BTD, new_BT, m), state.step + m + 1, state.positions_B + m + 1,
       state.done_B | stops_BT.any(axis=1), state.lengths_B + jnp.where(state.done_B, 0, added_B),
       jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, new_BT, state.step, axis=1),
       None if seen_TBV is None else mark_seen(seen_TBV[m], last_B), state.drafted + K * live, state.kept + m * live)
-
-
-def _forward(run: Run, params: Any, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
-             ) -> tuple[jax.Array, Cache]:
-  """Logits after each token. Where a round overshoots the learned positions, the last one stands in for more."""
-  if run.config.max_length is not None:
-    positions_BT = jnp.minimum(positions_BT, run.config.max_length - 1)
-  return run.model.apply({'params': params}, tokens_BT, positions_BT, None, cache)
 
 
 def _draw(p_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
@@ -182,7 +165,7 @@ def _draw(p_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
 
 
 def _keys(rng: jax.Array, positions_B: jax.Array) -> jax.Array:
-  """A key for each row's position, those of padding-free rows as in `generate`."""
+  """A key for the token of each row that comes to stand at a position."""
   key_of = lambda row, position: jax.random.fold_in(jax.random.fold_in(rng, row), position)
   return jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B)
 
@@ -195,23 +178,31 @@ def _stops(run: Run) -> jax.Array:
 def _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens, execution, chunk
             ) -> Iterator[State]:
   """Where generation stands after the first token, and then after every `chunk` more."""
-  draft_config, draft_params = draft
-  require(draft_tokens >= 1, 'draft_tokens', draft_tokens, 'use 1 or more')
-  require(draft_config.vocab_size == config.vocab_size, 'draft.vocab_size', draft_config.vocab_size,
-          f'use a model with the same tokenizer, whose vocabulary has {config.vocab_size}')
   rng = jax.random.key(0) if rng is None else rng
+  heads = len(config.multi_token)
+  if draft is None:
+    require(heads > 0, 'draft', None, 'there are no multi-token heads in this model: give one that drafts')
+    count = heads if draft_tokens is None else draft_tokens
+    require(1 <= count <= heads, 'draft_tokens', count, f'use 1 to {heads}, the number of multi-token heads')
+  else:
+    count = 4 if draft_tokens is None else draft_tokens
+    require(count >= 1, 'draft_tokens', count, 'use 1 or more')
+    require(draft[0].vocab_size == config.vocab_size, 'draft.vocab_size', draft[0].vocab_size,
+            f'use a model with the same tokenizer, whose vocabulary has {config.vocab_size}')
   with mesh_of(params):
-    draft_request = make_request(draft_config, draft_params, prompts, max_new_tokens, execution)
+    its = draft and make_request(*draft, prompts, max_new_tokens, execution)
     request = make_request(config, params, prompts, max_new_tokens, execution)
-    both = request.params, draft_request.params
-    make = lambda request: Run(request.config, request.execution, sampling, tuple(stop_tokens), lookahead=draft_tokens)
-    pair = Pair(make(request), make(draft_request), draft_tokens)
-    state = begin(pair, *both, rng, request.prompts_BP, request.lengths_B, bucket(max_new_tokens))
+    run = Run(request.config, request.execution, sampling, tuple(stop_tokens), lookahead=count)
+    if its is None:
+      drafter, both = HeadsDraft(run, count), (request.params, request.params)
+    else:
+      drafter, both = ModelDraft(dataclasses.replace(run, config=its.config), count), (request.params, its.params)
+    state = begin(run, drafter, *both, rng, request.prompts_BP, request.lengths_B, bucket(max_new_tokens))
   yield state
   while int(state.step) < max_new_tokens and not fetch(state.done_B).all():
     with mesh_of(params):
       until = min(int(state.step) + chunk, max_new_tokens)
-      state = proceed(pair, *both, rng, state, until)
+      state = proceed(run, drafter, *both, rng, state, until)
     yield state
 
 

@@ -10,11 +10,13 @@ import pytest
 import scipy.stats
 
 from llm_jax.config import presets
+from llm_jax.config.architecture import GLU, Block, LatentAttention, RMSNorm
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
+from llm_jax.decode.drafting import HeadsDraft, ModelDraft
 from llm_jax.decode.generate import Run, generate
 from llm_jax.decode.sampling import Greedy, Sampling, distribution, init_seen
-from llm_jax.decode.speculative import Pair, begin, proceed, speculate, stream_speculated
+from llm_jax.decode.speculative import begin, proceed, speculate, stream_speculated
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
@@ -44,7 +46,7 @@ def near(config, noise=0.03):
   return jax.tree.map(lambda a, b: a + noise * b, make_params(config), make_params(config, seed=1))
 
 
-CONFIGS = {'gpt2': GPT2, 'llama': LLAMA, 'rolling': rolling(LLAMA, 4)}
+CONFIGS = {'gpt2': GPT2, 'rolling': rolling(LLAMA, 4)}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -55,6 +57,39 @@ def test_greedy_tokens_are_those_without_a_draft(name):
   assert 0 < found.acceptance_rate < 1
 
 
+LATENT = Block(LatentAttention(2, 12, 6, 4, 8, q_rank=10), GLU(24), RMSNorm(1e-6))
+HEADS = {
+  'latent, one': dataclasses.replace(LLAMA, pattern=(LATENT,), multi_token=(LATENT,)),
+  'rolling, three': dataclasses.replace(rolling(LLAMA, 4), multi_token=LLAMA.pattern + rolling(LLAMA, 3).pattern * 2),
+}
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_heads_draft(name):
+  """The same tokens; and what the heads guess, after rounds that kept more and less, is what they say uncached."""
+  config, params = HEADS[name], make_params(HEADS[name])
+  expected = generate(config, params, PROMPTS, NEW).tokens
+  assert speculate(config, params, PROMPTS, NEW).tokens == expected
+
+  run = Run(config, Execution(unroll=False), Greedy(), (), lookahead=len(config.multi_token))
+  drafter = HeadsDraft(run, len(config.multi_token))
+  padded = np.array([[0] * (8 - len(prompt)) + prompt for prompt in PROMPTS])
+  state = begin(run, drafter, params, params, jax.random.key(0), padded, np.array([3, 1, 7]), NEW)
+  state = proceed(run, drafter, params, params, jax.random.key(0), state, NEW - 5)
+  step = int(state.step)
+  newest = state.tokens_BN[:, step - 1]
+  pick = lambda logits_BV, seen_BV, k: (logits_BV.argmax(-1).astype(jnp.int32), logits_BV)
+  _, guesses = jax.jit(lambda state: drafter.guess(params, state.draft, newest, state.positions_B, None, pick))(state)
+  ahead = jax.jit(lambda tokens: [Transformer(config).apply({'params': params}, x, method='logits') for x in
+                  Transformer(config).apply({'params': params}, tokens, method='features_ahead')[0][1:]])
+  for row, prompt in enumerate(PROMPTS):
+    text = [*prompt, *state.tokens_BN[row, :step].tolist(), *guesses.tokens_KB[:, row].tolist()]
+    n = len(prompt) + step - 1
+    logits = ahead(np.array([text + [0] * (24 - len(text))]))
+    for k, q_BV in enumerate(guesses.q_KBV):
+      np.testing.assert_allclose(q_BV[row], logits[k][0, n - 1], atol=2e-4)
+
+
 def test_another_architecture_drafts():
   small = presets.gpt2(16, 1, 2, vocab_size=VOCAB, max_length=32)
   sampling = Greedy(repetition_penalty=1.3)
@@ -63,9 +98,8 @@ def test_another_architecture_drafts():
   assert found.tokens == generate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling).tokens
 
 
-@pytest.mark.parametrize('sampling', [Greedy(), Sampling(0.8, top_k=20)])
-def test_a_draft_that_is_the_model_is_always_accepted(sampling):
-  params = make_params(LLAMA)
+def test_a_draft_that_is_the_model_is_always_accepted():
+  params, sampling = make_params(LLAMA), Sampling(0.8, top_k=20)
   found = speculate(LLAMA, params, PROMPTS, NEW, sampling, jax.random.key(1), draft=(LLAMA, params))
   assert found.acceptance_rate == 1 and list(map(len, found.tokens)) == [NEW] * 3
 
@@ -92,7 +126,7 @@ def test_a_mesh_changes_nothing():
 
 # ------------------------------------------------------------------------------------------- in distribution
 TINY = presets.llama(8, 1, num_heads=2, d_ff=12, vocab_size=4)
-STOP, LENGTH, DRAFTED, SEEDS = 3, 4, 2, 3_000
+STOP, LENGTH, DRAFTED, SEEDS = 3, 4, 2, 2_000
 TINY_PROMPTS = [[0], [2, 1, 2]]
 
 
@@ -123,30 +157,46 @@ def surprise(drawn, probabilities):
   return scipy.stats.chi2.sf(((counts - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1)
 
 
-@pytest.mark.parametrize('sampling', [Sampling(1.3), Sampling(0.9, top_k=3, repetition_penalty=1.5)])
-def test_draws_follow_the_model(sampling):
-  """3,000 seeds; the batch has two rows, which end at different times and hold each other up."""
-  params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
-  run = Run(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
-  pair = Pair(run, run, DRAFTED)
-  padded = jnp.array([[0, 0, 0], TINY_PROMPTS[1]])
+def draw_many(run, drafter, params, draft_params):
+  """Texts of each of the two rows, which end at different times and hold each other up; and the acceptance rate."""
+  padded = jnp.array([[0] * 15 + TINY_PROMPTS[0], [0] * 13 + TINY_PROMPTS[1]])
 
   @jax.jit
   def draw(key):
-    state = begin(pair, params, draft, key, padded, jnp.array([1, 3]), LENGTH)
-    state = proceed(pair, params, draft, key, state, LENGTH)
-    return state.tokens_BN[:, :LENGTH], state.lengths_B, state.kept / state.drafted.clip(1)
+    state = begin(run, drafter, params, draft_params, key, padded, jnp.array([1, 3]), LENGTH)
+    state = proceed(run, drafter, params, draft_params, key, state, LENGTH)
+    return state.tokens_BN[:, :LENGTH], state.lengths_B, state.kept.sum(), state.drafted.sum()
 
-  tokens, lengths, rates = map(np.array, jax.vmap(draw)(jax.random.split(jax.random.key(0), SEEDS)))
-  assert 0.05 < rates.mean() < 0.95
-  for row, prompt in enumerate(TINY_PROMPTS):
-    texts = [tuple(text[:length].tolist()) for text, length in zip(tokens[:, row], lengths[:, row], strict=True)]
-    assert surprise(texts, exact(TINY, params, prompt, sampling)) > 1e-3
-    assert surprise(texts, exact(TINY, draft, prompt, sampling)) < 1e-9  # the test sees a wrong distribution
+  tokens, lengths, kept, drafted = map(np.array, jax.vmap(draw)(jax.random.split(jax.random.key(0), SEEDS)))
+  texts = [[tuple(text[:length].tolist()) for text, length in zip(tokens[:, row], lengths[:, row], strict=True)]
+           for row in range(2)]
+  return texts, kept.sum() / drafted.sum()
+
+
+@pytest.mark.parametrize('sampling', [Sampling(1.3), Sampling(0.9, top_k=3, repetition_penalty=1.5)])
+def test_draws_follow_the_model(sampling):
+  params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
+  run = Run(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
+  texts, rate = draw_many(run, ModelDraft(run, DRAFTED), params, draft)
+  assert 0.05 < rate < 0.95
+  for row, prompt in zip(texts, TINY_PROMPTS, strict=True):
+    assert surprise(row, exact(TINY, params, prompt, sampling)) > 1e-3
+    assert surprise(row, exact(TINY, draft, prompt, sampling)) < 1e-9  # the test sees a wrong distribution
+
+
+def test_draws_with_heads_follow_the_model():
+  config, sampling = dataclasses.replace(TINY, multi_token=TINY.pattern * 2), Sampling(0.8)
+  params = make_params(config, scale=2.0)
+  run = Run(config, Execution(), sampling, (STOP,), lookahead=2)
+  texts, rate = draw_many(run, HeadsDraft(run, 2), params, params)
+  assert 0.05 < rate < 0.95
+  for row, prompt in zip(texts, TINY_PROMPTS, strict=True):
+    assert surprise(row, exact(TINY, params, prompt, sampling)) > 1e-3
 
 
 @pytest.mark.parametrize('changes,field', [
-    (dict(draft_tokens=0), 'draft_tokens'), (dict(draft=(TINY, {})), 'draft.vocab_size'),
+    (dict(draft_tokens=0), 'draft_tokens'), (dict(draft=None), 'draft'),
+    (dict(draft=(TINY, {})), 'draft.vocab_size'),
     (dict(draft=(GPT2, {}), max_new_tokens=15), r'prompts\[2\]'), (dict(prompts=[[]]), r'prompts\[0\]')])
 def test_wrong_requests_are_named(changes, field):
   request = dict(prompts=PROMPTS, max_new_tokens=NEW, draft=(LLAMA, {'nothing': np.zeros(1)})) | changes
