@@ -17,6 +17,7 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
+BLOCK = 1 << 18  # numbers
 
 
 class Layout(NamedTuple):
@@ -74,12 +75,8 @@ def to_ours(theirs: np.ndarray, line: str, shapes: Sequence[Shape], part: int, r
     shapes: of all our parameters in this tensor.
     rotary: how many of a head's last numbers rotary positions turn.
   """
-  layout, shape = parse(line), shapes[part]
-  unfolded, cut = _unfold(layout, shapes, part)
-  view = theirs.reshape(unfolded)[cut]
-  axes = [axis for piece in layout.pieces for axis in piece]
-  view = view.reshape([shape[axis] for axis in axes]).transpose(np.argsort(axes))
-  moved = _moved(layout, shapes, part, rotary)
+  layout = parse(line)
+  moved, view = _moved(layout, shapes, part, rotary), _view(theirs, layout, shapes, part)
   view = view[tuple(slice(None) if axis in moved else cut for axis, cut in enumerate(index))]
   for axis, places in moved.items():
     view = np.take(view, places[index[axis]], axis)
@@ -87,20 +84,34 @@ def to_ours(theirs: np.ndarray, line: str, shapes: Sequence[Shape], part: int, r
 
 
 def to_theirs(ours: Sequence[np.ndarray], line: str, rotary: int) -> np.ndarray:
-  """The tensor of theirs that holds these parameters of ours, contiguous."""
+  """The tensor of theirs that holds these parameters of ours."""
   layout, shapes = parse(line), [array.shape for array in ours]
-  parts, place = [], 0
+  theirs = np.empty(their_shape(line, shapes), ours[0].dtype)
   for part, array in enumerate(ours):
     for axis, places in _moved(layout, shapes, part, rotary).items():
       array = np.take(array, np.argsort(places), axis)
-    unfolded, cut = _unfold(layout, shapes, part)
-    place = len(cut) - 1
-    own = list(unfolded)
-    if layout.joined:
-      own[place] = cut[-1].stop - cut[-1].start
-    parts.append(array.transpose([axis for piece in layout.pieces for axis in piece]).reshape(own))
-  joined = np.concatenate(parts, axis=place) if len(parts) > 1 else parts[0]
-  return np.ascontiguousarray(joined.reshape(their_shape(line, shapes)))
+    copy(_view(theirs, layout, shapes, part), array)
+  return theirs
+
+
+def copy(target: np.ndarray, source: np.ndarray) -> None:
+  """`target[...] = source` in pieces that stay in the processor's cache: far faster where axes change places."""
+  if source.size < BLOCK:
+    target[...] = source
+    return
+  axis = int(np.argmax(source.strides))
+  step = max(1, BLOCK * source.shape[axis] // source.size)
+  for start in range(0, source.shape[axis], step):
+    piece = (slice(None),) * axis + (slice(start, start + step),)
+    target[piece] = source[piece].astype(target.dtype, order='K')
+
+
+def _view(theirs: np.ndarray, layout: Layout, shapes: Sequence[Shape], part: int) -> np.ndarray:
+  """Parameter number `part` inside their tensor, its axes in our order, its numbers in theirs."""
+  unfolded, cut = _unfold(layout, shapes, part)
+  axes = [axis for piece in layout.pieces for axis in piece]
+  view = theirs.reshape(unfolded)[cut].reshape([shapes[part][axis] for axis in axes])
+  return view.transpose(np.argsort(axes))
 
 
 def _unfold(layout: Layout, shapes: Sequence[Shape], part: int) -> tuple[list[int], Index]:

@@ -14,7 +14,7 @@ from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
-from llm_jax.hf.layouts import Index, Shape, parse, their_shape, to_ours, to_theirs
+from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
 from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
 from llm_jax.modules.transformer import Transformer
 
@@ -105,12 +105,12 @@ def _read(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], entry: En
   """Fills `target` with the slice `index` of one parameter (of one layer)."""
   numbered = parse(entry.layout).numbered
   if numbered is None:
-    target[...] = to_ours(tensors[given[entry.names[0]]], entry.layout, sizes, part, entry.rotary, index)
+    copy(target, to_ours(tensors[given[entry.names[0]]], entry.layout, sizes, part, entry.rotary, index))
     return
   within = index[:numbered] + index[numbered + 1:]
   for place, name in enumerate(entry.names[index[numbered]]):
     at = (slice(None),) * numbered + (place,)
-    target[at] = to_ours(tensors[given[name]], entry.layout, sizes, part, entry.rotary, within)
+    copy(target[at], to_ours(tensors[given[name]], entry.layout, sizes, part, entry.rotary, within))
 
 
 def _write(entry: Entry, parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
