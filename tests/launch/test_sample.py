@@ -215,7 +215,8 @@ def test_spaces_between_words_are_kept():
     (['--num_samples=0'], 'num_samples'), (['--beams=0'], '--beams'), (['--beams=2', '--temperature=1'], '--beams'),
     (['--beams=2', '--num_samples=3'], '--num_samples'), (['--beams=2', '--log_probs'], '--log_probs'),
     (['--beams=2', '--draft=x'], '--draft'), (['--draft_tokens=2'], '--draft'),
-    (['--draft=nowhere'], '--draft=nowhere'), (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop')])
+    (['--draft=nowhere'], '--draft=nowhere'), (['--draft=heads'], 'no multi-token heads'),
+    (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop')])
 def test_wrong_flags(workdir, capsys, flags, words):
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
