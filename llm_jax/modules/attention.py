@@ -36,7 +36,7 @@ class Attention(nn.Module):
     if cache is None:
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, context.segment_ids_BT, kernels=self.execution.kernel_set,
-                                dropout_rate=self.dropout, dropout_rng=rng, **form)
+                                dropout_rate=self.dropout, dropout_rng=rng, split=context.split, **form)
     else:
       slots = context.slots[cache.capacity]
       cache, (k_BGSK, v_BGSK) = cache.update(layer, (k_BTGK, v_BTGK), slots)

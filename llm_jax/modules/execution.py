@@ -15,11 +15,14 @@ class Execution:
   remat: 'none' keeps activations, 'block' recomputes each block in the backward pass, 'dots' keeps matmul results.
   unroll: write the layers out (shorter steps on CPU) or scan over them (compile time independent of depth).
   kernels: 'cpu' (written for XLA:CPU) or 'xla' (plain operations, for accelerators and for adapters).
+  context: attention where rows are split over devices, 'gather' (all keys and values come to every device) or 'ring'
+    (they go round).
   """
   dtype: str = 'float32'
   remat: str = 'none'
   unroll: bool | None = None
   kernels: str | None = None
+  context: str = 'gather'
 
   @property
   def compute_dtype(self) -> jnp.dtype:

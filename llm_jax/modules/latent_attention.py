@@ -53,7 +53,8 @@ class LatentAttention(nn.Module):
       k_BTHK = jnp.concatenate([key_up(c_BTR), jnp.broadcast_to(k_rotary, q_rotary.shape)], axis=-1)
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
       y_BTHK = causal_attention(q_BTHK, k_BTHK, value_up(c_BTR), context.segment_ids_BT, scale=c.scale,
-                                kernels=self.execution.kernel_set, dropout_rate=self.dropout, dropout_rng=rng)
+                                kernels=self.execution.kernel_set, dropout_rate=self.dropout, dropout_rng=rng,
+                                split=context.split)
     else:
       slots = context.slots[cache.capacity]
       cache, (c_B1SR, k_B1SK) = cache.update(layer, (c_BTR[:, :, None], k_rotary), slots)

@@ -42,7 +42,8 @@ class MixtureOfExperts(nn.Module):
     expert_BTC = jnp.where(real_BT[..., None], expert_BTC, c.num_experts)  # nobody's
     if c.capacity_factor is not None:
       capacity = math.ceil(c.capacity_factor * T * c.top_k / c.num_experts)
-      expert_BTC = jnp.where(within_capacity(expert_BTC, c.num_experts, capacity), expert_BTC, c.num_experts)
+      kept = within_capacity(context.split.restore(expert_BTC), c.num_experts, capacity)
+      expert_BTC = jnp.where(context.split.arrange(kept), expert_BTC, c.num_experts)
 
     experts = Experts(c.num_experts, c.expert, self.execution, self.std, self.residual_std, name='experts')
     y_BTD = experts(x_BTD, expert_BTC, weight_BTC)

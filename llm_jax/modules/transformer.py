@@ -15,6 +15,7 @@ from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.multi_token import MultiToken
 from llm_jax.modules.positions import rotation, sinusoids
 from llm_jax.modules.routing import Routing
+from llm_jax.sharding.context_split import ContextSplit, context_split
 from llm_jax.sharding.rules import constrain
 
 
@@ -70,10 +71,12 @@ class Transformer(nn.Module):
     """
     x_BTD, _, routings = self.run(tokens_BT, positions, segment_ids, None)
     features, context = [x_BTD], self.context(tokens_BT, positions, segment_ids)
+    arrange, restore = context.split.arrange, context.split.restore
+    x_BTD = arrange(x_BTD) if self.multi_token else x_BTD
     for k, module in enumerate(self.multi_token, 1):
-      next_BTD = self.embed(jnp.roll(tokens_BT, -k, axis=1))
+      next_BTD = self.embed(arrange(jnp.roll(tokens_BT, -k, axis=1)))
       x_BTD, ahead_BTD, _, routing = module(x_BTD, next_BTD, context, None)
-      features.append(ahead_BTD)
+      features.append(restore(ahead_BTD))
       routings[f'multi_token_{k - 1}/block'] = routing
     return tuple(features), {path: routing for path, routing in routings.items() if routing is not None}
 
@@ -108,7 +111,7 @@ class Transformer(nn.Module):
       cache, slots = cache.append(positions, segment_ids)
       first, rest = list(cache.prefix), cache.pattern
     context = self.context(tokens_BT, positions, segment_ids, slots)
-    x_BTD = self.embed(tokens_BT)
+    x_BTD = self.embed(context.split.arrange(tokens_BT))
     match c.positions:
       case config.LearnedPositions():
         x_BTD += self.positions(context.positions_BT)
@@ -123,7 +126,7 @@ class Transformer(nn.Module):
       (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), context)
       routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
     cache = cache and cache.replace(prefix=tuple(first), pattern=rest)
-    return self.final_norm(x_BTD), cache, routings
+    return context.split.restore(self.final_norm(x_BTD)), cache, routings
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
     """[batch, time, d_model], scaled, without positions."""
@@ -132,14 +135,21 @@ class Transformer(nn.Module):
     return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
   def context(self, tokens_BT, positions, segment_ids, slots=None) -> Context:
-    """What all blocks share; `positions` of None are 0..T-1."""
+    """What all blocks share; `positions` of None are 0..T-1.
+
+    Rows are split over devices in training alone, and not where attention weights are dropped.
+    """
     c, angles = self.config, {}
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    split = ContextSplit()
+    if slots is None and not (c.dropout and self.has_rng('dropout')):
+      split = context_split(tokens_BT.shape[1], self.execution.context)
+    positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))
     if isinstance(c.positions, config.RoPE):
       sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern + c.multi_token}
       angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
-    return Context(angles, positions, segment_ids, slots)
+    return Context(angles, positions, segment_ids, slots, split)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""

@@ -4,13 +4,15 @@ import jax.numpy as jnp
 
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.blocked_attention import blocked_attention
+from llm_jax.modules.kernels.context_attention import context_attention
 from llm_jax.modules.kernels.scores import MASKED, Form, same_segment, wide
+from llm_jax.sharding.context_split import ContextSplit
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,
                      *, kernels: str | None = None, window: int | None = None, soft_cap: float | None = None,
-                     scale: float | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None
-                     ) -> jax.Array:
+                     scale: float | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None,
+                     split: ContextSplit = ContextSplit()) -> jax.Array:
   """softmax(scale q k') v over the earlier positions of the same segment (Vaswani et al. 2017, section 3.2.1).
 
   With G < H, query head h reads key head h // (H / G) (grouped-query attention, Ainslie et al. 2023). Scores and
@@ -29,12 +31,15 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
     scale: None means 1 / sqrt(K).
     dropout_rate: share of the attention weights set to 0 (the rest scaled up), only with `dropout_rng`.
     dropout_rng: key of the dropout.
+    split: the order of all rows, where they are split over devices; without dropout.
 
   Returns:
     [B, T, H, the values' head size] in q's dtype.
   """
   K = q_BTHK.shape[-1]
   form = Form(K**-0.5 if scale is None else scale, soft_cap, window)
+  if split.devices > 1:
+    return context_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, split)
   if dropout_rng is not None and dropout_rate > 0:
     return _plain_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, dropout_rate, dropout_rng)
   if resolve(kernels) == 'cpu':

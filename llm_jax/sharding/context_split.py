@@ -1,0 +1,80 @@
+"""The time axis over the mesh's context axis, cut so that causal attention is equal work for every device.
+
+With n devices a row is cut into 2n chunks, and device i holds chunks i and 2n-1-i: one from the head, which sees little,
+and one from the tail, which sees much (Llama 3, section 3.3.2). Whoever calls the model does not see this order: tokens
+are exchanged where the forward pass begins, features where it ends.
+"""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.sharding.rules import activation_spec, mesh_axes
+
+FORMS = ('gather', 'ring')
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextSplit:
+  """How the rows of one forward pass are cut. With one device everything here leaves things as they are.
+
+  devices: along the mesh axis that splits time.
+  form: of attention, 'gather' or 'ring' (see `modules/kernels/context_attention.py`).
+  """
+  devices: int = 1
+  form: str = 'gather'
+
+  @property
+  def axis(self) -> str:
+    """The mesh axis that splits time."""
+    return mesh_axes('seq', 'activations', jax.sharding.get_abstract_mesh().shape)[0]
+
+  def arrange(self, x: jax.Array) -> jax.Array:
+    """[B, T, ...] in the order of time -> each device's two chunks beside each other, over the devices."""
+    return x if self.devices == 1 else self._exchange(x, self._arrange)
+
+  def restore(self, x: jax.Array) -> jax.Array:
+    """[B, T, ...] as `arrange` leaves it -> in the order of time."""
+    return x if self.devices == 1 else self._exchange(x, self._restore)
+
+  def starts(self, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Where this device's two chunks begin in the row, for use under `shard_map`. chunk: tokens in each."""
+    return self.starts_of(jax.lax.axis_index(self.axis), chunk)
+
+  def starts_of(self, device: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    return device * chunk, (2 * self.devices - 1 - device) * chunk
+
+  def _exchange(self, x, local):
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = activation_spec(x.shape, ('batch', 'seq', *(None,) * (x.ndim - 2)), mesh.shape)
+    # check_vma=False: as in `experts.py`.
+    return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
+
+  # In the order of time device d holds chunks 2d and 2d + 1. All even chunks go to different devices, and so do all odd
+  # ones: device i gets an even and an odd chunk, and the one from the head is the even one where i is even.
+  def _arrange(self, x):
+    even, odd = (self._send(part, parity) for parity, part in enumerate(jnp.split(x, 2, axis=1)))
+    return jnp.concatenate(self._swap_on_odd(even, odd), axis=1)
+
+  def _restore(self, x):
+    chunks = self._swap_on_odd(*jnp.split(x, 2, axis=1))
+    return jnp.concatenate([self._send(part, parity, back=True) for parity, part in enumerate(chunks)], axis=1)
+
+  def _send(self, x, parity, back=False):
+    chunks = [2 * device + parity for device in range(self.devices)]
+    moves = [(device, min(c, 2 * self.devices - 1 - c)) for device, c in enumerate(chunks)]
+    return jax.lax.ppermute(x, self.axis, [move[::-1] for move in moves] if back else moves)
+
+  def _swap_on_odd(self, a, b):
+    odd = jax.lax.axis_index(self.axis) % 2 == 1
+    return jnp.where(odd, b, a), jnp.where(odd, a, b)
+
+
+def context_split(length: int, form: str) -> ContextSplit:
+  """The split of rows of `length` tokens over the mesh of `jax.set_mesh`.
+
+  Rows that do not cut into two chunks a device are not split here (`check.check_divides` refuses them for training).
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  devices = max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
+  return ContextSplit(devices, form) if length % (2 * devices) == 0 else ContextSplit()
