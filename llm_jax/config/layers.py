@@ -295,6 +295,7 @@ class MixtureOfExperts:
   def __post_init__(self):
     require(self.num_experts > 0, 'num_experts', self.num_experts, 'use a positive integer')
     require(0 < self.top_k <= self.num_experts, 'top_k', self.top_k, f'use 1 to num_experts={self.num_experts}')
+    require(not self.expert.bias, 'expert.bias', self.expert.bias, 'routed experts have none: use False')
     require(self.capacity_factor is None or self.capacity_factor > 0, 'capacity_factor', self.capacity_factor,
             'use a positive number, or None to drop no token')
     if isinstance(self.router, SigmoidRouter):

@@ -8,6 +8,16 @@ import torch
 
 from llm_jax import paths
 from llm_jax.config import presets
+from llm_jax.config.architecture import (
+  GLU,
+  Architecture,
+  Block,
+  LatentAttention,
+  MixtureOfExperts,
+  RMSNorm,
+  RoPE,
+  SigmoidRouter,
+)
 from llm_jax.config.run import AdamW, Constant, Muon
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.loss import Loss
@@ -112,6 +122,35 @@ def test_muon_is_numpys_layer_by_layer():
       look = beta * momenta[key] / (1 - beta**(t + 1)) + (1 - beta) * grad / (1 - beta**t)
       expected = -0.5 * (0.2 * np.sqrt(max(grad.shape)) * newton_schulz(look) + config.weight_decay * weights[key])
       assert far(matrices(updates)[key], expected) <= 2e-5, key
+
+
+def test_muon_of_experts_latents_and_further_tokens():
+  """Every expert's matrix by itself; heads of a latent are one matrix; routers and balance biases are AdamW's."""
+  mixture = MixtureOfExperts(3, 2, GLU(10), SigmoidRouter(), shared=GLU(12))
+  block = Block(LatentAttention(2, 6, 4, 2, 4, q_rank=5), mixture, RMSNorm())
+  params = init(Architecture(33, 8, 2, pattern=(block,), positions=RoPE(), norm=RMSNorm(), tied_head=False,
+                             multi_token=(block,)))
+  grads, config = random_like(params, seed=1), Muon(weight_decay=0.0)
+  optimizer = make_optimizer(config, params)
+  updates = dict(paths.leaves(jax.jit(lambda g: optimizer.update(g, optimizer.init(params), params)[0])(grads)))
+  scale, count = config.beta * (1 - config.beta) / (1 - config.beta**2) + 1, 0
+  for path, grad in paths.leaves(grads):
+    name, layers = path.split('/')[-2], ((0,), (1,)) if path.startswith('blocks') else ((),)
+    if path.split('/')[-1] != 'w' or name in ('embedding', 'head', 'router'):
+      continue
+    if '/experts/' in path:
+      layers = [(*layer, expert) for layer in layers for expert in range(3)]
+    for layer in layers:
+      g, u = (np.asarray(x[layer], np.float64) for x in (grad, updates[path]))
+      shape = (-1, g.shape[-1]) if name == 'out' else (g.shape[0], -1)
+      expected = -0.2 * np.sqrt(max(g.reshape(shape).shape)) * newton_schulz(scale * g.reshape(shape))
+      assert far(u.reshape(shape), expected) <= 2e-5, path
+      count += 1
+  assert count == 3 * (7 + 3 + 3 * 3) + 1  # attention, shared, experts of three blocks; the projection
+  adamw = make_optimizer(AdamW(weight_decay=0.0), params)
+  want = dict(paths.leaves(adamw.update(grads, adamw.init(params), params)[0]))
+  for path in ('blocks/block_0/feed_forward/router/w', 'blocks/block_0/feed_forward/balance/bias'):
+    np.testing.assert_allclose(updates[path], want[path], rtol=1e-5)
 
 
 def test_muons_first_step_is_torchs():
