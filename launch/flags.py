@@ -107,7 +107,8 @@ def check_mesh(run: Run) -> None:
   for stage in run.stages:
     with located('config'):
       for phase in stage.phases:
-        check_divides(run.model, run.mesh, phase.batch_size, phase.context, microbatches=phase.microbatches)
+        check_divides(run.model, run.mesh, phase.batch_size, phase.context, microbatches=phase.microbatches,
+                      stage=stage.name)
 
 
 def check_workdir(workdir: str | None) -> None:

@@ -217,6 +217,8 @@ class Run:
 
   dtype: of the computation, 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU); parameters are
   float32.
+  context_attention: where mesh.context splits the sequences, 'gather' brings all keys and values to every device, and
+  'ring' passes them round, for contexts so long that they do not fit.
   """
   model: Architecture
   stages: tuple[Stage, ...]
@@ -225,11 +227,14 @@ class Run:
   checkpoints: Checkpoints = Checkpoints()
   seed: int = 0
   dtype: str = 'auto'
+  context_attention: str = 'gather'
   stall_seconds: float = 1_800.0  # a process that finishes no step for so long ends with exit code 70
   log_every: int = 1  # steps between training records in metrics.jsonl and TensorBoard
 
   def __post_init__(self):
     require(self.dtype in ('auto', 'float32', 'bfloat16'), 'dtype', self.dtype, "use 'auto', 'float32' or 'bfloat16'")
+    require(self.context_attention in ('gather', 'ring'), 'context_attention', self.context_attention,
+            "use 'gather' or 'ring'")
     require(self.stall_seconds > 0, 'stall_seconds', self.stall_seconds, 'use a number of seconds above 0')
     require(len(self.stages) > 0, 'stages', self.stages, 'give at least one stage')
     require(self.log_every >= 1, 'log_every', self.log_every, 'use 1 or more')

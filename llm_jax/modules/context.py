@@ -4,7 +4,7 @@ import jax
 
 from llm_jax.modules.cache import Slots
 from llm_jax.modules.positions import Rotation
-from llm_jax.sharding.context_split import ContextSplit
+from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
 
 @flax.struct.dataclass
@@ -18,4 +18,4 @@ class Context:
   positions_BT: jax.Array
   segment_ids_BT: jax.Array | None
   slots: dict[int, Slots] | None
-  split: ContextSplit = flax.struct.field(pytree_node=False, default=ContextSplit())
+  split: ContextSplit = flax.struct.field(pytree_node=False, default=WHOLE)

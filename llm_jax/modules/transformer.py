@@ -15,7 +15,7 @@ from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.multi_token import MultiToken
 from llm_jax.modules.positions import rotation, sinusoids
 from llm_jax.modules.routing import Routing
-from llm_jax.sharding.context_split import ContextSplit, context_split
+from llm_jax.sharding.context_split import WHOLE, context_split
 from llm_jax.sharding.rules import constrain
 
 
@@ -142,7 +142,7 @@ class Transformer(nn.Module):
     c, angles = self.config, {}
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    split = ContextSplit()
+    split = WHOLE
     if slots is None and not (c.dropout and self.has_rng('dropout')):
       split = context_split(tokens_BT.shape[1], self.execution.context)
     positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))

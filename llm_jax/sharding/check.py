@@ -24,7 +24,7 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
 
 
 def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, context: int,
-                  num_devices: int | None = None, microbatches: int = 1) -> None:
+                  num_devices: int | None = None, microbatches: int = 1, stage: str | None = None) -> None:
   """Refuses a mesh whose axes do not divide what `rules.STRATEGIES` splits over them.
 
   Key/value heads are exempt: where `tensor` does not divide them they are kept whole on every device (two key/value
@@ -32,8 +32,9 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
 
   Args:
     batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert.
-    context: tokens per sequence.
+    context: tokens per sequence; each device on the context axis holds two chunks of it (`context_split.py`).
     num_devices: over all processes. None: not known yet, so an axis of -1 is left unchecked.
+    stage: whose batch it is, for the message.
 
   Raises: ConfigError naming the mesh axis, its size and what it does not divide.
   """
@@ -42,8 +43,7 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
   else:
     sizes = mesh_sizes(mesh, num_devices)
 
-  split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size),
-           ('context', 'context', context)]
+  split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size)]
   for block in (*architecture.prefix, *architecture.pattern, *architecture.multi_token):
     attention, layer = block.attention, block.feed_forward
     split.append(('tensor', 'num_heads', attention.num_heads))
@@ -58,6 +58,12 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
     require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
             f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '
             f'{math.gcd(size, sizes[axis])}, or {what}={math.ceil(size / sizes[axis]) * sizes[axis]}')
+
+  chunks = 2 * sizes['context'] if sizes['context'] > 1 else 1
+  of_stage = '' if stage is None else f' of stage {stage!r}'
+  require(context % chunks == 0, 'mesh.context', sizes['context'],
+          f'mesh context={sizes["context"]} cuts every sequence into {chunks} chunks, which do not divide '
+          f'context={context}{of_stage}, use context={math.ceil(context / chunks) * chunks}, or another mesh')
 
   routed = any(what == 'num_experts' for _, what, _ in split)
   require(routed or sizes['expert'] == 1, 'mesh.expert', sizes['expert'], 'the model has no experts to split, use 1')

@@ -1,8 +1,8 @@
 """The time axis over the mesh's context axis, cut so that causal attention is equal work for every device.
 
-With n devices a row is cut into 2n chunks, and device i holds chunks i and 2n-1-i: one from the head, which sees little,
-and one from the tail, which sees much (Llama 3, section 3.3.2). Whoever calls the model does not see this order: tokens
-are exchanged where the forward pass begins, features where it ends.
+With n devices a row is cut into 2n chunks, and device i holds chunks i and 2n-1-i: one from the head, which sees
+little, and one from the tail, which sees much (Llama 3, section 3.3.2). Whoever calls the model does not see this
+order: tokens are exchanged where the forward pass begins, features where it ends.
 """
 import dataclasses
 
@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.sharding.rules import activation_spec, mesh_axes
-
-FORMS = ('gather', 'ring')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,9 @@ class ContextSplit:
     return jnp.where(odd, b, a), jnp.where(odd, a, b)
 
 
+WHOLE = ContextSplit()
+
+
 def context_split(length: int, form: str) -> ContextSplit:
   """The split of rows of `length` tokens over the mesh of `jax.set_mesh`.
 
@@ -77,4 +78,4 @@ def context_split(length: int, form: str) -> ContextSplit:
   """
   sizes = jax.sharding.get_abstract_mesh().shape
   devices = max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
-  return ContextSplit(devices, form) if length % (2 * devices) == 0 else ContextSplit()
+  return ContextSplit(devices, form) if length % (2 * devices) == 0 else WHOLE

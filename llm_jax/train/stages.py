@@ -39,7 +39,8 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   with located('config'):
     for stage in run.stages:
       for phase in stage.phases:
-        check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches)
+        check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches,
+                      stage.name)
     mesh = make_mesh(run.mesh)
   execution = choose_execution(run)
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
@@ -108,9 +109,8 @@ def is_finished(context: Context, stage: Stage) -> bool:
 
 
 def choose_execution(run: Run) -> Execution:
-  if run.dtype != 'auto':
-    return Execution(dtype=run.dtype)
-  return Execution(dtype='float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  native = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  return Execution(dtype=native if run.dtype == 'auto' else run.dtype, context=run.context_attention)
 
 
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:

@@ -19,7 +19,7 @@ from llm_jax.config.errors import ConfigError
 SAFE_TO_CHANGE = (
     r'checkpoints\..*',
     r'log_every|stall_seconds',
-    r'mesh\..*',
+    r'mesh\..*|context_attention',
     r'stages\[\d+\]\.(eval_every|eval_batches|sample_every|sample_tokens)',
     r'stages\[\d+\]\.prompts(\[\d+\])?',
     r'stages\[\d+\]\.(microbatches|remat)',

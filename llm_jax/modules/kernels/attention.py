@@ -6,13 +6,13 @@ from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.blocked_attention import blocked_attention
 from llm_jax.modules.kernels.context_attention import context_attention
 from llm_jax.modules.kernels.scores import MASKED, Form, same_segment, wide
-from llm_jax.sharding.context_split import ContextSplit
+from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,
                      *, kernels: str | None = None, window: int | None = None, soft_cap: float | None = None,
                      scale: float | None = None, dropout_rate: float = 0.0, dropout_rng: jax.Array | None = None,
-                     split: ContextSplit = ContextSplit()) -> jax.Array:
+                     split: ContextSplit = WHOLE) -> jax.Array:
   """softmax(scale q k') v over the earlier positions of the same segment (Vaswani et al. 2017, section 3.2.1).
 
   With G < H, query head h reads key head h // (H / G) (grouped-query attention, Ainslie et al. 2023). Scores and
