@@ -2,9 +2,12 @@
 
   python -m launch.sample --checkpoint=runs/quickstart --prompt='def '
 
+A model whose last stage learnt from conversations answers the prompt as its chat template has it; with --raw it goes on
+from the text as any other model.
+
 Without --prompt it chats: each line that is typed, or comes through a pipe, is added to the conversation, and the model
-goes on from there. /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops the current answer. An empty
-line lets the model go on.
+answers, or goes on from there. /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops the current answer.
+An empty line lets the model go on.
 """
 import argparse
 import json
@@ -45,6 +48,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       help="a small model with the same tokenizer that drafts, or 'heads': the model's own multi-token heads; the text "
            'stays distributed as without it')
   add('--draft_tokens', type=int, help='tokens drafted at a time; default 4, or one for each head')
+  add('--raw', action='store_true', help='continue the text itself, also with a model trained on conversations')
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
   return parser.parse_args(argv)

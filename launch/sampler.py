@@ -10,7 +10,8 @@ import jax
 from launch.flags import refuse
 from llm_jax.config import door
 from llm_jax.config.errors import require
-from llm_jax.config.run import Run
+from llm_jax.config.run import Run, Stage
+from llm_jax.data.chat import Message, end_of_turn, prompt_ids
 from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate, stream
@@ -30,23 +31,30 @@ class Sampler:
   """
 
   def __init__(self, args: argparse.Namespace, run: Run, draft_run: Run | None):
-    self.args, self.config, self.sampling = args, run.model, make_sampling(args)
+    self.args, self.sampling = args, make_sampling(args)
     self.tokenizer = load_tokenizer(args.checkpoint / 'tokenizer')
     fingerprint, self.draft = self.tokenizer.fingerprint, None
     if draft_run:
       folder = pathlib.Path(args.draft)
       require(load_tokenizer(folder / 'tokenizer').fingerprint == fingerprint, '--draft', args.draft,
               'has another tokenizer than --checkpoint: use models trained with one tokenizer')
-      self.draft = draft_run.model, read_params('draft', folder, draft_run, fingerprint)
-    self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
+      stage, params = read_params('draft', folder, draft_run, fingerprint)
+      self.draft = draft_run.model_of(stage), params
+    stage, self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
+    self.config, self.template = run.model_of(stage), None if args.raw else stage.data.template
+    self.stops = (self.tokenizer.eot,) if self.template is None else end_of_turn(self.template, self.tokenizer)
 
   def write(self, prompt: str) -> None:
-    """Prints the prompt and its continuations, as they come."""
-    tokens, new = self.fit([self.tokenizer.eot, *self.tokenizer.encode(prompt)])
+    """Prints the prompt and its continuations, or a chat model's answers, as they come."""
+    if self.template is None:
+      tokens, shown = [self.tokenizer.eot, *self.tokenizer.encode(prompt)], prompt
+    else:
+      tokens, shown = self.ask([{'role': 'user', 'content': prompt}]), ''
+    tokens, new = self.fit(tokens)
     for number in range(self.args.num_samples):
       if self.args.num_samples > 1:
         print(f'--- sample {number + 1}')
-      print(prompt, end='', flush=True)
+      print(shown, end='', flush=True)
       if self.args.log_probs:
         self.write_log_probs(tokens, new, number)
       else:
@@ -55,14 +63,44 @@ class Sampler:
   def write_log_probs(self, tokens: list[int], new: int, number: int) -> None:
     """Prints a continuation, and then its tokens one by one with their log-probabilities."""
     out = generate(self.config, self.params, [tokens], new, self.sampling, self.rng(0, number),
-                   stop_tokens=(self.tokenizer.eot,), log_probs=True)
+                   stop_tokens=self.stops, log_probs=True)
     said = list(tokens)
     self.say(iter(out.tokens[0]), said)
     for token, log_prob in zip(said[len(tokens):], out.log_probs[0], strict=False):  # a stop may have cut the text
       print(f'{log_prob:9.4f}  {self.tokenizer.decode([token])!r}')
 
+  def ask(self, messages: Sequence[Message]) -> list[int]:
+    """The tokens of a conversation, up to where the assistant answers."""
+    return prompt_ids(messages, self.template, self.tokenizer).tolist()
+
+  def converse(self, lines: Iterable[str]) -> None:
+    """Answers line after line as the assistant of a chat template; all that was said is read again each time."""
+    messages = []
+    for turn, line in enumerate(lines):
+      if line.strip() == '/quit':
+        return
+      if line.strip() == '/reset':
+        messages = []
+        continue
+      messages.append({'role': 'user', 'content': line})
+      answer: list[int] = []
+      try:
+        self.say(self.answer(*self.fit(self.ask(messages)), turn, 0), answer)
+      except KeyboardInterrupt:
+        print()
+      except ValueError as error:  # of the template or of the request: the conversation goes on without this line
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr, flush=True)
+      text = self.tokenizer.decode(answer).strip()  # the templates put their own white space around it
+      if text:
+        messages.append({'role': 'assistant', 'content': text})
+      else:
+        messages.pop()
+
   def chat(self, lines: Iterable[str]) -> None:
-    """Answers line after line; all that was said before is read again each time."""
+    """Goes on line after line; all that was said before is read again each time."""
+    if self.template is not None:
+      self.converse(lines)
+      return
     said = [self.tokenizer.eot]
     for turn, line in enumerate(lines):
       if line.strip() == '/quit':
@@ -83,7 +121,7 @@ class Sampler:
 
   def answer(self, tokens: list[int], new: int, turn: int, number: int) -> Iterator[int]:
     """The tokens that follow, as they come."""
-    request, stops = (self.config, self.params, [tokens], new), (self.tokenizer.eot,)
+    request, stops = (self.config, self.params, [tokens], new), self.stops
     if self.args.beams:
       return iter(beam_search(*request, self.args.beams, stop_tokens=stops).tokens[0][number])
     request += self.sampling, self.rng(turn, number)
@@ -100,7 +138,7 @@ class Sampler:
     """Prints an answer up to a stop, adding its tokens to what was `said`."""
     def listen() -> Iterator[int]:
       for token in answer:
-        if token == self.tokenizer.eot:
+        if token in self.stops:
           return
         said.append(token)
         yield token
@@ -164,8 +202,9 @@ def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
 
 
 def read_params(flag: str, workdir: pathlib.Path, run: Run, fingerprint: str, stage: str | None = None,
-                step: int | None = None) -> Any:
-  """Parameters of the checkpoint that was asked for, the average (EMA) where one is kept; tells where they are from.
+                step: int | None = None) -> tuple[Stage, Any]:
+  """The stage and the parameters of the checkpoint that was asked for, the average (EMA) where one is kept; tells where
+  they are from.
 
   Raises:
     CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
@@ -186,4 +225,5 @@ def read_params(flag: str, workdir: pathlib.Path, run: Run, fingerprint: str, st
     raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.facts["tokenizer"][:16]}, the '
                           f'workdir has {fingerprint[:16]}: bring the first one back')
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
-  return jax.device_put(checkpoint.read_best())
+  found = next(each for each in run.stages if each.name == store.folder.name)
+  return found, jax.device_put(checkpoint.read_best())

@@ -10,7 +10,7 @@ import pytest
 
 from launch import sample, sampler
 from llm_jax.config import door
-from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, presets
+from llm_jax.config.experiment import Bytes, Constant, Conversations, StandardLibrary, presets
 from llm_jax.config.run import Data, Run, Stage, Weighted
 from llm_jax.data.tokenizers import make_tokenizer
 from llm_jax.decode.beam import beam_search
@@ -106,6 +106,33 @@ def test_chat_reads_the_conversation_again(workdir, capsys, monkeypatch):
 def test_chat_with_a_person(workdir, capsys, monkeypatch):
   out, err = chat(workdir, monkeypatch, capsys, 'p\n', stdin=Terminal)
   assert out == f'> {text_of(params(5), "p", 4)}\n> \n' and 'Ctrl-D' in err
+
+
+@pytest.fixture(scope='module')
+def chat_workdir(tmp_path_factory):
+  """A run whose one stage learnt from conversations, in the plain template."""
+  folder = tmp_path_factory.mktemp('chat')
+  data = Data((Weighted(Conversations('chats.jsonl', 'plain')),))
+  run = Run(MODEL, (Stage('sft', data, 5, 32, 8, Constant(1e-3)),))
+  (folder / 'config.json').write_text(json.dumps(door.to_json(run)))
+  tokenizer = make_tokenizer(Bytes(), None)
+  tokenizer.save(folder / 'tokenizer')
+  with CheckpointStore(folder / 'checkpoints' / 'sft', keep=1) as store:
+    store.save(5, {'params': params(5)}, {'tokenizer': tokenizer.fingerprint}, wait=True)
+  return folder
+
+
+def test_a_chat_model_answers_as_its_template_has_it(chat_workdir, capsys, monkeypatch):
+  asked = [256, *b'User: p\n\nAssistant:']
+  first = answer_to(params(5), asked, 3)
+  flags = '--prompt=p', '--temperature=0', '--max_new_tokens=3'
+  assert call(chat_workdir, *flags) == 0 and capsys.readouterr().out == f'{decode(first)}\n'
+  assert call(chat_workdir, *flags, '--raw') == 0 and capsys.readouterr().out == f'p{text_of(params(5), "p", 3)}\n'
+  said = decode(first).strip().encode()
+  assert said  # it is written out again, between the template's own marks
+  again = answer_to(params(5), [*asked, *b' ', *said, 256, *b'User: q\n\nAssistant:'], 3)
+  out, err = chat(chat_workdir, monkeypatch, capsys, 'p\n\nq\n', '--max_new_tokens=3')
+  assert out == f'{decode(first)}\n{decode(again)}\n' and 'content' in err  # an empty line is no message
 
 
 def test_interrupt_stops_the_answer_only(workdir, capsys, monkeypatch):
