@@ -66,10 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with refusing():
       model = read(args)
       if args.num_kv_heads is not None:
-        from llm_jax.hf.uptrain import group_heads
+        from llm_jax.hf import group_heads
         config, params = group_heads(model.config, model.params, args.num_kv_heads)
         model = model._replace(config=config, params=params)
       write(args, model)
+  except ModuleNotFoundError as error:
+    refuse(f"{error.name} is not installed: pip install '.[hf]'")
   except (CheckpointError, OSError) as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
@@ -99,8 +101,8 @@ class Model(NamedTuple):
 def read(args: argparse.Namespace) -> Model:
   if args.checkpoint is not None:
     return read_run(args.checkpoint, args.stage, args.step)
-  from llm_jax.hf.files import inside, load_pretrained
-  from llm_jax.hf.meta import load_meta
+  from llm_jax.hf import load_meta, load_pretrained
+  from llm_jax.hf.files import inside
   folder, load = (args.from_hf, load_pretrained) if args.from_hf else (args.from_meta, load_meta)
   with Bar('import') as bar:
     config, params = load(folder, progress=bar)
@@ -115,7 +117,7 @@ def read(args: argparse.Namespace) -> Model:
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   from launch.sample import read_config
   from llm_jax.data.tokenizers import META_FILE, load_tokenizer
-  from llm_jax.hf.tokenizer import tokenizer_files
+  from llm_jax.hf import tokenizer_files
   from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
   run = read_config('checkpoint', workdir)
   stores = {each.name: CheckpointStore(workdir / 'checkpoints' / each.name) for each in run.stages}
@@ -139,8 +141,7 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
 
 # ------------------------------------------------------------------------------------------------ targets
 def write(args: argparse.Namespace, model: Model) -> None:
-  from llm_jax.hf.files import save_pretrained
-  from llm_jax.hf.meta import save_meta
+  from llm_jax.hf import save_meta, save_pretrained
   if args.to is not None:
     write_run(args.to, model)
     return
