@@ -5,10 +5,11 @@ import pytest
 
 from launch.experiment_file import load_run
 from launch.flags import BAD_INPUT, check_mesh, parse_train
-from llm_jax.config.run import AdamW, Bytes, Cosine, Muon
+from llm_jax.config.run import WSD, AdamW, Bytes, Cosine, Muon
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent.parent / 'experiments'
 QUICKSTART = f'--config={EXPERIMENTS}/quickstart.py'
+ONE_STAGE = f'--config={EXPERIMENTS}/family.py:llama'
 
 
 def parse(*arguments, workdir='runs/x'):
@@ -32,7 +33,7 @@ def test_a_command_line():
 
 
 def test_every_field_can_be_set():
-  args = parse(QUICKSTART, '--config.seed=3', '--config.stages[0].learning_rate.peak=1', '--config.dtype', 'float32',
+  args = parse(ONE_STAGE, '--config.seed=3', '--config.stages[0].learning_rate.peak=1', '--config.dtype', 'float32',
                '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None', '--config.stages[0].prompts[1]=a b',
                '--config.model.tied_head=false', '--config.mesh.fsdp=2', "--config.stages[0].init=('scratch',)")
   run, stage = args.run, args.run.stages[0]
@@ -44,25 +45,26 @@ def test_every_field_can_be_set():
 
 def test_strings_stay_strings():
   for text in ('7', 'none', 'true', '1e3', "'7'", 'a.b=c'):
-    name = parse(QUICKSTART, f'--config.stages[0].name={text}', '--config.stages[0].name=' + text).run.stages[0].name
+    name = parse(ONE_STAGE, f'--config.stages[0].name={text}', '--config.stages[0].name=' + text).run.stages[0].name
     assert name == text.strip("'")
 
 
 def test_kinds_can_be_changed():
-  run = parse(QUICKSTART, '--config.stages[0].learning_rate.kind=Cosine', '--config.stages[0].learning_rate.final=0.5',
-              '--config.stages[0].optimizer.kind=AdamW', '--config.tokenizer={"kind": "Bytes"}').run
-  before = parse(QUICKSTART).run.stages[0]
-  assert run.stages[0].learning_rate == Cosine(before.learning_rate.peak, before.learning_rate.warmup, 0.5)
-  assert run.stages[0].optimizer == AdamW() and run.tokenizer == Bytes()
-  again = parse(QUICKSTART, '--config.stages[0].optimizer.kind=AdamW', '--config.stages[0].optimizer.kind=Muon',
-                '--config.stages[0].optimizer.matrix_scale=2').run
+  run = parse(ONE_STAGE, '--config.stages[0].learning_rate.kind=WSD', '--config.stages[0].learning_rate.final=0.5',
+              '--config.stages[0].optimizer.kind=Muon', '--config.tokenizer={"kind": "Bytes"}').run
+  before = parse(ONE_STAGE).run.stages[0]
+  assert before.learning_rate == Cosine(before.learning_rate.peak, before.learning_rate.warmup)
+  assert run.stages[0].learning_rate == WSD(before.learning_rate.peak, before.learning_rate.warmup, final=0.5)
+  assert run.stages[0].optimizer == Muon() and before.optimizer == AdamW(b2=0.95) and run.tokenizer == Bytes()
+  again = parse(ONE_STAGE, '--config.stages[0].optimizer.kind=Muon', '--config.stages[0].optimizer.kind=AdamW',
+                '--config.stages[0].optimizer.kind=Muon', '--config.stages[0].optimizer.matrix_scale=2').run
   assert again.stages[0].optimizer == Muon(matrix_scale=2.0)
 
 
 @pytest.mark.parametrize('argument, line', [
   ('--config.stages[0].stepz=3', "config.stages[0].stepz = 3: no such field in Stage; did you mean 'steps'?"),
   ('--config.stagez[0].steps=3', "config.stagez: no such field; did you mean 'stages'?"),
-  ('--config.stages[4].steps=3', 'config.stages[4]: config.stages has 1 entries, counted from 0'),
+  ('--config.stages[5].steps=3', 'config.stages[5]: config.stages has 5 entries, counted from 0'),
   ('--config.stages.steps=3', 'config.stages.steps: config.stages is a tuple: use config.stages[0] and so on'),
   ('--config.seed.x=3', 'config.seed.x: config.seed = 0 has no parts'),
   ('--config.seed[0]=3', 'config.seed[0]: config.seed = 0 has no parts'),
