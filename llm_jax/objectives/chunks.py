@@ -2,6 +2,9 @@
 import jax
 import jax.numpy as jnp
 
+from llm_jax.sharding.context_split import devices_in_time
+from llm_jax.sharding.rules import constrain
+
 CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits that a device holds at once
 CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads and writes all of the head's gradient
 
@@ -14,14 +17,26 @@ def chunk_length(batch: int, time: int, vocab: int, kernels: str) -> int:
 
 
 def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """[B, T, ...] -> [chunks, B, chunk, ...], padded with zeros. Every chunk has all rows of the batch, so that a batch
-  sharded over devices stays where it is."""
+  """[B, T, ...] -> [chunks, B, chunk, ...], padded with zeros. Every chunk has all rows of the batch and, where time is
+  split over devices, an equal part of what each of them holds: all that is sharded stays where it is."""
   def cut(a):
-    a = jnp.pad(a, ((0, 0), (0, -a.shape[1] % chunk), *((0, 0),) * (a.ndim - 2)))
-    return a.reshape(a.shape[0], -1, chunk, *a.shape[2:]).swapaxes(0, 1)
+    (B, T, *rest), n = a.shape, _parts(a.shape[1])
+    a = a.reshape(B, n, T // n, *rest)
+    a = jnp.pad(a, ((0, 0), (0, 0), (0, -a.shape[2] % each), *((0, 0),) * len(rest)))
+    a = jnp.moveaxis(a.reshape(B, n, -1, each, *rest), 2, 0).reshape(-1, B, n * each, *rest)
+    return constrain(a, None, 'batch', 'seq', *(None,) * len(rest))
+  each = -(-chunk // _parts(arrays[0].shape[1]))
   return tuple(cut(a) for a in arrays)
 
 
 def join(a: jax.Array, time: int) -> jax.Array:
   """[chunks, B, chunk, ...] -> [B, T, ...], without the padding."""
-  return a.swapaxes(0, 1).reshape(a.shape[1], -1, *a.shape[3:])[:, :time]
+  (chunks, B, _, *rest), n = a.shape, _parts(time)
+  a = jnp.moveaxis(a.reshape(chunks, B, n, -1, *rest), 0, 2).reshape(B, n, -1, *rest)[:, :, :time // n]
+  return a.reshape(B, time, *rest)
+
+
+def _parts(time):
+  """Over how many devices rows are split."""
+  n = devices_in_time()
+  return 1 if time % n else n

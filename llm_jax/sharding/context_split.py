@@ -71,11 +71,16 @@ class ContextSplit:
 WHOLE = ContextSplit()
 
 
+def devices_in_time() -> int:
+  """Over how many devices the mesh of `jax.set_mesh` splits time."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
+
+
 def context_split(length: int, form: str) -> ContextSplit:
   """The split of rows of `length` tokens over the mesh of `jax.set_mesh`.
 
   Rows that do not cut into two chunks a device are not split here (`check.check_divides` refuses them for training).
   """
-  sizes = jax.sharding.get_abstract_mesh().shape
-  devices = max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
+  devices = devices_in_time()
   return ContextSplit(devices, form) if length % (2 * devices) == 0 else WHOLE
