@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax import cpu, paths
+from llm_jax import cpu, hf
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
-from llm_jax.config.errors import require
+from llm_jax.config.errors import located
 from llm_jax.config.run import LanguageModel, Phase, Referenced, Run, Stage
 from llm_jax.data.pipeline import Dataset, RampSource, TrainSource, held_out_batches
 from llm_jax.data.tokenizers import Tokenizer
@@ -178,7 +178,8 @@ class StageRun:
         return average_params(checkpoints, self.abstract.params)
       case ('hf', folder):
         self.parent = f'hf:{folder}'
-        return imported_params(self.context.run, folder, self.abstract.params)
+        with located('config'):
+          return hf.load_pretrained(folder, self.context.mesh, config=self.model)[1]
 
   def finished(self, name: str) -> Checkpoint:
     """The last checkpoint of an earlier stage."""
@@ -285,16 +286,6 @@ def make_objective(stage: Stage, model: Transformer) -> Objective:
       return LanguageModelObjective(model, z_loss, multi_token_weight)
     case form:
       return PreferenceObjective(model, form)
-
-
-def imported_params(run: Run, folder: str, abstract: Any) -> Any:
-  """The parameters of a Hugging Face folder, placed as `abstract` says.   Raises: ConfigError where they do not fit."""
-  from llm_jax import hf
-  _, params = hf.load_pretrained(folder)
-  given, wanted = ({path: leaf.shape for path, leaf in paths.leaves(tree)} for tree in (params, abstract))
-  wrong = sorted(path for path in given.keys() | wanted.keys() if given.get(path) != wanted.get(path))
-  require(not wrong, 'init', folder, f'not the run\'s model: {", ".join(wrong[:6])} differ; set config.model to it')
-  return jax.tree.map(lambda leaf, a: jax.device_put(leaf, a.sharding), params, abstract)
 
 
 def init_params(run: Run) -> Any:

@@ -1,0 +1,48 @@
+"""A stage that starts from a Hugging Face folder."""
+import numpy as np
+import pytest
+
+from launch import train
+from llm_jax import hf, paths
+from llm_jax.train.checkpoint import CheckpointStore
+from tests.hf import peers
+
+EXPERIMENT = '''
+from llm_jax.config.experiment import Bytes, Constant, Mesh, Text, experiment, presets, stage
+
+def get_config():
+  return experiment(
+    model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps={eps}),
+    tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4),
+    stages=(stage('start', Text({text!r}), steps=0, context=16, batch_size=8, learning_rate=Constant(1e-3),
+                  init=('hf', {folder!r})),))
+'''
+
+
+def start(tmp_path, eps):
+  (tmp_path / 'text.txt').write_text('some text, and some more of it. ' * 20)
+  peers.make(peers.llama(vocab_size=263)).save_pretrained(tmp_path / 'hf')
+  (tmp_path / 'experiment.py').write_text(
+    EXPERIMENT.format(text=str(tmp_path / 'text.txt'), folder=str(tmp_path / 'hf'), eps=eps))
+  return train.main(['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={tmp_path}/run'])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'cache'))
+
+
+def test_the_stage_begins_with_the_folder(tmp_path):
+  assert start(tmp_path, eps=1e-6) == 0
+  checkpoint = CheckpointStore(tmp_path / 'run' / 'checkpoints' / 'start').latest_valid()
+  got, want = dict(paths.leaves(checkpoint.read())), dict(paths.leaves(hf.load_pretrained(tmp_path / 'hf')[1]))
+  assert got.keys() == want.keys() and checkpoint.facts['lineage']['parent'] == f'hf:{tmp_path / "hf"}'
+  for name in got:
+    np.testing.assert_array_equal(got[name], want[name], name)
+
+
+def test_another_model_is_refused(tmp_path, capsys):
+  with pytest.raises(SystemExit) as exit:
+    start(tmp_path, eps=1e-3)
+  assert exit.value.code == 2
+  assert 'config.model.pattern[0].norm.eps = 0.001' in capsys.readouterr().err
