@@ -33,7 +33,7 @@ def test_wrong_number_of_devices(mesh, field):
     (Mesh(data=1, fsdp=16), 'mesh.fsdp = 16: mesh fsdp=16 does not divide d_model=100, use a divisor, such as 4'),
     (Mesh(data=1, tensor=3), 'tensor=3 does not divide vocab_size=400, use a divisor, such as 1, or vocab_size=402'),
     (Mesh(data=1, tensor=4), 'mesh tensor=4 does not divide num_heads=10'),
-    (Mesh(data=1, context=5), 'mesh context=5 does not divide context=64'),
+    (Mesh(data=1, context=5), 'mesh context=5 cuts every sequence into 10 chunks, which do not divide context=64'),
     (Mesh(data=3), 'data x fsdp = 3 does not divide the 8 sequences of a microbatch .* use batch_size=18'),
     (Mesh(data=1, expert=2), 'no experts')])
 def test_mesh_that_does_not_divide(mesh, says):
