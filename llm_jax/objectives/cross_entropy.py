@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
+from llm_jax.sharding.context_split import devices_in_time
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -69,9 +70,11 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
       ones_BC *= 1 - jnp.square(target_BC / soft_cap)
     d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
-    # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
-    d_NV, x_ND = (a.reshape(-1, a.shape[-1]) for a in (d_BCV, x_BCD))
-    dw_VD += jax.lax.dot_general(d_NV, x_ND, (((0,), (0,)), ((), ())), preferred_element_type=dw_VD.dtype)
+    tokens = (0, 1)
+    if devices_in_time() == 1:  # else rows and time, both split, could only be one axis after an all-gather
+      # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
+      tokens, d_BCV, x_BCD = (0,), d_BCV.reshape(-1, d_BCV.shape[-1]), x_BCD.reshape(-1, x_BCD.shape[-1])
+    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, ((tokens, tokens), ((), ())), preferred_element_type=dw_VD.dtype)
     sums = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token)
     return (sums, dw_VD), (dx_BCD, per_token['total'])
 

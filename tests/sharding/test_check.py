@@ -34,11 +34,18 @@ def test_wrong_number_of_devices(mesh, field):
     (Mesh(data=1, tensor=3), 'tensor=3 does not divide vocab_size=400, use a divisor, such as 1, or vocab_size=402'),
     (Mesh(data=1, tensor=4), 'mesh tensor=4 does not divide num_heads=10'),
     (Mesh(data=1, context=5), 'mesh context=5 cuts every sequence into 10 chunks, which do not divide context=64'),
+    (Mesh(data=1, context=64), 'mesh.context = 64: .* into 128 chunks'),  # a token for each device, but not two chunks
     (Mesh(data=3), 'data x fsdp = 3 does not divide the 8 sequences of a microbatch .* use batch_size=18'),
     (Mesh(data=1, expert=2), 'no experts')])
 def test_mesh_that_does_not_divide(mesh, says):
   with pytest.raises(ConfigError, match=says):
     check_divides(MODEL, mesh, batch_size=16, context=64, microbatches=2)
+
+
+def test_names_the_stage_whose_context_does_not_divide():
+  with pytest.raises(ConfigError, match="do not divide context=36 of stage 'long', use context=40") as error:
+    check_divides(MODEL, Mesh(data=1, context=4), batch_size=16, context=36, stage='long')
+  assert error.value.field == 'mesh.context'
 
 
 def test_mesh_that_divides():

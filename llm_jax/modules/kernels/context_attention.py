@@ -172,7 +172,8 @@ def _gradients_over(form: Form, queries: Queries, keys: Keys, d_BGRTV, delta, ls
 def _over_blocks(form: Form, queries: Queries, keys: Keys, step: Callable, carry: Any) -> Any:
   """step(carry, start, block, seen) for each block of keys, `start` in `keys`, that some query sees."""
   T, S = queries.q_BGRTK.shape[3], keys.k_BSGK.shape[1]
-  size = next(size for size in range(min(S, BLOCK), 0, -1) if S % size == 0)
+  # Two blocks or more: of a single one XLA would compute the products before the loop, whether they are seen or not.
+  size = next(size for size in range(min(max(S // 2, 1), BLOCK), 0, -1) if S % size == 0)
   offset = queries.start - keys.start
   first = 0 if form.window is None else jnp.maximum(offset - form.window + 1, 0) // size
   stop = -(-jnp.clip(offset + T, 0, S) // size)
