@@ -22,7 +22,7 @@ SAFE_TO_CHANGE = (
     r'mesh\..*|context_attention',
     r'stages\[\d+\]\.(eval_every|eval_batches|sample_every|sample_tokens)',
     r'stages\[\d+\]\.prompts(\[\d+\])?',
-    r'stages\[\d+\]\.(microbatches|remat)',
+    r'stages\[\d+\]\.(microbatches|remat|ramp\[\d+\]\.microbatches)',
     r'stages\[\d+\]\.max_nonfinite',
     r'(stages\[\d+\]\.data|tokenizer)\..*path',  # what is there is checked by its fingerprint
 )
@@ -155,10 +155,14 @@ class Workdir:
 
 def check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises ConfigError for the first field that differs and is not safe to change."""
-  stages = len(old.get('stages', ()))
+  stages = old.get('stages', [])
+  averages = any(stage.get('init', ['scratch'])[0] == 'average' for stage in stages)
   for field, before, after in differences(old, new):
     appended = re.fullmatch(r'stages\[(\d+)\]', field)
-    if appended and int(appended[1]) >= stages or any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
+    decides = averages and field == 'checkpoints.every'  # which checkpoints a stage averages
+    if appended and int(appended[1]) >= len(stages):
+      continue
+    if not decides and any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
       continue
     raise ConfigError(field, after, f'{workdir} was started with {before!r}: set it back, or name another workdir')
 

@@ -162,6 +162,14 @@ def test_other_changes_name_field_old_and_new_and_change_nothing(tmp_path, field
   assert (tmp_path / 'config.json').read_bytes() == before
 
 
+def test_a_run_that_averages_keeps_its_checkpoints_steps(tmp_path):
+  config = edited(('stages', 0, 'init'), ['average', 'pretrain', 2])
+  Workdir(tmp_path).bind(config)
+  config['checkpoints'] = {'every': 5, 'keep': 4}
+  with pytest.raises(ConfigError, match='checkpoints.every = 5: .* was started with 10'):
+    Workdir(tmp_path).bind(config)
+
+
 def test_stages_may_be_appended(tmp_path):
   Workdir(tmp_path).bind(CONFIG)
   longer = {**CONFIG, 'stages': [*CONFIG['stages'], {'name': 'anneal', 'steps': 5}]}
