@@ -113,7 +113,7 @@ def test_worse_answers_differ_and_come_out_the_same_again(some):
   spoilt = [library.code_in(row['rejected']) for _, row in rows]
   assert all(code is not None and code.strip() for code in spoilt)
   assert all(row['rejected'] != row['chosen'] for _, row in rows)
-  assert 0.1 < sum(not library.parses(code) for code in spoilt) / len(spoilt) < 0.5
+  assert 0.1 < sum(not library.parses(code) for code in spoilt) / len(spoilt) < 0.6
   assert all(library.worse(str(i), code, [code]).strip() not in ('', code.strip())
              for code in ('    pass', '    return', '    x') for i in range(20))
 
