@@ -52,7 +52,7 @@ def get_config():
       stage('sft', mix(chats, packing='best_fit'), **aligning, context=256, steps=150,
             learning_rate=LinearToZero(peak=1e-3, warmup=10), init=('params', 'average'), prompts=(FUNCTION,)),
       stage('dpo', pairs, **aligning, context=128, steps=100,
-            objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=LinearToZero(peak=3e-4, warmup=10),
+            objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=LinearToZero(peak=2e-4, warmup=10),
             init=('params', 'sft')),
     ),
   )

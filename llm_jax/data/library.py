@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
-FORMAT = 2  # raise it when the same files give other questions or answers
+FORMAT = 3  # raise it when the same files give other questions or answers
 LONGEST_QUESTION, LONGEST_CODE = 240, 320  # characters; the two and a template are then about 200 tokens at most
 SHARE = 13  # the files have so many times the text of the questions and answers, roughly
 INDENT = '    '
@@ -109,10 +109,10 @@ def preferences(files: dict[str, pathlib.Path]) -> Iterator[tuple[str, dict[str,
 
 
 def worse(question: str, code: str, others: list[str]) -> str:
-  """Another code, drawn by the question: lines in another order, one line less, cut off, two names exchanged, or, one
-  time in ten, one of `others`."""
+  """Another code, drawn by the question: lines in another order, cut off, two names exchanged, or, one time in ten, one
+  of `others`."""
   rng = random.Random(question)
-  ways = [_shuffled, _without_a_line, _cut_off, _names_exchanged]
+  ways = [_shuffled, _cut_off, _names_exchanged]
   rng.shuffle(ways)
   if rng.random() < 0.1:
     ways.insert(0, lambda code, rng: rng.choice(others))
@@ -126,12 +126,6 @@ def worse(question: str, code: str, others: list[str]) -> str:
 def _shuffled(code: str, rng: random.Random) -> str:
   lines = code.split('\n')
   rng.shuffle(lines)
-  return '\n'.join(lines)
-
-
-def _without_a_line(code: str, rng: random.Random) -> str:
-  lines = code.split('\n')
-  del lines[rng.randrange(len(lines))]
   return '\n'.join(lines)
 
 
