@@ -43,8 +43,8 @@ LATENT = Block(LatentAttention(4, kv_rank=12, nope_dim=6, rope_dim=4, v_dim=5),
                MixtureOfExperts(4, 2, GLU(20), SoftmaxRouter(0.5, 0.25), capacity_factor=1.0), RMSNorm())
 MODELS = {
   'llama': presets.llama(32, 2, 8, num_kv_heads=2, d_ff=64, vocab_size=VOCAB),
-  'others': Architecture(VOCAB, 32, 2, (GEMMA, LATENT), positions=RoPE(), norm=RMSNorm(), tied_head=False,
-                         multi_token=(GEMMA,)),
+  'others': Architecture(VOCAB, 32, 1, (GEMMA,), positions=RoPE(), norm=RMSNorm(), tied_head=False,
+                         multi_token=(LATENT,)),
 }
 
 
