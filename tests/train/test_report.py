@@ -266,10 +266,11 @@ def test_recipe(tmp_path):
   writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
   writer.write('final', 'average', 0, loss=0.4, accuracy=0.9, reward_margin=1.5)
   writer.write('train', 'branch', 7, loss=3.0)
+  writer.write('final', '<b>anneal', 60, loss=2.0, ended=0.75, ended_before=0.125, parses=0.5, parses_before=0.0)
   page = Page(write_report(tmp_path).read_text())
-  assert [box['class'] for box in page.all('rect', rx='9')] == ['done', 'waiting', 'done', 'running']
+  assert [box['class'] for box in page.all('rect', rx='9')] == ['done', 'done', 'done', 'running']
   assert len(page.all('path', class_='arrow')) == 3
   text = page.text('text')
   for words in ('<b>anneal', '1.250 bits per byte', '90% right, margin 1.50', 'resume', 'average 2', '7 of 60',
-                'waiting'):
+                '0% → 50% in form'):
     assert words in text, words
