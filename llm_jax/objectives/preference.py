@@ -56,7 +56,7 @@ class PreferenceObjective:
     real = (rejected.weights.sum(-1) > 0).astype(jnp.float32)
     sums = {'reward_chosen': rewards[0], 'reward_rejected': rewards[1], 'reward_margin': rewards[0] - rewards[1],
             'accuracy': (rewards[0] > rewards[1]).astype(jnp.float32), 'nll': nll}
-    total = lambda per_pair: (per_pair * real).sum()
+    total = lambda per_pair: jnp.where(real > 0, per_pair, 0).sum()  # padding's log odds are not a number
     return Loss(total(loss), real.sum(), jax.lax.stop_gradient({name: total(x) for name, x in sums.items()}))
 
 

@@ -142,11 +142,12 @@ def test_policy_that_is_the_reference_gives_ln_2():
   assert float(loss.metrics['reward_margin']) == 0
 
 
-def test_padding_pairs_do_not_count():
+@pytest.mark.parametrize('form', (config.DPO(nll_weight=0.2), config.ORPO()))
+def test_padding_pairs_do_not_count(form):
   _, _, model, params, reference = models()
   batch = pairs()
   padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
-  objective = jax.jit(PreferenceObjective(model, config.DPO(nll_weight=0.2)))
+  objective = jax.jit(PreferenceObjective(model, form))
   want, got = objective(params, reference, batch, None), objective(params, reference, padded, None)
   assert float(got.weight) == float(want.weight) == 3
   np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
