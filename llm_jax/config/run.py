@@ -154,7 +154,7 @@ class Stage:
     tokens = self.batch_size * self.context // self.microbatches  # that a device computes at once
     for ramp in self.ramp:
       last = phases[-1]
-      steps = -(-(ramp.tokens - last.first_token) // (last.batch_size * last.context))
+      steps = max(0, -(-(ramp.tokens - last.first_token) // (last.batch_size * last.context)))
       pieces = ramp.microbatches or next(
         n for n in range(1, ramp.batch_size + 1)
         if ramp.batch_size % n == 0 and (n == ramp.batch_size or ramp.batch_size // n * ramp.context <= tokens))
@@ -247,6 +247,10 @@ class Run:
       if stage.init[0] == 'average':
         require(stage.init[2] <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,
                 f'{path}.init averages {stage.init[2]} checkpoints: keep as many')
+        every, steps = self.checkpoints.every, self.stages[earlier.index(stage.init[1])].steps
+        made = max(1, -(-steps // every)) if every else 1
+        require(stage.init[2] <= made, f'{path}.init', stage.init,
+                f'{stage.init[1]} makes {made} in its {steps} steps: lower n, or checkpoints.every={every}')
       if stage.init[0] == 'resume':
         parent = self.stages[earlier.index(stage.init[1])]
         require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,

@@ -236,7 +236,8 @@ class RampSource:
     self._starts = [part.position()['samples'] for part in parts]
 
   def next(self, state: object = None) -> Batch:
-    if self._at + 1 < len(self._parts) and self._parts[self._at].position()['samples'] >= self._starts[self._at + 1]:
+    samples = self.position()['samples']
+    while self._at + 1 < len(self._parts) and samples >= self._starts[self._at + 1]:
       self.close()
       self._at += 1
     return self._parts[self._at].next(state)

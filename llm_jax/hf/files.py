@@ -43,13 +43,24 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
       folder's own, and files outside of the folder are refused.
   """
   folder = pathlib.Path(directory)
+  found, tensors = _open(folder, config)
+  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
+
+
+def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
+  """Refuses, as `load_pretrained` does, a folder that cannot be opened or holds another model; no weight is read."""
+  _open(pathlib.Path(directory), config)
+
+
+def _open(folder: pathlib.Path, config: Architecture | None) -> tuple[Architecture, TensorFiles]:
+  """What the folder holds, which must be `config` where that is given."""
   found = config_from_hf(read_json(folder, 'config.json'))
   tensors = TensorFiles(_weight_files(folder))
   if not any(name.endswith('.eh_proj.weight') for name in tensors):  # `transformers` leaves them out
     found = dataclasses.replace(found, multi_token=())
   if config is not None:
     _check_same(config, found, folder)
-  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
+  return found, tensors
 
 
 def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path) -> None:

@@ -46,10 +46,12 @@ class CheckpointStore:
   """The checkpoints of one stage. Every process of a run makes the same calls; process 0 commits and deletes.
 
   keep: how many of the newest checkpoints stay.   warn: told of every checkpoint that is not believed.
+  every: 0, or only the newest and the multiples of it are kept and averaged: what is there is then the same whether or
+    not the run was asked to stop in between, and saved.
   """
 
-  def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning):
-    self.folder, self.keep, self.warn = Path(folder), keep, warn
+  def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning, *, every: int = 0):
+    self.folder, self.keep, self.warn, self.every = Path(folder), keep, warn, every
     self._orbax: ocp.AsyncCheckpointer | None = None
     self._thread: threading.Thread | None = None
     self._error: BaseException | None = None
@@ -85,7 +87,8 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there are fewer, or one of them is damaged.
     """
-    names = cluster.on_first(lambda: [open_checkpoint(path).path.name for _, path in self._committed()[:count]])
+    names = cluster.on_first(lambda: [open_checkpoint(path).path.name
+                                      for path in self._regular(self._committed())[:count]])
     if len(names) < count:
       raise CheckpointError(f'{self.folder}: holds {len(names)} checkpoints, {count} are to be averaged: save more '
                             'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
@@ -179,10 +182,11 @@ class CheckpointStore:
     """Deletes what is older than the newest `keep`, the one just committed being the first of them. Checkpoints of
     higher steps were not believed when this run began, or it would have gone on from them: they stay until overwritten.
     """
-    self._delete(self.folder / f'{step:08d}.old')
-    older = [path for other, path in self._committed() if other < step]
-    for path in older[self.keep - 1:]:
-      self._delete(path)
+    believed = [(other, path) for other, path in self._committed() if other <= step]
+    kept = self._regular(believed)[:self.keep]
+    for _, path in believed:
+      if path not in kept:
+        self._delete(path)
 
   def _delete(self, path: Path) -> None:
     """Takes the checkpoint's name away first, so that half of one is never seen."""
@@ -207,6 +211,13 @@ class CheckpointStore:
       if (match := FOLDER_NAME.fullmatch(path.name)) and path.is_dir():
         found.append((int(match[1]), path))
     return sorted(found, key=lambda item: (-item[0], item[1].suffix))
+
+  def _regular(self, committed: list[tuple[int, Path]]) -> list[Path]:
+    """One folder a step: the newest, and those before it that `every` does not pass over."""
+    folders = dict(reversed(committed))  # of two of a step the first, which was saved later
+    newest = max(folders, default=0)
+    return [folders[step] for step in sorted(folders, reverse=True)
+            if step == newest or not self.every or step % self.every == 0]
 
   def _failure(self, error: BaseException) -> CheckpointError:
     reason = ' '.join(str(error).split())[:500]

@@ -61,7 +61,9 @@ class Context:
   primary: bool
 
   def store(self, stage: str) -> CheckpointStore:
-    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep)
+    averaged = any(other.init[:2] == ('average', stage) for other in self.run.stages)
+    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
+                           every=self.run.checkpoints.every if averaged else 0)
 
 
 class StageRun:
@@ -119,9 +121,9 @@ class StageRun:
   def compile_steps(self, start: int):
     """The train step from step `start` on: compiled for every shape that is still to come, chosen by the batch's."""
     compiled = {}
-    for phase, source in zip(self.stage.phases, self.sources, strict=True):
-      following = [later.first_step for later in self.stage.phases if later.first_step > phase.first_step]
-      if start < min([*following, self.stage.steps]) and phase.first_step < self.stage.steps:
+    ends = [*(phase.first_step for phase in self.stage.phases[1:]), self.stage.steps]
+    for phase, source, end in zip(self.stage.phases, self.sources, ends, strict=True):
+      if max(start, phase.first_step) < min(end, self.stage.steps):
         compiled[phase.batch_size, phase.context] = self.compile_step(phase, source)
 
     def step(state: TrainState, frozen: Any, batch: Any):
@@ -179,7 +181,7 @@ class StageRun:
       case ('hf', folder):
         self.parent = f'hf:{folder}'
         with located('config'):
-          return hf.load_pretrained(folder, self.context.mesh, config=self.model)[1]
+          return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1]
 
   def finished(self, name: str) -> Checkpoint:
     """The last checkpoint of an earlier stage."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from llm_jax import hf
 from llm_jax.config import door
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run, Stage
@@ -64,6 +65,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
     context = Context(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
     todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
+    check_starts(context, todo)
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
     data = {stage.name: open_data(context, stage) for stage in todo}
     cluster.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
@@ -106,6 +108,21 @@ def is_finished(context: Context, stage: Stage) -> bool:
   if finished and context.primary:
     print(f'{stage.name}: finished before, skipped', flush=True)
   return finished
+
+
+def check_starts(context: Context, todo: list[Stage]) -> None:
+  """Refuses, before any stage runs, one that begins with what is not there and will not be made before it."""
+  for stage in todo:
+    if cluster.on_first(lambda stage=stage: bool(context.store(stage.name).steps())):
+      continue  # it has begun
+    if stage.init[0] == 'hf':
+      with located('config'):
+        hf.check_pretrained(stage.init[1], context.run.model)
+    if stage.parent not in (None, *(other.name for other in todo)):
+      newest = context.store(stage.parent).latest_valid()
+      if newest is None or not newest.facts['final']:
+        raise ConfigError('--stage', stage.name, f'it starts from stage {stage.parent}, which has not finished: '
+                          'run that first')
 
 
 def choose_execution(run: Run) -> Execution:

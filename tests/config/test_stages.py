@@ -35,16 +35,16 @@ def run(*stages: Stage, **fields) -> Run:
 
 def test_positions_hold_until_another_stage_sets_them():
   long, longer = RoPE(500_000.0), RoPE(500_000.0, YaRNScaling(4, 8))
-  stages = (row('short'), row('long', init=('resume', 'short'), positions=long), row('next', init=('params', 'long')),
-            row('longer', init=('average', 'next', 2), positions=longer), row('last', init=('resume', 'longer')),
-            row('branch', init=('params', 'short')))
+  stages = (row('short'), row('long', init=('resume', 'short'), positions=long),
+            row('next', steps=2_000, init=('params', 'long')), row('longer', init=('average', 'next', 2), positions=longer),
+            row('last', init=('resume', 'longer')), row('branch', init=('params', 'short')))
   of = run(*stages).model_of
   assert [of(s).positions for s in stages] == [RoPE(), long, long, longer, longer, RoPE()]
   assert of(stages[0]) == run(*stages).model
 
 
 def test_a_recipe_passes_through_the_door():
-  stages = (row('pretrain'), row('average', steps=0, init=('average', 'pretrain', 2)),
+  stages = (row('pretrain', steps=2_000), row('average', steps=0, init=('average', 'pretrain', 2)),
             row('sft', Conversations('chats.jsonl', template='plain'), init=('params', 'average')),
             row('dpo', PAIRS, objective=DPO(nll_weight=0.2), init=('params', 'sft')))
   config = experiment(model=run(row('x')).model, stages=stages)
@@ -69,9 +69,16 @@ def test_llama_3_405b_ramp():
   assert row('plain').phases == (Phase(0, 0, 0, 1, 8, 1),)
 
 
+def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
+  first, passed, last = row('a', batch_size=4, ramp=(Ramp(1, 1, 4), Ramp(2, 2, 8))).phases
+  assert (passed.first_step, last.first_step, last.first_sample, last.first_token) == (1, 1, 4, 32)
+
+
 @pytest.mark.parametrize('make, message', [
   (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
+  (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
+   r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or checkpoints.every=5"),
   (lambda: Ramp(20, 4, 8, microbatches=3), 'microbatches = 3: use a divisor of batch_size=4'),
   (lambda: run(row('a', ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
    r'stages\[0\].context = 64: the learned positions end'),

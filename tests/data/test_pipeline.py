@@ -144,6 +144,20 @@ def test_resumed_is_uninterrupted(folder):
   assert same(numpy_batches(source, 5), whole[2:7])
 
 
+def test_a_ramp_gives_every_sample_once(folder):
+  short, long = open_data(folder), open_data(folder, context=32)
+  make = lambda: pipeline.RampSource([pipeline.TrainSource(short, 4), pipeline.TrainSource(short, 2, start=8),
+                                      pipeline.TrainSource(long, 3, start=8)])  # no step is left for the second
+  want = [*numpy_batches(pipeline.TrainSource(short, 4), 2), *numpy_batches(pipeline.TrainSource(long, 3, start=8), 3)]
+  whole = make()
+  assert same(numpy_batches(whole, 5), want) and whole.position()['samples'] == 17
+  for done in range(5):
+    first, second = make(), make()
+    assert same(numpy_batches(first, done), want[:done])
+    second.restore(json.loads(json.dumps(first.position())))
+    assert same(numpy_batches(second, 5 - done), want[done:])
+
+
 def test_a_changed_component_is_named(folder, bpe, tmp_path):
   old = pipeline.TrainSource(open_data(folder), 4).position()
   (tmp_path / 'a.jsonl').write_bytes((folder / 'a.jsonl').read_bytes().replace(b'text 7', b'text 8'))

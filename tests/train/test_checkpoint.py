@@ -3,6 +3,7 @@ import contextlib
 import functools
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import jax
@@ -71,6 +72,26 @@ def test_keeps_the_newest(tmp_path):
     store.wait()
     assert store.steps() == [4, 3]
   assert sorted(path.name for path in tmp_path.iterdir()) == ['00000003', '00000004']
+
+
+def test_what_is_averaged_does_not_depend_on_where_the_run_stopped(tmp_path):
+  kept = {}
+  for name, steps in (('straight', (4, 8, 12, 14)), ('stopped', (3, 4, 8, 9, 10, 12, 13, 14))):
+    with CheckpointStore(tmp_path / name, keep=3, every=4) as store:
+      for step in steps:
+        store.save(step, make_state(step), {}, wait=True)
+        if step == 10:
+          assert store.steps() == [10, 8, 4]
+      kept[name] = [found.step for found in store.newest(3)], store.steps()
+  assert kept['straight'] == kept['stopped'] == ([14, 12, 8], [14, 12, 8])
+
+
+def test_a_step_that_is_there_twice_counts_once(tmp_path):
+  with CheckpointStore(tmp_path, keep=2) as store:
+    for step in (1, 2):
+      store.save(step, make_state(step), {}, wait=True)
+    shutil.copytree(tmp_path / '00000002', tmp_path / '00000002.old')  # as a kill leaves it
+    assert [found.step for found in store.newest(2)] == [2, 1]
 
 
 def test_a_damaged_higher_step_does_not_push_out_the_one_just_saved(tmp_path):

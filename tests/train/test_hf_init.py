@@ -41,6 +41,18 @@ def test_the_stage_begins_with_the_folder(tmp_path):
     np.testing.assert_array_equal(got[name], want[name], name)
 
 
+def test_a_folder_that_is_not_there_is_refused_before_the_first_stage(tmp_path, capsys):
+  (tmp_path / 'text.txt').write_text('some text, and some more of it. ' * 20)
+  experiment = EXPERIMENT.format(text=str(tmp_path / 'text.txt'), folder=str(tmp_path / 'absent'), eps=1e-6)
+  experiment = experiment.replace("stages=(", f"stages=(stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, "
+                                  'context=16, batch_size=8, learning_rate=Constant(1e-3)), ')
+  (tmp_path / 'experiment.py').write_text(experiment)
+  with pytest.raises(SystemExit) as exit:
+    train.main(['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={tmp_path}/run'])
+  assert exit.value.code == 2 and 'absent' in capsys.readouterr().err
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
 def test_another_model_is_refused(tmp_path, capsys):
   with pytest.raises(SystemExit) as exit:
     start(tmp_path, eps=1e-3)

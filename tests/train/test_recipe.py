@@ -59,6 +59,11 @@ def test_what_each_stage_learns(untouched):
   assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
 
 
+def test_a_stage_alone_needs_the_one_that_it_starts_from(corpus, tmp_path):
+  output = runs.run(corpus, tmp_path, '--stage=dpo', experiment=recipe(corpus), expect=2)
+  assert 'starts from stage sft, which has not finished' in output and not (tmp_path / 'checkpoints').exists()
+
+
 def test_killed_at_the_end_of_every_stage(corpus, untouched, tmp_path):
   """SIGKILL where the last checkpoint of a stage is committed, before (once) or after: the end is bitwise equal."""
   for kill_at in ('before_commit@12', *('after_commit@12',) * 4, ''):
