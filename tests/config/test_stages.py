@@ -36,8 +36,9 @@ def run(*stages: Stage, **fields) -> Run:
 def test_positions_hold_until_another_stage_sets_them():
   long, longer = RoPE(500_000.0), RoPE(500_000.0, YaRNScaling(4, 8))
   stages = (row('short'), row('long', init=('resume', 'short'), positions=long),
-            row('next', steps=2_000, init=('params', 'long')), row('longer', init=('average', 'next', 2), positions=longer),
-            row('last', init=('resume', 'longer')), row('branch', init=('params', 'short')))
+            row('next', steps=2_000, init=('params', 'long')),
+            row('longer', init=('average', 'next', 2), positions=longer), row('last', init=('resume', 'longer')),
+            row('branch', init=('params', 'short')))
   of = run(*stages).model_of
   assert [of(s).positions for s in stages] == [RoPE(), long, long, longer, longer, RoPE()]
   assert of(stages[0]) == run(*stages).model
