@@ -10,7 +10,7 @@ import pytest
 
 from launch import report as launch_report
 from llm_jax.config import door, presets
-from llm_jax.config.run import BPE, Cosine, Data, Run, Stage, StandardLibrary, Weighted
+from llm_jax.config.run import BPE, Checkpoints, Cosine, Data, Run, Stage, StandardLibrary, Weighted
 from llm_jax.train import charts
 from llm_jax.train.metrics import MetricsWriter
 from llm_jax.train.report import write_report
@@ -261,7 +261,7 @@ def test_recipe(tmp_path):
                                ('average', ('average', '<b>anneal', 2)), ('branch', ('params', 'pretrain')))]
   make_run(tmp_path, finished=False)
   (tmp_path / 'config.json').write_text(json.dumps(door.to_json(
-      dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages)))))
+      dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))))
   writer = MetricsWriter(tmp_path, tensorboard=False)
   writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
   writer.write('final', 'average', 0, loss=0.4, accuracy=0.9, reward_margin=1.5)
