@@ -10,11 +10,25 @@ from llm_jax.config.errors import require
 ACTIVATIONS = ('gelu_tanh', 'gelu', 'gelu_sigmoid', 'silu', 'relu')
 
 
+def _check_sizes(part, *fields: str) -> None:
+  for field in fields:
+    value = getattr(part, field)
+    require(value is None or value > 0, field, value, 'use a positive number, or None')
+
+
+def _check_weights(part, *fields: str) -> None:
+  for field in fields:
+    require(0 <= getattr(part, field) < math.inf, field, getattr(part, field), 'use a finite number of 0 or more')
+
+
 # ---------------------------------------------------------------------------------------------- norms
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
   """Ba et al. 2016, with scale and bias."""
   eps: float = 1e-5
+
+  def __post_init__(self):
+    _check_weights(self, 'eps')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +36,17 @@ class RMSNorm:
   """Zhang & Sennrich 2019, with scale."""
   eps: float = 1e-5
 
+  def __post_init__(self):
+    _check_weights(self, 'eps')
+
 
 @dataclasses.dataclass(frozen=True)
 class ZeroCenteredRMSNorm:
   """RMSNorm whose stored scale is the difference from 1, so that it starts at 0 (Gemma)."""
   eps: float = 1e-6
+
+  def __post_init__(self):
+    _check_weights(self, 'eps')
 
 
 Norm = LayerNorm | RMSNorm | ZeroCenteredRMSNorm
@@ -104,6 +124,7 @@ class YaRNScaling:
     require(self.original_length > 0, 'original_length', self.original_length, 'use a positive length')
     require(0 < self.beta_slow < self.beta_fast, 'beta_fast', self.beta_fast,
             f'use more than beta_slow={self.beta_slow} > 0')
+    _check_sizes(self, 'attention_factor')
 
   @property
   def magnitude(self) -> float:
@@ -161,9 +182,7 @@ class Attention:
     require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'num_kv_heads', self.num_kv_heads,
             f'use a divisor of num_heads={self.num_heads}')
     require(self.window is None or self.window > 0, 'window', self.window, 'use 1 or more, or None for all positions')
-    for field in ('soft_cap', 'scale'):
-      value = getattr(self, field)
-      require(value is None or value > 0, field, value, 'use a positive number, or None')
+    _check_sizes(self, 'head_dim', 'soft_cap', 'scale')
 
   @property
   def kv_heads(self) -> int:
@@ -198,7 +217,7 @@ class LatentAttention:
   def __post_init__(self):
     for field in ('num_heads', 'kv_rank', 'nope_dim', 'rope_dim', 'v_dim'):
       require(getattr(self, field) > 0, field, getattr(self, field), 'use a positive integer')
-    require(self.q_rank is None or self.q_rank > 0, 'q_rank', self.q_rank, 'use a positive integer, or None')
+    _check_sizes(self, 'q_rank', 'scale')
 
   def rotary_size(self, d_model: int) -> int:
     """The part of a head that rotary positions turn."""
@@ -219,6 +238,7 @@ class MLP:
 
   def __post_init__(self):
     require(self.activation in ACTIVATIONS, 'activation', self.activation, f'use one of {ACTIVATIONS}')
+    _check_sizes(self, 'd_ff')
 
   def width(self, d_model: int) -> int:
     return self.d_ff or 4 * d_model
@@ -236,6 +256,7 @@ class GLU:
 
   def __post_init__(self):
     require(self.activation in ACTIVATIONS, 'activation', self.activation, f'use one of {ACTIVATIONS}')
+    _check_sizes(self, 'd_ff')
 
   def width(self, d_model: int) -> int:
     return self.d_ff or 256 * math.ceil(8 * d_model / 3 / 256)
@@ -250,6 +271,9 @@ class SoftmaxRouter:
   """
   balance_weight: float = 0.01
   z_weight: float = 0.0
+
+  def __post_init__(self):
+    _check_weights(self, 'balance_weight', 'z_weight')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +295,8 @@ class SigmoidRouter:
   def __post_init__(self):
     require(self.groups > 0, 'groups', self.groups, 'use 1 or more')
     require(0 < self.top_groups <= self.groups, 'top_groups', self.top_groups, f'use 1 to groups={self.groups}')
+    _check_sizes(self, 'scale')
+    _check_weights(self, 'bias_rate', 'sequence_balance_weight')
 
 
 Router = SoftmaxRouter | SigmoidRouter
@@ -283,7 +309,7 @@ class MixtureOfExperts:
   expert: one routed expert.   shared: None, or what every token passes through (n shared experts of width F are one of
     width n F).
   capacity_factor: None drops no token; else an expert takes at most capacity_factor x tokens x top_k / num_experts
-    tokens of each sequence and the rest pass it by (Switch Transformers, equation 3).
+    tokens of each sequence and the rest pass it by (Switch Transformers, equation 3). Generation drops none.
   """
   num_experts: int
   top_k: int

@@ -22,7 +22,8 @@ class MixtureOfExperts(nn.Module):
   """The sum of the chosen experts' outputs, each times its weight, and the shared expert's (Mixtral, section 2.1;
   DeepSeek-V3, section 2.1.2). Padding passes by the routed experts.
 
-  With a capacity, that is of the sequence that is passed: while decoding token by token nothing is ever dropped.
+  A capacity is that of the sequence that is passed. With a cache nothing is dropped, so that what is generated depends
+  neither on padding nor on the pieces in which a prompt or a draft is read.
   """
   config: config.MixtureOfExperts
   execution: Execution
@@ -40,7 +41,7 @@ class MixtureOfExperts(nn.Module):
     bias_E = Balance(c.num_experts, name='balance')() if isinstance(c.router, config.SigmoidRouter) else None
     expert_BTC, weight_BTC, routing = route(c.router, c.top_k, logits_BTE, bias_E, real_BT)
     expert_BTC = jnp.where(real_BT[..., None], expert_BTC, c.num_experts)  # nobody's
-    if c.capacity_factor is not None:
+    if c.capacity_factor is not None and context.slots is None:
       capacity = math.ceil(c.capacity_factor * T * c.top_k / c.num_experts)
       kept = within_capacity(context.split.restore(expert_BTC), c.num_experts, capacity)
       expert_BTC = jnp.where(context.split.arrange(kept), expert_BTC, c.num_experts)

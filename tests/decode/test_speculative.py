@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from llm_jax.config import presets
-from llm_jax.config.architecture import GLU, Block, LatentAttention, RMSNorm
+from llm_jax.config.architecture import GLU, Block, LatentAttention, MixtureOfExperts, RMSNorm
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
 from llm_jax.decode.drafting import HeadsDraft, ModelDraft
@@ -55,6 +55,17 @@ def test_greedy_tokens_are_those_without_a_draft(name):
   found = speculate(config, make_params(config), PROMPTS, NEW, draft=(config, near(config)))
   assert found.tokens == generate(config, make_params(config), PROMPTS, NEW).tokens
   assert 0 < found.acceptance_rate < 1
+
+
+def test_experts_of_little_capacity_serve_every_token_while_decoding():
+  """Neither padding, nor pieces of a prompt, nor drafts change what is generated."""
+  mixture = MixtureOfExperts(4, 2, GLU(16), capacity_factor=0.5)
+  config = dataclasses.replace(LLAMA, pattern=(dataclasses.replace(LLAMA.pattern[0], feed_forward=mixture),))
+  params = make_params(config)
+  alone = [generate(config, params, [prompt], NEW).tokens[0] for prompt in PROMPTS]
+  assert generate(config, params, PROMPTS, NEW).tokens == alone
+  assert generate(config, params, PROMPTS, NEW, prefill_chunk=5).tokens == alone
+  assert speculate(config, params, PROMPTS, NEW, draft=(config, near(config))).tokens == alone
 
 
 LATENT = Block(LatentAttention(2, 12, 6, 4, 8, q_rank=10), GLU(24), RMSNorm(1e-6))
