@@ -52,6 +52,11 @@ class NormalInit:
   residual_std: float | None = None
   positions_std: float = 0.01
 
+  def __post_init__(self):
+    for field in ('std', 'residual_std', 'positions_std'):
+      value = getattr(self, field)
+      require(value is None or value >= 0, field, value, 'use 0 or more')
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -102,6 +107,8 @@ class Architecture:
     size = attention.rotary_size(self.d_model)
     field = 'head_dim' if isinstance(attention, Attention) else 'rope_dim'
     require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even head size')
+    require(not rotary or not isinstance(self.positions.scaling, NTKScaling) or size > 2, f'{where}.{field}', size,
+            'NTKScaling needs a head size above 2')
 
   @property
   def repeats(self) -> int:

@@ -192,6 +192,6 @@ def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execut
   policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   kind = Block if execution.remat == 'none' else nn.remat(
       Block, policy=policies[execution.remat], prevent_cse=execution.unrolled)
-  residual_std = c.init.residual_std or c.init.std / (2 * c.num_layers) ** 0.5
+  residual_std = c.init.std / (2 * c.num_layers) ** 0.5 if c.init.residual_std is None else c.init.residual_std
   return kind(block, execution, c.init.std, residual_std, c.dropout, name=name)
 

@@ -35,7 +35,7 @@ def deepseek(d_model: int, num_layers: int, dense_layers: int, num_heads: int, q
     scaling = dataclasses.replace(scaling, attention_factor=1.0)
   attention = LatentAttention(num_heads, kv_rank, nope_dim, rope_dim, v_dim, q_rank, norm, scale)
   experts = MixtureOfExperts(
-    num_experts, top_k, expert=GLU(expert_d_ff), shared=GLU(shared_experts * expert_d_ff),
+    num_experts, top_k, expert=GLU(expert_d_ff), shared=GLU(shared_experts * expert_d_ff) if shared_experts else None,
     router=SigmoidRouter(groups, top_groups, router_scale))
   dense, sparse = Block(attention, GLU(d_ff), norm), Block(attention, experts, norm)
   return Architecture(vocab_size, d_model, num_layers, prefix=(dense,) * dense_layers, pattern=(sparse,),
