@@ -196,8 +196,8 @@ class Weighted:
     rising = all(a < b for a, b in zip(places, places[1:], strict=False))
     require(rising and 0 <= places[0] and places[-1] <= 1, 'weight', self.weight,
             "points are shares of the stage's steps: let them rise from 0 to 1")
-    require(all(weight >= 0 for _, weight in self.weight) and self.most > 0, 'weight', self.weight,
-            'use weights of 0 or more, one of them above')
+    require(all(0 <= weight < math.inf for _, weight in self.weight) and self.most > 0, 'weight', self.weight,
+            'use finite weights of 0 or more, one of them above')
 
   @property
   def most(self) -> float:

@@ -250,7 +250,8 @@ class Run:
         every, steps = self.checkpoints.every, self.stages[earlier.index(stage.init[1])].steps
         made = max(1, -(-steps // every)) if every else 1
         require(stage.init[2] <= made, f'{path}.init', stage.init,
-                f'{stage.init[1]} makes {made} in its {steps} steps: lower n, or checkpoints.every={every}')
+                f'{stage.init[1]} makes {made} in its {steps} steps: lower n, or save more often '
+                f'(checkpoints.every={every})')
       if stage.init[0] == 'resume':
         parent = self.stages[earlier.index(stage.init[1])]
         require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,

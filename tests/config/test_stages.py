@@ -79,7 +79,7 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
   (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
-   r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or checkpoints.every=5"),
+   r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or save more often .checkpoints.every=5"),
   (lambda: Ramp(20, 4, 8, microbatches=3), 'microbatches = 3: use a divisor of batch_size=4'),
   (lambda: run(row('a', ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
    r'stages\[0\].context = 64: the learned positions end'),

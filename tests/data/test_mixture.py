@@ -1,4 +1,5 @@
 """Weights that change with the step: realised shares against the schedule's own sums."""
+import math
 import random
 
 import numpy as np
@@ -71,7 +72,8 @@ def test_constant_weights_stay_as_they_were():
 
 @pytest.mark.parametrize('weight, message', [
   ((), 'use points'), (((0.0, 1.0, 2.0),), 'use points'), (((0.5, 1.0), (0.2, 1.0)), 'let them rise'),
-  (((0.0, 1.0), (1.5, 1.0)), 'let them rise'), (((0.0, -1.0),), 'use weights of 0 or more')])
+  (((0.0, 1.0), (1.5, 1.0)), 'let them rise'), (((0.0, -1.0),), 'weights of 0 or more'),
+  (((0.0, math.inf),), 'use finite weights')])
 def test_refused(weight, message):
   with pytest.raises(ConfigError, match=message):
     Weighted(Text('x'), weight)
