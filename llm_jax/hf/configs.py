@@ -19,7 +19,7 @@ from llm_jax.config.architecture import (
 from llm_jax.config.count import blocks
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.hf.families import FAMILIES, family_of
-from llm_jax.hf.fields import Fields
+from llm_jax.hf.fields import MOST_EXPERTS, Fields
 from llm_jax.hf.rope import without_ntk, write_rope
 
 
@@ -33,6 +33,9 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   fields = Fields(values)
   architecture = FAMILIES[name].read(fields)
   fields.finish()
+  experts = sum(block.feed_forward.num_experts for block in blocks(architecture)
+                if isinstance(block.feed_forward, MixtureOfExperts))
+  require(experts <= MOST_EXPERTS, 'experts', experts, f'use at most {MOST_EXPERTS} in all layers together')
   return architecture
 
 

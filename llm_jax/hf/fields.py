@@ -18,6 +18,11 @@ HARMLESS = re.compile(
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
   r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length)$')
 
+# A table of names is made of these: a file that asks for billions must not take all memory.
+MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,
+        'n_routed_experts': 10_000}
+MOST_EXPERTS = 1_000_000  # of all layers together
+
 
 class Fields:
   """The entries of a `config.json`, which remember that they were read."""
@@ -29,6 +34,7 @@ class Fields:
     """The value, or the default that `transformers` has for it where it is absent or null."""
     self.read.add(key)
     value = self.values.get(key)
+    require(key not in MOST or not is_size(value) or value <= MOST[key], key, value, f'use at most {MOST.get(key)}')
     return default if value is None else value
 
   def size(self, key: str, default: int | None) -> int | None:

@@ -203,6 +203,12 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('deepseek_v3', dict(attention_bias=True), 'attention_bias'),
   ('deepseek_v3', dict(num_key_value_heads=8), 'num_key_value_heads'),
   ('deepseek_v3', dict(quantization_config=dict(quant_method='fp8')), 'quantization_config'),
+  # Sizes that would take all memory before a tensor is looked at.
+  ('llama', dict(num_hidden_layers=10**9), 'num_hidden_layers'),
+  ('gpt2', dict(n_layer=10**9), 'n_layer'),
+  ('mixtral', dict(num_local_experts=10**9), 'num_local_experts'),
+  ('mixtral', dict(num_local_experts=10**4, num_hidden_layers=10**3), 'experts'),
+  ('deepseek_v3', dict(num_nextn_predict_layers=10**9), 'num_nextn_predict_layers'),
 ))
 def test_unsupported_entries_are_refused(model_type, entries, names):
   with pytest.raises(ConfigError, match=f'^{names} = '):
