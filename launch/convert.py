@@ -102,11 +102,14 @@ def read(args: argparse.Namespace) -> Model:
   if args.checkpoint is not None:
     return read_run(args.checkpoint, args.stage, args.step)
   from llm_jax.hf import load_meta, load_pretrained
-  from llm_jax.hf.files import inside
+  from llm_jax.hf.files import inside, read_json
   folder, load = (args.from_hf, load_pretrained) if args.from_hf else (args.from_meta, load_meta)
   with Bar('import') as bar:
     config, params = load(folder, progress=bar)
   files = {name: inside(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  for name in files:
+    if name.endswith('.json'):
+      read_json(folder, name)  # what cannot be read is not passed on
   if args.from_hf and 'generation_config.json' not in files:
     values = json.loads((folder / 'config.json').read_bytes())
     ids = {key: values[key] for key in ('bos_token_id', 'eos_token_id') if values.get(key) is not None}

@@ -14,8 +14,12 @@ def group_heads(config: Architecture, params: Any, num_kv_heads: int) -> tuple[A
   attention. Latent attention has no such heads and stays as it is.
 
   Returns: the new architecture and parameters; those that did not change are the same arrays.
-  Raises: ConfigError where `num_kv_heads` does not divide the model's.
+  Raises: ConfigError where `num_kv_heads` does not divide the model's, or no block has such heads.
   """
+  every = config.prefix + config.pattern + config.multi_token
+  require(any(isinstance(block.attention, Attention) for block in every), 'num_kv_heads', num_kv_heads,
+          'latent attention has no key and value heads to pool: leave it out')
+
   def regroup(block: AnyBlock, where: str) -> AnyBlock:
     if not isinstance(block.attention, Attention):
       return block

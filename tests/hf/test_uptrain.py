@@ -66,3 +66,9 @@ def test_a_number_that_does_not_divide(model):
   for groups in (0, 3, 8):
     with pytest.raises(ConfigError, match=rf'^num_kv_heads = {groups}: use a divisor of the 4'):
       group_heads(*model, groups)
+
+
+def test_latent_attention_has_no_heads_to_pool():
+  config = presets.deepseek(16, 2, 1, 4, 8, 8, 6, 4, 5, 24, 8, num_experts=4, top_k=2)
+  with pytest.raises(ConfigError, match='^num_kv_heads = 2: latent attention'):
+    group_heads(config, {}, 2)

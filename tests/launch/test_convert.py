@@ -1,5 +1,6 @@
 """launch.convert: folders to runs and back; what goes in comes out, and `transformers` reads it."""
 import json
+import shutil
 import subprocess
 import sys
 
@@ -119,6 +120,16 @@ def test_wrong_input_is_one_line(flags, message, folder, tmp_path, capsys):
   last = capsys.readouterr().err.strip().splitlines()[-1]
   assert last.startswith('error: ') and message in last
   assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_companion_is_not_passed_on(folder, tmp_path, capsys):
+  broken = tmp_path / 'broken'
+  shutil.copytree(folder, broken)
+  (broken / 'generation_config.json').write_text('{')
+  with pytest.raises(SystemExit) as error:
+    run(f'--from_hf={broken}', f'--to={tmp_path / "run"}')
+  assert error.value.code == 2 and 'generation_config.json' in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / 'run').exists()
 
 
 def test_help_starts_no_jax():
