@@ -99,7 +99,8 @@ def test_bfloat16_follows_the_full_forward():
 
 
 PEERS = {'gpt2': peers.gpt2(), 'openai': peers.openai(), 'llama': peers.llama(), 'mistral': peers.mistral(),
-         'mixtral': peers.mixtral(sliding_window=7), 'gemma2': peers.gemma2(), 'deepseek': peers.deepseek()}
+         'mixtral': peers.mixtral(sliding_window=7), 'gemma': peers.gemma(num_key_value_heads=1),
+         'gemma2': peers.gemma2(), 'deepseek': peers.deepseek()}
 
 
 @pytest.mark.parametrize('name', PEERS)
