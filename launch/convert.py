@@ -10,6 +10,7 @@ One source, one target, which must be new. Nothing is executed that a folder bri
 import argparse
 import contextlib
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ def check(args: argparse.Namespace) -> None:
   require(source.is_dir(), 'source', str(source), 'is not a folder')
   require(not target.exists() or target.is_dir() and not any(target.iterdir()), 'target', str(target),
           'there is something already: name a new folder')
-  require(args.max_shard_gb > 0, '--max_shard_gb', args.max_shard_gb, 'use a positive number')
+  require(0 < args.max_shard_gb < math.inf, '--max_shard_gb', args.max_shard_gb, 'use a positive number')
   require(args.checkpoint is not None or (args.stage, args.step) == (None, None), '--stage, --step',
           args.stage or args.step, 'only with --checkpoint')
 

@@ -109,6 +109,7 @@ def test_layouts_and_heads(folder, tmp_path):
   (('--from_hf={new}', '--to={new}2'), 'is not a folder'),
   (('--from_hf={folder}', '--to_hf={folder}'), 'something already'),
   (('--from_hf={folder}', '--to={new}', '--step=3'), 'only with --checkpoint'),
+  (('--from_hf={folder}', '--to_hf={new}', '--max_shard_gb=inf'), '--max_shard_gb = inf'),
   (('--from_hf={folder}', '--to={new}', '--num_kv_heads=3'), 'num_kv_heads = 3: use a divisor of the 4'),
   (('--from_meta={folder}', '--to={new}'), 'params.json'),
   (('--checkpoint={folder}', '--to_hf={new}'), ''),
