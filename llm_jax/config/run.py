@@ -271,11 +271,14 @@ class Run:
       require(self.model.vocab_size >= needs, 'model.vocab_size', self.model.vocab_size,
               f'smaller than the tokenizer\'s: use {needs} or more')
 
+  def ancestors(self, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that `stage` comes from, the first of all first."""
+    if stage.parent is None:
+      return ()
+    parent = next(each for each in self.stages if each.name == stage.parent)
+    return (*self.ancestors(parent), parent)
+
   def model_of(self, stage: Stage) -> Architecture:
-    """The model as `stage` trains it: with the positions that it, or a stage that it comes from, sets."""
-    by_name = {stage.name: stage for stage in self.stages}
-    while stage.positions is None:
-      if stage.parent is None:
-        return self.model
-      stage = by_name[stage.parent]
-    return dataclasses.replace(self.model, positions=stage.positions)
+    """The model as `stage` trains it: with the positions that it, or else the last stage that it comes from, sets."""
+    set_here = [each.positions for each in (*self.ancestors(stage), stage) if each.positions is not None]
+    return dataclasses.replace(self.model, positions=set_here[-1]) if set_here else self.model

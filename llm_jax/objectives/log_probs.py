@@ -9,11 +9,9 @@ from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.objectives.loss import Params
 
 
-def sequence_log_probs(model: Transformer, params: Params, batch: LanguageModelBatch, rngs: dict[str, jax.Array]
-                       ) -> jax.Array:
-  """sum over a row's targets of weight x log p(target), float32 [batch]."""
-  x_BTD = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features',
-                      rngs=rngs)
+def sequence_log_probs(model: Transformer, params: Params, batch: LanguageModelBatch) -> jax.Array:
+  """sum over a row's targets of weight x log p(target), without dropout, float32 [batch]."""
+  x_BTD = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
   log_probs_BT = token_log_probs(x_BTD, model.head_weight(params), batch.targets,
                                  soft_cap=model.config.logit_soft_cap, kernels=model.execution.kernel_set)
   return (log_probs_BT * batch.weights).sum(-1)

@@ -17,6 +17,7 @@ class PreferenceObjective:
   """Sum over pairs of the loss that `form` names; weight counts the pairs. `frozen` holds the reference's parameters,
   or None where the form has no reference.
 
+  There is no dropout, which would make policy and reference differ where they are the same (as in TRL).
   Rows whose answers have no target (padding of the last held-out batch) do not count.
   Metrics, as in TRL: 'reward_chosen' and 'reward_rejected' (beta x log-ratio to the reference; without one, beta x
   the mean log-probability), 'reward_margin', 'accuracy' (the margin is above 0), 'nll' (of the chosen answer a token).
@@ -27,13 +28,12 @@ class PreferenceObjective:
   def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None) -> Loss:
     form, chosen, rejected = self.form, batch.chosen, batch.rejected
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), chosen, rejected)
-    rngs = {'dropout': rng} if rng is not None and self.model.config.dropout else {}
-    policy = jnp.split(sequence_log_probs(self.model, params, both, rngs), 2)
+    policy = jnp.split(sequence_log_probs(self.model, params, both), 2)
     tokens = [jnp.maximum(side.weights.sum(-1), 1) for side in (chosen, rejected)]
     mean = [p / n for p, n in zip(policy, tokens, strict=True)]
     nll = -mean[0]
     if isinstance(form, config.Referenced):
-      reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both, {}), 2)
+      reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both), 2)
       ratio = [p - q for p, q in zip(policy, reference, strict=True)]
     match form:
       case config.DPO():

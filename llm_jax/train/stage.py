@@ -3,9 +3,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -66,12 +68,19 @@ class Context:
                            every=self.run.checkpoints.every if averaged else 0)
 
 
-class StageRun:
-  """A stage made ready: nothing is compiled or restored before `train`."""
+StageData = tuple[dict[int, Dataset], Dataset | None]  # training data by context, and held-out data
 
-  def __init__(self, context: Context, stage: Stage, train: dict[int, Dataset], held_out: Dataset | None):
-    self.context, self.stage, self.train_data, self.held_out = context, stage, train, held_out
+
+class StageRun:
+  """A stage made ready: nothing is compiled or restored before `train`.
+
+  data: of this stage and of those that it comes from, by name.
+  """
+
+  def __init__(self, context: Context, stage: Stage, data: Mapping[str, StageData]):
     run, mesh = context.run, context.mesh
+    self.context, self.stage, self.data = context, stage, data
+    train, self.held_out = data[stage.name]
     self.model, self.execution = run.model_of(stage), dataclasses.replace(context.execution, remat=stage.remat)
     self.objective = make_objective(stage, Transformer(self.model, self.execution))
     self.eval_step = make_eval_step(self.objective)
@@ -236,15 +245,12 @@ class StageRun:
     scores = self.score(stage.steps, state, everything=True)
     if scores:
       progress.held_out(stage.steps, **scores)
-    few = 0 < stage.tokens_after(stage.steps) <= BASELINE_TOKENS and not stage.ramp
-    if scores and context.primary and few and stage.data.template is None:
-      baselines = self.baselines()
+    if scores and context.primary and (baselines := self.baselines()):
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
     if scores and stage.data.template and not stage.data.pairs:
-      answers = self.answers(state)
-      scores.update(answers)
+      scores.update(answers := self.answers(state))
       progress.message(f'{stage.name}  answers to held-out prompts: ' + ', '.join(
         f'{name.removesuffix("_before")} {value:.0%} -> {answers[name.removesuffix("_before")]:.0%}'
         for name, value in answers.items() if name.endswith('_before')))
@@ -258,8 +264,15 @@ class StageRun:
     return {**{f'{name}_before': value for name, value in before.items()}, **after}
 
   def baselines(self) -> dict[str, float]:
-    """Bits per byte of a trigram model fitted on the tokens that were trained on, and of xz -9."""
-    seen = self.train_data[self.stage.context].tokens_seen(self.stage.samples_after(self.stage.steps))
+    """Bits per byte of a trigram model fitted on the tokens that were trained on, in this stage and in those before it,
+    and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too much of it."""
+    stages = (*self.context.run.ancestors(self.stage), self.stage)
+    tokens = sum(stage.tokens_after(stage.steps) for stage in stages)
+    plain = all(stage.data.template is None and not stage.ramp for stage in stages)
+    if not plain or not self.stage.steps or tokens > BASELINE_TOKENS:
+      return {}
+    seen = itertools.chain.from_iterable(
+      self.data[stage.name][0][stage.context].tokens_seen(stage.samples_after(stage.steps)) for stage in stages)
     held_out = self.held_out
     return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
                                                            self.context.tokenizer.vocab_size, held_out.num_bytes),

@@ -27,7 +27,7 @@ from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
-from llm_jax.train.stage import Context, StageRun, has_result, stage_seed
+from llm_jax.train.stage import Context, StageData, StageRun, has_result, stage_seed
 from llm_jax.train.workdir import Workdir, write_atomic
 
 
@@ -67,14 +67,15 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
     check_starts(context, todo)
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
-    data = {stage.name: open_data(context, stage) for stage in todo}
+    needed = [stage for stage in run.stages if any(stage in (*run.ancestors(later), later) for later in todo)]
+    data = {stage.name: open_data(context, stage) for stage in needed}
     cluster.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
                                 for part in (*train.values(), held_out)]))
     try:
       for stage in todo:
         if preemption.requested():
           raise Preempted(f'before stage {stage.name}')
-        StageRun(context, stage, *data[stage.name]).train()
+        StageRun(context, stage, data).train()
     finally:
       if primary:
         report(workdir)
@@ -143,7 +144,7 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   return load_tokenizer(folder)
 
 
-def open_data(context: Context, stage: Stage) -> tuple[dict[int, Dataset], Dataset | None]:
+def open_data(context: Context, stage: Stage) -> StageData:
   """The stage's training data by the contexts that it has, and its held-out data."""
   contexts = dict.fromkeys(phase.context for phase in stage.phases)
   return ({length: open_split(context, stage, 'train', length) for length in contexts},

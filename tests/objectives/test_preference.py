@@ -1,4 +1,5 @@
 """Preference losses against TRL's trainer, and against their formulas in float64 NumPy."""
+import dataclasses
 import functools
 import math
 
@@ -115,7 +116,7 @@ def test_formula(name):
   _, _, model, params, reference = models()
   batch, form = pairs(), FORMS[name][0]
   log_prob = lambda tree, side: np.asarray(
-    jax.jit(lambda p, b: sequence_log_probs(model, p, b, {}))(tree, side), np.float64)
+    jax.jit(lambda p, b: sequence_log_probs(model, p, b))(tree, side), np.float64)
   (pc, pr), (qc, qr) = ((log_prob(tree, batch.chosen), log_prob(tree, batch.rejected)) for tree in (params, reference))
   log_sigmoid = lambda x: -np.log1p(np.exp(-x))
   n = 6.0
@@ -151,6 +152,13 @@ def test_padding_pairs_do_not_count(form):
   want, got = objective(params, reference, batch, None), objective(params, reference, padded, None)
   assert float(got.weight) == float(want.weight) == 3
   np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
+
+
+def test_no_dropout():
+  _, _, model, params, _ = models()
+  dropped = Transformer(dataclasses.replace(model.config, dropout=0.5))
+  loss = jax.jit(PreferenceObjective(dropped, config.DPO()))(params, params, pairs(), jax.random.key(0))
+  assert float(loss.metrics['reward_margin']) == 0
 
 
 @pytest.mark.parametrize('soft_cap', (None, 3.0))
