@@ -1,18 +1,22 @@
 # make quickstart   installs into .venv and trains experiments/quickstart.py into runs/quickstart
 # make test         installs what the tests need and runs them
+# make test-all     the same, with the slow ones
 # make lint         ruff
 # Each installs only when setup.py or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-all lint clean
 
 quickstart: $(VENV)/.core
 	$(VENV)/bin/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+test-all: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m ''
 
 lint: $(VENV)/.test
 	$(VENV)/bin/python -m ruff check .

@@ -11,3 +11,8 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+
+def pytest_collection_modifyitems(items):
+  """The longest first (runs that are killed again and again), so that no worker is left alone with them."""
+  items.sort(key=lambda item: 'test_resume.py' not in item.nodeid)

@@ -184,7 +184,8 @@ def draw_many(run, drafter, params, draft_params):
   return texts, kept.sum() / drafted.sum()
 
 
-@pytest.mark.parametrize('sampling', [Sampling(1.3), Sampling(0.9, top_k=3, repetition_penalty=1.5)])
+@pytest.mark.parametrize('sampling', [
+  Sampling(1.3), pytest.param(Sampling(0.9, top_k=3, repetition_penalty=1.5), marks=pytest.mark.slow)])
 def test_draws_follow_the_model(sampling):
   params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
   run = Run(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
@@ -195,6 +196,7 @@ def test_draws_follow_the_model(sampling):
     assert surprise(row, exact(TINY, draft, prompt, sampling)) < 1e-9  # the test sees a wrong distribution
 
 
+@pytest.mark.slow
 def test_draws_with_heads_follow_the_model():
   config, sampling = dataclasses.replace(TINY, multi_token=TINY.pattern * 2), Sampling(0.8)
   params = make_params(config, scale=2.0)

@@ -175,10 +175,10 @@ def assert_same(got, want, tolerance=1e-6):
 
 @pytest.mark.parametrize('config', (MODELS['llama'], AHEAD), ids=('llama', 'ahead'))
 @pytest.mark.parametrize('execution', (
-  Execution(kernels='xla', unroll=True),
+  pytest.param(Execution(kernels='xla', unroll=True), marks=pytest.mark.slow),
   Execution(kernels='xla', unroll=False, remat='block'),
   Execution(kernels='xla', unroll=False, remat='dots'),
-  Execution(kernels='cpu', unroll=True, remat='dots'),
+  pytest.param(Execution(kernels='cpu', unroll=True, remat='dots'), marks=pytest.mark.slow),
 ), ids=str)
 def test_execution_changes_nothing(execution, config):
   """Scanned or unrolled, recomputed or kept: the same loss and gradients, routers' and further tokens' included."""

@@ -95,12 +95,13 @@ def loss_and_gradient(name, kind, *how):
 
 @pytest.mark.parametrize('kind', ('packed', 'whole'))
 @pytest.mark.parametrize('name, mesh, form', (
-  ('llama', Mesh(context=2), 'gather'),
-  ('llama', Mesh(context=2), 'ring'),
+  pytest.param('llama', Mesh(context=2), 'gather', marks=pytest.mark.slow),
+  pytest.param('llama', Mesh(context=2), 'ring', marks=pytest.mark.slow),
   ('llama', Mesh(context=4), 'gather'),
   ('llama', Mesh(context=4), 'ring'),
-  ('llama', Mesh(data=1, tensor=4, context=2), 'ring'),  # which does not divide the key/value heads
-  ('others', Mesh(data=1, fsdp=2, context=4), 'gather'),
+  # tensor does not divide the key/value heads
+  pytest.param('llama', Mesh(data=1, tensor=4, context=2), 'ring', marks=pytest.mark.slow),
+  pytest.param('others', Mesh(data=1, fsdp=2, context=4), 'gather', marks=pytest.mark.slow),
   ('others', Mesh(data=2, tensor=2, context=2), 'ring'),
 ), ids=str)
 def test_split_rows_are_whole_rows(name, mesh, form, kind):

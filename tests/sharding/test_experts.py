@@ -83,9 +83,9 @@ def one_step(mesh_config, kernels='xla'):
 
 
 @pytest.mark.parametrize('mesh, kernels', (
-  (Mesh(data=4, expert=2), 'xla'),
+  pytest.param(Mesh(data=4, expert=2), 'xla', marks=pytest.mark.slow),
   (Mesh(data=1, fsdp=2, expert=4), 'cpu'),
-  (Mesh(data=1, tensor=2, context=2, expert=2), 'xla'),
+  pytest.param(Mesh(data=1, tensor=2, context=2, expert=2), 'xla', marks=pytest.mark.slow),
 ), ids=str)
 def test_expert_parallel_is_one_device(mesh, kernels):
   """A whole training step: metrics, every parameter, the balance biases exactly."""
