@@ -128,7 +128,7 @@ def test_eight_devices_are_one(mesh, microbatches, kernels):
 
 def test_constraints_are_in_the_program():
   """They vanish silently where the mesh is not set as `constrain` needs it."""
-  state = jax.eval_shape(lambda: TrainState.create(initial_params(), OPTIMIZER, ema=False))
+  state = jax.eval_shape(lambda params: TrainState.create(params, OPTIMIZER, ema=False), initial_params())
   step = make_train_step(objective(), OPTIMIZER, make_schedule(Cosine(1e-2), 3))
 
   def constraints():
