@@ -1,6 +1,6 @@
 """Continues text with a trained model.
 
-  python -m launch.sample --checkpoint=runs/quickstart --prompt='def '
+  python -m launch.sample --checkpoint=runs/quickstart --stage=average --prompt='def '
 
 A model whose last stage learnt from conversations answers the prompt as its chat template has it; with --raw it goes on
 from the text as any other model.
