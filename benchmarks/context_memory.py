@@ -12,7 +12,6 @@ Virtual CPU devices are a rough proxy: XLA for TPU or GPU plans differently.
 """
 import argparse
 import datetime
-import json
 import os
 import pathlib
 import sys
@@ -71,7 +70,7 @@ def main():
   parser.add_argument('--output', type=pathlib.Path, help='default: results/context_memory_<machine>.json here')
   args = parser.parse_args()
 
-  from machine import machine
+  from machine import machine, write_results
   one, gradient = temporaries(args, 'one device', 1)
   results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'context': args.context,
              'layers': args.layers, 'gradient_mib': gradient, 'one_device_activations_mib': one - gradient}
@@ -83,9 +82,7 @@ def main():
       results[form][devices] = {'activations_mib': got}
       print(f'{form:9} {devices} devices: {got:7.1f} MiB of activations a device, 1/{(one - gradient) / got:.2f} of '
             f"one device, 1/{results[form][2]['activations_mib'] / got:.2f} of two", flush=True)
-  output = args.output or ROOT / 'benchmarks' / 'results' / f"context_memory_{results['machine']['name']}.json"
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(results, indent=1) + '\n')
+  write_results('context_memory', results, args.output)
 
 
 if __name__ == '__main__':

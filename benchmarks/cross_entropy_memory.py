@@ -82,7 +82,7 @@ def main():
   if args.worker:
     return worker(args.worker, args)
 
-  from machine import machine
+  from machine import machine, write_results
   results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'vocab': VOCAB, 'batch': args.batch,
              'context': args.context, 'logits_mib': 4 * args.batch * args.context * VOCAB / 2**20}
   print(f"logits of the whole batch: {results['logits_mib']:.0f} MiB")
@@ -96,9 +96,7 @@ def main():
   a, b = results['chunked'], results['materialised']
   print(f"{'ratio':13} temporaries {a['temporaries_mib'] / b['temporaries_mib']:6.2f}       peak memory "
         f"{a['peak_memory_mib'] / b['peak_memory_mib']:6.2f}")
-  output = args.output or ROOT / 'benchmarks' / 'results' / f"cross_entropy_memory_{results['machine']['name']}.json"
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(results, indent=1) + '\n')
+  write_results('cross_entropy_memory', results, args.output)
 
 
 if __name__ == '__main__':

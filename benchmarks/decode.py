@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 
-from machine import machine
+from machine import machine, write_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -218,9 +218,7 @@ def main():
   if any(r['contended'] for case in results['cases'].values() for batch in case.values() for r in batch.values()):
     print('other processes were running: no results written; run it again on a quiet machine')
     return 1
-  output = args.output or ROOT / 'benchmarks' / 'results' / f"decode_{results['machine']['name']}.json"
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(results, indent=1) + '\n')
+  write_results('decode', results, args.output)
 
 
 if __name__ == '__main__':

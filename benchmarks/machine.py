@@ -1,6 +1,10 @@
-"""What a result file says of the machine that it was measured on."""
+"""Result files, and what they say of the machine that they were measured on."""
+import json
 import os
+import pathlib
 import platform
+
+RESULTS = pathlib.Path(__file__).parent / 'results'
 
 
 def machine():
@@ -11,3 +15,10 @@ def machine():
     cpu = platform.processor()
   return {'name': f'cpu{os.cpu_count()}', 'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(terse=True),
           'python': platform.python_version()}
+
+
+def write_results(benchmark, results, output=None):
+  """Writes `results`, which hold `machine()` under 'machine', to `output` or to results/<benchmark>_<machine>.json."""
+  output = output or RESULTS / f"{benchmark}_{results['machine']['name']}.json"
+  output.parent.mkdir(parents=True, exist_ok=True)
+  output.write_text(json.dumps(results, indent=1) + '\n')

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 
-from machine import machine
+from machine import machine, write_results
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -217,9 +217,7 @@ def main():
     r = result['ratio']
     print(f"{case:12} ratio         {r['tokens_per_second']:8.3f} x (best {r['best_tokens_per_second']:.3f}, "
           f"median of turns {r['median_of_turns']:.3f})  peak memory {r['peak_memory']:.2f} x", flush=True)
-  output = args.output or ROOT / 'benchmarks' / 'results' / f"train_step_{results['machine']['name']}.json"
-  output.parent.mkdir(parents=True, exist_ok=True)
-  output.write_text(json.dumps(results, indent=1) + '\n')
+  write_results('train_step', results, args.output)
 
 
 if __name__ == '__main__':
