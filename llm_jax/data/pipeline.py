@@ -1,27 +1,22 @@
-"""From a configuration to batches: sources, tokenised and packed, mixed, shuffled, and read by each process for itself.
+"""From a configuration to rows: sources, tokenised and packed, mixed and shuffled.
 
-One number says where a run is: the global sample index. Sample i is the same row whatever the number of processes and
-threads, and however often the run was restarted.
+One number says where a run is: the global sample index. Sample i is the same row however often the run was restarted.
 """
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 
-from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import run as config
-from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.errors import ConfigError
 from llm_jax.data import dialogues, fingerprints, sources, token_store
 from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
-from llm_jax.data.packing import Rows, assemble
+from llm_jax.data.packing import Rows
 from llm_jax.data.pairs import PairRows
 from llm_jax.data.tokenizers import Tokenizer
 
 Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
-Batch = LanguageModelBatch | PreferenceBatch
 
 
 class Dataset:
@@ -30,8 +25,7 @@ class Dataset:
 
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
   of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
-  pairs: whether rows are pairs. dialogues: whether some targets do not count because they are not the assistant's.
-  skipped: bad rows left out, by reason.
+  pairs: whether rows are pairs. skipped: bad rows left out, by reason.
   """
 
   def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows | PairRows],
@@ -46,7 +40,6 @@ class Dataset:
     self.num_bytes = sum(store.num_bytes for store in stores)
     self.rows_per_epoch = sum(len(part) for part in rows)
     self.pairs = isinstance(rows[0], PairRows)
-    self.dialogues = any(source.chat is not None for source in opened)
     self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
                     for store in stores for reason in store.skipped}
     if split == 'train':
@@ -174,170 +167,6 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
       document = found[1]
       yield document if isinstance(document, str) else dialogues.said(document)
       sample += 1
-
-
-class TrainSource:
-  """Batches of a training dataset: row r of batch k is sample `start + k batch_size + r`, on any number of processes.
-
-  sharding: of [batch, time] arrays; a process assembles only the rows that its devices hold. None gives NumPy arrays.
-  prefetch: how many batches are made ahead, by `threads` threads.
-  """
-
-  def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None, start: int = 0,
-               prefetch: int = 4, threads: int = 2):
-    self._dataset, self._batch_size, self._placement = dataset, batch_size, _Placement(dataset, batch_size, sharding)
-    self._prefetch, self._threads = prefetch, threads
-    self._samples, self._iterator = start, None
-
-  def next(self, state: object = None) -> Batch:
-    """The next batch. `state` is for sources that learn from the model; this one ignores it."""
-    if self._iterator is None:
-      import grain
-      ahead = _BatchesFrom(self._placement, self._samples)
-      options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
-      self._iterator = iter(grain.MapDataset.source(ahead).to_iter_dataset(options))
-    batch = self._placement.place(next(self._iterator))
-    self._samples += self._batch_size
-    return batch
-
-  def abstract(self) -> Batch:
-    """The shapes, dtypes and sharding of a batch."""
-    return self._placement.abstract()
-
-  @property
-  def fingerprint(self) -> dict[str, str]:
-    return {**self._dataset.fingerprint, 'batch_size': str(self._batch_size)}
-
-  def position(self) -> dict:
-    """How many samples were given out, and of what: JSON for the checkpoint."""
-    return {'samples': self._samples, 'fingerprint': self.fingerprint}
-
-  def restore(self, position: dict) -> None:
-    """Goes on after `position`. Raises ConfigError where it belongs to other data, naming what changed, old and new."""
-    check_same_data(position['fingerprint'], self.fingerprint)
-    self.close()
-    self._samples = int(position['samples'])
-
-  def close(self) -> None:
-    """Stops the threads."""
-    if self._iterator is not None:
-      self._iterator.close()
-      self._iterator = None
-
-
-class RampSource:
-  """Sources of several shapes one after the other: each gives the samples from its own start to that of the next.
-
-  A sample's number says which source gives it, so that a position is one number here too.
-  """
-
-  def __init__(self, parts: Sequence[TrainSource]):
-    self._parts, self._at = parts, 0
-    self._starts = [part.position()['samples'] for part in parts]
-
-  def next(self, state: object = None) -> Batch:
-    samples = self.position()['samples']
-    while self._at + 1 < len(self._parts) and samples >= self._starts[self._at + 1]:
-      self.close()
-      self._at += 1
-    return self._parts[self._at].next(state)
-
-  @property
-  def fingerprint(self) -> dict[str, str]:
-    """Of all parts: where they differ, one after the other."""
-    each = [part.fingerprint for part in self._parts]
-    joined = {name: ' then '.join(dict.fromkeys(part[name] for part in each)) for name in each[0]}
-    return {**joined, 'ramp': ', '.join(map(str, self._starts))}
-
-  def position(self) -> dict:
-    return {'samples': self._parts[self._at].position()['samples'], 'fingerprint': self.fingerprint}
-
-  def restore(self, position: dict) -> None:
-    check_same_data(position['fingerprint'], self.fingerprint)
-    self.close()
-    samples = int(position['samples'])
-    self._at = max(i for i, start in enumerate(self._starts) if start <= samples)
-    part = self._parts[self._at]
-    part.restore({'samples': samples, 'fingerprint': part.fingerprint})
-
-  def close(self) -> None:
-    self._parts[self._at].close()
-
-
-def check_same_data(old: dict[str, str], new: dict[str, str]) -> None:
-  """Raises ConfigError where a position belongs to other data, naming what changed, old and new."""
-  changed = [name for name in new if old.get(name) != new[name]]
-  require(not changed, ', '.join(changed), '; '.join(new[name] for name in changed),
-          f'the checkpoint was made with {"; ".join(str(old.get(name)) for name in changed)}: '
-          'set it back, or train in another workdir')
-
-
-def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
-                     limit: int | None = None) -> Iterator[Batch]:
-  """Batches of a held-out dataset in order, the last padded with weight 0; `limit` takes so many, spread over all."""
-  placement = _Placement(dataset, batch_size, sharding)
-  count = -(-dataset.rows_per_epoch // batch_size)
-  chosen = count if limit is None else min(limit, count)
-  for k in range(chosen):
-    yield placement.place(placement.read(k * count // chosen * batch_size))
-
-
-class _Placement:
-  """Which rows of a batch this process reads, and how they become global arrays."""
-
-  def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
-    self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.context), sharding
-    padding = assemble((), dataset.context, 0)
-    self._padding: Row = {'chosen': padding, 'rejected': padding} if dataset.pairs else padding
-    held = range(batch_size)
-    if sharding is not None:
-      indices = sharding.addressable_devices_indices_map(self._shape).values()
-      held = sorted({row for index in indices for row in range(*index[0].indices(batch_size))})
-    self.rows = np.array(held)
-
-  def read(self, start: int) -> Row:
-    """This process's rows of the batch whose first sample is `start`, each field [rows, context]."""
-    last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
-    samples = start + self.rows
-    rows = [self._dataset.row(int(i)) for i in samples[samples < last]]
-    rows += [self._padding] * (len(samples) - len(rows))
-    return jax.tree.map(lambda *fields: np.stack(fields), *rows)
-
-  def abstract(self) -> Batch:
-    return _typed(jax.tree.map(
-      lambda field: jax.ShapeDtypeStruct(self._shape, field.dtype, sharding=self._sharding), self._padding))
-
-  def place(self, fields: Row) -> Batch:
-    if self._sharding is None:
-      return _typed(fields)
-
-    def put(local: np.ndarray) -> jax.Array:
-      def part(index: tuple[slice, ...]) -> np.ndarray:
-        first, stop, _ = index[0].indices(self._shape[0])
-        begin = int(np.searchsorted(self.rows, first))
-        return local[begin:begin + stop - first, index[1]]
-      return jax.make_array_from_callback(self._shape, self._sharding, part)
-
-    return _typed(jax.tree.map(put, fields))
-
-
-class _BatchesFrom:
-  """Random access to the batches after a sample, for grain's threads."""
-
-  def __init__(self, placement: _Placement, start: int):
-    self._placement, self._start, self._batch_size = placement, start, placement._shape[0]
-
-  def __len__(self) -> int:
-    return (sys.maxsize - self._start) // self._batch_size
-
-  def __getitem__(self, batch: int) -> Row:
-    return self._placement.read(self._start + batch * self._batch_size)
-
-
-def _typed(fields: Row) -> Batch:
-  if 'chosen' in fields:
-    return PreferenceBatch(**{side: LanguageModelBatch(**part) for side, part in fields.items()})
-  return LanguageModelBatch(**fields)
 
 
 def _seed(purpose: str, seed: int, source: int) -> int:

@@ -18,7 +18,8 @@ from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import located
 from llm_jax.config.run import LanguageModel, Phase, Referenced, Run, Stage
-from llm_jax.data.pipeline import Dataset, RampSource, TrainSource, held_out_batches
+from llm_jax.data.batches import RampSource, TrainSource, held_out_batches
+from llm_jax.data.pipeline import Dataset
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.evaluation.answers import check_answers
 from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte

@@ -15,6 +15,7 @@ from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import chat, dialogues, pipeline, sources, token_store, tokenizers
+from llm_jax.data.batches import Placement, TrainSource, held_out_batches, typed
 from tests.data.test_pipeline import OneProcess
 from tests.data.test_token_store import files
 
@@ -90,7 +91,7 @@ def test_only_what_the_assistant_says_is_learnt_and_each_of_it_once(packing, con
     documents = list(data.byte_documents())
     assert data.num_bytes == sum(map(len, documents)) and data.num_documents == len(documents)
     assert data.num_targets == sum(int(row['weights'].sum()) for row in data.rows)
-    assert data.dialogues and not data.pairs
+    assert not data.pairs
     assert all(ids[0] == bpe.control_ids['<|im_start|>'] for ids in data.token_documents())
     targets += data.num_targets
   assert found == expected and targets == expected.total()
@@ -107,7 +108,6 @@ def test_mixed_with_text(folder, bpe):
   text = config.Jsonl(str(folder / 'text.jsonl'), held_out=0.25)
   mixed, alone = open_data(folder, bpe, text, conversations(folder)), open_data(folder, bpe, text)
   assert mixed.num_targets == alone.num_targets + open_data(folder, bpe, conversations(folder)).num_targets
-  assert mixed.dialogues and not alone.dialogues
   rows = [mixed.row(i) for i in range(20)]
   used = [row['weights'].sum() / (row['segment_ids'] > 0).sum() for row in rows]
   assert sum(share == 1 for share in used) == 10 and all(share < 0.8 for share in used if share < 1)
@@ -223,7 +223,7 @@ def test_a_damaged_mask_is_built_again(folder, bpe, tmp_path):
 def test_rows_are_pairs(template, mask_formatting, folder, bpe):
   data = open_data(folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, held_out=0.0),
                    context=200)
-  assert data.pairs and data.dialogues and data.rows_per_epoch == 40 and data.num_documents == 80
+  assert data.pairs and data.rows_per_epoch == 40 and data.num_documents == 80
   assert data.num_targets == sum(int(side['weights'].sum()) for row in data.rows for side in row.values())
   end = '' if mask_formatting else bpe.decode(chat.end_of_turn(template, bpe)[:1])
   prompts = [dialogues.read_preference(json.dumps(pair(i)).encode(), 'x', preferences(folder))[0].messages[:-1]
@@ -267,7 +267,7 @@ def test_long_pairs_are_cut_at_the_end_or_left_out(folder, bpe, caplog, tmp_path
 
 def test_batches_of_pairs(folder, bpe):
   data = open_data(folder, bpe, preferences(folder), context=48)
-  source = pipeline.TrainSource(data, 4)
+  source = TrainSource(data, 4)
   whole = [source.next() for _ in range(30)]
   assert all(isinstance(batch, PreferenceBatch) and isinstance(batch.chosen, LanguageModelBatch) for batch in whole)
   for k, batch in enumerate(whole):
@@ -278,11 +278,11 @@ def test_batches_of_pairs(folder, bpe):
   position = json.loads(json.dumps(source.position()))
   following = [source.next() for _ in range(3)]
   source.close()
-  again = pipeline.TrainSource(open_data(folder, bpe, preferences(folder), context=48), 4, prefetch=1, threads=1)
+  again = TrainSource(open_data(folder, bpe, preferences(folder), context=48), 4, prefetch=1, threads=1)
   again.restore(position)
   assert all(jax.tree.all(jax.tree.map(np.array_equal, again.next(), batch)) for batch in following)
   with pytest.raises(ConfigError, match='^context = '):
-    pipeline.TrainSource(open_data(folder, bpe, preferences(folder), context=49), 4).restore(position)
+    TrainSource(open_data(folder, bpe, preferences(folder), context=49), 4).restore(position)
   again.close()
   seen = list(data.tokens_seen(5))
   assert len(seen) == 10 and len(list(data.token_documents())) == len(list(data.byte_documents())) == data.num_documents
@@ -292,7 +292,7 @@ def test_held_out_pairs_are_padded_with_weight_zero(folder, bpe):
   data = open_data(folder, bpe, preferences(folder), split='held_out', context=48)
   count = data.rows_per_epoch
   assert 3 < count < 20
-  batches = list(pipeline.held_out_batches(data, count - 1))
+  batches = list(held_out_batches(data, count - 1))
   assert len(batches) == 2
   assert sum(float(side.weights.sum()) for b in batches for side in (b.chosen, b.rejected)) == data.num_targets
   assert not batches[1].chosen.segment_ids[1:].any() and not batches[1].rejected.weights[1:].any()
@@ -303,7 +303,7 @@ def test_held_out_pairs_are_padded_with_weight_zero(folder, bpe):
 def test_every_process_reads_only_its_rows(make, processes, folder, bpe):
   devices, data = jax.devices()[:8], open_data(folder, bpe, make(folder), context=48)
   sharding = NamedSharding(Mesh(np.array(devices).reshape(4, 2), ('x', 'y')), PartitionSpec('x', 'y'))
-  numpy_source, placed_source = pipeline.TrainSource(data, 8), pipeline.TrainSource(data, 8, sharding)
+  numpy_source, placed_source = TrainSource(data, 8), TrainSource(data, 8, sharding)
   whole = [numpy_source.next() for _ in range(3)]
   for batch in whole:
     placed = placed_source.next()
@@ -315,11 +315,11 @@ def test_every_process_reads_only_its_rows(make, processes, folder, bpe):
   placed_source.close()
   each = len(devices) // processes
   for p in range(processes):
-    placement = pipeline._Placement(data, 8, OneProcess(sharding, devices[p * each:(p + 1) * each]))
+    placement = Placement(data, 8, OneProcess(sharding, devices[p * each:(p + 1) * each]))
     assert len(placement.rows) == 8 // processes
     for k, batch in enumerate(whole):
       expected = jax.tree.map(lambda field, rows=placement.rows: field[rows], batch)
-      local = pipeline._typed(placement.read(8 * k))
+      local = typed(placement.read(8 * k))
       assert jax.tree.all(jax.tree.map(np.array_equal, local, expected))
 
 

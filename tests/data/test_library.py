@@ -153,7 +153,7 @@ def test_rows_and_questions(some, tmp_path, monkeypatch):
     config.Data((config.Weighted(source),)), tokenizer, context=700, seed=0, split=split, cache_dir=tmp_path)
   assert open_data(config.StandardLibraryPreferences('plain', held_out=0.2), 'train').pairs
   data = open_data(config.StandardLibraryChats('plain', held_out=0.2), 'held_out')
-  assert data.dialogues and not data.pairs
+  assert not data.pairs
   held_out = {function.question: function.code for function in found
               if fingerprints.unit_interval(function.file) < 0.2}
   everything = data.questions(10_000, 10_000)

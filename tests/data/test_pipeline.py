@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import mixture, pipeline, tokenizers
+from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
 
 FIELDS = ('tokens', 'targets', 'weights', 'positions', 'segment_ids')
 BYTES = tokenizers.ByteTokenizer()
@@ -104,13 +105,13 @@ def test_held_out_covers_every_token_once(folder, packing):
 
 def test_held_out_batches_are_padded_with_weight_zero(folder):
   data = open_data(folder, 'held_out')
-  batches = list(pipeline.held_out_batches(data, 7))
+  batches = list(held_out_batches(data, 7))
   assert len(batches) == -(-data.rows_per_epoch // 7) and data.rows_per_epoch % 7
   assert all(batch.tokens.shape == (7, 16) for batch in batches)
   assert sum(float(batch.weights.sum()) for batch in batches) == data.num_targets
   last = batches[-1]
   assert not last.weights[data.rows_per_epoch % 7:].any() and not last.segment_ids[data.rows_per_epoch % 7:].any()
-  spread = list(pipeline.held_out_batches(data, 7, limit=2))
+  spread = list(held_out_batches(data, 7, limit=2))
   assert len(spread) == 2 and np.array_equal(spread[1].tokens, batches[len(batches) // 2].tokens)
 
 
@@ -126,15 +127,15 @@ def test_batches_do_not_depend_on_prefetching(folder):
   data = open_data(folder)
   rows = [{'tokens': np.stack([data.row(k * 6 + r)['tokens'] for r in range(6)])} for k in range(20)]
   for options in ({}, {'prefetch': 0, 'threads': 0}, {'prefetch': 1, 'threads': 1}, {'prefetch': 50, 'threads': 8}):
-    assert same(numpy_batches(pipeline.TrainSource(data, 6, **options), 20), rows)
-  assert same(numpy_batches(pipeline.TrainSource(data, 6, start=18), 17), rows[3:])
+    assert same(numpy_batches(TrainSource(data, 6, **options), 20), rows)
+  assert same(numpy_batches(TrainSource(data, 6, start=18), 17), rows[3:])
 
 
 def test_resumed_is_uninterrupted(folder):
-  whole = numpy_batches(pipeline.TrainSource(open_data(folder), 4), 40)
+  whole = numpy_batches(TrainSource(open_data(folder), 4), 40)
   parts, position = [], None
   for count in (1, 7, 0, 20, 12):
-    source = pipeline.TrainSource(open_data(folder), 4)
+    source = TrainSource(open_data(folder), 4)
     if position:
       source.restore(position)
     parts += numpy_batches(source, count)
@@ -146,9 +147,9 @@ def test_resumed_is_uninterrupted(folder):
 
 def test_a_ramp_gives_every_sample_once(folder):
   short, long = open_data(folder), open_data(folder, context=32)
-  make = lambda: pipeline.RampSource([pipeline.TrainSource(short, 4), pipeline.TrainSource(short, 2, start=8),
-                                      pipeline.TrainSource(long, 3, start=8)])  # no step is left for the second
-  want = [*numpy_batches(pipeline.TrainSource(short, 4), 2), *numpy_batches(pipeline.TrainSource(long, 3, start=8), 3)]
+  make = lambda: RampSource([TrainSource(short, 4), TrainSource(short, 2, start=8),
+                             TrainSource(long, 3, start=8)])  # no step is left for the second
+  want = [*numpy_batches(TrainSource(short, 4), 2), *numpy_batches(TrainSource(long, 3, start=8), 3)]
   whole = make()
   assert same(numpy_batches(whole, 5), want) and whole.position()['samples'] == 17
   for done in range(5):
@@ -159,7 +160,7 @@ def test_a_ramp_gives_every_sample_once(folder):
 
 
 def test_a_changed_component_is_named(folder, bpe, tmp_path):
-  old = pipeline.TrainSource(open_data(folder), 4).position()
+  old = TrainSource(open_data(folder), 4).position()
   (tmp_path / 'a.jsonl').write_bytes((folder / 'a.jsonl').read_bytes().replace(b'text 7', b'text 8'))
   (tmp_path / 'b.jsonl').write_bytes((folder / 'b.jsonl').read_bytes())
   changed = {
@@ -174,11 +175,11 @@ def test_a_changed_component_is_named(folder, bpe, tmp_path):
   assert changed.keys() == old['fingerprint'].keys()
   for name, (data, batch_size, message) in changed.items():
     with pytest.raises(ConfigError, match=rf'^{name} = {message}'):
-      pipeline.TrainSource(data, batch_size).restore(old)
+      TrainSource(data, batch_size).restore(old)
   with pytest.raises(ConfigError, match='^data = '):
-    pipeline.TrainSource(open_data(folder, held_out=0.3), 4).restore(old)
+    TrainSource(open_data(folder, held_out=0.3), 4).restore(old)
   with pytest.raises(ConfigError, match="^seed, batch_size = '5; 8'.*made with 0; 4"):
-    pipeline.TrainSource(open_data(folder, seed=5), 8).restore(old)
+    TrainSource(open_data(folder, seed=5), 8).restore(old)
 
 
 class OneProcess:
@@ -198,8 +199,8 @@ def test_every_process_reads_only_its_rows(folder, shape, spec, processes):
   devices = jax.devices()[:8]
   sharding = NamedSharding(Mesh(np.array(devices).reshape(shape), ('x', 'y')), PartitionSpec(*spec))
   data, batch_size = open_data(folder), 8
-  whole = numpy_batches(pipeline.TrainSource(data, batch_size), 3)
-  global_batches = pipeline.TrainSource(data, batch_size, sharding)
+  whole = numpy_batches(TrainSource(data, batch_size), 3)
+  global_batches = TrainSource(data, batch_size, sharding)
   for k in range(3):
     batch = global_batches.next()
     assert batch.tokens.sharding == sharding and batch.tokens.dtype == np.int32 and batch.weights.dtype == np.float32
@@ -208,7 +209,7 @@ def test_every_process_reads_only_its_rows(folder, shape, spec, processes):
   each = len(devices) // processes
   for p in range(processes):
     local = OneProcess(sharding, devices[p * each:(p + 1) * each])
-    placement = pipeline._Placement(data, batch_size, local)
+    placement = Placement(data, batch_size, local)
     needed = {row for index in local.addressable_devices_indices_map((8, 16)).values() for row in range(8)[index[0]]}
     assert placement.rows.tolist() == sorted(needed)
     if spec[0] and shape[0] == 8:
