@@ -1,6 +1,6 @@
 """What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax.
 
-Its parts are in `schedules.py`, `optimizers.py`, `data.py` and `objectives.py`, and can be imported from here.
+Its parts are in `schedules.py`, `optimizers.py`, `data.py`, `objectives.py` and `phases.py`; import them from here.
 """
 import dataclasses
 import functools
@@ -32,6 +32,7 @@ from llm_jax.config.data import (
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.objectives import DPO, IPO, ORPO, Hinge, LanguageModel, Objective, Preference, Referenced, SimPO
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.config.phases import Phase, Ramp, make_phases
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 
 __all__ = [
@@ -44,37 +45,6 @@ __all__ = [
 
 
 # ---------------------------------------------------------------------------------------------- stages
-@dataclasses.dataclass(frozen=True)
-class Ramp:
-  """Another batch and context, from the first step on that begins after `tokens` tokens of the stage (Dubey et al.
-  2024, Llama 3, section 3.4.1).
-
-  microbatches: None means as few as leave each of them no more tokens than the stage's first ones have.
-  """
-  tokens: int
-  batch_size: int
-  context: int
-  microbatches: int | None = None
-
-  def __post_init__(self):
-    for field in ('tokens', 'batch_size', 'context'):
-      require(getattr(self, field) > 0, field, getattr(self, field), 'use 1 or more')
-    given = self.microbatches is not None
-    require(not given or self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches',
-            self.microbatches, f'use a divisor of batch_size={self.batch_size}')
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-  """Steps of one shape, and how many steps, samples and tokens of the stage come before them."""
-  first_step: int
-  first_sample: int
-  first_token: int
-  batch_size: int
-  context: int
-  microbatches: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
@@ -150,18 +120,7 @@ class Stage:
   @functools.cached_property
   def phases(self) -> tuple[Phase, ...]:
     """The shapes of the stage's steps, one after the other."""
-    phases = [Phase(0, 0, 0, self.batch_size, self.context, self.microbatches)]
-    tokens = self.batch_size * self.context // self.microbatches  # that a device computes at once
-    for ramp in self.ramp:
-      last = phases[-1]
-      steps = max(0, -(-(ramp.tokens - last.first_token) // (last.batch_size * last.context)))
-      pieces = ramp.microbatches or next(
-        n for n in range(1, ramp.batch_size + 1)
-        if ramp.batch_size % n == 0 and (n == ramp.batch_size or ramp.batch_size // n * ramp.context <= tokens))
-      phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
-                          last.first_token + steps * last.batch_size * last.context, ramp.batch_size, ramp.context,
-                          pieces))
-    return tuple(phases)
+    return make_phases(self.batch_size, self.context, self.microbatches, self.ramp)
 
   def phase_at(self, step: int) -> Phase:
     """The phase of the step after `step` steps."""

@@ -1,0 +1,55 @@
+"""A ramp: batch and context that change within a stage, as stretches of steps of one shape."""
+import dataclasses
+from collections.abc import Sequence
+
+from llm_jax.config.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+  """Another batch and context, from the first step on that begins after `tokens` tokens of the stage (Dubey et al.
+  2024, Llama 3, section 3.4.1).
+
+  microbatches: None means as few as leave each of them no more tokens than the stage's first ones have.
+  """
+  tokens: int
+  batch_size: int
+  context: int
+  microbatches: int | None = None
+
+  def __post_init__(self):
+    for field in ('tokens', 'batch_size', 'context'):
+      require(getattr(self, field) > 0, field, getattr(self, field), 'use 1 or more')
+    given = self.microbatches is not None
+    require(not given or self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches',
+            self.microbatches, f'use a divisor of batch_size={self.batch_size}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """Steps of one shape, and how many steps, samples and tokens of the stage come before them."""
+  first_step: int
+  first_sample: int
+  first_token: int
+  batch_size: int
+  context: int
+  microbatches: int
+
+
+def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence[Ramp]) -> tuple[Phase, ...]:
+  """The shapes of a stage's steps, one after the other; the first as given, the others as `ramp` has them."""
+  phases = [Phase(0, 0, 0, batch_size, context, microbatches)]
+  tokens = batch_size * context // microbatches  # that a device computes at once
+  for each in ramp:
+    last = phases[-1]
+    steps = max(0, -(-(each.tokens - last.first_token) // (last.batch_size * last.context)))
+    phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
+                        last.first_token + steps * last.batch_size * last.context, each.batch_size, each.context,
+                        each.microbatches or _fewest_pieces(each, tokens)))
+  return tuple(phases)
+
+
+def _fewest_pieces(ramp: Ramp, tokens: int) -> int:
+  """Microbatches of no more than `tokens` tokens, or else of one row each."""
+  divisors = [n for n in range(1, ramp.batch_size + 1) if ramp.batch_size % n == 0]
+  return next((n for n in divisors if ramp.batch_size // n * ramp.context <= tokens), ramp.batch_size)
