@@ -21,13 +21,15 @@ from llm_jax.modules.execution import Execution
 from llm_jax.sharding.check import check_divides
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
+from llm_jax.train.context import Context
 from llm_jax.train.hardware import describe_machine, total_peak_flops
 from llm_jax.train.hooks import Preempted
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
-from llm_jax.train.stage import Context, StageData, StageRun, has_result, stage_seed
+from llm_jax.train.scores import StageData
+from llm_jax.train.stage import StageRun, has_result, stage_seed
 from llm_jax.train.workdir import Workdir, write_atomic
 
 

@@ -1,0 +1,34 @@
+"""What the stages of a run share."""
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from llm_jax.config.run import Run
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.modules.execution import Execution
+from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.train.metrics import MetricsWriter
+from llm_jax.train.preemption import Preemption
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """lineage: where and with what the run was made.   peak_flops: FLOP/s of all devices together."""
+  run: Run
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  execution: Execution
+  tokenizer: Tokenizer
+  writer: MetricsWriter
+  preemption: Preemption
+  lineage: dict[str, Any]
+  peak_flops: float
+  primary: bool
+
+  def store(self, stage: str) -> CheckpointStore:
+    """The checkpoints of the stage of that name."""
+    averaged = any(other.init[:2] == ('average', stage) for other in self.run.stages)
+    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
+                           every=self.run.checkpoints.every if averaged else 0)

@@ -1,0 +1,105 @@
+"""Where a stage starts: its own newest checkpoint, else what its `init` names, read once."""
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from llm_jax import hf
+from llm_jax.config.errors import located
+from llm_jax.config.run import Referenced, Stage
+from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.train.averaging import average_params
+from llm_jax.train.checkpoint import Checkpoint, CheckpointError
+from llm_jax.train.context import Context
+from llm_jax.train.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """state: to train.   reference: the parameters that the objective compares with, in memory of their own, or None.
+
+  parent: the checkpoints or the folder that the stage began with, for its lineage; None: nothing.
+  resumed: the stage's own checkpoint that it goes on from, or None.
+  """
+  state: TrainState
+  reference: Any
+  parent: str | None
+  resumed: Checkpoint | None
+
+
+class Starter:
+  """Makes a stage's start.
+
+  create: the jitted () -> TrainState of a stage from scratch.   abstract: its shapes, with shardings.
+
+  Raises (all methods):
+    CheckpointError: a checkpoint is damaged, was trained with another tokenizer, or its stage has not finished.
+    ConfigError: the Hugging Face folder holds another model.
+  """
+
+  def __init__(self, context: Context, stage: Stage, create: Callable[[], TrainState], abstract: TrainState,
+               optimizer: optax.GradientTransformation):
+    self.context, self.stage, self.create, self.abstract, self.optimizer = context, stage, create, abstract, optimizer
+
+  def start(self, newest: Checkpoint | None) -> Start:
+    """From the stage's own newest checkpoint where there is one, else from its `init`."""
+    referenced = isinstance(self.stage.objective, Referenced)
+    if newest:
+      check_tokenizer(newest, self.context.tokenizer)
+      reference = self.params()[0] if referenced else None
+      return Start(newest.restore(self.abstract), reference, newest.facts['lineage']['parent'], newest)
+    match self.stage.init:
+      case ('scratch',):
+        return Start(self.create(), None, None, None)
+      case ('resume', name):
+        checkpoint = self.finished(name)
+        state = checkpoint.restore(self.abstract)
+        state = state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
+        return Start(state, None, named(checkpoint), None)
+    params, parent = self.params()
+    return Start(self.from_params(params, keep=referenced), params if referenced else None, parent, None)
+
+  def from_params(self, params: Any, keep: bool) -> TrainState:
+    """A fresh state. keep: it gets a copy, because steps are given the state's memory to write to."""
+    def make(params):
+      params = jax.tree.map(jnp.copy, params) if keep else params
+      return TrainState.create(params, self.optimizer, self.stage.ema is not None)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(params)
+
+  def params(self) -> tuple[Any, str | None]:
+    """The parameters that the stage begins with, and where they are from."""
+    match self.stage.init:
+      case ('scratch',):
+        return self.create().params, None
+      case ('params' | 'resume', name):
+        checkpoint = self.finished(name)
+        return checkpoint.read_best(self.abstract.params), named(checkpoint)
+      case ('average', name, count):
+        self.finished(name)
+        checkpoints = self.context.store(name).newest(count)
+        return average_params(checkpoints, self.abstract.params), ' + '.join(map(named, checkpoints))
+      case ('hf', folder):
+        with located('config'):
+          return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1], f'hf:{folder}'
+
+  def finished(self, name: str) -> Checkpoint:
+    """The last checkpoint of an earlier stage."""
+    newest = self.context.store(name).latest_valid()
+    if newest is None or not newest.facts['final']:
+      raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished: run it first')
+    check_tokenizer(newest, self.context.tokenizer)
+    return newest
+
+
+def named(checkpoint: Checkpoint) -> str:
+  """`stage/step`, as lineage has it."""
+  return f'{checkpoint.facts["stage"]}/{checkpoint.step}'
+
+
+def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+  if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.facts["tokenizer"]}, this run has '
+                          f'{tokenizer.fingerprint}: bring the first one back, or start in another workdir')
