@@ -30,3 +30,14 @@ class PreferenceBatch:
   """
   chosen: LanguageModelBatch
   rejected: LanguageModelBatch
+
+
+@flax.struct.dataclass
+class LabelledBatch:
+  """Packed texts, each a document with a class.
+
+  `labels` is the class at the last token of each text, the one it is read from, and -1 everywhere else. `text.weights`
+  is 1 / n at each of the n targets of a text: the weighted sum is a sum over texts of means over their targets.
+  """
+  text: LanguageModelBatch
+  labels: Array  # int32 [batch, time]

@@ -32,9 +32,18 @@ class LanguageModelObjective:
   multi_token_weight: float = 0.3
 
   def __call__(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None) -> Loss:
+    return self.of_features(params, batch, *self.features(params, batch, rng))
+
+  def features(self, params: Params, batch: LanguageModelBatch, rng: jax.Array | None
+               ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
+    """`Transformer.features_ahead` of the batch."""
     rngs = {'dropout': rng} if rng is not None and self.model.config.dropout else {}
-    features, routings = self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
-                                          method='features_ahead', rngs=rngs)
+    return self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
+                            method='features_ahead', rngs=rngs)
+
+  def of_features(self, params: Params, batch: LanguageModelBatch, features: tuple[jax.Array, ...],
+                  routings: dict[str, Routing]) -> Loss:
+    """The loss, where the batch's features are at hand."""
     cross_entropy = functools.partial(chunked_cross_entropy, kernels=self.model.execution.kernel_set,
                                       soft_cap=self.model.config.logit_soft_cap)
     w_VD = self.model.head_weight(params)

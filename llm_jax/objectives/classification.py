@@ -1,0 +1,65 @@
+"""Classifying texts: a linear head on what the decoder says of a text's last token."""
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from llm_jax.batch import LabelledBatch
+from llm_jax.config.architecture import Architecture
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.layers import Linear
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.objectives.loss import Loss, Params
+
+HEAD = 'classifier'  # the head's place in the tree of parameters, beside the decoder's
+
+
+def make_head(config: Architecture, classes: int, execution: Execution = Execution()) -> Linear:
+  """Features [..., d_model] to logits [..., classes], without a bias (Radford et al. 2018, GPT-1, equation 3)."""
+  return Linear((config.d_model, classes), execution, std=config.init.std)
+
+
+def init_head(config: Architecture, classes: int, rng: jax.Array) -> Params:
+  """Fresh parameters of the head: {'w': float32 [d_model, classes]}."""
+  return make_head(config, classes).init(rng, jnp.zeros((1, config.d_model)))['params']
+
+
+def class_logits(model: Transformer, params: Params, x_BTD: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+  """float32 [batch, time, classes] of `features`; with an rng these are dropped out at the model's rate first."""
+  if rng is not None and model.config.dropout:
+    x_BTD = nn.Dropout(model.config.dropout, deterministic=False).apply({}, x_BTD, rngs={'dropout': rng})
+  head = make_head(model.config, params[HEAD]['w'].shape[1], model.execution)
+  return head.apply({'params': params[HEAD]}, x_BTD.astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationObjective:
+  """Sum over texts of L3 = L2 + lm_weight L1 (Radford et al. 2018, GPT-1, equations 4 and 5): L2 is -log p(class) at
+  the text's last token, L1 the language model's loss on the same text, with what its routers add, a mean over its
+  targets as in the published code; weight counts the texts.
+
+  Parameters are the decoder's and, under `HEAD`, the head's. With an rng, dropout is active, on the features too.
+  Metrics: accuracy (the class has the largest logit), class_loss (L2), nll (L1 without the routers'), the routers'.
+  """
+  model: Transformer
+  lm_weight: float = 0.5
+
+  def __call__(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None) -> Loss:
+    language = LanguageModelObjective(self.model)
+    features, routings = language.features(params, batch.text, rng)
+    head_rng = None if rng is None else jax.random.fold_in(rng, 1)
+    logits_BTC = class_logits(self.model, params, features[0], head_rng)
+    marked_BT, labels_BT1 = batch.labels >= 0, jnp.maximum(batch.labels, 0)[..., None]
+    target_BT = jnp.take_along_axis(logits_BTC, labels_BT1, -1)[..., 0]
+    total = lambda x_BT: jnp.where(marked_BT, x_BT, 0).sum()
+    class_loss = total(jax.nn.logsumexp(logits_BTC, -1) - target_BT)
+    lm = language.of_features(params, batch.text, features, routings)
+    metrics = {**lm.metrics, 'class_loss': jax.lax.stop_gradient(class_loss),
+               'accuracy': total((jnp.argmax(logits_BTC, -1) == labels_BT1[..., 0]).astype(jnp.float32))}
+    return Loss(class_loss + self.lm_weight * lm.total, marked_BT.sum().astype(jnp.float32), metrics, lm.loads)
+
+  def after_step(self, params: Params, loads: dict[str, jax.Array]) -> Params:
+    return LanguageModelObjective(self.model).after_step(params, loads)
