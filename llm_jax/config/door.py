@@ -83,7 +83,7 @@ def read(kind: Any, value: Any, path: str) -> Any:
     if type(None) in _members(kind):
       return None
     raise ConfigError(path, None, f'None is not allowed here: give {describe(kind)}')
-  if options:
+  if options and (hasattr(value, 'items') or set(_members(kind)) <= {*options, type(None)}):
     return value if isinstance(value, tuple(options)) else _read_dataclass(options, value, path)
   for member in _members(kind):
     if typing.get_origin(member) is tuple and isinstance(value, list | tuple):

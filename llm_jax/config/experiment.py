@@ -23,6 +23,7 @@ from llm_jax.config.run import (
   Jsonl,
   LanguageModel,
   LinearToZero,
+  Member,
   Mesh,
   Muon,
   Parquet,
@@ -43,8 +44,9 @@ from llm_jax.config.run import (
 
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
-  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Mesh', 'Muon', 'Parquet',
-  'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text',
+  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Member', 'Mesh', 'Muon',
+  'Parquet', 'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences',
+  'Text',
   'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
 ]
 

@@ -1,6 +1,7 @@
 """What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax.
 
-Its parts are in `schedules.py`, `optimizers.py`, `data.py`, `objectives.py` and `phases.py`; import them from here.
+Its parts are in `schedules.py`, `optimizers.py`, `data.py`, `objectives.py`, `phases.py` and `starts.py`; import them
+from here.
 """
 import dataclasses
 import functools
@@ -34,13 +35,14 @@ from llm_jax.config.objectives import DPO, IPO, ORPO, Hinge, LanguageModel, Obje
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 from llm_jax.config.phases import Phase, Ramp, make_phases
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
+from llm_jax.config.starts import Init, Member, check_init, members_of, parents_of
 
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Constant',
   'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel',
-  'LinearToZero', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences', 'Phase',
-  'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats',
-  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+  'LinearToZero', 'Member', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences',
+  'Phase', 'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary',
+  'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
 ]
 
 
@@ -51,7 +53,8 @@ class Stage:
 
   init: where it starts. ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params',
   stage): its parameters alone, averaged where it kept an average; ('average', stage, n): the mean of the parameters in
-  its last n checkpoints; ('hf', folder): a Hugging Face folder of the run's model.
+  its last n checkpoints; ('average', Member(stage, step, weight), ...): the weighted mean of these checkpoints, which
+  may be of several stages; ('hf', folder): a Hugging Face folder of the run's model.
   Steps count from 0 in every stage, and schedules are functions of them.
   positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
   None keeps those of the stage that it starts from.
@@ -69,7 +72,7 @@ class Stage:
   learning_rate: Schedule
   optimizer: Optimizer = AdamW()
   objective: Objective = LanguageModel()
-  init: tuple[str | int, ...] = ('scratch',)
+  init: Init = ('scratch',)
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
   microbatches: int = 1
@@ -94,11 +97,7 @@ class Stage:
     require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
     require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
     require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
-    kinds = {'scratch': (), 'resume': (str,), 'params': (str,), 'average': (str, int), 'hf': (str,)}
-    known = bool(self.init) and kinds.get(self.init[0]) == tuple(map(type, self.init[1:]))
-    require(known, 'init', self.init,
-            "use ('scratch',), ('resume', stage), ('params', stage), ('average', stage, n) or ('hf', folder)")
-    require(self.init[0] != 'average' or self.init[2] > 0, 'init', self.init, 'average 1 checkpoint or more')
+    check_init(self.init)
     tokens = [0, *(ramp.tokens for ramp in self.ramp)]
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
@@ -113,9 +112,9 @@ class Stage:
             f'warm-up is longer than the stage: use at most steps={self.steps}')
 
   @property
-  def parent(self) -> str | None:
-    """The stage that this one starts from."""
-    return self.init[1] if self.init[0] in ('resume', 'params', 'average') else None
+  def parents(self) -> tuple[str, ...]:
+    """The stages that this one starts from."""
+    return parents_of(self.init)
 
   @functools.cached_property
   def phases(self) -> tuple[Phase, ...]:
@@ -201,16 +200,13 @@ class Run:
     for i, stage in enumerate(self.stages):
       path = f'stages[{i}]'
       require(stage.name not in earlier, f'{path}.name', stage.name, 'stage names must differ')
-      if stage.parent is not None and stage.parent not in earlier:
-        raise ConfigError(f'{path}.init', stage.init, f'name an earlier stage, one of {earlier}')
+      for parent in stage.parents:
+        if parent not in earlier:
+          at = next((k for k, each in enumerate(stage.init) if isinstance(each, Member) and each.stage == parent), None)
+          raise ConfigError(f'{path}.init' + (f'[{at}].stage' if at else ''), parent if at else stage.init,
+                            f'name an earlier stage, one of {earlier}')
       if stage.init[0] == 'average':
-        require(stage.init[2] <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,
-                f'{path}.init averages {stage.init[2]} checkpoints: keep as many')
-        every, steps = self.checkpoints.every, self.stages[earlier.index(stage.init[1])].steps
-        made = max(1, -(-steps // every)) if every else 1
-        require(stage.init[2] <= made, f'{path}.init', stage.init,
-                f'{stage.init[1]} makes {made} in its {steps} steps: lower n, or save more often '
-                f'(checkpoints.every={every})')
+        self._check_average(stage, path)
       if stage.init[0] == 'resume':
         parent = self.stages[earlier.index(stage.init[1])]
         require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,
@@ -230,14 +226,41 @@ class Run:
       require(self.model.vocab_size >= needs, 'model.vocab_size', self.model.vocab_size,
               f'smaller than the tokenizer\'s: use {needs} or more')
 
+  def _check_average(self, stage: Stage, path: str) -> None:
+    """Whether the checkpoints that a stage averages will be made and kept, and are of one model."""
+    every, by_name = self.checkpoints.every, {each.name: each for each in self.stages}
+    members = members_of(stage.init)
+    if not members:
+      _, name, count = stage.init
+      require(count <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,
+              f'{path}.init averages {count} checkpoints: keep as many')
+      steps = by_name[name].steps
+      made = max(1, -(-steps // every)) if every else 1
+      require(count <= made, f'{path}.init', stage.init,
+              f'{name} makes {made} in its {steps} steps: lower n, or save more often (checkpoints.every={every})')
+    named = [(member.stage, member.step or by_name[member.stage].steps) for member in members]
+    for k, (name, step) in enumerate(named):
+      steps = by_name[name].steps
+      require(step == steps or step < steps and every and step % every == 0, f'{path}.init[{k + 1}].step', step,
+              f'{name} saves its last step, {steps}, ' + (f'and the multiples of checkpoints.every={every} before it' if
+                                                          every else 'and no other while checkpoints.every=0'))
+      require((name, step) not in named[:k], f'{path}.init[{k + 1}]', f'{name}/{step}',
+              'is named twice: give it a larger weight')
+    models = [self.model_of(by_name[parent]) for parent in stage.parents]
+    require(stage.positions is not None or all(model == models[0] for model in models), f'{path}.positions', None,
+            f'{", ".join(stage.parents)} have different ones: say which the mean has')
+
   def ancestors(self, stage: Stage) -> tuple[Stage, ...]:
-    """The stages that `stage` comes from, the first of all first."""
-    if stage.parent is None:
-      return ()
-    parent = next(each for each in self.stages if each.name == stage.parent)
-    return (*self.ancestors(parent), parent)
+    """The stages that `stage` comes from, in the order of the run."""
+    names = set(stage.parents)
+    for each in reversed(self.stages):
+      if each.name in names:
+        names.update(each.parents)
+    return tuple(each for each in self.stages if each.name in names)
 
   def model_of(self, stage: Stage) -> Architecture:
     """The model as `stage` trains it: with the positions that it, or else the last stage that it comes from, sets."""
-    set_here = [each.positions for each in (*self.ancestors(stage), stage) if each.positions is not None]
-    return dataclasses.replace(self.model, positions=set_here[-1]) if set_here else self.model
+    if stage.positions is not None:
+      return dataclasses.replace(self.model, positions=stage.positions)
+    parent = next((each for each in self.stages if each.name in stage.parents), None)
+    return self.model if parent is None else self.model_of(parent)

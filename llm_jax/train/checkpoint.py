@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,15 @@ class CheckpointStore:
   """The checkpoints of one stage. Every process of a run makes the same calls; process 0 commits and deletes.
 
   keep: how many of the newest checkpoints stay.   warn: told of every checkpoint that is not believed.
+  pinned: steps whose checkpoints stay beside them.
   every: 0, or only the newest and the multiples of it are kept and averaged: what is there is then the same whether or
     not the run was asked to stop in between, and saved.
   """
 
-  def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning, *, every: int = 0):
+  def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning, *, every: int = 0,
+               pinned: Collection[int] = ()):
     self.folder, self.keep, self.warn, self.every = Path(folder), keep, warn, every
+    self.pinned = frozenset(pinned)
     self._orbax: ocp.AsyncCheckpointer | None = None
     self._thread: threading.Thread | None = None
     self._error: BaseException | None = None
@@ -93,6 +96,22 @@ class CheckpointStore:
       raise CheckpointError(f'{self.folder}: holds {len(names)} checkpoints, {count} are to be averaged: save more '
                             'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
     return [from_manifest(self.folder / name, read_manifest(self.folder / name)) for name in names]
+
+  def at(self, step: int) -> Checkpoint:
+    """The checkpoint of `step`, verified.
+
+    Raises:
+      CheckpointError: when there is none, or it is damaged.
+    """
+    def name() -> str | None:
+      path = next((path for other, path in self._committed() if other == step), None)
+      return path and open_checkpoint(path).path.name
+
+    found = cluster.on_first(name)
+    if found is None:
+      raise CheckpointError(f'{self.folder}: has no checkpoint of step {step}, only of '
+                            f'{", ".join(map(str, self.steps())) or "none"}: bring it back from a copy')
+    return from_manifest(self.folder / found, read_manifest(self.folder / found))
 
   def _newest_valid_name(self) -> str | None:
     bad = []
@@ -179,13 +198,14 @@ class CheckpointStore:
       self._error = error
 
   def _collect(self, step: int) -> None:
-    """Deletes what is older than the newest `keep`, the one just committed being the first of them. Checkpoints of
-    higher steps were not believed when this run began, or it would have gone on from them: they stay until overwritten.
+    """Deletes what is older than the newest `keep`, the one just committed being the first of them, and not pinned.
+    Checkpoints of higher steps were not believed when this run began, or it would have gone on from them: they stay
+    until overwritten.
     """
     believed = [(other, path) for other, path in self._committed() if other <= step]
     kept = self._regular(believed)[:self.keep]
-    for _, path in believed:
-      if path not in kept:
+    for other, path in believed:
+      if path not in kept and other not in self.pinned:
         self._delete(path)
 
   def _delete(self, path: Path) -> None:

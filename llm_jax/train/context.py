@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from llm_jax.config.run import Run
+from llm_jax.config.starts import members_of
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.train.checkpoint import CheckpointStore
@@ -30,5 +31,7 @@ class Context:
   def store(self, stage: str) -> CheckpointStore:
     """The checkpoints of the stage of that name."""
     averaged = any(other.init[:2] == ('average', stage) for other in self.run.stages)
+    named = [member for other in self.run.stages for member in members_of(other.init) if member.stage == stage]
     return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
-                           every=self.run.checkpoints.every if averaged else 0)
+                           every=self.run.checkpoints.every if averaged else 0,
+                           pinned=[member.step for member in named if member.step])

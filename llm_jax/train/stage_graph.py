@@ -1,4 +1,4 @@
-"""The stages of a run as a picture: a box each, an arrow from where it starts."""
+"""The stages of a run as a picture: a box each, an arrow from each stage that it starts from."""
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,9 +15,9 @@ def stage_graph(stages: Sequence[Mapping[str, Any]], results: Mapping[str, str],
   by_name = {str(stage.get('name')): stage for stage in stages}
   places, rows = {}, {}
   for name, stage in by_name.items():
-    parent = _parent(stage)
-    column = places[parent][0] + 1 if parent in places else 0
-    places[name] = column, rows.get(column, places[parent][1] if parent in places else 0)
+    before = [places[parent] for parent in _parents(stage) if parent in places]
+    column = 1 + max((place[0] for place in before), default=-1)
+    places[name] = column, rows.get(column, min((place[1] for place in before), default=0))
     rows[column] = places[name][1] + 1
   columns, height = (1 + max(place[i] for place in places.values()) for i in (0, 1))
   width = columns * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
@@ -29,18 +29,27 @@ def stage_graph(stages: Sequence[Mapping[str, Any]], results: Mapping[str, str],
            '<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>']
   for name, stage in by_name.items():
     parts += _box(stage, *corner[name], results.get(name, ''), reached.get(name))
-    parent = _parent(stage)
-    if parent in corner:
-      parts += _arrow(corner[parent], corner[name], ' '.join(str(word) for word in (stage['init'][0],
-                                                                                    *stage['init'][2:])))
+    for parent, how in _parents(stage).items():
+      if parent in corner:
+        parts += _arrow(corner[parent], corner[name], how)
   # As wide as it is drawn: text keeps its size, and a long recipe scrolls.
   return (f'<figure class="scroll"><svg class="stages" viewBox="0 0 {width} {height}" role="img" aria-label="stages" '
           f'style="min-width: {width}px; max-width: {width}px">' + ''.join(parts) + '</svg></figure>')
 
 
-def _parent(stage: Mapping[str, Any]) -> str | None:
-  init = stage.get('init') or ['scratch']
-  return str(init[1]) if init[0] in ('resume', 'params', 'average') and len(init) > 1 else None
+def _parents(stage: Mapping[str, Any]) -> dict[str, str]:
+  """The stages that it starts from, and what it takes from each: `params`, `average 3`, `average 200, 2 x last`."""
+  how, *rest = stage.get('init') or ['scratch']
+  if how not in ('resume', 'params', 'average') or not rest:
+    return {}
+  taken: dict[str, list[str]] = {}
+  for member in rest:
+    if isinstance(member, Mapping):
+      weight = '' if member.get('weight', 1) == 1 else f'{member["weight"]:g} x '
+      taken.setdefault(str(member.get('stage')), []).append(f'{weight}{member.get("step") or "last"}')
+  if taken:
+    return {name: f'{how} {", ".join(checkpoints)}' for name, checkpoints in taken.items()}
+  return {str(rest[0]): ' '.join(map(str, (how, *rest[1:])))}
 
 
 def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | None) -> list[str]:

@@ -121,10 +121,10 @@ def check_starts(context: Context, todo: list[Stage]) -> None:
     if stage.init[0] == 'hf':
       with located('config'):
         hf.check_pretrained(stage.init[1], context.run.model)
-    if stage.parent not in (None, *(other.name for other in todo)):
-      newest = context.store(stage.parent).latest_valid()
+    for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
+      newest = context.store(parent).latest_valid()
       if newest is None or not newest.facts['final']:
-        raise ConfigError('--stage', stage.name, f'it starts from stage {stage.parent}, which has not finished: '
+        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has not finished: '
                           'run that first')
 
 

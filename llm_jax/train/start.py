@@ -1,5 +1,6 @@
 """Where a stage starts: its own newest checkpoint, else what its `init` names, read once."""
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -77,21 +78,36 @@ class Starter:
       case ('params' | 'resume', name):
         checkpoint = self.finished(name)
         return checkpoint.read_best(self.abstract.params), named(checkpoint)
-      case ('average', name, count):
-        self.finished(name)
-        checkpoints = self.context.store(name).newest(count)
-        return average_params(checkpoints, self.abstract.params), ' + '.join(map(named, checkpoints))
+      case ('average', *_):
+        checkpoints, weights = zip(*self.members, strict=True)
+        return average_params(checkpoints, self.abstract.params, weights), ' + '.join(
+          named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
+          for checkpoint, weight in self.members)
       case ('hf', folder):
         with located('config'):
           return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1], f'hf:{folder}'
 
-  def finished(self, name: str) -> Checkpoint:
-    """The last checkpoint of an earlier stage."""
-    newest = self.context.store(name).latest_valid()
-    if newest is None or not newest.facts['final']:
+  @functools.cached_property
+  def members(self) -> list[tuple[Checkpoint, float]]:
+    """The checkpoints whose mean the stage begins with, and their weights, the last of them last; none else."""
+    match self.stage.init:
+      case ('average', str() as name, count):
+        self.finished(name)
+        return [(checkpoint, 1.0) for checkpoint in reversed(self.context.store(name).newest(count))]
+      case ('average', *members):
+        return [(self.finished(member.stage, member.step), member.weight) for member in members]
+    return []
+
+  def finished(self, name: str, step: int | None = None) -> Checkpoint:
+    """The last checkpoint of an earlier stage, or that of `step`."""
+    store = self.context.store(name)
+    checkpoint = store.latest_valid()
+    if checkpoint is None or not checkpoint.facts['final']:
       raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished: run it first')
-    check_tokenizer(newest, self.context.tokenizer)
-    return newest
+    if step not in (None, checkpoint.step):
+      checkpoint = store.at(step)
+    check_tokenizer(checkpoint, self.context.tokenizer)
+    return checkpoint
 
 
 def named(checkpoint: Checkpoint) -> str:
