@@ -167,10 +167,55 @@ class StandardLibraryPreferences:
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelledJsonl:
+  """JSON lines (optionally .gz) of a text and its class, {"text", "label"}, or of two texts and theirs (premise and
+  hypothesis), {"text", "pair", "label"} with pair='pair'; for `Classification`.
+
+  labels: names of the classes. A row has one of them, or a whole number that reads as one.
+  text, pair, label: the fields; pair=None: a row has one text.
+  marks: control tokens before the text, between two texts, and behind, where the class is read (Radford et al. 2018,
+    GPT-1, section 3.3: start, delimiter, extract); '' is the tokenizer's end of text.
+  """
+  path: str
+  labels: tuple[str, ...]
+  text: str = 'text'
+  pair: str | None = None
+  label: str = 'label'
+  marks: tuple[str, ...] = ('', '', '')
+  held_out: float = 0.1
+
+  def __post_init__(self):
+    _check_labelled(self.labels, self.marks)
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryFunctions:
+  """Functions of the running interpreter's standard library; the class is the package that one is from, of those that
+  `labels` names. A file's functions are held out where `StandardLibrary` with the same `held_out` holds out the file.
+
+  marks: as `LabelledJsonl` has it.
+  """
+  labels: tuple[str, ...] = ('asyncio', 'email', 'importlib', 'multiprocessing', 'unittest', 'xml')
+  marks: tuple[str, ...] = ('', '', '')
+  held_out: float = 0.1
+
+  def __post_init__(self):
+    _check_labelled(self.labels, self.marks)
+
+
+def _check_labelled(labels: tuple[str, ...], marks: tuple[str, ...]) -> None:
+  require(len(labels) >= 2, 'labels', labels, 'name two classes or more')
+  twice = tuple(label for i, label in enumerate(labels) if label in labels[:i])
+  require(not twice, 'labels', twice, 'named twice')
+  require(len(marks) == 3, 'marks', marks, 'name three: before a text, between two, behind')
+
+
 Chats = Conversations | StandardLibraryChats
 Pairs = Preferences | StandardLibraryPreferences
 Dialogues = Chats | Pairs  # written out by a template, and only what the assistant says is learnt
-Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Dialogues
+Labelled = LabelledJsonl | StandardLibraryFunctions
+Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Dialogues | Labelled
 
 
 Weight = float | tuple[tuple[float, ...], ...]
@@ -230,6 +275,8 @@ class Data:
     pairs = [isinstance(part.source, Pairs) for part in self.sources]
     require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
             'pairs of answers cannot be mixed with other text: give them a stage of their own')
+    labels = [getattr(part.source, 'labels', None) for part in self.sources]
+    require(len(set(labels)) == 1, 'sources', labels, 'texts with classes are mixed with none but those of the same')
     for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:
       require(sum(part.at(place) for part in self.sources) > 0, 'sources', [part.weight for part in self.sources],
               f'all weights are 0 at {place} of the stage: leave one above')
@@ -238,6 +285,12 @@ class Data:
   def pairs(self) -> bool:
     """Whether rows are pairs of answers, one pair a row."""
     return isinstance(self.sources[0].source, Pairs)
+
+  @property
+  def labels(self) -> tuple[str, ...] | None:
+    """The classes of its texts; None where they have none."""
+    source = self.sources[0].source
+    return source.labels if isinstance(source, Labelled) else None
 
   @property
   def template(self) -> str | None:

@@ -19,6 +19,17 @@ class LanguageModel:
       require(getattr(self, field) >= 0, field, getattr(self, field), 'use 0 or more')
 
 
+# ---------------------------------------------------------------------------------------------- classes
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """L3 = L2 + lm_weight L1 (Radford et al. 2018, GPT-1, equation 5: 0.5): the cross-entropy of a text's class, of a
+  linear head on the features of its last token, and the language model's loss on the same text."""
+  lm_weight: float = 0.5
+
+  def __post_init__(self):
+    require(self.lm_weight >= 0, 'lm_weight', self.lm_weight, 'use 0 or more')
+
+
 # ---------------------------------------------------------------------------------------------- preferences
 # Over pairs of answers; p and q are the log-probabilities of an answer under the policy and the reference, and
 # margin = beta ((p_chosen - q_chosen) - (p_rejected - q_rejected)).
@@ -84,4 +95,4 @@ def _check_beta(beta: float) -> None:
 
 Referenced = DPO | IPO | Hinge  # those that compare with a frozen reference
 Preference = Referenced | ORPO | SimPO
-Objective = LanguageModel | DPO | IPO | Hinge | ORPO | SimPO
+Objective = LanguageModel | Classification | DPO | IPO | Hinge | ORPO | SimPO

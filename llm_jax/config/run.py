@@ -17,12 +17,15 @@ from llm_jax.config.data import (
   Dialogues,
   HuggingFaceFile,
   Jsonl,
+  Labelled,
+  LabelledJsonl,
   Pairs,
   Parquet,
   Preferences,
   Source,
   StandardLibrary,
   StandardLibraryChats,
+  StandardLibraryFunctions,
   StandardLibraryPreferences,
   Text,
   TiktokenFile,
@@ -31,7 +34,18 @@ from llm_jax.config.data import (
   Weighted,
 )
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.config.objectives import DPO, IPO, ORPO, Hinge, LanguageModel, Objective, Preference, Referenced, SimPO
+from llm_jax.config.objectives import (
+  DPO,
+  IPO,
+  ORPO,
+  Classification,
+  Hinge,
+  LanguageModel,
+  Objective,
+  Preference,
+  Referenced,
+  SimPO,
+)
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 from llm_jax.config.phases import Phase, Ramp, make_phases
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
@@ -42,7 +56,7 @@ __all__ = [
   'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel',
   'LinearToZero', 'Member', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences',
   'Phase', 'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary',
-  'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
+  'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted', 'Classification', 'Labelled', 'LabelledJsonl', 'StandardLibraryFunctions',
 ]
 
 
@@ -106,6 +120,10 @@ class Stage:
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
             'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
             'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or SimPO')
+    classifies = isinstance(self.objective, Classification)
+    require(classifies == (self.data.labels is not None), 'objective', type(self.objective).__name__,
+            'needs data=LabelledJsonl(...) or StandardLibraryFunctions()' if classifies else
+            'cannot learn classes: use Classification()')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
@@ -211,6 +229,8 @@ class Run:
         parent = self.stages[earlier.index(stage.init[1])]
         require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,
                 f"init=('resume', {parent.name!r}) needs that stage's optimizer, or use ('params', {parent.name!r})")
+        require(stage.data.labels == parent.data.labels, f'{path}.init', stage.init,
+                f"{parent.name} has other classes, or none, and so other parameters: use ('params', {parent.name!r})")
         require((stage.ema is None) == (parent.ema is None), f'{path}.ema', stage.ema,
                 f"init=('resume', {parent.name!r}): both stages keep an average or neither; set one, or use 'params'")
       require(stage.positions is None or isinstance(self.model.positions, RoPE), f'{path}.positions', stage.positions,

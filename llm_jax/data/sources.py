@@ -18,11 +18,11 @@ import numpy as np
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import dialogues, fingerprints, library, rows
+from llm_jax.data import dialogues, fingerprints, labelled, library, rows
 
 Split = Literal['train', 'held_out']
-# Text; the ids of a source that is tokenised already; a conversation; the two answers to a prompt.
-Content = str | np.ndarray | tuple[dialogues.Dialogue, ...]
+# Text; the ids of a source that is tokenised already; a conversation; the two answers to a prompt; texts and a class.
+Content = str | np.ndarray | tuple[dialogues.Dialogue, ...] | labelled.Example
 Record = tuple[str, Callable[[], Content]]
 
 # Not the library's own code: tests, installed packages, the reference manual as one string (pydoc_data), and
@@ -37,6 +37,7 @@ class DocumentSource:
   kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
   records: a fresh pass over (key, read). num_bytes: size of the files, an estimate of the text.
   chat: the configuration of a source of dialogues, of which only what the assistant says is a target.
+  labelled: the configuration of a source of texts with classes.
   skipped: how many bad rows the passes so far left out, by reason (only with on_error='skip').
   """
   kind: str
@@ -46,6 +47,7 @@ class DocumentSource:
   num_bytes: int
   tokenised: bool = False
   chat: config.Dialogues | None = None
+  labelled: config.Labelled | None = None
   skip: bool = False
   skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
 
@@ -53,7 +55,7 @@ class DocumentSource:
     """(key, read) of a split's documents, in the order of the source; `read()` gives the document."""
     records = iter(self.records())
     first_two = list(itertools.islice(records, 2))
-    if len(first_two) == 1 and self.chat is None:
+    if len(first_two) == 1 and self.chat is None and self.labelled is None:
       [(key, read)] = first_two
       yield key, lambda: self._part(read(), split)
       return
@@ -107,6 +109,12 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
       files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
     case config.StandardLibraryChats() | config.StandardLibraryPreferences():
       files, read = _standard_library(), lambda files: _library_dialogues(files, source)
+    case config.LabelledJsonl(path):
+      parse = functools.partial(labelled.read_example, source=source)
+      files, read = _find(path, ('.jsonl', '.jsonl.gz')), lambda files: rows.jsonl(files, parse)
+    case config.StandardLibraryFunctions(labels):
+      files = {name: path for name, path in _standard_library().items() if name.split('/')[0] in labels}
+      read = lambda files: labelled.library_functions(files, source)
     case config.Parquet(path, field):
       files, read = _find(path, ('.parquet',)), lambda files: rows.parquet(files, field)
     case config.ArrayRecord(path):
@@ -115,7 +123,8 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
       files, read = _find(path, ('.bin',)), lambda files: rows.tokens(files, dtype, separator)
     case _:
       raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord, TokenFile, '
-                        'Conversations, Preferences, StandardLibraryChats or StandardLibraryPreferences')
+                        'Conversations, Preferences, StandardLibraryChats, StandardLibraryPreferences, '
+                        'LabelledJsonl or StandardLibraryFunctions')
   num_bytes = sum(path.stat().st_size for path in files.values())
   require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
   selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
@@ -129,6 +138,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
     records=lambda: read(files), num_bytes=num_bytes, tokenised=kind == 'TokenFile',
     chat=source if isinstance(source, config.Dialogues) else None,
+    labelled=source if isinstance(source, config.Labelled) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')
 
 

@@ -3,11 +3,11 @@
 A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
   tokens     every document as `eot ids eot`, uint16 or uint32, little-endian
   documents  per document (tokens, bytes of text), int64 pairs
-  counts     of dialogues only: 1 for every token that is a target, uint8
+  counts     of dialogues: 1 for every token that is a target; of labelled texts: 1 for what is no mark; uint8
   meta.json  numbers and the sha256 of the files, written last
 
 A dialogue is stored as its chat template writes it, with no `eot` around it; its bytes are those of the answers that
-are learnt. A pair of answers is two documents, the chosen one first.
+are learnt. A pair of answers is two documents, the chosen one first. A labelled text ends with its class.
 
 While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk.
 A process that finds such a folder goes on after the last batch whose checksum holds.
@@ -28,7 +28,7 @@ from typing import BinaryIO
 import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import chat, dialogues, fingerprints, sources
+from llm_jax.data import chat, dialogues, fingerprints, labelled, sources
 from llm_jax.data.tokenizers import Tokenizer, bytes_per_token
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
@@ -78,6 +78,9 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
   if source.chat:
     chat.check_template(source.chat.template, tokenizer)
     determines['chat'] = chat.FORMAT
+  if source.labelled:
+    labelled.check_marks(source.labelled, tokenizer)
+    determines['labelled'] = labelled.FORMAT
   fingerprint = fingerprints.of(determines)
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
   store = _load(folder, fingerprint, cache_dir)
@@ -138,7 +141,9 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
   building = folder.with_suffix('.building')
   building.mkdir(exist_ok=True)
   dtype = np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
-  dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')} | ({'counts': np.dtype(np.uint8)} if source.chat else {})
+  dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')}
+  if source.chat or source.labelled:
+    dtypes['counts'] = np.dtype(np.uint8)
   share = source.held_out if split == 'held_out' else 1 - source.held_out
   with contextlib.ExitStack() as stack:
     files = {name: stack.enter_context(open(building / name, 'ab')) for name in dtypes}
@@ -189,9 +194,14 @@ def _batches(source: sources.DocumentSource, readers: Iterator[sources.Record],
       count += 1
       if document:
         documents.append(document)
-        size += sum(map(dialogues.length, document)) if source.chat else len(document)
+        size += sum(map(dialogues.length, document)) if source.chat else len(getattr(document, 'text', document))
       following = next(readers, done)
-    yield count, _dialogue_parts(documents, source, tokenizer) if source.chat else _text_parts(documents, tokenizer)
+    if source.chat:
+      yield count, _dialogue_parts(documents, source, tokenizer)
+    elif source.labelled:
+      yield count, _labelled_parts(documents, source, tokenizer)
+    else:
+      yield count, _text_parts(documents, tokenizer)
 
 
 def _text_parts(texts: list[str], tokenizer: Tokenizer) -> Parts:
@@ -205,6 +215,13 @@ def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: sources.
   documents = [dialogue for row in rows for dialogue in row]
   encoded = [dialogues.encode(dialogue, source.chat, tokenizer) for dialogue in documents]
   sizes = [len(''.join(dialogue.answers).encode()) for dialogue in documents]
+  return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
+          'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
+
+
+def _labelled_parts(examples: list[labelled.Example], source: sources.DocumentSource, tokenizer: Tokenizer) -> Parts:
+  encoded = labelled.encode(examples, source.labelled, tokenizer)
+  sizes = [len(''.join(example.texts).encode()) for example in examples]
   return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
           'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
 

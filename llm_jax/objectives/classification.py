@@ -17,14 +17,14 @@ from llm_jax.objectives.loss import Loss, Params
 HEAD = 'classifier'  # the head's place in the tree of parameters, beside the decoder's
 
 
-def make_head(config: Architecture, classes: int, execution: Execution = Execution()) -> Linear:
+def make_head(config: Architecture, classes: int, execution: Execution) -> Linear:
   """Features [..., d_model] to logits [..., classes], without a bias (Radford et al. 2018, GPT-1, equation 3)."""
   return Linear((config.d_model, classes), execution, std=config.init.std)
 
 
 def init_head(config: Architecture, classes: int, rng: jax.Array) -> Params:
   """Fresh parameters of the head: {'w': float32 [d_model, classes]}."""
-  return make_head(config, classes).init(rng, jnp.zeros((1, config.d_model)))['params']
+  return make_head(config, classes, Execution()).init(rng, jnp.zeros((1, config.d_model)))['params']
 
 
 def class_logits(model: Transformer, params: Params, x_BTD: jax.Array, rng: jax.Array | None = None) -> jax.Array:
