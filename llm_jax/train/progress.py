@@ -64,10 +64,12 @@ class Progress:
 
   def held_out(self, step: int, **numbers: float) -> None:
     """The last evaluation's result: loss (nats per token), bits_per_byte of text; of pairs the share that is right and
-    the mean margin of rewards."""
+    the mean margin of rewards; of classes the share that is right."""
     forms = {'loss': 'loss {:.4f}', 'bits_per_byte': '{:.4f} bits per byte'}
     if 'reward_margin' in numbers:
       forms |= {'accuracy': '{:.0%} right', 'reward_margin': 'margin {:.3f}'}
+    if 'class_loss' in numbers:
+      forms |= {'accuracy': '{:.1%} right', 'most_common_class': '{:.1%} are of the most common class'}
     parts = [form.format(numbers[name]) for name, form in forms.items() if name in numbers]
     self._held_out = '  '.join([f'held-out at step {step:,}:', *parts])
     if self._live is None:

@@ -221,10 +221,12 @@ def graph(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], con
 
 def result(final: dict[str, Any]) -> str:
   """The number that says what a stage did: bits per byte of text, answers in form before and after, the accuracy on
-  pairs, else the held-out loss."""
+  pairs or classes, else the held-out loss."""
   for name, words in (('parses', 'in form'), ('ended', 'answers end')):
     if math.isfinite(after := value(final, name)):
       return f'{value(final, f"{name}_before"):.0%} → {after:.0%} {words}'
+  if math.isfinite(value(final, 'class_loss')):
+    return f'{value(final, "accuracy"):.0%} right, most common {value(final, "most_common_class"):.0%}'
   for name, form in (('bits_per_byte', '{:.3f} bits per byte'), ('reward_margin', 'margin {:.2f}'),
                      ('loss', 'held-out loss {:.3f}')):
     if math.isfinite(x := value(final, name)):

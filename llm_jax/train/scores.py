@@ -35,7 +35,8 @@ class Scorer:
     self.model, self.execution = model, execution
 
   def scores(self, params: Any, reference: Any, everything: bool = False) -> dict[str, float]:
-    """The objective's held-out means, for text also bits per byte; {} where nothing is held out.
+    """The objective's held-out means, for text also bits per byte, for classes also the share of the most common one;
+    {} where nothing is held out.
 
     everything: of all that is held out, else of the stage's `eval_batches`.
     """
@@ -45,7 +46,9 @@ class Scorer:
     batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
                                None if everything else self.stage.eval_batches * self.stage.microbatches)
     scores = evaluate(self.eval_step, params, reference, batches)
-    if self.stage.data.template is None:
+    if self.stage.data.labels is not None:
+      scores['most_common_class'] = self.held_out.most_common_class
+    elif self.stage.data.template is None:
       tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
       scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
     return scores
@@ -64,7 +67,7 @@ class Scorer:
     and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too much of it."""
     stages = (*self.context.run.ancestors(self.stage), self.stage)
     tokens = sum(stage.tokens_after(stage.steps) for stage in stages)
-    plain = all(stage.data.template is None and not stage.ramp for stage in stages)
+    plain = all(stage.data.template is None and stage.data.labels is None and not stage.ramp for stage in stages)
     if not plain or not self.stage.steps or tokens > BASELINE_TOKENS:
       return {}
     seen = itertools.chain.from_iterable(

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from llm_jax import cpu
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
-from llm_jax.config.run import LanguageModel, Phase, Run, Stage
+from llm_jax.config.run import Classification, LanguageModel, Phase, Run, Stage
 from llm_jax.data.batches import RampSource, TrainSource
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.classification import HEAD, ClassificationObjective, init_head
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
 from llm_jax.objectives.preference import PreferenceObjective
@@ -57,7 +58,7 @@ class StageRun:
     self.source = RampSource(self.sources) if stage.ramp else self.sources[0]
     self.store = context.store(stage.name)
 
-    init = functools.partial(init_params, run)
+    init = functools.partial(init_params, run, stage)
     self.optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
     create = lambda: TrainState.create(init(), self.optimizer, stage.ema is not None)
     abstract = jax.eval_shape(create)
@@ -198,14 +199,19 @@ def make_objective(stage: Stage, model: Transformer) -> Objective:
   match stage.objective:
     case LanguageModel(z_loss, multi_token_weight):
       return LanguageModelObjective(model, z_loss, multi_token_weight)
+    case Classification(lm_weight):
+      return ClassificationObjective(model, lm_weight)
     case form:
       return PreferenceObjective(model, form)
 
 
-def init_params(run: Run) -> Any:
-  """Fresh float32 parameters, a function of the seed alone."""
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  return Transformer(run.model, Execution(unroll=False)).init(jax.random.key(run.seed), tokens)['params']
+def init_params(run: Run, stage: Stage) -> Any:
+  """Fresh float32 parameters, a function of the seed alone; of a stage that classifies, a head's too."""
+  key, tokens = jax.random.key(run.seed), jnp.zeros((1, 1), jnp.int32)
+  params = Transformer(run.model, Execution(unroll=False)).init(key, tokens)['params']
+  if stage.data.labels is None:
+    return params
+  return {**params, HEAD: init_head(run.model, len(stage.data.labels), jax.random.fold_in(key, 1))}
 
 
 def best_params(state: TrainState) -> Any:

@@ -57,7 +57,7 @@ def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | N
   state = 'done' if result else 'running' if reached else 'waiting'
   objective = stage.get('objective')
   kind = objective.get('kind', 'LanguageModel') if isinstance(objective, Mapping) else 'LanguageModel'
-  kinds = {'LanguageModel': 'next token'}
+  kinds = {'LanguageModel': 'next token', 'Classification': 'classes'}
   done = f'{steps:,} steps' if state == 'done' or not reached else f'{reached:,} of {steps:,}'
   start = stage.get('init') or ['scratch']
   source = f', from {start[0]}' if start[0] == 'hf' else ''

@@ -12,6 +12,7 @@ from llm_jax import hf
 from llm_jax.config.errors import located
 from llm_jax.config.run import Referenced, Stage
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.objectives.classification import HEAD
 from llm_jax.train.averaging import average_params
 from llm_jax.train.checkpoint import Checkpoint, CheckpointError
 from llm_jax.train.context import Context
@@ -71,16 +72,25 @@ class Starter:
     return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(params)
 
   def params(self) -> tuple[Any, str | None]:
-    """The parameters that the stage begins with, and where they are from."""
+    """The parameters that the stage begins with, and where they are from. A classifier's head is a fresh one, unless
+    what it starts from was trained on the same classes."""
+    params, parent = self.inherited()
+    if HEAD in self.abstract.params and HEAD not in params:
+      shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[HEAD])
+      params = {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
+    return params, parent
+
+  def inherited(self) -> tuple[Any, str | None]:
+    """The same without a fresh head."""
     match self.stage.init:
       case ('scratch',):
         return self.create().params, None
       case ('params' | 'resume', name):
         checkpoint = self.finished(name)
-        return checkpoint.read_best(self.abstract.params), named(checkpoint)
+        return checkpoint.read_best(self.held_by(checkpoint)), named(checkpoint)
       case ('average', *_):
         checkpoints, weights = zip(*self.members, strict=True)
-        return average_params(checkpoints, self.abstract.params, weights), ' + '.join(
+        return average_params(checkpoints, self.held_by(*checkpoints), weights), ' + '.join(
           named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
           for checkpoint, weight in self.members)
       case ('hf', folder):
@@ -93,7 +103,8 @@ class Starter:
     match self.stage.init:
       case ('average', str() as name, count):
         self.finished(name)
-        return [(checkpoint, 1.0) for checkpoint in reversed(self.context.store(name).newest(count))]
+        newest = reversed(self.context.store(name).newest(count))
+        return [(self.without_other_head(checkpoint), 1.0) for checkpoint in newest]
       case ('average', *members):
         return [(self.finished(member.stage, member.step), member.weight) for member in members]
     return []
@@ -107,7 +118,20 @@ class Starter:
     if step not in (None, checkpoint.step):
       checkpoint = store.at(step)
     check_tokenizer(checkpoint, self.context.tokenizer)
-    return checkpoint
+    return self.without_other_head(checkpoint)
+
+  def without_other_head(self, checkpoint: Checkpoint) -> Checkpoint:
+    """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
+    labels = next(stage.data.labels for stage in self.context.run.stages if stage.name == checkpoint.facts['stage'])
+    if labels == self.stage.data.labels:
+      return checkpoint
+    leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}
+    return dataclasses.replace(checkpoint, leaves=leaves)
+
+  def held_by(self, *checkpoints: Checkpoint) -> Any:
+    """The abstract parameters of the stage, without the head where one of the checkpoints has none."""
+    all_have = all(f'params/{HEAD}/w' in checkpoint.leaves for checkpoint in checkpoints)
+    return {name: leaf for name, leaf in self.abstract.params.items() if name != HEAD or all_have}
 
 
 def named(checkpoint: Checkpoint) -> str:
