@@ -8,17 +8,18 @@ Array = jax.Array | np.ndarray
 
 @flax.struct.dataclass
 class LanguageModelBatch:
-  """Packed sequences for next-token prediction. Every field is [batch, time].
+  """Packed sequences for next-token prediction. Every field is [batch, time], `sources` [batch].
 
   `segment_ids` numbers the documents of a row from 1 (0 is padding): attention stays inside a segment.
   `positions` restart at 0 with every segment. `weights` is 1 where `targets` counts and 0 on padding and
-  where the target belongs to the next document.
+  where the target belongs to the next document. `sources` says which source of a mixture of several each row is from.
   """
   tokens: Array       # int32
   targets: Array      # int32
   weights: Array      # float32
   positions: Array    # int32
   segment_ids: Array  # int32
+  sources: Array | None = None  # int32
 
 
 @flax.struct.dataclass
@@ -26,10 +27,12 @@ class PreferenceBatch:
   """Pairs of answers to the same prompt. Row i of `chosen` and of `rejected` are one pair.
 
   Every row is one document, prompt and answer, from position 0 on, then padding; `weights` is 1 where the target is a
-  token of the answer that counts, so that a row's log-probability is the weighted sum over its targets.
+  token of the answer that counts, so that a row's log-probability is the weighted sum over its targets. `sources` as
+  LanguageModelBatch has it; its sides have none.
   """
   chosen: LanguageModelBatch
   rejected: LanguageModelBatch
+  sources: Array | None = None  # int32
 
 
 @flax.struct.dataclass
@@ -38,6 +41,8 @@ class LabelledBatch:
 
   `labels` is the class at the last token of each text, the one it is read from, and -1 everywhere else. `text.weights`
   is 1 / n at each of the n targets of a text: the weighted sum is a sum over texts of means over their targets.
+  `sources` as LanguageModelBatch has it; `text` has none.
   """
   text: LanguageModelBatch
   labels: Array  # int32 [batch, time]
+  sources: Array | None = None  # int32 [batch]

@@ -1,6 +1,8 @@
 """Tokenizers, sources of text, and their mixture."""
 import dataclasses
+import itertools
 import math
+import re
 
 from llm_jax.config.errors import require
 
@@ -280,6 +282,18 @@ class Data:
     for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:
       require(sum(part.at(place) for part in self.sources) > 0, 'sources', [part.weight for part in self.sources],
               f'all weights are 0 at {place} of the stage: leave one above')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of its sources, no two alike: the first word of the file's or folder's name, else the kind."""
+    names: list[str] = []
+    for part in self.sources:
+      places = getattr(part.source, 'path', '').replace('*', '').split('/')
+      words = [re.match(r'[\w-]*', place)[0].strip('_-') for place in reversed(places)]
+      name = next(filter(None, words), type(part.source).__name__)
+      counted = (f'{name}_{k}' if k > 1 else name for k in itertools.count(1))
+      names.append(next(each for each in counted if each not in names))
+    return tuple(names)
 
   @property
   def pairs(self) -> bool:

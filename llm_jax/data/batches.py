@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from llm_jax.batch import LanguageModelBatch, PreferenceBatch
+from llm_jax.batch import LabelledBatch, LanguageModelBatch, PreferenceBatch
 from llm_jax.config.errors import require
-from llm_jax.data.packing import assemble
 from llm_jax.data.pipeline import Dataset, Row
 
-Batch = LanguageModelBatch | PreferenceBatch
+Batch = LanguageModelBatch | LabelledBatch | PreferenceBatch
 
 
 class TrainSource:
@@ -127,8 +126,7 @@ class Placement:
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
     self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.context), sharding
-    padding = assemble((), dataset.context, 0)
-    self._padding: Row = {'chosen': padding, 'rejected': padding} if dataset.pairs else padding
+    self._padding = dataset.padding
     held = range(batch_size)
     if sharding is not None:
       indices = sharding.addressable_devices_indices_map(self._shape).values()
@@ -145,7 +143,8 @@ class Placement:
 
   def abstract(self) -> Batch:
     return typed(jax.tree.map(
-      lambda field: jax.ShapeDtypeStruct(self._shape, field.dtype, sharding=self._sharding), self._padding))
+      lambda field: jax.ShapeDtypeStruct(self._shape[:1 + field.ndim], field.dtype, sharding=self._of(field.ndim)),
+      self._padding))
 
   def place(self, fields: Row) -> Batch:
     if self._sharding is None:
@@ -155,10 +154,16 @@ class Placement:
       def part(index: tuple[slice, ...]) -> np.ndarray:
         first, stop, _ = index[0].indices(self._shape[0])
         begin = int(np.searchsorted(self.rows, first))
-        return local[begin:begin + stop - first, index[1]]
-      return jax.make_array_from_callback(self._shape, self._sharding, part)
+        return local[begin:begin + stop - first, *index[1:]]
+      return jax.make_array_from_callback(self._shape[:local.ndim], self._of(local.ndim - 1), part)
 
     return typed(jax.tree.map(put, fields))
+
+  def _of(self, ndim: int) -> jax.sharding.Sharding | None:
+    """The sharding of a field whose rows have so many dimensions."""
+    if self._sharding is None or ndim == 1:
+      return self._sharding
+    return jax.NamedSharding(self._sharding.mesh, jax.P(*self._sharding.spec[:1 + ndim]))
 
 
 class _BatchesFrom:
@@ -176,5 +181,8 @@ class _BatchesFrom:
 
 def typed(fields: Row) -> Batch:
   if 'chosen' in fields:
-    return PreferenceBatch(**{side: LanguageModelBatch(**part) for side, part in fields.items()})
+    sides = {side: LanguageModelBatch(**fields[side]) for side in ('chosen', 'rejected')}
+    return PreferenceBatch(**{**fields, **sides})
+  if 'labels' in fields:
+    return LabelledBatch(**{**fields, 'text': LanguageModelBatch(**fields['text'])})
   return LanguageModelBatch(**fields)

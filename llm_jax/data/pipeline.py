@@ -12,7 +12,7 @@ from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import dialogues, fingerprints, sources, token_store
 from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
-from llm_jax.data.packing import Rows
+from llm_jax.data.packing import Rows, assemble
 from llm_jax.data.pairs import PairRows
 from llm_jax.data.tokenizers import Tokenizer
 
@@ -26,12 +26,13 @@ class Dataset:
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
   of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
   pairs: whether rows are pairs. skipped: bad rows left out, by reason.
+  names: of the mixture's sources; where there are several, every row has 'sources' too, the place in it of its own.
   """
 
   def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows | PairRows],
                mixture: AnyMixture, tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
-               fingerprint: dict[str, str]):
-    self.split, self.context, self.fingerprint = split, context, fingerprint
+               fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
+    self.split, self.context, self.fingerprint, self.names, self._numbers = split, context, fingerprint, names, numbers
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
     stores = [part.store for part in rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
@@ -66,7 +67,16 @@ class Dataset:
   def row(self, sample: int) -> Row:
     """The row of a global sample."""
     source, row = self.locate(sample)
-    return self._rows[source][row]
+    return self._with_source(self._rows[source][row], self._numbers[source])
+
+  @property
+  def padding(self) -> Row:
+    """A row without targets."""
+    row = assemble((), self.context, 0)
+    return self._with_source({'chosen': row, 'rejected': row} if self.pairs else row, 0)
+
+  def _with_source(self, row: Row, number: int) -> Row:
+    return {**row, 'sources': np.int32(number)} if len(self.names) > 1 else row
 
   @property
   def rows(self) -> Iterator[Row]:
@@ -119,7 +129,7 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
   do not fit into `context` are counted in a warning.
   """
-  opened, parts, used = [], [], []
+  opened, parts, used, numbers = [], [], [], []
   for i, weighted in enumerate(data.sources):
     if split == 'held_out' and not weighted.source.held_out:
       continue
@@ -133,6 +143,7 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     parts.append(PairRows(store, context, tokenizer.eot) if data.pairs else
                  Rows(store, data.packing, context, order, tokenizer.eot))
     used.append(weighted)
+    numbers.append(i)
     if source.chat:
       _tell_cuts(f'data.sources[{i}] ({split})', parts[-1], context)
   fingerprint = {
@@ -144,7 +155,7 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   if not opened:
     return None
   mixture = make_mixture(used, steps, phases)
-  return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint)
+  return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
 
 
 def _tell_cuts(where: str, rows: Rows | PairRows, context: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.objectives.loss import Loss, Objective
+from llm_jax.objectives.loss import Loss, Objective, means_by_source
 
 
 def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Loss]:
@@ -14,7 +14,8 @@ def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Loss]:
 
 
 def evaluate(eval_step: Callable, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, float]:
-  """Means over all that counts in `batches`: loss, the objective's metrics, and `weight`, what was counted.
+  """Means over all that counts in `batches`: loss, the objective's metrics, and `weight`, what was counted; `loss/NAME`
+  over what counts of one source, where the objective tells them apart and the batches hold any of it.
 
   Sums are float64 on the host; one batch is computed while the last is read.
   """
@@ -35,4 +36,4 @@ def evaluate(eval_step: Callable, params: Any, frozen: Any, batches: Iterable[An
     return {'loss': math.nan, 'weight': 0.0}
   add(pending)
   weight = sums.pop('weight')
-  return {**{name: value / max(weight, 1.0) for name, value in sums.items()}, 'weight': weight}
+  return {**means_by_source({name: value / max(weight, 1.0) for name, value in sums.items()}), 'weight': weight}

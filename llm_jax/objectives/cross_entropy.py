@@ -8,11 +8,13 @@ from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.sharding.context_split import devices_in_time
+from llm_jax.sharding.rules import constrain
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
                           z_loss: float = 0.0, chunk: int | None = None, kernels: str | None = None,
-                          soft_cap: float | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+                          soft_cap: float | None = None, per_row: bool = False,
+                          ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum over tokens of weight (nll + z_loss lse^2), with lse the log-sum-exp of the token's float32 logits x w'.
 
   The time axis is cut into chunks. When it is differentiated, the forward pass computes the gradient of a chunk while
@@ -29,32 +31,34 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
     chunk: positions a chunk; None means what `chunk_length` says.
     kernels: 'cpu' subtracts the one-hot of the target by scatter, 'xla' in the fused softmax.
     soft_cap: logits become soft_cap tanh(x w' / soft_cap) (Gemma 2, section 2); None leaves them.
+    per_row: whether the nll of each row is wanted too.
 
   Returns:
     total: float32, differentiable in x_BTD, w_VD and weights_BT.
-    sums: float32 'nll', 'correct' (the target's logit is the largest) and 'z' (lse^2), weighted, without gradient.
+    sums: float32 'nll', 'correct' (the target's logit is the largest) and 'z' (lse^2), weighted, without gradient;
+      with `per_row` also 'nll_B', float32 [batch].
   """
   kernels = resolve(kernels)
   B, T = targets_BT.shape
   chunk = chunk_length(B, T, w_VD.shape[0], kernels) if chunk is None else chunk
-  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap)
+  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row)
   return total, jax.lax.stop_gradient(sums)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
+def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row):
   w = w_VD.astype(x_BTD.dtype)
 
   def step(sums, inputs):
     x_BCD, targets_BC, weights_BC = inputs
     per_token, _ = _losses(_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
-    return jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token), None
+    return _add(sums, per_token, weights_BC), None
 
-  sums, _ = jax.lax.scan(step, _zero_sums(x_BTD), split(chunk, x_BTD, targets_BT, weights_BT))
+  sums, _ = jax.lax.scan(step, _zero_sums(x_BTD, per_row), split(chunk, x_BTD, targets_BT, weights_BT))
   return sums.pop('total'), sums
 
 
-def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap):
+def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row):
   w = w_VD.astype(x_BTD.dtype)
 
   def step(carry, inputs):
@@ -75,16 +79,15 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
       # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
       tokens, d_BCV, x_BCD = (0,), d_BCV.reshape(-1, d_BCV.shape[-1]), x_BCD.reshape(-1, x_BCD.shape[-1])
     dw_VD += jax.lax.dot_general(d_BCV, x_BCD, ((tokens, tokens), ((), ())), preferred_element_type=dw_VD.dtype)
-    sums = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), sums, per_token)
-    return (sums, dw_VD), (dx_BCD, per_token['total'])
+    return (_add(sums, per_token, weights_BC), dw_VD), (dx_BCD, per_token['total'])
 
-  carry = _zero_sums(x_BTD), jnp.zeros(w_VD.shape, _wide(x_BTD))
+  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape, _wide(x_BTD))
   (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
   return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
 
 
-def _backward(z_loss, chunk, kernels, soft_cap, saved, cotangents):
+def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
   dx_BTD, dw_VD, dweights_BT = saved
   g, _ = cotangents
   return g.astype(dx_BTD.dtype) * dx_BTD, g * dw_VD, None, g * dweights_BT
@@ -123,5 +126,12 @@ def _wide(x):
   return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _zero_sums(x):
-  return {name: jnp.zeros((), _wide(x)) for name in ('total', 'nll', 'z', 'correct')}
+def _zero_sums(x_BTD, per_row):
+  sums = {name: jnp.zeros((), _wide(x_BTD)) for name in ('total', 'nll', 'z', 'correct')}
+  return {**sums, 'nll_B': constrain(jnp.zeros(len(x_BTD), _wide(x_BTD)), 'batch')} if per_row else sums
+
+
+def _add(sums, per_token, weights_BC):
+  """The sums with those of a chunk."""
+  added = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), {name: sums[name] for name in per_token}, per_token)
+  return {**added, 'nll_B': sums['nll_B'] + (per_token['nll'] * weights_BC).sum(1)} if 'nll_B' in sums else added

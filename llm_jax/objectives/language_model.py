@@ -12,7 +12,7 @@ from llm_jax.config.architecture import MixtureOfExperts, SigmoidRouter
 from llm_jax.modules.routing import Routing
 from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
-from llm_jax.objectives.loss import Loss, Params
+from llm_jax.objectives.loss import Loss, Params, sums_by_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +26,12 @@ class LanguageModelObjective:
   With an rng, dropout is active. Metrics: nll (nats) and accuracy (argmax hits); multi_token_nll, the mean over depths;
   of routers, each a mean over layers: balance_loss and router_z unweighted, load_spread, the fullest expert's load over
   the mean (of a microbatch).
+  sources: names of the mixture's sources, where there are several; the nll of each is a metric too.
   """
   model: Transformer
   z_loss: float = 0.0
   multi_token_weight: float = 0.3
+  sources: tuple[str, ...] = ()
 
   def __call__(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None) -> Loss:
     return self.of_features(params, batch, *self.features(params, batch, rng))
@@ -47,15 +49,17 @@ class LanguageModelObjective:
     cross_entropy = functools.partial(chunked_cross_entropy, kernels=self.model.execution.kernel_set,
                                       soft_cap=self.model.config.logit_soft_cap)
     w_VD = self.model.head_weight(params)
-    total, sums = cross_entropy(features[0], w_VD, batch.targets, batch.weights, z_loss=self.z_loss)
-    metrics = {'nll': sums['nll'], 'accuracy': sums['correct']}
+    weight_B = batch.weights.sum(1)
+    total, sums = cross_entropy(features[0], w_VD, batch.targets, batch.weights, z_loss=self.z_loss,
+                                per_row=bool(self.sources))
+    metrics = {'nll': sums['nll'], 'accuracy': sums['correct'],
+               **sums_by_source(self.sources, batch.sources, sums.get('nll_B'), weight_B)}
 
     for k, x_BTD in enumerate(features[1:], 1):
       further, sums = cross_entropy(x_BTD, w_VD, *targets_ahead(batch, k))
       total += self.multi_token_weight / len(features[1:]) * further
       metrics['multi_token_nll'] = metrics.get('multi_token_nll', 0) + sums['nll'] / len(features[1:])
     if routings:
-      weight_B = batch.weights.sum(1)
       total += sum((routing.loss_B * weight_B).sum() for routing in routings.values())
       metrics |= jax.lax.stop_gradient(routing_metrics(routings, weight_B))
     loads = {bias_path(path): routings[path].load_E for path in balanced_blocks(self.model)}

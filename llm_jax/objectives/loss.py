@@ -1,9 +1,10 @@
 """What every objective returns: sums, never means."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 Params = dict[str, Any]
 
@@ -24,3 +25,27 @@ class Loss:
 
 # Objective(params, frozen, batch, rng) -> Loss. `frozen` holds parameter trees that are read but never trained.
 Objective = Callable[[Params, Any, Any, jax.Array | None], Loss]
+
+
+def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: jax.Array,
+                   weight_B: jax.Array) -> dict[str, jax.Array]:
+  """Metrics of the sources of a mixture, sums over the rows of each: `loss/NAME` and `weight/NAME`. {} without names.
+
+  names: of the sources that `sources_B` numbers.
+  """
+  sums = {}
+  for i, name in enumerate(names):
+    mine_B = sources_B == i
+    sums[f'loss/{name}'] = jnp.where(mine_B, loss_B, 0).sum()
+    sums[f'weight/{name}'] = jnp.where(mine_B, weight_B, 0).sum()
+  return jax.lax.stop_gradient(sums)
+
+
+def means_by_source(numbers: dict[str, float]) -> dict[str, float]:
+  """Metrics, of which `loss/NAME` becomes the mean over the source's own weight; a source without any is left out."""
+  means = {name: value for name, value in numbers.items() if not name.startswith(('loss/', 'weight/'))}
+  for name, value in numbers.items():
+    kind, _, source = name.partition('/')
+    if kind == 'loss' and source and numbers[f'weight/{source}'] > 0:
+      means[name] = value / numbers[f'weight/{source}']
+  return means

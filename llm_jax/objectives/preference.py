@@ -9,7 +9,7 @@ from llm_jax.batch import PreferenceBatch
 from llm_jax.config import objectives as config
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs
-from llm_jax.objectives.loss import Loss, Params
+from llm_jax.objectives.loss import Loss, Params, sums_by_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,11 @@ class PreferenceObjective:
   Rows whose answers have no target (padding of the last held-out batch) do not count.
   Metrics, as in TRL: 'reward_chosen' and 'reward_rejected' (beta x log-ratio to the reference; without one, beta x
   the mean log-probability), 'reward_margin', 'accuracy' (the margin is above 0), 'nll' (of the chosen answer a token).
+  sources: names of the mixture's sources, where there are several; the loss of each is a metric too.
   """
   model: Transformer
   form: config.Preference
+  sources: tuple[str, ...] = ()
 
   def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None) -> Loss:
     form, chosen, rejected = self.form, batch.chosen, batch.rejected
@@ -56,8 +58,10 @@ class PreferenceObjective:
     real = (rejected.weights.sum(-1) > 0).astype(jnp.float32)
     sums = {'reward_chosen': rewards[0], 'reward_rejected': rewards[1], 'reward_margin': rewards[0] - rewards[1],
             'accuracy': (rewards[0] > rewards[1]).astype(jnp.float32), 'nll': nll}
-    total = lambda per_pair: jnp.where(real > 0, per_pair, 0).sum()  # padding's log odds are not a number
-    return Loss(total(loss), real.sum(), jax.lax.stop_gradient({name: total(x) for name, x in sums.items()}))
+    counted = lambda per_pair: jnp.where(real > 0, per_pair, 0)  # padding's log odds are not a number
+    metrics = jax.lax.stop_gradient({name: counted(x).sum() for name, x in sums.items()})
+    metrics |= sums_by_source(self.sources, batch.sources, counted(loss), real)
+    return Loss(counted(loss).sum(), real.sum(), metrics)
 
 
 def _log1mexp(x: jax.Array) -> jax.Array:

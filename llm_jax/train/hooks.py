@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from llm_jax.config.run import Stage
+from llm_jax.objectives.loss import means_by_source
 from llm_jax.train.cluster import Watchdog
 from llm_jax.train.hardware import memory_in_use
 from llm_jax.train.metrics import MetricsWriter
@@ -51,7 +52,7 @@ class Log:
     if self.pending is None:
       return
     (step, metrics, done), self.pending = self.pending, None
-    numbers = {name: value.item() for name, value in jax.device_get(metrics).items()}
+    numbers = means_by_source({name: value.item() for name, value in jax.device_get(metrics).items()})
     self.watchdog.beat(step)
     done = done or before or time.perf_counter()
     if done > self.since:  # else two short steps were seen to end at once: the time of the one before stands for it

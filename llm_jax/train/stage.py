@@ -196,13 +196,14 @@ def stage_seed(run: Run, stage: Stage) -> int:
 
 
 def make_objective(stage: Stage, model: Transformer) -> Objective:
+  sources = stage.data.names if len(stage.data.sources) > 1 else ()
   match stage.objective:
     case LanguageModel(z_loss, multi_token_weight):
-      return LanguageModelObjective(model, z_loss, multi_token_weight)
+      return LanguageModelObjective(model, z_loss, multi_token_weight, sources)
     case Classification(lm_weight):
       return ClassificationObjective(model, lm_weight)
     case form:
-      return PreferenceObjective(model, form)
+      return PreferenceObjective(model, form, sources)
 
 
 def init_params(run: Run, stage: Stage) -> Any:

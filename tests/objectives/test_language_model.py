@@ -25,6 +25,7 @@ from llm_jax.config.run import AdamW, Constant, Muon
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective, targets_ahead
+from llm_jax.objectives.loss import means_by_source
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.state import TrainState
@@ -183,3 +184,22 @@ def test_dense_models_have_neither():
   tree = params(config)
   assert objective(config).after_step(tree, {}) is tree
   assert optax.tree.sum(jax.tree.map(np.size, tree)) > 0
+
+
+# ---------------------------------------------------------------------------------------------- sources
+def test_the_loss_of_each_source_of_a_mixture():
+  """Is that of its rows alone, and asking for it changes neither the loss nor a bit of the gradient."""
+  config = dataclasses.replace(MODEL, pattern=(DENSE,), multi_token=())
+  told, sources = objective(config, sources=('a', 'b', 'c')), np.array([2, 0, 2, 0], np.int32)
+  mixed = batch().replace(sources=sources)
+  run = jax.jit(lambda told, batch, pieces: accumulate(told, params(config), None, batch, jax.random.key(0), pieces),
+                static_argnums=(0, 2))
+  for pieces in (1, 2):
+    (grads, loss), (plain_grads, plain) = run(told, mixed, pieces), run(objective(config), batch(), pieces)
+    assert jax.tree.all(jax.tree.map(np.array_equal, grads, plain_grads)) and loss.total == plain.total
+    means = means_by_source(jax.device_get(loss.metrics))
+    assert means.keys() - plain.metrics.keys() == {'loss/a', 'loss/c'}  # no row is from b
+    for name, number in (('a', 0), ('c', 2)):
+      weights = mixed.weights * (sources == number)[:, None]
+      alone = run(objective(config), batch().replace(weights=weights), pieces)[1]
+      np.testing.assert_allclose(means[f'loss/{name}'], alone.metrics['nll'] / weights.sum(), rtol=1e-6)
