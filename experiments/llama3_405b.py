@@ -32,37 +32,45 @@ from llm_jax.config.experiment import (
 )
 
 CONTEXTS = (12_288, 16_384, 32_768, 65_536, 98_304, 131_072)
-TOKENS = 2**24  # a step, from the end of the ramp on
+LONG_TOKENS = 800_000_000_000  # over all of them
+STEP_TOKENS = 2**24  # from the end of the ramp on
 ADAMW = AdamW(b1=0.9, b2=0.95, weight_decay=0.1)
 
 
 def get_config(folder):
+  return recipe(folder, presets.llama3_1_405b(), peak=8e-5, mesh=Mesh(data=-1, fsdp=128, tensor=8, context=16))
+
+
+def recipe(folder, model, peak, mesh):
+  """The stages for a size of Llama 3 with its peak learning rate."""
   text = lambda kind: Jsonl(f'{folder}/{kind}/*.jsonl.gz', held_out=0.0001)
   common = dict(optimizer=ADAMW, clip_norm=1.0, remat='block', eval_every=2_000, eval_batches=8)
-  parents = ('initial', *(f'context_{context // 1_024}k' for context in CONTEXTS))
-  long = [
-    stage(f'context_{context // 1_024}k', mix((text('web'), .5), (text('long'), .5)), context=context,
-          batch_size=max(128, TOKENS // context // 128 * 128), steps=800_000_000_000 // len(CONTEXTS) // TOKENS,
-          learning_rate=Constant(peak=8e-7), init=('resume', parent), **common,
-          positions=RoPE(500_000.0, Llama3Scaling(factor=8.0, original_length=8_192), max_length=context))
-    for context, parent in zip(CONTEXTS, parents, strict=False)]
+  long = [f'context_{context // 1_024}k' for context in CONTEXTS]
+
+  def longer(name, context, parent):
+    batch_size = max(128, STEP_TOKENS // context // 128 * 128)
+    return stage(name, mix((text('web'), .5), (text('long'), .5)), context=context, batch_size=batch_size,
+                 steps=LONG_TOKENS // len(CONTEXTS) // (batch_size * context),
+                 learning_rate=Constant(peak=0.01 * peak), init=('resume', parent), **common,
+                 positions=RoPE(500_000.0, Llama3Scaling(factor=8.0, original_length=8_192), max_length=context))
+
   aligned = dict(context=8_192, batch_size=128, optimizer=AdamW(weight_decay=0.0), remat='block', eval_every=100)
   return experiment(
     seed=0,
     tokenizer=HuggingFaceFile(f'{folder}/tokenizer.json', end_of_text='<|end_of_text|>'),
-    model=presets.llama3_1_405b(),
-    mesh=Mesh(data=-1, fsdp=128, tensor=8, context=16),
+    model=model,
+    mesh=mesh,
     dtype='bfloat16',
     checkpoints=Checkpoints(every=500, keep=5),
     stages=(
       stage('initial', text('web'), context=4_096, batch_size=1_024, steps=1_200_000,
             ramp=(Ramp(252_000_000, batch_size=1_024, context=8_192),
                   Ramp(2_870_000_000_000, batch_size=2_048, context=8_192)),
-            learning_rate=Cosine(peak=8e-5, warmup=8_000, final=0.01), positions=RoPE(500_000.0, max_length=8_192),
+            learning_rate=Cosine(peak=peak, warmup=8_000, final=0.01), positions=RoPE(500_000.0, max_length=8_192),
             **common),
-      *long,
+      *map(longer, long, CONTEXTS, ['initial', *long]),
       stage('anneal', mix((text('web'), .7), (text('best'), .3)), context=131_072, batch_size=128, steps=2_000,
-            learning_rate=LinearToZero(peak=8e-7), init=('resume', parents[-1]), **common),
+            learning_rate=LinearToZero(peak=0.01 * peak), init=('resume', long[-1]), **common),
       stage('average', text('best'), context=8_192, batch_size=2_048, steps=0, learning_rate=Constant(peak=0.0),
             remat='block', init=('average', 'anneal', 4)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'llama3'), packing='best_fit'), steps=9_000,

@@ -4,14 +4,16 @@
 optimizer, and it answers a typo with a traceback.
 """
 import ast
+import contextlib
 import dataclasses
 import glob
 import importlib.util
 import inspect
 import os
 import re
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llm_jax.config import door
@@ -58,12 +60,13 @@ def call_get_config(config: str) -> Any:
     if spec is None:
       raise Refused(f'--config={path}: name a Python file, such as experiments/quickstart.py')
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, 'get_config', None)):
-      raise Refused(f'{path}: it has no get_config(): define one that returns experiment(...)')
-    arguments = [argument] if colon else []
-    check_arguments(path, inspect.signature(module.get_config), arguments)
-    return module.get_config(*arguments)
+    with neighbours(path):
+      spec.loader.exec_module(module)
+      if not callable(getattr(module, 'get_config', None)):
+        raise Refused(f'{path}: it has no get_config(): define one that returns experiment(...)')
+      arguments = [argument] if colon else []
+      check_arguments(path, inspect.signature(module.get_config), arguments)
+      return module.get_config(*arguments)
   except Refused:
     raise
   except SyntaxError as error:
@@ -72,6 +75,17 @@ def call_get_config(config: str) -> Any:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     what = str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
     raise Refused(f'{path}{f":{lines[-1]}" if lines else ""}: {what}') from None
+
+
+@contextlib.contextmanager
+def neighbours(path: str) -> Iterator[None]:
+  """While it lasts, `import name` also finds the files beside `path`: an experiment may change one thing of another."""
+  folder = os.path.dirname(os.path.abspath(path))
+  sys.path.append(folder)
+  try:
+    yield
+  finally:
+    sys.path.remove(folder)
 
 
 def check_arguments(path: str, signature: inspect.Signature, arguments: list[str]) -> None:

@@ -3,8 +3,7 @@ import pathlib
 
 import pytest
 
-from launch.experiment_file import load_run
-from launch.flags import BAD_INPUT, check_mesh, parse_train
+from launch.flags import BAD_INPUT, parse_train
 from llm_jax.config.run import WSD, AdamW, Bytes, Cosine, Muon
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent.parent / 'experiments'
@@ -138,16 +137,6 @@ def test_an_experiment_with_an_argument(capsys, tmp_path):
   assert 'takes no argument' in refused(capsys, QUICKSTART + ':x')
   (tmp_path / 'a.txt').write_text('x')
   assert parse(f'{config}:{tmp_path}/a.txt').config.endswith('a.txt')
-
-
-@pytest.mark.parametrize('name', ['quickstart.py', 'shakespeare_char.py:a', 'gpt2_124m.py:a', 'llama3_8b.py:a',
-                                  'llama3_405b.py:a', 'small_chat.py:a'])
-def test_the_experiments_are_sound(name):
-  run = load_run(f'{EXPERIMENTS}/{name}')
-  check_mesh(run)
-  published = {'shakespeare_char.py:a': 12 * 64, 'gpt2_124m.py:a': 12 * 1_024 * 40, 'llama3_8b.py:a': 1_024 * 8_192,
-               'llama3_405b.py:a': 2**22}
-  assert run.stages[0].tokens_after(1) == published.get(name, run.stages[0].tokens_after(1))
 
 
 def test_help_says_what_there_is(capsys):

@@ -1,0 +1,9 @@
+"""The quickstart without averaging: SFT starts from the annealing's last checkpoint, not from the mean of the last."""
+from experiments import quickstart
+
+
+def get_config():
+  config = quickstart.get_config()
+  stages = {stage.name: stage for stage in config.stages}
+  stages['sft'].init = ('params', 'anneal')
+  return config
