@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import math
 import re
+from typing import ClassVar
 
 from llm_jax.config.errors import require
 
@@ -169,6 +170,24 @@ class StandardLibraryPreferences:
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
 
 
+Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+
+
+@dataclasses.dataclass(frozen=True)
+class Needles:
+  """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's context. Only the
+  answers are targets. Rows are made as they are read; held out there are none (`NeedleTest` asks about the haystack's).
+
+  spacing: a row has from one fact to one every `spacing` tokens.
+  """
+  haystack: Plain = StandardLibrary()
+  spacing: int = 32
+  held_out: ClassVar[float] = 0.0
+
+  def __post_init__(self):
+    require(self.spacing > 0, 'spacing', self.spacing, 'use 1 token or more')
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelledJsonl:
   """JSON lines (optionally .gz) of a text and its class, {"text", "label"}, or of two texts and theirs (premise and
@@ -217,7 +236,7 @@ Chats = Conversations | StandardLibraryChats
 Pairs = Preferences | StandardLibraryPreferences
 Dialogues = Chats | Pairs  # written out by a template, and only what the assistant says is learnt
 Labelled = LabelledJsonl | StandardLibraryFunctions
-Source = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | Dialogues | Labelled
+Source = Plain | Needles | Dialogues | Labelled
 
 
 Weight = float | tuple[tuple[float, ...], ...]

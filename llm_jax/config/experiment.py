@@ -14,6 +14,7 @@ from llm_jax.config.run import (
   ArrayRecord,
   Bytes,
   Checkpoints,
+  Classification,
   Constant,
   Conversations,
   Cosine,
@@ -21,11 +22,14 @@ from llm_jax.config.run import (
   Hinge,
   HuggingFaceFile,
   Jsonl,
+  LabelledJsonl,
   LanguageModel,
   LinearToZero,
   Member,
   Mesh,
   Muon,
+  Needles,
+  NeedleTest,
   Parquet,
   Preferences,
   Ramp,
@@ -35,6 +39,7 @@ from llm_jax.config.run import (
   Stage,
   StandardLibrary,
   StandardLibraryChats,
+  StandardLibraryFunctions,
   StandardLibraryPreferences,
   Text,
   TiktokenFile,
@@ -43,11 +48,12 @@ from llm_jax.config.run import (
 )
 
 __all__ = [
+  'Classification', 'LabelledJsonl', 'StandardLibraryFunctions',
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
   'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Member', 'Mesh', 'Muon',
-  'Parquet', 'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences',
-  'Text',
-  'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
+  'NeedleTest', 'Needles', 'Parquet', 'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats',
+  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets',
+  'stage',
 ]
 
 

@@ -19,8 +19,10 @@ from llm_jax.config.data import (
   Jsonl,
   Labelled,
   LabelledJsonl,
+  Needles,
   Pairs,
   Parquet,
+  Plain,
   Preferences,
   Source,
   StandardLibrary,
@@ -34,6 +36,7 @@ from llm_jax.config.data import (
   Weighted,
 )
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.evaluations import NeedleTest
 from llm_jax.config.objectives import (
   DPO,
   IPO,
@@ -54,9 +57,10 @@ from llm_jax.config.starts import Init, Member, check_init, members_of, parents_
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Constant',
   'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel',
-  'LinearToZero', 'Member', 'Mesh', 'Muon', 'Objective', 'Optimizer', 'Pairs', 'Parquet', 'Preference', 'Preferences',
-  'Phase', 'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary',
-  'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted', 'Classification', 'Labelled', 'LabelledJsonl', 'StandardLibraryFunctions',
+  'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Objective', 'Optimizer', 'Pairs', 'Parquet',
+  'Preference', 'Preferences', 'Phase', 'Plain', 'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage',
+  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile',
+  'Tokenizer', 'Weighted', 'Classification', 'Labelled', 'LabelledJsonl', 'StandardLibraryFunctions',
 ]
 
 
@@ -99,6 +103,7 @@ class Stage:
   sample_every: int = 0          # steps between samples; 0: none
   prompts: tuple[str, ...] = ()
   sample_tokens: int = 96
+  needles: NeedleTest | None = None
 
   def __post_init__(self):
     plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
@@ -126,6 +131,10 @@ class Stage:
             'cannot learn classes: use Classification()')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
+    first = self.data.sources[0].source
+    require(self.needles is None or isinstance(first, Plain) and first.held_out > 0, 'needles', self.needles,
+            f'they are put into the held-out text of data.sources[0], a {type(first).__name__}: let that be text with '
+            'held_out above 0')
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
 

@@ -11,17 +11,22 @@ import numpy as np
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import dialogues, fingerprints, sources, token_store
+from llm_jax.data.labelled import Example
+from llm_jax.data.labelled_rows import LabelledRows, check_labels
 from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
+from llm_jax.data.needles import NeedleRows
 from llm_jax.data.packing import Rows, assemble
 from llm_jax.data.pairs import PairRows
 from llm_jax.data.tokenizers import Tokenizer
 
 Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
 
+AnyRows = Rows | PairRows | LabelledRows | NeedleRows
+
 
 class Dataset:
   """Rows of one split of a mixture: dicts of arrays [context] with the fields of LanguageModelBatch, or, of
-  preferences, {'chosen', 'rejected'} of such dicts.
+  preferences, {'chosen', 'rejected'} of such dicts, or, of labelled texts, {'text', 'labels'}.
 
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
   of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
@@ -29,7 +34,7 @@ class Dataset:
   names: of the mixture's sources; where there are several, every row has 'sources' too, the place in it of its own.
   """
 
-  def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[Rows | PairRows],
+  def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[AnyRows],
                mixture: AnyMixture, tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
                fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
     self.split, self.context, self.fingerprint, self.names, self._numbers = split, context, fingerprint, names, numbers
@@ -64,6 +69,15 @@ class Dataset:
     source = int(np.searchsorted(self._ends, sample, side='right'))
     return source, sample - (int(self._ends[source - 1]) if source else 0)
 
+  def given(self, samples: int) -> dict[str, int]:
+    """How many of a training split's first samples are from each source."""
+    return dict(zip(self.parts, self._mixture.given(samples).tolist(), strict=True))
+
+  @property
+  def parts(self) -> dict[str, AnyRows]:
+    """The rows of each source that has a part in the split, by its name."""
+    return {self.names[number]: rows for number, rows in zip(self._numbers, self._rows, strict=True)}
+
   def row(self, sample: int) -> Row:
     """The row of a global sample."""
     source, row = self.locate(sample)
@@ -73,7 +87,17 @@ class Dataset:
   def padding(self) -> Row:
     """A row without targets."""
     row = assemble((), self.context, 0)
-    return self._with_source({'chosen': row, 'rejected': row} if self.pairs else row, 0)
+    if self.pairs:
+      row = {'chosen': row, 'rejected': row}
+    elif isinstance(self._rows[0], LabelledRows):
+      row = {'text': row, 'labels': np.full(self.context, -1, np.int32)}
+    return self._with_source(row, 0)
+
+  @property
+  def most_common_class(self) -> float:
+    """Of labelled texts, the share of the class that most of them have."""
+    labels = np.concatenate([part.labels for part in self._rows])
+    return float(np.bincount(labels).max() / len(labels))
 
   def _with_source(self, row: Row, number: int) -> Row:
     return {**row, 'sources': np.int32(number)} if len(self.names) > 1 else row
@@ -109,6 +133,11 @@ class Dataset:
     chosen = [fit[i * len(fit) // count] for i in range(count)] if len(fit) > count else fit
     return [(store.tokens[a:b].tolist(), store.tokens[b:c].tolist()) for store, a, b, c in chosen]
 
+  @property
+  def haystack(self) -> token_store.TokenStore:
+    """The tokens of its first source."""
+    return self._rows[0].store
+
   def byte_documents(self) -> Iterator[bytes]:
     """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
     for source in self._sources:
@@ -140,11 +169,10 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
       raise error.under(f'data.sources[{i}].source') from error
     order = _seed('documents', seed, i) if split == 'train' else None
     opened.append(source)
-    parts.append(PairRows(store, context, tokenizer.eot) if data.pairs else
-                 Rows(store, data.packing, context, order, tokenizer.eot))
+    parts.append(make_rows(weighted.source, store, data.packing, tokenizer, context, order))
     used.append(weighted)
     numbers.append(i)
-    if source.chat:
+    if source.chat or source.labelled:
       _tell_cuts(f'data.sources[{i}] ({split})', parts[-1], context)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
@@ -154,29 +182,53 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     'tokenizer': tokenizer.fingerprint}
   if not opened:
     return None
+  if data.labels and split == 'train':
+    try:
+      check_labels(parts, data.labels)
+    except ConfigError as error:
+      raise error.under('data.sources[0].source') from error
   mixture = make_mixture(used, steps, phases)
   return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
 
 
-def _tell_cuts(where: str, rows: Rows | PairRows, context: int) -> None:
+def make_rows(source: config.Source, store: token_store.TokenStore, packing: str, tokenizer: Tokenizer, context: int,
+              order: int | None) -> AnyRows:
+  """The rows of one source; `order` seeds that of its documents, None leaves them as they come."""
+  match source:
+    case config.Needles(spacing=spacing):
+      return NeedleRows(store, tokenizer, context, order, spacing)
+    case source if isinstance(source, config.Pairs):
+      return PairRows(store, context, tokenizer.eot)
+    case source if isinstance(source, config.Labelled):
+      return LabelledRows(store, context, order, tokenizer.eot)
+    case _:
+      return Rows(store, packing, context, order, tokenizer.eot)
+
+
+def _tell_cuts(where: str, rows: AnyRows, context: int) -> None:
   if isinstance(rows, PairRows) and rows.num_left_out:
     logging.warning('%s: %d of %d pairs left out, their prompt fills context=%d', where, rows.num_left_out,
                     rows.store.num_documents // 2, context)
   if rows.num_cut:
-    kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else ('conversations', rows.store.num_documents)
+    kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
+      'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)
     logging.warning('%s: %d of %d %s are longer than context=%d and are cut', where, rows.num_cut, count, kind, context)
 
 
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
   """Training text for a tokenizer: documents of all sources that hold text, in turn by weight (the highest that one
-  reaches) until one is used up. Of dialogues, all that is said."""
-  opened = [(weighted.most, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources]
+  reaches) until one is used up. Of dialogues, all that is said; of labelled texts, these."""
+  opened = [(weighted.most, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources
+            if not isinstance(weighted.source, config.Needles)]  # no text of their own
   texts = [(weight, source.documents('train')) for weight, source in opened if not source.tokenised]
   if texts:
     mixture, sample = Mixture([weight for weight, _ in texts]), 0
     while (found := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
       document = found[1]
-      yield document if isinstance(document, str) else dialogues.said(document)
+      if isinstance(document, str):
+        yield document
+      else:
+        yield document.text if isinstance(document, Example) else dialogues.said(document)
       sample += 1
 
 

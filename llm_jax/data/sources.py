@@ -93,6 +93,9 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   """
   require(0 <= source.held_out < 1, 'held_out', source.held_out, 'use a fraction in [0, 1)')
   kind = type(source).__name__
+  if isinstance(source, config.Needles):
+    haystack = open_source(source.haystack, cache_dir)
+    return dataclasses.replace(haystack, kind=f'{kind} spacing={source.spacing} in {haystack.kind}')
   match source:
     case config.StandardLibrary():
       files, read = _standard_library(), _whole_files

@@ -11,7 +11,10 @@ from llm_jax.data.pipeline import Dataset
 from llm_jax.evaluation.answers import check_answers
 from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
 from llm_jax.evaluation.held_out import evaluate, make_eval_step
+from llm_jax.evaluation.needles import find_needles
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
 from llm_jax.sharding.rules import batch_sharding
 from llm_jax.train.context import Context
@@ -55,12 +58,39 @@ class Scorer:
 
   @property
   def asks(self) -> bool:
-    """Whether the stage learns to answer, and there are held-out questions."""
+    """Whether the stage's beginning and its end are asked the same questions: answers, or needles."""
+    return self.learns_to_answer or self.stage.needles is not None
+
+  @property
+  def learns_to_answer(self) -> bool:
     return bool(self.held_out and self.stage.data.template and not self.stage.data.pairs)
 
+  def asked(self, params: Any, before: bool = False) -> dict[str, float | list[float]]:
+    """What is asked at the stage's beginning (`before`) and at its end.
+
+    Of a stage that learns to answer the share of held-out prompts answered in form. Of one with a `NeedleTest` for
+    every context C `needles_C`, the share of needles found at each depth, and, where it comes from a stage of a shorter
+    context, `short_loss`, the held-out loss there.
+    """
+    return {**(self.answers(params) if self.learns_to_answer else {}),
+            **(self.needles(params, before) if self.stage.needles else {})}
+
   def answers(self, params: Any) -> dict[str, float]:
-    """The share of held-out prompts that are answered in form."""
     return check_answers(self.model, params, self.context.tokenizer, self.held_out, self.execution)
+
+  def needles(self, params: Any, before: bool) -> dict[str, float | list[float]]:
+    """Before the stage, the model has the positions of the stage that it comes from."""
+    test, run, sharding = self.stage.needles, self.context.run, batch_sharding(self.context.mesh)
+    parents = [stage for stage in run.ancestors(self.stage) if stage.name in self.stage.parents]
+    model = Transformer(run.model_of(parents[0]) if before and parents else self.model, self.execution)
+    asked = {f'needles_{context}': find_needles(
+      model, params, self.context.tokenizer, self.held_out.haystack, context, depths=test.depths, rows=test.rows,
+      batch_size=self.stage.batch_size // self.stage.microbatches, sharding=sharding) for context in test.contexts}
+    if parents and parents[0].context < self.stage.context and (short := self.data[parents[0].name][1]) is not None:
+      step = make_eval_step(LanguageModelObjective(model))
+      batches = held_out_batches(short, parents[0].batch_size // parents[0].microbatches, sharding)
+      asked['short_loss'] = evaluate(step, params, None, batches)['loss']
+    return asked
 
   def baselines(self) -> dict[str, float]:
     """Bits per byte of a trigram model fitted on the tokens that were trained on, in this stage and in those before it,
@@ -76,3 +106,15 @@ class Scorer:
     return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
                                                            self.context.tokenizer.vocab_size, held_out.num_bytes),
             'xz_bits_per_byte': xz_bits_per_byte(held_out.byte_documents())}
+
+
+def told(name: str, after: float | list[float], before: float | list[float] | None) -> str:
+  """What `asked` found at a stage's end, and at its beginning where that is known, in words."""
+  def show(value):
+    if isinstance(value, list):
+      return f'{sum(value) / len(value):.0%} (at the worst depth {min(value):.0%})'
+    return f'{value:.4f}' if name == 'short_loss' else f'{value:.0%}'
+  what = {'ended': 'answers to held-out prompts that end', 'parses': 'and are in form',
+          'short_loss': 'held-out loss at the context before'}.get(name) or (
+            f'needles found in {int(name.removeprefix("needles_")):,} tokens')
+  return f'{what}: ' + (f'{show(before)} -> ' if before is not None else '') + show(after)

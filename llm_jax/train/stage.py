@@ -34,7 +34,7 @@ from llm_jax.train.loop import train_loop
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.progress import Progress
 from llm_jax.train.samples import continue_prompts
-from llm_jax.train.scores import Scorer, StageData
+from llm_jax.train.scores import Scorer, StageData, told
 from llm_jax.train.start import Starter
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
@@ -68,7 +68,7 @@ class StageRun:
     self.starter = Starter(context, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
     self.parent: str | None = None
     self.reference: Any = None  # what the objective compares with, and nothing trains
-    self.answers_before: dict[str, float] | None = None  # None: not known, because the stage was resumed
+    self.before: dict[str, Any] | None = None  # what its beginning was asked; None: not known, the stage was resumed
 
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
@@ -101,8 +101,8 @@ class StageRun:
     self.reference, self.parent = start.reference, start.parent
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
-    elif self.scorer.asks:
-      self.answers_before = self.scorer.answers(best_params(start.state))
+    elif self.scorer.asks and self.stage.init[0] != 'scratch':
+      self.before = self.scorer.asked(best_params(start.state), before=True)
     return start.state
 
   def compile_steps(self, start: int):
@@ -170,19 +170,15 @@ class StageRun:
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
     if self.scorer.asks:
-      scores.update(answers := self.answers(state))
-      progress.message(f'{stage.name}  answers to held-out prompts: ' + ', '.join(
-        f'{name.removesuffix("_before")} {value:.0%} -> {answers[name.removesuffix("_before")]:.0%}'
-        for name, value in answers.items() if name.endswith('_before')))
+      before = self.before
+      if before is None and stage.init[0] != 'scratch':
+        before = self.scorer.asked(self.starter.params()[0], before=True)
+      for name, value in self.scorer.asked(best_params(state)).items():
+        first = before[name] if before else None
+        scores |= {name: value} if first is None else {name: value, f'{name}_before': first}
+        progress.message(f'{stage.name}  {told(name, value, first)}')
     writer.write('final', stage.name, stage.steps, **scores)
     cluster.barrier('result')  # the others wait for the baselines
-
-  def answers(self, state: TrainState) -> dict[str, float]:
-    """The share of held-out prompts that are answered in form, and with `_before` that of the stage's beginning."""
-    before = self.answers_before
-    if before is None:
-      before = self.scorer.answers(self.starter.params()[0])
-    return {**{f'{name}_before': value for name, value in before.items()}, **self.scorer.answers(best_params(state))}
 
 
 def has_result(workdir: pathlib.Path, stage: str) -> bool:
