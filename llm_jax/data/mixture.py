@@ -15,9 +15,12 @@ LONGEST_PERIOD = 1 << 16
 
 
 class AnyMixture(Protocol):
-  """locate(sample) gives (source, how many samples it has given before)."""
+  """locate(sample) gives (source, how many samples it has given before); given(samples), int64 [sources], how many of
+  the first `samples` are from each."""
 
   def locate(self, sample: int) -> tuple[int, int]: ...
+
+  def given(self, samples: int) -> np.ndarray: ...
 
 
 def make_mixture(parts: Sequence[Weighted], steps: int, phases: Sequence[Phase]) -> AnyMixture:
@@ -54,6 +57,11 @@ class Mixture:
     source = int(self._source[place])
     return source, periods * int(self._counts[source]) + int(self._rank[place])
 
+  def given(self, samples: int) -> np.ndarray:
+    """int64 [sources]: how many of the first `samples` are from each."""
+    periods, place = divmod(samples, len(self._source))
+    return periods * self._counts + np.bincount(self._source[:place], minlength=len(self._counts))
+
 
 class ScheduledMixture:
   """Weights that change with the step. After any number of steps a source has had its share, the sum of its shares of
@@ -70,6 +78,17 @@ class ScheduledMixture:
     self._lock = threading.Lock()  # rows are read by several threads
 
   def locate(self, sample: int) -> tuple[int, int]:
+    before, order, rank, place = self._step_of(sample)
+    source = int(order[place])
+    return source, int(before[source] + rank[place])
+
+  def given(self, samples: int) -> np.ndarray:
+    """int64 [sources]: how many of the first `samples` are from each."""
+    before, order, _, place = self._step_of(samples)
+    return before + np.bincount(order[:place], minlength=len(before))
+
+  def _step_of(self, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """What each source has given before the sample's step, the sources and ranks in that step, the sample's place."""
     phase = next(phase for phase in reversed(self._phases) if phase.first_sample <= sample)
     steps, place = divmod(sample - phase.first_sample, phase.batch_size)
     step = phase.first_step + steps
@@ -77,9 +96,7 @@ class ScheduledMixture:
       while self._known <= step:
         self._extend()
     before = self._given[step]
-    order, rank = _order(tuple((self._given[step + 1] - before).tolist()))
-    source = int(order[place])
-    return source, int(before[source] + rank[place])
+    return before, *_order(tuple((self._given[step + 1] - before).tolist())), place
 
   def _extend(self) -> None:
     """One more step: to each source the whole samples that it is due, the rest to those that are due most."""

@@ -10,6 +10,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Phase
 from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture
 from llm_jax.data.pipeline import open_dataset
+from llm_jax.data.shares import shares
 from llm_jax.data.tokenizers import ByteTokenizer
 
 
@@ -96,3 +97,35 @@ def test_rows_of_a_scheduled_mixture(tmp_path):
   assert shares[0] == 0 and shares[-1] >= 0.5
   assert abs(4 * sum(shares) - sum(4 * 0.3 * step / (1 + 0.3 * step) for step in range(10))) < 1
   assert opened.fingerprint != open_it(11).fingerprint
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_what_each_source_has_given_is_what_was_located(seed):
+  rng = random.Random(seed)
+  parts, phases = random_parts(rng), (*constant(3), Phase(4, 12, 0, 7, 8, 1))
+  scheduled = ScheduledMixture(parts, 12, phases)
+  fixed = Mixture([rng.random() + 0.01 for _ in range(3)])
+  for mixed, count in ((scheduled, len(parts)), (fixed, 3)):
+    sources = [mixed.locate(sample)[0] for sample in range(60)]
+    for samples in (0, 1, 11, 12, 13, 40, 60):
+      assert mixed.given(samples).tolist() == np.bincount(sources[:samples], minlength=count).tolist()
+
+
+def test_the_table_of_shares_under_a_ramp_and_a_schedule(tmp_path):
+  for name, length in (('a', 900), ('b', 300)):
+    (tmp_path / f'{name}.txt').write_text(name * length)
+  data = Data((Weighted(Text(str(tmp_path / 'a.txt'))), Weighted(Text(str(tmp_path / 'b.txt')), ((0, 0.0), (1, 3.0)))))
+  phases = (*constant(4), Phase(6, 24, 24 * 8, 2, 16, 1))
+  train = {context: open_dataset(data, ByteTokenizer(), context=context, seed=0, split='train', steps=10, phases=phases,
+                                 cache_dir=tmp_path / 'cache') for context in (8, 16)}
+  for steps in (3, 6, 9):
+    samples = min(24, 4 * steps) + max(0, 2 * (steps - 6))
+    seen = [(train[phases[sample >= 24].context], sample) for sample in range(samples)]
+    table = {row.source: row for row in shares(train, phases, samples)}
+    assert sum(row.share for row in table.values()) == pytest.approx(1) and list(table) == ['a', 'b']
+    for i, (name, row) in enumerate(table.items()):
+      mine = [dataset for dataset, sample in seen if dataset.locate(sample)[0] == i]
+      assert row.num_rows == len(mine)
+      assert row.share == pytest.approx(sum(d.context for d in mine) / sum(d.context for d, _ in seen))
+      assert row.epochs == pytest.approx(sum(1 / len(d.parts[name]) for d in mine))
+      assert (row.num_bytes, row.num_tokens) == (name_bytes := (810, 270)[i], name_bytes + 2)

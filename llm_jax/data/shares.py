@@ -1,0 +1,39 @@
+"""What a stage takes from each source of its mixture, as papers print it."""
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from llm_jax.config.run import Phase
+from llm_jax.data.pipeline import Dataset
+
+
+class Share(NamedTuple):
+  """A row of the table (Brown et al. 2020, GPT-3, table 2.2; Touvron et al. 2023, LLaMA, table 1).
+
+  num_rows: rows given. share: of the tokens that the stage reads, padding included. epochs: how often the source is
+  gone through. num_bytes, num_tokens: its size, once; of needles that of their haystack.
+  """
+  source: str
+  num_rows: int
+  share: float
+  epochs: float
+  num_bytes: int
+  num_tokens: int
+
+
+def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: int) -> list[Share]:
+  """The rows of the table after a stage's first samples, exact under schedules and ramps and known before the first.
+
+  train: the stage's training data by context.
+  """
+  datasets = [train[phase.context] for phase in phases]
+  ends = [min(phase.first_sample, num_samples) for phase in phases[1:]] + [num_samples]
+  found = []
+  for name, part in datasets[0].parts.items():
+    given = [0, *(dataset.given(end)[name] for dataset, end in zip(datasets, ends, strict=True))]
+    rows = [after - before for before, after in itertools.pairwise(given)]
+    tokens = sum(count * phase.context for count, phase in zip(rows, phases, strict=True))
+    epochs = sum(count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))
+    found.append(Share(name, sum(rows), tokens, epochs, part.store.num_bytes, part.store.num_tokens))
+  every = max(1, sum(row.share for row in found))
+  return [row._replace(share=row.share / every) for row in found]
