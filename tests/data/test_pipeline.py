@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.phases import make_phases
 from llm_jax.data import mixture, pipeline, tokenizers
 from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
 
@@ -216,6 +217,41 @@ def test_every_process_reads_only_its_rows(folder, shape, spec, processes):
       assert len(needed) == batch_size // processes
     for k in range(3):
       assert np.array_equal(placement.read(k * batch_size)['tokens'], whole[k]['tokens'][sorted(needed)])
+
+
+def test_a_scheduled_mixture_goes_on_after_any_step_on_any_number_of_processes(folder):
+  """Weights that change over a ramp: opened anew after some steps, processes together read what one read that never
+  stopped."""
+  phases = make_phases(4, 16, 1, (config.Ramp(tokens=3 * 4 * 16, batch_size=8, context=32),))
+  data = make_data(folder, weights=(1.0, ((0, 0.0), (1, 3.0))))
+
+  def open_phases():
+    return [pipeline.open_dataset(data, BYTES, context=phase.context, seed=0, split='train', steps=8, phases=phases,
+                                  cache_dir=folder / 'cache') for phase in phases]
+
+  def source_of(opened):
+    return RampSource([TrainSource(data, phase.batch_size, start=phase.first_sample)
+                       for data, phase in zip(opened, phases, strict=True)])
+
+  whole = numpy_batches(source_of(open_phases()), 8)
+  seen = [np.any((batch['tokens'] >= ord('A')) & (batch['tokens'] <= ord('Z')), axis=1).mean() for batch in whole]
+  assert seen[0] < 0.5 < seen[-1]  # the second source, in upper case, comes in
+  devices = jax.devices()[:8]
+  sharding = NamedSharding(Mesh(np.array(devices).reshape(4, 2), ('x', 'y')), PartitionSpec('x', None))
+  for done in (0, 2, 3, 5):  # after 3 it is ramped
+    opened, late = open_phases(), done >= phases[1].first_step
+    stopped, again = source_of(opened), source_of(opened)
+    numpy_batches(stopped, done)
+    position = json.loads(json.dumps(stopped.position()))
+    again.restore(position)
+    assert same(numpy_batches(again, 8 - done), whole[done:])
+    for processes in (1, 2, 4):
+      read = {}
+      for owned in np.split(np.array(devices), processes):
+        placement = Placement(open_phases()[late], phases[late].batch_size, OneProcess(sharding, owned.tolist()))
+        assert len(placement.rows) == phases[late].batch_size // processes
+        read |= dict(zip(placement.rows.tolist(), placement.read(position['samples'])['tokens'], strict=True))
+      assert np.array_equal(np.stack([read[row] for row in sorted(read)]), whole[done]['tokens'])
 
 
 def test_errors_name_the_source(folder, tmp_path):
