@@ -38,11 +38,11 @@ def average_params(checkpoints: Sequence[Checkpoint], abstract: Any, weights: Se
       array = checkpoint.read_leaf(f'params/{name}', leaf)
       for part, shard in {_part(shard): shard for shard in array.addressable_shards}.items():
         _add(sums.setdefault(part, np.zeros(shard.data.size)), shard.data, weight)
-      shards = [(_part(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
+      sharding, shards = array.sharding, [(_part(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
       del array, shard
     rounded = {part: _round(sums.pop(part), scale, leaf.dtype) for part in list(sums)}
     parts = [jax.device_put(rounded[part].reshape(shape), device) for part, shape, device in shards]
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
 
   means = {name: mean(name, leaves[name]) for name in sorted(leaves, key=lambda name: -leaves[name].size)}
   return paths.map_named(lambda name, _: means[name], abstract)

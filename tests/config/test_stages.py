@@ -1,8 +1,11 @@
 """Where stages start, and what of the model they change."""
+import json
 import re
 
 import pytest
 
+from launch.experiment_file import set_field
+from llm_jax.config import door
 from llm_jax.config.architecture import RoPE, YaRNScaling
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import (
@@ -11,6 +14,7 @@ from llm_jax.config.experiment import (
   Checkpoints,
   Constant,
   Conversations,
+  Member,
   Preferences,
   Ramp,
   SimPO,
@@ -53,6 +57,35 @@ def test_a_recipe_passes_through_the_door():
   assert config.stages[3].objective.kind == 'DPO' and config.stages[3].data.sources[0].source.kind == 'Preferences'
 
 
+def several(*members, **fields) -> Run:
+  """Two branches of a trunk, and the mean of what `members` names."""
+  return run(row('trunk', steps=20), row('a', steps=10, init=('resume', 'trunk')),
+             row('b', steps=10, init=('resume', 'trunk')), row('mean', steps=0, init=('average', *members)),
+             row('next', init=('params', 'mean')), **{'checkpoints': Checkpoints(every=4), **fields})
+
+
+def test_the_mean_of_named_checkpoints_comes_from_all_of_their_stages():
+  made = several(Member('a', 4), Member('a', 8, weight=2.0), Member('b'))
+  assert made.stages[3].parents == ('a', 'b') and made.stages[1].parents == ('trunk',)
+  assert [each.name for each in made.ancestors(made.stages[4])] == ['trunk', 'a', 'b', 'mean']
+  assert [each.name for each in made.ancestors(made.stages[2])] == ['trunk']
+  assert door.from_json(json.loads(json.dumps(door.to_json(made)))) == made
+  assert door.from_config_dict(door.to_config_dict(made)) == made
+  tree = door.to_json(made)
+  set_field(tree, 'stages[3].init[2].weight', '3.5')
+  set_field(tree, 'stages[3].init[3].step', '4')
+  assert door.from_json(tree).stages[3].init == ('average', Member('a', 4), Member('a', 8, 3.5), Member('b', 4))
+
+
+def test_the_mean_of_stages_with_other_positions_says_which_it_has():
+  stages = [row('a'), row('b', init=('resume', 'a'), positions=RoPE(500_000.0))]
+  mean = dict(steps=0, init=('average', Member('a'), Member('b')))
+  with pytest.raises(ConfigError, match=r'stages\[2\].positions = None: a, b have different ones'):
+    run(*stages, row('mean', **mean))
+  made = run(*stages, row('mean', **mean, positions=RoPE(500_000.0)))
+  assert made.model_of(made.stages[2]) == made.model_of(made.stages[1])
+
+
 def test_llama_3_405b_ramp():
   """Section 3.4.1: 4M tokens a step at 4,096; 8M at 8,192 after 252M tokens; 16M after 2.87T."""
   initial = row('initial', context=4_096, batch_size=1_024, microbatches=4, steps=1_200_000, ramp=(
@@ -88,6 +121,15 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: run(row('a', init=('params', 'z'))), r"stages\[0\].init = .*: name an earlier stage"),
   (lambda: run(row('a'), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(keep=2)),
    r'checkpoints.keep = 2: stages\[1\].init averages 3 checkpoints: keep as many'),
+  (lambda: several(Member('c')), r"stages\[3\].init\[1\].stage = 'c': name an earlier stage, one of .*'b'"),
+  (lambda: several(Member('a'), Member('next')), r"stages\[3\].init\[2\].stage = 'next': name an earlier stage"),
+  (lambda: several(Member('a', 6)), r'init\[1\].step = 6: a saves its last step, 10, and the multiples of .*every=4'),
+  (lambda: several(Member('a', 12)), r'init\[1\].step = 12: a saves its last step, 10'),
+  (lambda: several(Member('a', 4), checkpoints=Checkpoints(every=0)), 'step = 4: .* while checkpoints.every=0'),
+  (lambda: several(Member('a'), Member('a', 10)), r"init\[2\] = 'a/10': is named twice"),
+  (lambda: several('a', Member('a')), 'init = .*: use .*Member'),
+  (lambda: Member('a', weight=0.0), 'weight = 0.0: use a finite weight above 0'),
+  (lambda: Member('a', 0), 'step = 0: use 1 or more'),
   (lambda: row('a', PAIRS), 'LanguageModel.*cannot learn from Preferences: use DPO'),
   (lambda: row('a', objective=DPO()), r"objective = 'DPO': needs data=Preferences"),
   (lambda: row('a', PAIRS, objective=DPO()), 'the reference is what the stage starts from'),

@@ -1,4 +1,8 @@
 """The mean of checkpoints against float64 NumPy."""
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -6,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax.train.averaging import average_params
 from llm_jax.train.checkpoint import CheckpointError, CheckpointStore
+from tests.train import averaging_memory
 from tests.train import checkpoint_states as states
 
 
@@ -30,15 +35,51 @@ def test_float64_mean_on_a_mesh(store):
   assert got['embedding']['w'].sharding == abstract['embedding']['w'].sharding
 
 
-def test_equal_checkpoints_average_to_themselves(store):
+def test_weighted_mean_is_that_of_numpy(store):
+  """Within one unit in the last place of NumPy's float64 average, for weights that are not powers of two."""
+  weights = (0.1, 2.0, 0.7)
+  all_three = [states.make_state(step).params for step in (30, 20, 10)]
+  got = average_params(store.newest(3), states.abstract(all_three[0]), weights)
+  for ours, *each in zip(*map(jax.tree.leaves, (got, *all_three)), strict=True):
+    want = np.average([np.asarray(leaf, np.float64) for leaf in each], 0, weights).astype(ours.dtype)
+    apart = np.abs(np.asarray(ours, np.float64) - want.astype(np.float64))
+    assert (apart <= np.abs(want.astype(np.float64)) * float(jax.numpy.finfo(ours.dtype).eps)).all()
+    assert (apart == 0).mean() > 0.99
+
+
+@pytest.mark.parametrize('weights', [None, (0.1, 0.2, 0.3, 5.0, 1e-3, 7.0, 1 / 3)])
+def test_equal_checkpoints_average_to_themselves(store, weights):
   [newest] = store.newest(1)
   params = states.make_state(30).params
-  states.assert_same(average_params([newest] * 7, states.abstract(params)), params)
+  states.assert_same(average_params([newest] * 7, states.abstract(params), weights), params)
+
+
+def test_copies_on_many_devices_are_summed_once(store):
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  params = states.make_state(30).params
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(
+    mesh, PartitionSpec())), params)
+  got = average_params(store.newest(1), abstract)
+  states.assert_same(got, params)
+  assert len(got['embedding']['w'].addressable_shards) == 8
+
+
+def test_memory_is_below_two_models(tmp_path):
+  """Eight checkpoints of 50 MiB, in a process of its own, in which glibc lets go of freed memory at once: what it keeps
+  for later would be counted."""
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', 'MALLOC_MMAP_THRESHOLD_': str(2**20)}
+  for mode in ('write', 'measure'):
+    done = subprocess.run([sys.executable, '-m', 'tests.train.averaging_memory', tmp_path, mode], env=env, text=True,
+                          capture_output=True, timeout=300, cwd=averaging_memory.ROOT)
+    assert done.returncode == 0, done.stderr
+  models, size = done.stdout.split(' models of ')
+  assert size.startswith('51.9 MiB') and 1 <= float(models) <= 2, done.stdout
 
 
 def test_too_few_or_other_shapes_are_refused(store):
   with pytest.raises(CheckpointError, match='holds 3 checkpoints, 4 are to be averaged'):
     store.newest(4)
   abstract = states.abstract(states.make_state(0, rows=32).params)
-  with pytest.raises(CheckpointError, match=r'params/embedding/w is float32\[64, 32\] in the checkpoint'):
+  refused = r'params/embedding/w is float32\[64, 32\] in the checkpoint, float32\[32, 32\] here: only checkpoints of one'
+  with pytest.raises(CheckpointError, match=refused):
     average_params(store.newest(2), abstract)

@@ -65,6 +65,16 @@ def test_latest_is_the_highest_step_whatever_the_clock_says(tmp_path):
   assert store.latest_valid().step == 12
 
 
+def test_named_steps_stay_beside_the_newest(tmp_path):
+  with CheckpointStore(tmp_path, keep=2, pinned=(10, 30)) as store:
+    for step in (10, 20, 30, 40, 50, 60):
+      store.save(step, make_state(step), {}, wait=True)
+    assert store.steps() == [60, 50, 30, 10]
+    assert store.at(30).step == 30
+    with pytest.raises(CheckpointError, match='has no checkpoint of step 20, only of 60, 50, 30, 10'):
+      store.at(20)
+
+
 def test_keeps_the_newest(tmp_path):
   with CheckpointStore(tmp_path, keep=2) as store:
     for step in (1, 2, 3, 4):
