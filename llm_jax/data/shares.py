@@ -22,10 +22,13 @@ class Share(NamedTuple):
 
 
 def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: int) -> list[Share]:
-  """The rows of the table after a stage's first samples, exact under schedules and ramps and known before the first.
+  """The rows of the table after a stage's first samples, exact under schedules and ramps and known before the first;
+  [] where there are none.
 
   train: the stage's training data by context.
   """
+  if not num_samples:
+    return []
   datasets = [train[phase.context] for phase in phases]
   ends = [min(phase.first_sample, num_samples) for phase in phases[1:]] + [num_samples]
   found = []
@@ -35,5 +38,5 @@ def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: i
     tokens = sum(count * phase.context for count, phase in zip(rows, phases, strict=True))
     epochs = sum(count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))
     found.append(Share(name, sum(rows), tokens, epochs, part.store.num_bytes, part.store.num_tokens))
-  every = max(1, sum(row.share for row in found))
+  every = sum(row.share for row in found)
   return [row._replace(share=row.share / every) for row in found]

@@ -92,9 +92,10 @@ class MetricsWriter:
       self._boards[stage] = SummaryWriter(str(self.workdir / TENSORBOARD / stage), flush_secs=20,
                                           purge_step=self._purge.pop(stage, None),
                                           filename_suffix=f'.{time.time_ns()}')
+    of_source = f'/{record["source"]}' if 'source' in record else ''
     for name, value in record.items():
       if name not in ('kind', 'stage', 'step', 'time') and isinstance(value, int | float):
-        self._boards[stage].add_scalar(f'{record["kind"]}/{name}', value, step, walltime=record['time'])
+        self._boards[stage].add_scalar(f'{record["kind"]}/{name}{of_source}', value, step, walltime=record['time'])
 
   def _rewind_boards(self, stage: str, step: int) -> None:
     self.close()

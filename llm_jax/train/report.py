@@ -1,56 +1,22 @@
 """`report.html`: a run at a glance, made from nothing but the files in its workdir."""
-import dataclasses
-import json
 import math
 import pathlib
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import ConfigError
-from llm_jax.train.charts import Series, line_chart, smooth
 from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.progress import duration, size
 from llm_jax.train.report_html import bars, disclosure, escape, facts_table, page, table, tiles, tree
+from llm_jax.train.report_records import NOTHING, StageRecords, by_stage, count, last, median, read_json, show, value
+from llm_jax.train.report_stages import curves, data_table, stage_table
 from llm_jax.train.stage_graph import stage_graph
 from llm_jax.train.workdir import write_atomic
 
 SAMPLES_SHOWN = 6  # steps a prompt
-NOTHING = '–'
-
-
-@dataclasses.dataclass
-class StageRecords:
-  """What one stage recorded. offset: steps of the stages before it; config: its part of config.json, or {}."""
-  name: str
-  config: dict[str, Any]
-  offset: int
-  train: list[dict[str, Any]]
-  evals: list[dict[str, Any]]
-
-  @property
-  def last_step(self) -> int:
-    return max((r['step'] for r in self.train + self.evals), default=0)
-
-  @property
-  def tokens(self) -> int | None:
-    if math.isfinite(tokens := last(self.train, 'tokens')):
-      return int(tokens)
-    per_step = [self.config.get('batch_size'), self.config.get('context')]
-    return self.last_step * math.prod(per_step) if all(isinstance(n, int) for n in per_step) else None
-
-  @property
-  def seconds(self) -> float:
-    """Spent in steps: evaluations, checkpoints and the time between a kill and its resume do not count."""
-    total, before = 0.0, 0
-    for record in self.train:
-      if math.isfinite(seconds := value(record, 'step_seconds')):
-        total += seconds * (record['step'] - before)
-      before = record['step']
-    return total
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -75,64 +41,11 @@ def render(workdir: pathlib.Path) -> str:
       headline(stages, records, config, lineage),
       graph(stages, records, config),
       '<h2>Curves</h2>', curves(stages),
-      '<h2>Stages</h2>', stage_table(stages),
+      '<h2>Stages</h2>', stage_table(stages), data_table(stages, records),
       events(records), samples(read_samples(workdir)),
       '<h2>Configuration</h2><div class="card tree">' + tree(config) + '</div>' if config else '',
       '<h2>Lineage</h2>' + facts_table(lineage) if lineage else '',
       checkpoints(workdir)])
-
-
-# ---------------------------------------------------------------------------------------------- reading
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON object, or {} where there is none that can be read."""
-  try:
-    content = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
-    return {}
-  return content if isinstance(content, dict) else {'content': content}
-
-
-def value(record: dict[str, Any], name: str) -> float:
-  """A number of a record; NaN where it is absent or no number."""
-  found = record.get(name)
-  return float(found) if isinstance(found, int | float) else math.nan
-
-
-def by_stage(records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[StageRecords]:
-  """Stages in the order of the configuration, then of appearance; of two records of a step the later counts."""
-  configs = {s.get('name'): s for s in config.get('stages', []) if isinstance(s, dict)}
-  seen = {str(r.get('stage')) for r in records if r.get('kind') in ('train', 'eval')}
-  stages, offset = [], 0
-  for name in [*(n for n in configs if n in seen), *sorted(seen - configs.keys())]:
-    mine = [r for r in records if r.get('stage') == name]
-    train = {r['step']: r for r in mine if r.get('kind') == 'train'}
-    evals = {r['step']: r for r in mine if r.get('kind') in ('eval', 'final') and 'loss' in r}
-    train, evals = ([found[step] for step in sorted(found)] for found in (train, evals))
-    stages.append(StageRecords(name, configs.get(name, {}), offset, train, evals))
-    offset += stages[-1].last_step
-  return stages
-
-
-def last(records: Iterable[dict[str, Any]], name: str) -> float:
-  """The last finite number of that name, or NaN."""
-  return next((x for r in reversed(list(records)) if math.isfinite(x := value(r, name))), math.nan)
-
-
-def median(stages: Sequence[StageRecords], name: str) -> float:
-  numbers = [x for s in stages for r in s.train if math.isfinite(x := value(r, name))]
-  return statistics.median(numbers) if numbers else math.nan
-
-
-def show(x: float | None, form: str) -> str:
-  return NOTHING if x is None or not math.isfinite(x) else form.format(x)
-
-
-def count(x: float | None) -> str:
-  """Three digits and a letter: 950, 6.95M, 8.03B, 15T."""
-  if x is None:
-    return NOTHING
-  power = min(int(math.log10(max(x, 1))) // 3, 4)
-  return f'{x / 1000 ** power:.3g}{("", "K", "M", "B", "T")[power]}'
 
 
 # ---------------------------------------------------------------------------------------------- the top
@@ -233,53 +146,6 @@ def result(final: dict[str, Any]) -> str:
       pairs = name == 'reward_margin' and math.isfinite(value(final, 'accuracy'))
       return (f'{value(final, "accuracy"):.0%} right, ' if pairs else '') + form.format(x)
   return 'done'
-
-
-# ---------------------------------------------------------------------------------------------- the curves
-def curves(stages: Sequence[StageRecords]) -> str:
-  """Four charts over the steps of all stages, one after the other."""
-  boundaries = [(s.offset, s.name) for s in stages]
-  steps = [s.offset + r['step'] for s in stages for r in s.train]
-
-  def trained(name: str) -> list[float]:
-    return [value(r, name) for s in stages for r in s.train]
-
-  def smoothed(label: str, name: str, colour: str = 'a') -> list[Series]:
-    # Each stage on its own: a jump between them is real.
-    ys = [y for s in stages for y in smooth([value(r, name) for r in s.train], reach(s))]
-    if not any(map(reach, stages)):
-      return [Series(label.rstrip(', ') or 'each step', steps, trained(name), colour)]
-    return [Series(f'{label}each step', steps, trained(name), colour, 'faint'),
-            Series(f'{label}smoothed', steps, ys, colour)]
-
-  held_out = Series('held-out', [s.offset + r['step'] for s in stages for r in s.evals],
-                    [value(r, 'loss') for s in stages for r in s.evals], 'b', 'dots')
-  return '<div class="charts">' + ''.join([
-      line_chart('Loss', [*smoothed('train, ', 'loss'), held_out], y_label='nats per token (log scale)', log_y=True,
-                 boundaries=boundaries),
-      line_chart('Learning rate', [Series('learning rate', steps, trained('learning_rate'))], y_label='learning rate',
-                 from_zero=True, boundaries=boundaries),
-      line_chart('Gradient norm', smoothed('', 'grad_norm', 'c'), y_label='before clipping (log scale)',
-                 log_y=True, boundaries=boundaries),
-      line_chart('Throughput', smoothed('', 'tokens_per_second', 'b'), y_label='tokens per second',
-                 from_zero=True, boundaries=boundaries)]) + '</div>'
-
-
-def reach(stage: StageRecords) -> int:
-  """How many records to either side a smoothed curve looks: 2 % of the stage, none where that is less than one."""
-  return len(stage.train) // 50
-
-
-def stage_table(stages: Sequence[StageRecords]) -> str:
-  if not stages:
-    return '<p class="muted">No step has been recorded yet.</p>'
-  head = ('stage', 'steps', 'tokens', 'train loss', 'held-out loss', 'bits per byte', 'tokens/s', 'MFU', 'time')
-  return table(head, [
-      (s.name, f'{s.last_step:,}', show(s.tokens, '{:,}'),
-       show(next(iter(smooth([value(r, 'loss') for r in s.train], reach(s))[-1:]), math.nan), '{:.4f}'),
-       show(last(s.evals, 'loss'), '{:.4f}'), show(last(s.evals, 'bits_per_byte'), '{:.4f}'),
-       show(median([s], 'tokens_per_second'), '{:,.0f}'), show(median([s], 'mfu'), '{:.1%}'), duration(s.seconds))
-      for s in stages])
 
 
 # ---------------------------------------------------------------------------------------------- below

@@ -9,7 +9,7 @@ from llm_jax.config.run import Stage
 from llm_jax.data.batches import held_out_batches
 from llm_jax.data.pipeline import Dataset
 from llm_jax.evaluation.answers import check_answers
-from llm_jax.evaluation.baselines import trigram_bits_per_byte, xz_bits_per_byte
+from llm_jax.evaluation.baselines import bits_per_byte, trigram_bits_per_byte, xz_bits_per_byte
 from llm_jax.evaluation.held_out import evaluate, make_eval_step
 from llm_jax.evaluation.needles import find_needles
 from llm_jax.modules.execution import Execution
@@ -54,6 +54,9 @@ class Scorer:
     elif self.stage.data.template is None:
       tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
       scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
+    for name, part in self.held_out.parts.items():
+      if part.store.counts is None and f'loss/{name}' in scores:  # text
+        scores[f'bits_per_byte/{name}'] = bits_per_byte(scores[f'loss/{name}'] * part.num_targets, part.store.num_bytes)
     return scores
 
   @property

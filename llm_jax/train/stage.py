@@ -16,6 +16,7 @@ from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.run import Classification, LanguageModel, Phase, Run, Stage
 from llm_jax.data.batches import RampSource, TrainSource
+from llm_jax.data.shares import shares
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, init_head
@@ -177,6 +178,8 @@ class StageRun:
         first = before[name] if before else None
         scores |= {name: value} if first is None else {name: value, f'{name}_before': first}
         progress.message(f'{stage.name}  {told(name, value, first)}')
+    for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(stage.steps)):
+      writer.write('data', stage.name, stage.steps, **row._asdict())
     writer.write('final', stage.name, stage.steps, **scores)
     cluster.barrier('result')  # the others wait for the baselines
 

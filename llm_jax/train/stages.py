@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from llm_jax.config import door
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run, Stage
 from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
+from llm_jax.data.shares import Share, shares
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.sharding.check import check_divides
@@ -28,6 +30,7 @@ from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
+from llm_jax.train.report_stages import shares_shown
 from llm_jax.train.scores import StageData
 from llm_jax.train.stage import StageRun, has_result, stage_seed
 from llm_jax.train.workdir import Workdir, write_atomic
@@ -73,6 +76,8 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     data = {stage.name: open_data(context, stage) for stage in needed}
     cluster.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
                                 for part in (*train.values(), held_out)]))
+    for stage in todo if primary else ():
+      print_shares(stage.name, shares(data[stage.name][0], stage.phases, stage.samples_after(stage.steps)))
     try:
       for stage in todo:
         if preemption.requested():
@@ -168,6 +173,14 @@ def open_split(context: Context, stage: Stage, split: str, length: int) -> Datas
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
       return open_dataset(stage.data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
                           split=split, steps=stage.steps, phases=stage.phases, progress=progress)
+
+
+def print_shares(stage: str, found: Sequence[Share]) -> None:
+  """What the stage will read, a line a source."""
+  rows = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
+  rows += [(f'  {row.source}', *shares_shown(row._asdict())) for row in found]
+  for name, *numbers in rows if found else ():
+    print(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers), flush=True)
 
 
 def make_lineage() -> dict[str, Any]:

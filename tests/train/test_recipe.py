@@ -59,6 +59,22 @@ def test_what_each_stage_learns(untouched):
   assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
 
 
+def test_each_source_of_a_mixture_is_told_apart(untouched):
+  """Pretraining mixes two sources, the second from nothing up, and only the first holds text out."""
+  of = lambda kind: [r for r in read_metrics(untouched) if r['stage'] == 'pretrain' and r['kind'] == kind]
+  first, last = of('train')[0], of('train')[-1]
+  assert first['loss/text'] == pytest.approx(first['nll']) and 'loss/text_2' not in first
+  low, high = sorted((last['loss/text'], last['loss/text_2']))
+  assert low < last['nll'] < high and not any(name.startswith('weight/') for name in last)
+  [final], shares = of('final'), {r['source']: r for r in of('data')}
+  assert final['loss/text'] == pytest.approx(final['nll']) and 'loss/text_2' not in final
+  assert final['bits_per_byte/text'] == pytest.approx(final['bits_per_byte'])
+  assert shares['text']['share'] + shares['text_2']['share'] == pytest.approx(1)
+  assert 0 < shares['text_2']['share'] < shares['text']['share'] and shares['text']['epochs'] > 0
+  assert not any(r['kind'] == 'data' and r['stage'] == 'average' for r in read_metrics(untouched))
+  assert '<h2>Data</h2>' in (untouched / 'report.html').read_text()
+
+
 def test_a_stage_alone_needs_the_one_that_it_starts_from(corpus, tmp_path):
   output = runs.run(corpus, tmp_path, '--stage=dpo', experiment=recipe(corpus), expect=2)
   assert 'starts from stage sft, which has not finished' in output and not (tmp_path / 'checkpoints').exists()

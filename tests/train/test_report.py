@@ -97,6 +97,22 @@ def test_headline(tmp_path):
   assert f'{2 * 512 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 256 + 2 * 64) + 64:,} parameters' in text
 
 
+def test_what_each_stage_read(tmp_path):
+  make_run(tmp_path, (('pretrain', 60), ('sft', 20)))
+  assert 'Data' not in report(tmp_path).text('h2')
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    for _ in range(2):  # written again after a kill
+      for source, share in (('web', 0.75), ('books', 0.25)):
+        writer.write('data', 'pretrain', 60, source=source, num_rows=8, share=share, epochs=0.5, num_bytes=2**21,
+                     num_tokens=1_234_567)
+    writer.write('data', 'sft', 20, source='chats', num_rows=8, share=1.0, epochs=2.5, num_bytes=10, num_tokens=5)
+    writer.write('final', 'pretrain', 60, loss=2.0, bits_per_byte=1.25, **{'loss/web': 1.5, 'bits_per_byte/web': 1.125})
+  cells = report(tmp_path).text('td')
+  assert cells.count(' 2.0 MiB 1.23M') == 2
+  assert ('pretrain web 75.0% 0.5 2.0 MiB 1.23M 1.5000 1.1250 pretrain books 25.0% 0.5 2.0 MiB 1.23M – – '
+          'sft chats 100.0% 2.5 10 B') in cells
+
+
 def test_nothing_is_fetched_and_nothing_runs(tmp_path):
   make_run(tmp_path)
   page = report(tmp_path)
