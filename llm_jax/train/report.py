@@ -11,6 +11,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.progress import duration, size
 from llm_jax.train.report_html import bars, disclosure, escape, facts_table, page, table, tiles, tree
+from llm_jax.train.report_needles import mean_found, needle_tables
 from llm_jax.train.report_records import NOTHING, StageRecords, by_stage, count, last, median, read_json, show, value
 from llm_jax.train.report_stages import curves, data_table, stage_table
 from llm_jax.train.stage_graph import stage_graph
@@ -40,6 +41,7 @@ def render(workdir: pathlib.Path) -> str:
       f'<h1>{escape(name)}</h1><p class="muted">{escape(subtitle(stages, records, config))}</p>',
       headline(stages, records, config, lineage),
       graph(stages, records, config),
+      needle_tables({str(r.get('stage')): r for r in records if r.get('kind') == 'final'}),
       '<h2>Curves</h2>', curves(stages),
       '<h2>Stages</h2>', stage_table(stages), data_table(stages, records),
       events(records), samples(read_samples(workdir)),
@@ -133,8 +135,11 @@ def graph(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], con
 
 
 def result(final: dict[str, Any]) -> str:
-  """The number that says what a stage did: bits per byte of text, answers in form before and after, the accuracy on
-  pairs or classes, else the held-out loss."""
+  """The number that says what a stage did: bits per byte of text, needles found or answers in form before and after,
+  the accuracy on pairs or classes, else the held-out loss."""
+  if (needles := mean_found(final)) and needles[2] is not None:
+    context, after, before = needles
+    return f'{before:.0%} → {after:.0%} found in {context:,}'
   for name, words in (('parses', 'in form'), ('ended', 'answers end')):
     if math.isfinite(after := value(final, name)):
       return f'{value(final, f"{name}_before"):.0%} → {after:.0%} {words}'

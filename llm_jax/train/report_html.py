@@ -66,6 +66,7 @@ th:first-child, td:first-child, .words th, .words td { text-align: left; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--muted); white-space: nowrap; }
 tr:last-child td { border-bottom: 0; }
+table.heat td:not(:first-child) { text-align: center; }
 pre, code, .tree { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace;
   font-size: .82rem; }
 pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; unicode-bidi: isolate; }

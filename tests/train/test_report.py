@@ -12,8 +12,8 @@ from launch import report as launch_report
 from llm_jax.config import door, presets
 from llm_jax.config.run import BPE, Checkpoints, Cosine, Data, Run, Stage, StandardLibrary, Weighted
 from llm_jax.train import charts
-from llm_jax.train.metrics import MetricsWriter
-from llm_jax.train.report import write_report
+from llm_jax.train.metrics import MetricsWriter, read_metrics
+from llm_jax.train.report import render, result, write_report
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \x1b[31m \x00 \ud800 </pre></details>'
 VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
@@ -290,3 +290,16 @@ def test_recipe(tmp_path):
   for words in ('<b>anneal', '1.250 bits per byte', '90% right, margin 1.50', 'resume', 'average 2', '7 of 60',
                 '0% → 50% in form'):
     assert words in text, words
+
+
+def test_needles_are_shown_by_context_and_depth(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  writer.write('final', 'long', 40, loss=2.0, needles_256=[1.0, 0.5], needles_256_before=[1.0, 1.0],
+               needles_1024=[0.75, 1.0], needles_1024_before=[0.0, 0.125])
+  writer.close()
+  page = render(tmp_path)
+  rows = re.findall(r'<tr><td>([\d,]+ tokens, \w+)</td>(.*?)</tr>', page)
+  cells = {name: re.findall(r'>(\d+)</td>', row) for name, row in rows}
+  assert cells == {'256 tokens, before': ['100', '100'], '256 tokens, after': ['100', '50'],
+                   '1,024 tokens, before': ['0', '12'], '1,024 tokens, after': ['75', '100']}
+  assert result(read_metrics(tmp_path)[0]) == '6% → 88% found in 1,024'
