@@ -16,7 +16,7 @@ from launch.experiment_file import Refused, check_files, load_run, split_overrid
 from llm_jax.config.door import suggest
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
-from llm_jax.sharding.check import check_divides
+from llm_jax.sharding.check import check_divides, row_shards
 
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 
@@ -106,7 +106,7 @@ def check_mesh(run: Run) -> None:
   """Refuses a mesh that cannot divide the model or a batch, as far as that shows before the devices are counted."""
   for stage in run.stages:
     with located('config'):
-      for phase in stage.phases:
+      for phase in stage.phases_over(row_shards(run.model, run.mesh)):
         check_divides(run.model, run.mesh, phase.batch_size, phase.context, microbatches=phase.microbatches,
                       stage=stage.name)
 

@@ -36,8 +36,12 @@ class Phase:
   microbatches: int
 
 
-def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence[Ramp]) -> tuple[Phase, ...]:
-  """The shapes of a stage's steps, one after the other; the first as given, the others as `ramp` has them."""
+def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1
+                ) -> tuple[Phase, ...]:
+  """The shapes of a stage's steps, one after the other; the first as given, the others as `ramp` has them.
+
+  copies: devices that share the sequences of a microbatch.
+  """
   phases = [Phase(0, 0, 0, batch_size, context, microbatches)]
   tokens = batch_size * context // microbatches  # that a device computes at once
   for each in ramp:
@@ -45,11 +49,12 @@ def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence
     steps = max(0, -(-(each.tokens - last.first_token) // (last.batch_size * last.context)))
     phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
                         last.first_token + steps * last.batch_size * last.context, each.batch_size, each.context,
-                        each.microbatches or _fewest_pieces(each, tokens)))
+                        each.microbatches or _fewest_pieces(each, tokens, copies)))
   return tuple(phases)
 
 
-def _fewest_pieces(ramp: Ramp, tokens: int) -> int:
-  """Microbatches of no more than `tokens` tokens, or else of one row each."""
-  divisors = [n for n in range(1, ramp.batch_size + 1) if ramp.batch_size % n == 0]
-  return next((n for n in divisors if ramp.batch_size // n * ramp.context <= tokens), ramp.batch_size)
+def _fewest_pieces(ramp: Ramp, tokens: int, copies: int) -> int:
+  """Microbatches of at most `tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
+  rows = [rows for rows in range(ramp.batch_size, 0, -1) if ramp.batch_size % rows == 0 and rows % copies == 0]
+  fits = next((each for each in rows if each * ramp.context <= tokens), rows[-1] if rows else 1)
+  return ramp.batch_size // fits

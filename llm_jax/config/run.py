@@ -77,6 +77,7 @@ class Stage:
   positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
   None keeps those of the stage that it starts from.
   ramp: other batch sizes and contexts later in the stage.
+  held_out: data whose held-out part scores the stage, so that stages with other data can be compared; None: its own.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
@@ -93,6 +94,7 @@ class Stage:
   init: Init = ('scratch',)
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
+  held_out: Data | None = None
   microbatches: int = 1
   clip_norm: float | None = 1.0
   max_nonfinite: int = 10
@@ -121,6 +123,13 @@ class Stage:
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
     require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
+    for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
+      require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
+              f'the stage ends before it, with its {self.steps} steps: use at most '
+              f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
+    kinds = [(data.pairs, data.template, data.labels) for data in (self.data, self.scored_on)]
+    require(kinds[0] == kinds[1], 'held_out', self.held_out,
+            'must be of one kind with data: text, conversations or pairs in its template, texts of its classes')
     prefers = isinstance(self.objective, Preference)
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
             'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
@@ -146,7 +155,16 @@ class Stage:
   @functools.cached_property
   def phases(self) -> tuple[Phase, ...]:
     """The shapes of the stage's steps, one after the other."""
-    return make_phases(self.batch_size, self.context, self.microbatches, self.ramp)
+    return self.phases_over(1)
+
+  def phases_over(self, copies: int) -> tuple[Phase, ...]:
+    """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
+    return make_phases(self.batch_size, self.context, self.microbatches, self.ramp, copies)
+
+  @property
+  def scored_on(self) -> Data:
+    """The data whose held-out part scores the stage."""
+    return self.data if self.held_out is None else self.held_out
 
   def phase_at(self, step: int) -> Phase:
     """The phase of the step after `step` steps."""

@@ -23,6 +23,12 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
   return sizes if left is None else {**sizes, left: num_devices // given}
 
 
+def row_shards(architecture: Architecture, mesh: Mesh, num_devices: int | None = None) -> int:
+  """How many devices share the sequences of a batch. num_devices: as `check_divides` has it."""
+  sizes = _sizes(mesh, num_devices)
+  return math.prod(sizes[axis] for axis in _row_axes(architecture))
+
+
 def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, context: int,
                   num_devices: int | None = None, microbatches: int = 1, stage: str | None = None) -> None:
   """Refuses a mesh whose axes do not divide what `rules.STRATEGIES` splits over them.
@@ -38,11 +44,7 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
 
   Raises: ConfigError naming the mesh axis, its size and what it does not divide.
   """
-  if num_devices is None:
-    sizes = {axis: max(size, 1) for axis, size in dataclasses.asdict(mesh).items()}
-  else:
-    sizes = mesh_sizes(mesh, num_devices)
-
+  sizes = _sizes(mesh, num_devices)
   split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size)]
   for block in (*architecture.prefix, *architecture.pattern, *architecture.multi_token):
     attention, layer = block.attention, block.feed_forward
@@ -65,12 +67,25 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
           f'mesh context={sizes["context"]} cuts every sequence into {chunks} chunks, which do not divide '
           f'context={context}{of_stage}, use context={math.ceil(context / chunks) * chunks}, or another mesh')
 
-  routed = any(what == 'num_experts' for _, what, _ in split)
-  require(routed or sizes['expert'] == 1, 'mesh.expert', sizes['expert'], 'the model has no experts to split, use 1')
-  axes = ('data', 'fsdp', 'expert') if routed else ('data', 'fsdp')
+  axes = _row_axes(architecture)
+  require('expert' in axes or sizes['expert'] == 1, 'mesh.expert', sizes['expert'],
+          'the model has no experts to split, use 1')
   copies, rows = math.prod(sizes[axis] for axis in axes), batch_size // microbatches
   axis = next((axis for axis in axes if sizes[axis] > 1), 'data')
   require(rows % copies == 0, f'mesh.{axis}', sizes[axis],
           f'{" x ".join(axes)} = {copies} does not divide the {rows} sequences of a microbatch '
           f'(batch_size={batch_size}, microbatches={microbatches}), use '
           f'batch_size={math.ceil(rows / copies) * copies * microbatches}')
+
+
+def _sizes(mesh: Mesh, num_devices: int | None) -> dict[str, int]:
+  if num_devices is None:
+    return {axis: max(size, 1) for axis, size in dataclasses.asdict(mesh).items()}
+  return mesh_sizes(mesh, num_devices)
+
+
+def _row_axes(architecture: Architecture) -> tuple[str, ...]:
+  """The mesh axes over which the sequences of a batch are split."""
+  blocks = (*architecture.prefix, *architecture.pattern, *architecture.multi_token)
+  routed = any(isinstance(block.feed_forward, MixtureOfExperts) for block in blocks)
+  return ('data', 'fsdp', 'expert') if routed else ('data', 'fsdp')

@@ -38,7 +38,8 @@ def average_params(checkpoints: Sequence[Checkpoint], abstract: Any, weights: Se
       array = checkpoint.read_leaf(f'params/{name}', leaf)
       for part, shard in {_part(shard): shard for shard in array.addressable_shards}.items():
         _add(sums.setdefault(part, np.zeros(shard.data.size)), shard.data, weight)
-      sharding, shards = array.sharding, [(_part(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
+      sharding = array.sharding
+      shards = [(_part(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
       del array, shard
     rounded = {part: _round(sums.pop(part), scale, leaf.dtype) for part in list(sums)}
     parts = [jax.device_put(rounded[part].reshape(shape), device) for part, shape, device in shards]

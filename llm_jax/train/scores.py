@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.architecture import Architecture
-from llm_jax.config.run import Stage
+from llm_jax.config.run import Phase, Stage
 from llm_jax.data.batches import held_out_batches
 from llm_jax.data.pipeline import Dataset
 from llm_jax.evaluation.answers import check_answers
@@ -27,13 +27,13 @@ StageData = tuple[dict[int, Dataset], Dataset | None]  # training data by contex
 class Scorer:
   """Scores parameters of one stage. Every process calls it and gets the same.
 
-  data: of this stage and of those that it comes from, by name.
+  data: of this stage and of those that it comes from, by name.   phase: the last of the stage's, for its microbatches.
   """
 
   def __init__(self, context: Context, stage: Stage, data: Mapping[str, StageData], objective: Objective,
-               model: Architecture, execution: Execution):
+               model: Architecture, execution: Execution, phase: Phase):
     self.context, self.stage, self.data = context, stage, data
-    self.held_out = data[stage.name][1]
+    self.held_out, self.phase = data[stage.name][1], phase
     self.eval_step = make_eval_step(objective)
     self.model, self.execution = model, execution
 
@@ -45,9 +45,9 @@ class Scorer:
     """
     if self.held_out is None:
       return {}
-    rows = self.stage.batch_size // self.stage.microbatches  # as many as a training step holds at once
+    rows = self.phase.batch_size // self.phase.microbatches  # as many as a training step holds at once
     batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
-                               None if everything else self.stage.eval_batches * self.stage.microbatches)
+                               None if everything else self.stage.eval_batches * self.phase.microbatches)
     scores = evaluate(self.eval_step, params, reference, batches)
     if self.stage.data.labels is not None:
       scores['most_common_class'] = self.held_out.most_common_class

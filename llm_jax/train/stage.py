@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from llm_jax import cpu
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
-from llm_jax.config.run import Classification, LanguageModel, Phase, Run, Stage
+from llm_jax.config.run import Classification, Data, LanguageModel, Phase, Run, Stage
 from llm_jax.data.batches import RampSource, TrainSource
 from llm_jax.data.shares import shares
 from llm_jax.modules.execution import Execution
@@ -25,6 +25,7 @@ from llm_jax.objectives.loss import Objective
 from llm_jax.objectives.preference import PreferenceObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
+from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
 from llm_jax.train import cluster
 from llm_jax.train.cluster import Watchdog
@@ -32,7 +33,7 @@ from llm_jax.train.context import Context
 from llm_jax.train.hardware import training_flops_per_token
 from llm_jax.train.hooks import Every, Log, StopOnPreemption
 from llm_jax.train.loop import train_loop
-from llm_jax.train.metrics import read_metrics
+from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.progress import Progress
 from llm_jax.train.samples import continue_prompts
 from llm_jax.train.scores import Scorer, StageData, told
@@ -52,10 +53,13 @@ class StageRun:
     self.context, self.stage = context, stage
     train, _ = data[stage.name]
     self.model, self.execution = run.model_of(stage), dataclasses.replace(context.execution, remat=stage.remat)
-    self.objective = make_objective(stage, Transformer(self.model, self.execution))
-    self.scorer = Scorer(context, stage, data, self.objective, self.model, self.execution)
+    self.phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
+    model = Transformer(self.model, self.execution)
+    self.objective = make_objective(stage, model, stage.data)
+    self.scorer = Scorer(context, stage, data, make_objective(stage, model, stage.scored_on), self.model,
+                         self.execution, self.phases[-1])
     self.sources = [TrainSource(train[phase.context], phase.batch_size, batch_sharding(mesh), phase.first_sample)
-                    for phase in stage.phases]
+                    for phase in self.phases]
     self.source = RampSource(self.sources) if stage.ramp else self.sources[0]
     self.store = context.store(stage.name)
 
@@ -69,6 +73,7 @@ class StageRun:
     self.starter = Starter(context, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
     self.parent: str | None = None
     self.reference: Any = None  # what the objective compares with, and nothing trains
+    self.saved: int | None = None  # the step of the last checkpoint that was begun
     self.before: dict[str, Any] | None = None  # what its beginning was asked; None: not known, the stage was resumed
 
   def train(self) -> None:
@@ -78,11 +83,13 @@ class StageRun:
       state = self.begin()
       start = int(state.step)
       context.writer.rewind(stage.name, start)
+      passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
       train_step = self.compile_steps(start) if start < stage.steps else None
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
-                  flops_per_token=lambda step: training_flops_per_token(self.model, stage.phase_at(step - 1).context),
+                  flops_per_token=lambda step: passes * training_flops_per_token(
+                    self.model, stage.phase_at(step - 1).context),
                   peak_flops=context.peak_flops)
         state = train_loop(state, self.reference, self.source, train_step, stage.steps, hooks=[
           log,
@@ -109,8 +116,8 @@ class StageRun:
   def compile_steps(self, start: int):
     """The train step from step `start` on: compiled for every shape that is still to come, chosen by the batch's."""
     compiled = {}
-    ends = [*(phase.first_step for phase in self.stage.phases[1:]), self.stage.steps]
-    for phase, source, end in zip(self.stage.phases, self.sources, ends, strict=True):
+    ends = [*(phase.first_step for phase in self.phases[1:]), self.stage.steps]
+    for phase, source, end in zip(self.phases, self.sources, ends, strict=True):
       if max(start, phase.first_step) < min(end, self.stage.steps):
         compiled[phase.batch_size, phase.context] = self.compile_step(phase, source)
 
@@ -137,11 +144,16 @@ class StageRun:
 
   # -------------------------------------------------------------------------------------------- what it leaves
   def save(self, step: int, state: TrainState, wait: bool = False) -> None:
+    """A step that is saved already is not saved again: asked to stop, a run may be at a checkpoint's step."""
     context = self.context
+    if step == self.saved:
+      self.store.wait()
+      return
     facts = {'config': door.to_json(context.run), 'stage': self.stage.name, 'final': step == self.stage.steps,
              'tokenizer': context.tokenizer.fingerprint, 'data': self.source.position(),
              'lineage': {**context.lineage, 'parent': self.parent}}
     self.store.save(step, state, facts, wait=wait)
+    self.saved = step
 
   def save_and_wait(self, step: int, state: TrainState) -> None:
     self.save(step, state, wait=True)
@@ -152,10 +164,13 @@ class StageRun:
       progress.held_out(step, **scores)
 
   def write_samples(self, step: int, state: TrainState) -> None:
-    context = self.context
+    """Those of a stage's end may be there already: a kill between them and the result leaves them."""
+    context, key = self.context, (self.stage.name, step)
+    there = {r['prompt'] for r in read_samples(context.workdir) if (r['stage'], r['step']) == key}
     for prompt, text in continue_prompts(self.model, self.execution, best_params(state), context.tokenizer, self.stage,
                                          context.run.seed):
-      context.writer.sample(self.stage.name, step, prompt, text)
+      if prompt not in there:
+        context.writer.sample(self.stage.name, step, prompt, text)
 
   def finish(self, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
@@ -166,6 +181,8 @@ class StageRun:
     scores = self.scorer.scores(best_params(state), self.reference, everything=True)
     if scores:
       progress.held_out(stage.steps, **scores)
+    if scores and self.starter.members:
+      scores.update(self.alone(scores, progress))
     if scores and context.primary and (baselines := self.scorer.baselines()):
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
@@ -183,6 +200,22 @@ class StageRun:
     writer.write('final', stage.name, stage.steps, **scores)
     cluster.barrier('result')  # the others wait for the baselines
 
+  def alone(self, scores: dict[str, float], progress: Progress) -> dict[str, float]:
+    """Beside the result of a stage that starts from an average: that of the last averaged checkpoint alone, `_before`,
+    and of its moving average where one was kept, `_ema`."""
+    stage, found, words = self.stage, {}, {'before': 'the last checkpoint alone', 'ema': 'its moving average'}
+    name, unit = ('bits_per_byte', 'bits per byte') if 'bits_per_byte' in scores else ('loss', 'loss')
+    for kind, params in self.starter.last_alone():
+      alone = self.scorer.scores(params, self.reference, everything=True)
+      found |= {f'{each}_{kind}': alone[each] for each in ('loss', name)}
+    beside = [(words[kind], found[f'{name}_{kind}']) for kind in words if f'{name}_{kind}' in found]
+    mean = f'the mean of {len(self.starter.members)}' + (f' and {stage.steps:,} steps' if stage.steps else '')
+    if beside:
+      names, values = zip(*beside, (mean, scores[name]), strict=True)
+      progress.message(f'{stage.name}: held-out {" -> ".join(f"{value:.4f}" for value in values)} {unit} '
+                       f'({" -> ".join(names)})')
+    return found
+
 
 def has_result(workdir: pathlib.Path, stage: str) -> bool:
   """Whether the stage's final evaluation is written."""
@@ -194,8 +227,9 @@ def stage_seed(run: Run, stage: Stage) -> int:
   return int(hashlib.sha256(f'{run.seed}/{stage.name}'.encode()).hexdigest()[:7], 16)
 
 
-def make_objective(stage: Stage, model: Transformer) -> Objective:
-  sources = stage.data.names if len(stage.data.sources) > 1 else ()
+def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
+  """The stage's objective over batches of `data`: of training, or of what it is scored on."""
+  sources = data.names if len(data.sources) > 1 else ()
   match stage.objective:
     case LanguageModel(z_loss, multi_token_weight):
       return LanguageModelObjective(model, z_loss, multi_token_weight, sources)

@@ -20,7 +20,7 @@ from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
 from llm_jax.data.shares import Share, shares
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution
-from llm_jax.sharding.check import check_divides
+from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
 from llm_jax.train.context import Context
@@ -44,7 +44,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   """
   with located('config'):
     for stage in run.stages:
-      for phase in stage.phases:
+      for phase in stage.phases_over(row_shards(run.model, run.mesh, jax.device_count())):
         check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches,
                       stage.name)
     mesh = make_mesh(run.mesh)
@@ -152,10 +152,10 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
 
 
 def open_data(context: Context, stage: Stage) -> StageData:
-  """The stage's training data by the contexts that it has, and its held-out data."""
+  """The stage's training data by the contexts that it has, and its held-out data, in the last of them."""
   contexts = dict.fromkeys(phase.context for phase in stage.phases)
   return ({length: open_split(context, stage, 'train', length) for length in contexts},
-          open_split(context, stage, 'held_out', stage.context))
+          open_split(context, stage, 'held_out', stage.phases[-1].context))
 
 
 def open_split(context: Context, stage: Stage, split: str, length: int) -> Dataset | None:
@@ -170,8 +170,9 @@ def open_split(context: Context, stage: Stage, split: str, length: int) -> Datas
       advance(done - shown)
       shown = done
 
+    data = stage.data if split == 'train' else stage.scored_on
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
-      return open_dataset(stage.data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
+      return open_dataset(data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
                           split=split, steps=stage.steps, phases=stage.phases, progress=progress)
 
 

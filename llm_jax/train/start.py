@@ -1,7 +1,7 @@
 """Where a stage starts: its own newest checkpoint, else what its `init` names, read once."""
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -108,6 +108,15 @@ class Starter:
       case ('average', *members):
         return [(self.finished(member.stage, member.step), member.weight) for member in members]
     return []
+
+  def last_alone(self) -> Iterator[tuple[str, Any]]:
+    """Of the last of `members`: ('before', its parameters), and ('ema', their moving average) where one was kept."""
+    checkpoint, _ = self.members[-1]
+    abstract = self.held_by(checkpoint)
+    if abstract.keys() == self.abstract.params.keys():  # else it lacks a classifier's head
+      yield 'before', checkpoint.read(('params',), abstract)
+      if checkpoint.averaged:
+        yield 'ema', checkpoint.read(('ema',), abstract)
 
   def finished(self, name: str, step: int | None = None) -> Checkpoint:
     """The last checkpoint of an earlier stage, or that of `step`."""

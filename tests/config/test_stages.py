@@ -20,6 +20,7 @@ from llm_jax.config.experiment import (
   SimPO,
   Text,
   experiment,
+  mix,
   presets,
   stage,
 )
@@ -103,18 +104,29 @@ def test_llama_3_405b_ramp():
   assert row('plain').phases == (Phase(0, 0, 0, 1, 8, 1),)
 
 
+def test_microbatches_of_a_ramp_divide_over_the_devices():
+  """Twice the context: half the rows at once, but no fewer than there are devices, and never a part of a row."""
+  ramped = row('a', context=8, batch_size=16, microbatches=2, steps=9, ramp=(Ramp(128, 24, 16), Ramp(256, 24, 64)))
+  assert [phase.microbatches for phase in ramped.phases] == [2, 6, 24]
+  assert [phase.microbatches for phase in ramped.phases_over(8)] == [2, 3, 3]
+  assert [phase.first_sample for phase in ramped.phases_over(8)] == [phase.first_sample for phase in ramped.phases]
+
+
 def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
-  first, passed, last = row('a', batch_size=4, ramp=(Ramp(1, 1, 4), Ramp(2, 2, 8))).phases
+  first, passed, last = row('a', batch_size=4, steps=9, ramp=(Ramp(1, 1, 4), Ramp(2, 2, 8))).phases
   assert (passed.first_step, last.first_step, last.first_sample, last.first_token) == (1, 1, 4, 32)
 
 
 @pytest.mark.parametrize('make, message', [
   (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
+  (lambda: row('a', steps=3, ramp=(Ramp(8, 1, 8), Ramp(24, 1, 16))),
+   r'ramp\[1\].tokens = 24: the stage ends before it, with its 3 steps: use at most 16, or more steps'),
+  (lambda: row('a', held_out=mix(Conversations('chats'))), 'held_out = .*: must be of one kind with data'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
   (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
    r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or save more often .checkpoints.every=5"),
   (lambda: Ramp(20, 4, 8, microbatches=3), 'microbatches = 3: use a divisor of batch_size=4'),
-  (lambda: run(row('a', ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
+  (lambda: run(row('a', steps=9, ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
    r'stages\[0\].context = 64: the learned positions end'),
   (lambda: row('a', init=('average', 'b')), r"init = \('average', 'b'\): use .* or \('hf', folder\)"),
   (lambda: row('a', init=('average', 'b', 0)), 'average 1 checkpoint or more'),

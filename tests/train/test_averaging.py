@@ -80,6 +80,6 @@ def test_too_few_or_other_shapes_are_refused(store):
   with pytest.raises(CheckpointError, match='holds 3 checkpoints, 4 are to be averaged'):
     store.newest(4)
   abstract = states.abstract(states.make_state(0, rows=32).params)
-  refused = r'params/embedding/w is float32\[64, 32\] in the checkpoint, float32\[32, 32\] here: only checkpoints of one'
+  refused = r'params/embedding/w is float32\[64, 32\] in the checkpoint, float32\[32, 32\] here: only checkpoints'
   with pytest.raises(CheckpointError, match=refused):
     average_params(store.newest(2), abstract)

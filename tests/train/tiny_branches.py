@@ -1,0 +1,32 @@
+"""A trunk, a branch for each of two mixtures, and the mean of checkpoints of both. FOLDER holds text.jsonl."""
+from llm_jax.config.experiment import (
+  Bytes,
+  Checkpoints,
+  Constant,
+  Jsonl,
+  LinearToZero,
+  Member,
+  experiment,
+  mix,
+  presets,
+  stage,
+)
+
+
+def get_config(folder):
+  text, same = Jsonl(f'{folder}/text.jsonl', held_out=0.1), Jsonl(f'{folder}/text.jsonl', field='text', held_out=0.3)
+  rows = dict(context=32, batch_size=8, held_out=mix(text))
+  branch = dict(**rows, steps=12, learning_rate=LinearToZero(3e-3), init=('resume', 'trunk'), ema=0.5)
+  return experiment(
+    seed=1,
+    tokenizer=Bytes(),
+    model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64, vocab_size=264),
+    checkpoints=Checkpoints(every=4, keep=1),
+    stages=(
+      stage('trunk', text, **rows, steps=8, learning_rate=Constant(3e-3, warmup=4), ema=0.5),
+      stage('plain', text, **branch),
+      stage('mixed', mix(text, (same, ((0, 0.0), (1, 1.0)))), **branch),
+      stage('mean', text, **rows, steps=0, learning_rate=Constant(0.0),
+            init=('average', Member('plain'), Member('mixed', 4), Member('mixed', weight=2.0))),
+    ),
+  )
