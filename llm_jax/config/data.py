@@ -296,6 +296,9 @@ class Data:
     pairs = [isinstance(part.source, Pairs) for part in self.sources]
     require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
             'pairs of answers cannot be mixed with other text: give them a stage of their own')
+    templates = list(dict.fromkeys(part.source.template for part in self.sources if isinstance(part.source, Dialogues)))
+    require(len(templates) <= 1, 'sources', templates,
+            'dialogues of one stage are written out by one chat template: choose one of these for all')
     labels = [getattr(part.source, 'labels', None) for part in self.sources]
     require(len(set(labels)) == 1, 'sources', labels, 'texts with classes are mixed with none but those of the same')
     for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:

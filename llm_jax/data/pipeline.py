@@ -206,9 +206,11 @@ def make_rows(source: config.Source, store: token_store.TokenStore, packing: str
 
 
 def _tell_cuts(where: str, rows: AnyRows, context: int) -> None:
-  if isinstance(rows, PairRows) and rows.num_left_out:
-    logging.warning('%s: %d of %d pairs left out, their prompt fills context=%d', where, rows.num_left_out,
-                    rows.store.num_documents // 2, context)
+  if isinstance(rows, PairRows):
+    for count, why in ((rows.num_left_out, 'their prompt fills'), (rows.num_equal, 'their answers are equal within')):
+      if count:
+        logging.warning('%s: %d of %d pairs left out, %s context=%d', where, count, rows.store.num_documents // 2, why,
+                        context)
   if rows.num_cut:
     kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
       'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)

@@ -245,6 +245,30 @@ def test_rows_are_pairs(template, mask_formatting, folder, bpe):
         'positions': ('int32', (200,)), 'segment_ids': ('int32', (200,))}
 
 
+def test_pairs_that_are_equal_within_the_context_are_left_out(bpe, caplog, tmp_path):
+  rows = [{'prompt': 'a', 'chosen': 'b' * n + 'c', 'rejected': 'b' * n + end}
+          for n, end in ((60, 'd'), (60, ''), (5, ''), (5, 'd'), (20, ''), (19, ''))]
+  source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', held_out=0.0)
+  ours = tokenizers.ByteTokenizer()  # an answer begins after 21 ids
+  with caplog.at_level(logging.WARNING):
+    data = open_data(tmp_path, ours, source, context=40)
+  assert [record.getMessage() for record in caplog.records] == [
+    'data.sources[0] (train): 3 of 6 pairs left out, their answers are equal within context=40',
+    'data.sources[0] (train): 1 of 3 pairs are longer than context=40 and are cut']
+  assert data.rows_per_epoch == 3
+  assert not any(np.array_equal(row['chosen']['targets'], row['rejected']['targets']) for row in data.rows)
+  with pytest.raises(ConfigError, match='context = 25: within it all pairs of answers are equal: raise it'):
+    open_data(tmp_path, ours, config.Preferences(write(tmp_path / 'q.jsonl', rows[:2]), 'plain', held_out=0.0),
+              context=25)
+
+
+def test_one_stage_has_one_template():
+  parts = config.Conversations('a'), config.Jsonl('b'), config.Conversations('c', template='llama3')
+  with pytest.raises(ConfigError, match=r"^sources = \['chatml', 'llama3'\]: .*choose one of these for all"):
+    config.Data(tuple(map(config.Weighted, parts)))
+  assert config.Data(tuple(map(config.Weighted, parts[1:]))).template == 'llama3'
+
+
 def test_long_pairs_are_cut_at_the_end_or_left_out(folder, bpe, caplog, tmp_path):
   """As trl's DPOTrainer with max_length = context + 1: `keep_start`, and prompts that fill it are dropped."""
   rows = [{'prompt': 'a' * n, 'chosen': 'b' * m, 'rejected': 'c'} for n, m in ((1, 1), (1, 60), (200, 1), (9, 2))]
