@@ -3,6 +3,7 @@
 A row is a list of pieces (document, start, length); token j of a piece predicts token j + 1 of the same document.
 """
 import bisect
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
@@ -14,10 +15,17 @@ Piece = tuple[int, int, int]  # document, its first token in the row, how many t
 
 
 class Packing(Protocol):
-  """Which pieces row i holds, at most `context` tokens in all."""
+  """Which pieces row i holds, at most `context` tokens in all.
+
+  A window is a part of the line that the documents stand in, of whatever the packing does not cut: from 0 to `end`.
+  after(start, tokens): where a window ends that has rows for so many tokens.
+  """
   num_rows: int
+  end: int
 
   def pieces(self, row: int) -> Iterator[Piece]: ...
+
+  def after(self, start: int, tokens: int) -> int: ...
 
 
 def document_order(count: int, seed: int | None) -> np.ndarray:
@@ -37,19 +45,23 @@ class Split:
   """All documents in one line, cut every `context` tokens.
 
   The line holds N tokens; row i has tokens [i context, (i + 1) context), and its targets one further. So every token
-  but the very first is a target once, and only the last row is padded.
+  but the very first is a target once, and only the last row is padded. A window counts tokens.
   """
 
-  def __init__(self, store: TokenStore, context: int, seed: int | None):
+  def __init__(self, store: TokenStore, context: int, seed: int | None, window: slice = slice(None)):
     self._context = context
     self._order = document_order(store.num_documents, seed)
     self._ends = np.cumsum(np.diff(store.offsets)[self._order])
-    self._length = int(self._ends[-1]) - 1  # the last token predicts nothing
-    self.num_rows = -(-self._length // context)
+    self.end = int(self._ends[-1]) - 1  # the last token predicts nothing
+    self._start, self._stop, _ = window.indices(self.end)
+    self.num_rows = -(-(self._stop - self._start) // context)
+
+  def after(self, start: int, tokens: int) -> int:
+    return min(start + tokens, self.end)
 
   def pieces(self, row: int) -> Iterator[Piece]:
-    start = row * self._context
-    stop = min(start + self._context, self._length)
+    start = self._start + row * self._context
+    stop = min(start + self._context, self._stop)
     place = int(np.searchsorted(self._ends, start, side='right'))
     while start < stop:
       begins, ends = int(self._ends[place - 1]) if place else 0, int(self._ends[place])
@@ -61,12 +73,15 @@ class BestFit:
   """Documents whole wherever they fit, rows padded (Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
 
   Documents longer than a row are cut into rows; then every piece, longest first, goes to the fullest row that has
-  room for it (best-fit decreasing). Planning takes a few microseconds a document, every time a run starts.
+  room for it (best-fit decreasing). Planning takes a few microseconds a document, every time a run starts. A window
+  counts documents.
   """
 
-  def __init__(self, store: TokenStore, context: int, seed: int | None):
+  def __init__(self, store: TokenStore, context: int, seed: int | None, window: slice = slice(None)):
     order = document_order(store.num_documents, seed)
     inputs = np.diff(store.offsets)[order] - 1  # the last token of a document predicts nothing
+    self.end, self._before = len(order), np.concatenate([[0], np.cumsum(inputs)])
+    order, inputs = order[window], inputs[window]
     counts = -(-inputs // context)
     documents = np.repeat(order, counts)
     starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
@@ -77,6 +92,9 @@ class BestFit:
     self._pieces = np.stack([documents, starts, lengths], axis=1)[by_length[by_row]]
     self.num_rows = int(rows.max()) + 1
     self._row_ends = np.cumsum(np.bincount(rows, minlength=self.num_rows))
+
+  def after(self, start: int, tokens: int) -> int:
+    return min(int(np.searchsorted(self._before, self._before[start] + tokens)), self.end)
 
   def pieces(self, row: int) -> Iterator[Piece]:
     first = int(self._row_ends[row - 1]) if row else 0
@@ -107,12 +125,15 @@ def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
 class Rows:
   """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch.
 
-  num_targets: those of weight 1 in all rows. num_cut: how many documents are longer than a row and go on in another.
+  window: which part of the documents, in the order that `seed` gives them.
+  num_targets: of the store. num_cut: how many of its documents are longer than a row and go on in another.
   """
 
-  def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int):
-    self.store, self._context, self._eot = store, context, eot
-    self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed)
+  def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int,
+               window: slice = slice(None)):
+    self.store, self.context, self._eot = store, context, eot
+    self.part = functools.partial(Rows, store, packing, context, seed, eot)  # (window) -> Rows
+    self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed, window)
     self.num_targets = store.num_targets
     self.num_cut = int((np.diff(store.offsets) - 1 > context).sum())
 
@@ -120,7 +141,7 @@ class Rows:
     return self.packing.num_rows
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-    return assemble(self._pieces(row), self._context, self._eot)
+    return assemble(self._pieces(row), self.context, self._eot)
 
   def documents(self, row: int) -> Iterator[np.ndarray]:
     """The ids of every piece of a row, with the one after it where that is a target."""

@@ -4,7 +4,7 @@ One number says where a run is: the global sample index. Sample i is the same ro
 """
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -17,11 +17,12 @@ from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
 from llm_jax.data.needles import NeedleRows
 from llm_jax.data.packing import Rows, assemble
 from llm_jax.data.pairs import PairRows
+from llm_jax.data.stretches import Stretches, stretches_of
 from llm_jax.data.tokenizers import Tokenizer
 
 Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
 
-AnyRows = Rows | PairRows | LabelledRows | NeedleRows
+AnyRows = Rows | PairRows | LabelledRows | NeedleRows | Stretches
 
 
 class Dataset:
@@ -35,7 +36,7 @@ class Dataset:
   """
 
   def __init__(self, opened: Sequence[sources.DocumentSource], rows: Sequence[AnyRows],
-               mixture: AnyMixture, tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
+               mixture: AnyMixture | None, tokenizer: Tokenizer, split: sources.Split, context: int, seed: int,
                fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
     self.split, self.context, self.fingerprint, self.names, self._numbers = split, context, fingerprint, names, numbers
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
@@ -49,9 +50,8 @@ class Dataset:
     self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
                     for store in stores for reason in store.skipped}
     if split == 'train':
-      import grain
       self._mixture = mixture
-      self._orders = [grain.MapDataset.range(len(part)).shuffle(seed=_seed('rows', seed, i)).repeat()
+      self._orders = [part.row_of if isinstance(part, Stretches) else _epochs(len(part), _seed('rows', seed, i))
                       for i, part in enumerate(rows)]
     else:
       self._ends = np.cumsum([len(part) for part in rows])
@@ -63,7 +63,7 @@ class Dataset:
     """
     if self.split == 'train':
       source, count = self._mixture.locate(sample)
-      return source, int(self._orders[source][count])
+      return source, self._orders[source](count)
     if not 0 <= sample < self.rows_per_epoch:
       raise IndexError(f'row {sample} of {self.rows_per_epoch}')
     source = int(np.searchsorted(self._ends, sample, side='right'))
@@ -153,12 +153,14 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
                  progress: token_store.Progress | None = None) -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
-  steps, phases: of the stage; they matter where a source's weight changes with the step.
+  steps, phases: of the stage; they matter where a source's weight changes with the step, or the context does.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
   do not fit into `context` are counted in a warning.
   """
   opened, parts, used, numbers = [], [], [], []
+  train = split == 'train'
+  mixture, stretches = make_mixture(data.sources, steps, phases) if train else None, stretches_of(phases)
   for i, weighted in enumerate(data.sources):
     if split == 'held_out' and not weighted.source.held_out:
       continue
@@ -167,9 +169,13 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
     except ConfigError as error:
       raise error.under(f'data.sources[{i}].source') from error
-    order = _seed('documents', seed, i) if split == 'train' else None
+    order = _seed('documents', seed, i) if train else None
     opened.append(source)
-    parts.append(make_rows(weighted.source, store, data.packing, tokenizer, context, order))
+    part = make_rows(weighted.source, store, data.packing, tokenizer, context, order)
+    if isinstance(part, Rows) and train and len(stretches) > 1:
+      starts = [(stretch.context, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
+      part = Stretches(part, starts, _seed('rows', seed, i))
+    parts.append(part)
     used.append(weighted)
     numbers.append(i)
     if source.chat or source.labelled:
@@ -187,7 +193,6 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
       check_labels(parts, data.labels)
     except ConfigError as error:
       raise error.under('data.sources[0].source') from error
-  mixture = make_mixture(used, steps, phases)
   return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
 
 
@@ -232,6 +237,13 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
       else:
         yield document.text if isinstance(document, Example) else dialogues.said(document)
       sample += 1
+
+
+def _epochs(num_rows: int, seed: int) -> Callable[[int], int]:
+  """The row that comes after so many others: all of them in another order each epoch."""
+  import grain
+  order = grain.MapDataset.range(num_rows).shuffle(seed=seed).repeat()
+  return lambda count: int(order[count])
 
 
 def _seed(purpose: str, seed: int, source: int) -> int:
