@@ -12,7 +12,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
-from llm_jax.objectives.loss import Loss, Params
+from llm_jax.objectives.loss import Loss, Params, sums_by_source
 
 HEAD = 'classifier'  # the head's place in the tree of parameters, beside the decoder's
 
@@ -43,9 +43,11 @@ class ClassificationObjective:
 
   Parameters are the decoder's and, under `HEAD`, the head's. With an rng, dropout is active, on the features too.
   Metrics: accuracy (the class has the largest logit), class_loss (L2), nll (L1 without the routers'), the routers'.
+  sources: names of the mixture's sources, where there are several; the class loss of each is a metric too.
   """
   model: Transformer
   lm_weight: float = 0.5
+  sources: tuple[str, ...] = ()
 
   def __call__(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None) -> Loss:
     language = LanguageModelObjective(self.model)
@@ -54,12 +56,13 @@ class ClassificationObjective:
     logits_BTC = class_logits(self.model, params, features[0], head_rng)
     marked_BT, labels_BT1 = batch.labels >= 0, jnp.maximum(batch.labels, 0)[..., None]
     target_BT = jnp.take_along_axis(logits_BTC, labels_BT1, -1)[..., 0]
-    total = lambda x_BT: jnp.where(marked_BT, x_BT, 0).sum()
-    class_loss = total(jax.nn.logsumexp(logits_BTC, -1) - target_BT)
+    counted = lambda x_BT: jnp.where(marked_BT, x_BT, 0).sum(1)
+    class_loss_B, texts_B = counted(jax.nn.logsumexp(logits_BTC, -1) - target_BT), counted(jnp.ones_like(target_BT))
     lm = language.of_features(params, batch.text, features, routings)
-    metrics = {**lm.metrics, 'class_loss': jax.lax.stop_gradient(class_loss),
-               'accuracy': total((jnp.argmax(logits_BTC, -1) == labels_BT1[..., 0]).astype(jnp.float32))}
-    return Loss(class_loss + self.lm_weight * lm.total, marked_BT.sum().astype(jnp.float32), metrics, lm.loads)
+    metrics = {**lm.metrics, 'class_loss': jax.lax.stop_gradient(class_loss_B.sum()),
+               'accuracy': counted((jnp.argmax(logits_BTC, -1) == labels_BT1[..., 0]).astype(jnp.float32)).sum(),
+               **sums_by_source(self.sources, batch.sources, class_loss_B, texts_B)}
+    return Loss(class_loss_B.sum() + self.lm_weight * lm.total, texts_B.sum(), metrics, lm.loads)
 
   def after_step(self, params: Params, loads: dict[str, jax.Array]) -> Params:
     return LanguageModelObjective(self.model).after_step(params, loads)

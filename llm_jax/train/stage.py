@@ -234,7 +234,7 @@ def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
     case LanguageModel(z_loss, multi_token_weight):
       return LanguageModelObjective(model, z_loss, multi_token_weight, sources)
     case Classification(lm_weight):
-      return ClassificationObjective(model, lm_weight)
+      return ClassificationObjective(model, lm_weight, sources)
     case form:
       return PreferenceObjective(model, form, sources)
 

@@ -1,0 +1,35 @@
+"""A few seconds of GPT-1's recipe, for tests: FOLDER holds text.jsonl and labelled.jsonl."""
+from llm_jax.config.experiment import (
+  Bytes,
+  Checkpoints,
+  Classification,
+  Constant,
+  Jsonl,
+  LabelledJsonl,
+  experiment,
+  mix,
+  presets,
+  stage,
+)
+
+
+def get_config(folder):
+  text = Jsonl(f'{folder}/text.jsonl', held_out=0.2)
+  texts = LabelledJsonl(f'{folder}/labelled.jsonl', ('even', 'odd'), held_out=0.2)
+  common = dict(context=32, batch_size=8, learning_rate=Constant(3e-3))
+  classify = dict(common, objective=Classification())
+  return experiment(
+    seed=1,
+    tokenizer=Bytes(),
+    model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64, vocab_size=264, dropout=0.1),
+    checkpoints=Checkpoints(every=10, keep=2),
+    stages=(
+      stage('pretrain', text, **common, steps=2),
+      stage('classify', mix(texts, texts), **classify, steps=40, init=('params', 'pretrain'), ema=0.8, microbatches=2,
+            eval_every=20),
+      stage('average', texts, **classify, steps=0, init=('average', 'classify', 2)),
+      stage('other', LabelledJsonl(f'{folder}/labelled.jsonl', ('odd', 'even')), **classify, steps=0,
+            init=('params', 'classify')),
+      stage('text', text, **common, steps=0, init=('params', 'classify')),
+    ),
+  )
