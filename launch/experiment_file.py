@@ -115,6 +115,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
   return overrides, rest
 
 
+class Begun(dict):
+  """What becomes of a None whose fields are set one by one; those that are not have their defaults."""
+
+
 def set_field(tree: dict[str, Any], path: str, text: str) -> None:
   """Sets one field of a tree. The door checks the result; here only the way to the field must exist.
 
@@ -125,6 +129,8 @@ def set_field(tree: dict[str, Any], path: str, text: str) -> None:
   keys = [int(index) if index else name for name, index in re.findall(r'(\w+)(?!\])|\[(\d+)\]', path)]
   holder, where = tree, 'config'
   for key in keys[:-1]:
+    if isinstance(holder, dict) and (holder.get(key, '') is None or isinstance(holder, Begun) and key not in holder):
+      holder[key] = Begun()
     holder, where = step_into(holder, key, where)
   key = keys[-1]
   if isinstance(holder, dict) and isinstance(key, str):

@@ -127,9 +127,9 @@ class Stage:
       require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
               f'the stage ends before it, with its {self.steps} steps: use at most '
               f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
-    kinds = [(data.pairs, data.template, data.labels) for data in (self.data, self.scored_on)]
+    kinds = [(data.pairs, data.labels) for data in (self.data, self.scored_on)]
     require(kinds[0] == kinds[1], 'held_out', self.held_out,
-            'must be of one kind with data: text, conversations or pairs in its template, texts of its classes')
+            'must be of one kind with data: text and conversations, pairs of answers, or texts of the same classes')
     prefers = isinstance(self.objective, Preference)
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
             'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else

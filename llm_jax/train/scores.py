@@ -51,7 +51,7 @@ class Scorer:
     scores = evaluate(self.eval_step, params, reference, batches)
     if self.stage.data.labels is not None:
       scores['most_common_class'] = self.held_out.most_common_class
-    elif self.stage.data.template is None:
+    elif self.stage.scored_on.template is None:
       tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
       scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
     for name, part in self.held_out.parts.items():
@@ -66,7 +66,7 @@ class Scorer:
 
   @property
   def learns_to_answer(self) -> bool:
-    return bool(self.held_out and self.stage.data.template and not self.stage.data.pairs)
+    return bool(self.held_out and self.stage.scored_on.template and not self.stage.data.pairs)
 
   def asked(self, params: Any, before: bool = False) -> dict[str, float | list[float]]:
     """What is asked at the stage's beginning (`before`) and at its end.
@@ -100,7 +100,8 @@ class Scorer:
     and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too much of it."""
     stages = (*self.context.run.ancestors(self.stage), self.stage)
     tokens = sum(stage.tokens_after(stage.steps) for stage in stages)
-    plain = all(stage.data.template is None and stage.data.labels is None and not stage.ramp for stage in stages)
+    data = [self.stage.scored_on, *(stage.data for stage in stages)]
+    plain = all(each.template is None and each.labels is None for each in data) and not any(s.ramp for s in stages)
     if not plain or not self.stage.steps or tokens > BASELINE_TOKENS:
       return {}
     seen = itertools.chain.from_iterable(

@@ -71,7 +71,7 @@ class StageRun:
     self.abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings)
     self.starter = Starter(context, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
-    self.parent: str | None = None
+    self.begun: dict[str, Any] = {}  # where, for the lineage
     self.reference: Any = None  # what the objective compares with, and nothing trains
     self.saved: int | None = None  # the step of the last checkpoint that was begun
     self.before: dict[str, Any] | None = None  # what its beginning was asked; None: not known, the stage was resumed
@@ -106,7 +106,9 @@ class StageRun:
   def begin(self) -> TrainState:
     """The state to go on from; beside it what is told of the stage's start later, while its parameters are at hand."""
     start = self.starter.start(self.store.latest_valid())
-    self.reference, self.parent = start.reference, start.parent
+    self.reference, self.begun = start.reference, {'parent': start.parent}
+    if start.folder:
+      self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
     elif self.scorer.asks and self.stage.init[0] != 'scratch':
@@ -151,7 +153,7 @@ class StageRun:
       return
     facts = {'config': door.to_json(context.run), 'stage': self.stage.name, 'final': step == self.stage.steps,
              'tokenizer': context.tokenizer.fingerprint, 'data': self.source.position(),
-             'lineage': {**context.lineage, 'parent': self.parent}}
+             'lineage': {**context.lineage, **self.begun}}
     self.store.save(step, state, facts, wait=wait)
     self.saved = step
 
@@ -195,6 +197,8 @@ class StageRun:
         first = before[name] if before else None
         scores |= {name: value} if first is None else {name: value, f'{name}_before': first}
         progress.message(f'{stage.name}  {told(name, value, first)}')
+      if self.scorer.learns_to_answer and 'ended' not in scores:
+        progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
     for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(stage.steps)):
       writer.write('data', stage.name, stage.steps, **row._asdict())
     writer.write('final', stage.name, stage.steps, **scores)

@@ -1,6 +1,8 @@
 """Where a stage starts: its own newest checkpoint, else what its `init` names, read once."""
 import dataclasses
 import functools
+import hashlib
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from llm_jax.config.errors import located
 from llm_jax.config.run import Referenced, Stage
 from llm_jax.data.tokenizers import Tokenizer
 from llm_jax.objectives.classification import HEAD
+from llm_jax.train import cluster
 from llm_jax.train.averaging import average_params
 from llm_jax.train.checkpoint import Checkpoint, CheckpointError
 from llm_jax.train.context import Context
@@ -24,11 +27,13 @@ class Start:
   """state: to train.   reference: the parameters that the objective compares with, in memory of their own, or None.
 
   parent: the checkpoints or the folder that the stage began with, for its lineage; None: nothing.
+  folder: digests of a Hugging Face folder that the stage began with, for its lineage too; None: it began elsewhere.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
   state: TrainState
   reference: Any
   parent: str | None
+  folder: dict[str, str] | None
   resumed: Checkpoint | None
 
 
@@ -51,18 +56,23 @@ class Starter:
     referenced = isinstance(self.stage.objective, Referenced)
     if newest:
       check_tokenizer(newest, self.context.tokenizer)
+      lineage = newest.facts['lineage']
+      folder = lineage.get('folder')
+      if folder is not None:
+        check_folder(self.stage.init[1], folder)
       reference = self.params()[0] if referenced else None
-      return Start(newest.restore(self.abstract), reference, newest.facts['lineage']['parent'], newest)
+      return Start(newest.restore(self.abstract), reference, lineage['parent'], folder, newest)
     match self.stage.init:
       case ('scratch',):
-        return Start(self.create(), None, None, None)
+        return Start(self.create(), None, None, None, None)
       case ('resume', name):
         checkpoint = self.finished(name)
         state = checkpoint.restore(self.abstract)
         state = state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
-        return Start(state, None, named(checkpoint), None)
+        return Start(state, None, named(checkpoint), None, None)
     params, parent = self.params()
-    return Start(self.from_params(params, keep=referenced), params if referenced else None, parent, None)
+    folder = cluster.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
+    return Start(self.from_params(params, keep=referenced), params if referenced else None, parent, folder, None)
 
   def from_params(self, params: Any, keep: bool) -> TrainState:
     """A fresh state. keep: it gets a copy, because steps are given the state's memory to write to."""
@@ -146,6 +156,35 @@ class Starter:
 def named(checkpoint: Checkpoint) -> str:
   """`stage/step`, as lineage has it."""
   return f'{checkpoint.facts["stage"]}/{checkpoint.step}'
+
+
+def digests(folder: str) -> dict[str, str]:
+  """sha256 of a Hugging Face folder's `config.json`, and of each weight file's size, header and 16 of its blocks: it
+  takes no time, and other weights of the same shapes are told apart."""
+  found = {}
+  for file in (pathlib.Path(folder) / 'config.json', *sorted(pathlib.Path(folder).glob('*.safetensors'))):
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, 'rb') as content:
+      if file.suffix == '.json':
+        digest.update(content.read())
+      else:
+        digest.update(content.read(int.from_bytes(content.read(8), 'little')))
+        for block in range(16):
+          content.seek(max(0, size - 4_096) * block // 15)  # the first and the last among them
+          digest.update(content.read(4_096))
+    found[file.name] = digest.hexdigest()
+  return found
+
+
+def check_folder(folder: str, recorded: dict[str, str]) -> None:
+  """Refuses a folder that holds something else than what the stage began with. One that is gone is not asked for."""
+  now = cluster.on_first(lambda: digests(folder) if pathlib.Path(folder).is_dir() else recorded)
+  changed = [name for name in sorted(now.keys() | recorded.keys()) if now.get(name) != recorded.get(name)]
+  if changed:
+    told = lambda found: ', '.join(f'{name} {found[name][:12] if name in found else "absent"}' for name in changed)
+    raise CheckpointError(f'{folder} has changed since the stage began with it: then {told(recorded)}; now '
+                          f'{told(now)}: bring the first one back, or start in another workdir')
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:

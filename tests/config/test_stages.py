@@ -78,6 +78,18 @@ def test_the_mean_of_named_checkpoints_comes_from_all_of_their_stages():
   assert door.from_json(tree).stages[3].init == ('average', Member('a', 4), Member('a', 8, 3.5), Member('b', 4))
 
 
+def test_positions_that_are_none_are_set_field_by_field_from_the_command_line():
+  tree = door.to_json(several(Member('a')))
+  for path, text in (('base', '500000.0'), ('scaling.original_length', '8'), ('scaling.kind', 'YaRNScaling'),
+                     ('scaling.factor', '4.0')):
+    set_field(tree, f'stages[1].positions.{path}', text)
+  assert door.from_json(tree).stages[1].positions == RoPE(500_000.0, YaRNScaling(4.0, 8))
+  tree = door.to_json(several(Member('a')))
+  set_field(tree, 'stages[1].positions.bse', '1')
+  with pytest.raises(ConfigError, match=r"stages\[1\].positions.bse = 1: no such field in RoPE; did you mean 'base'"):
+    door.from_json(tree)
+
+
 def test_the_mean_of_stages_with_other_positions_says_which_it_has():
   stages = [row('a'), row('b', init=('resume', 'a'), positions=RoPE(500_000.0))]
   mean = dict(steps=0, init=('average', Member('a'), Member('b')))
@@ -121,7 +133,7 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
   (lambda: row('a', steps=3, ramp=(Ramp(8, 1, 8), Ramp(24, 1, 16))),
    r'ramp\[1\].tokens = 24: the stage ends before it, with its 3 steps: use at most 16, or more steps'),
-  (lambda: row('a', held_out=mix(Conversations('chats'))), 'held_out = .*: must be of one kind with data'),
+  (lambda: row('a', held_out=mix(PAIRS)), 'held_out = .*: must be of one kind with data'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
   (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
    r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or save more often .checkpoints.every=5"),

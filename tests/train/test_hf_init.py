@@ -41,6 +41,27 @@ def test_the_stage_begins_with_the_folder(tmp_path):
     np.testing.assert_array_equal(got[name], want[name], name)
 
 
+def test_another_content_of_the_folder_is_refused_when_the_stage_goes_on(tmp_path, capsys):
+  """The same shapes and names, other weights: the checkpoint knows what it began with."""
+  assert start(tmp_path, eps=1e-6) == 0
+  run = tmp_path / 'run'
+  [recorded] = [CheckpointStore(run / 'checkpoints' / 'start').latest_valid().facts['lineage']['folder']]
+  assert sorted(recorded) == ['config.json', 'model.safetensors']
+  (run / 'metrics.jsonl').unlink()  # the result is not written yet
+  weights = tmp_path / 'hf' / 'model.safetensors'
+  content = bytearray(weights.read_bytes())
+  content[-1] ^= 1
+  weights.write_bytes(content)
+  command = ['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={run}']
+  assert train.main(command) == 1
+  told = capsys.readouterr().err
+  assert f'{tmp_path / "hf"} has changed since' in told
+  assert f'then model.safetensors {recorded["model.safetensors"][:12]}; now model.safetensors' in told
+  content[-1] ^= 1
+  weights.write_bytes(content)
+  assert train.main(command) == 0
+
+
 def test_another_model_is_refused_before_any_stage_runs(tmp_path, capsys):
   first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, context=16, batch_size=8, " \
           'learning_rate=Constant(1e-3)), '
