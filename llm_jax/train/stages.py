@@ -27,12 +27,13 @@ from llm_jax.train.context import Context
 from llm_jax.train.hardware import describe_machine, total_peak_flops
 from llm_jax.train.hooks import Preempted
 from llm_jax.train.metrics import MetricsWriter, read_metrics
+from llm_jax.train.parts import stage_seed
 from llm_jax.train.preemption import Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
 from llm_jax.train.report_stages import shares_shown
 from llm_jax.train.scores import StageData
-from llm_jax.train.stage import StageRun, has_result, stage_seed
+from llm_jax.train.stage import StageRun, has_result
 from llm_jax.train.workdir import Workdir, write_atomic
 
 
