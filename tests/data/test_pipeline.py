@@ -206,6 +206,7 @@ def test_every_process_reads_only_its_rows(folder, shape, spec, processes):
     batch = global_batches.next()
     assert batch.tokens.sharding == sharding and batch.tokens.dtype == np.int32 and batch.weights.dtype == np.float32
     assert np.array_equal(batch.tokens, whole[k]['tokens'])
+    assert batch.sources.tolist() == [data.locate(k * batch_size + row)[0] for row in range(batch_size)]
   global_batches.close()
   each = len(devices) // processes
   for p in range(processes):
