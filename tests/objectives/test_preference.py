@@ -14,6 +14,7 @@ from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import objectives as config
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
+from llm_jax.objectives.loss import means_by_source
 from llm_jax.objectives.preference import PreferenceObjective
 from tests.hf import peers
 
@@ -178,3 +179,17 @@ def test_token_log_probs_in_chunks(soft_cap):
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
   for a, b in zip(our_pullback(g), pullback(g), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_each_source_of_a_mixture_is_that_of_its_pairs():
+  _, _, model, params, reference = models()
+  batch, form = pairs(), config.DPO(beta=0.3, nll_weight=0.2)
+  run = jax.jit(lambda batch, sources: PreferenceObjective(model, form, sources)(params, reference, batch, None),
+                static_argnums=1)
+  mixed = run(batch.replace(sources=np.array([2, 0, 2], np.int32)), ('a', 'b', 'c'))
+  means = means_by_source(jax.device_get(mixed.metrics))
+  assert [name for name in means if '/' in name] == ['loss/a', 'loss/c']  # no pair is from b
+  for name, counts in (('a', [0, 1, 0]), ('c', [1, 0, 1])):
+    sides = [side.replace(weights=side.weights * np.array(counts)[:, None]) for side in (batch.chosen, batch.rejected)]
+    alone = run(PreferenceBatch(*sides), ())  # pairs without a target do not count
+    np.testing.assert_allclose(means[f'loss/{name}'], alone.total / alone.weight, rtol=1e-6)
