@@ -122,6 +122,7 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
   from launch.sample import read_config
   from llm_jax.data.tokenizers import META_FILE, load_tokenizer
   from llm_jax.hf import tokenizer_files
+  from llm_jax.objectives.classification import HEAD
   from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
   run = read_config('checkpoint', workdir)
   stores = {each.name: CheckpointStore(workdir / 'checkpoints' / each.name) for each in run.stages}
@@ -140,7 +141,10 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
     files = {**tokenizer_files(tokenizer), 'generation_config.json': json.dumps(ids).encode()}
   files |= {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
   config = run.model_of(next(each for each in run.stages if each.name == stage))
-  return Model(config, checkpoint.read_best(), files)
+  params = checkpoint.read_best()
+  if params.pop(HEAD, None):
+    print('its classifier\'s head is left out: what is written is the language model', file=sys.stderr)
+  return Model(config, params, files)
 
 
 # ------------------------------------------------------------------------------------------------ targets

@@ -197,6 +197,7 @@ class LabelledJsonl:
   text, pair, label: the fields; pair=None: a row has one text.
   marks: control tokens before the text, between two texts, and behind, where the class is read (Radford et al. 2018,
     GPT-1, section 3.3: start, delimiter, extract); '' is the tokenizer's end of text.
+  As many whole texts as fit share a row of the stage's context, whatever `packing` says; longer ones lose their ends.
   """
   path: str
   labels: tuple[str, ...]

@@ -11,9 +11,11 @@ import transformers
 
 from llm_jax import hf, paths
 from llm_jax.batch import LabelledBatch, LanguageModelBatch
+from llm_jax.config.run import Mesh
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, class_logits, init_head
-from llm_jax.sharding.rules import param_shardings
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import batch_sharding, param_shardings
 from tests.hf import peers
 
 CLASSES = 3
@@ -152,3 +154,18 @@ def test_head_is_a_function_of_the_seed_and_sharded():
   assert [leaf.shape for _, leaf in paths.leaves(head)] == [(32, CLASSES)]
   mesh = jax.make_mesh((2, 4), ('fsdp', 'tensor'))
   assert param_shardings({HEAD: head}, mesh)[HEAD]['w'].spec == jax.sharding.PartitionSpec('fsdp', None)
+
+
+def test_on_a_mesh_as_on_one_device():
+  _, _, model, params = models('llama')
+  objective = ClassificationObjective(model)
+  grad = jax.jit(jax.value_and_grad(lambda p, b: objective(p, None, b, None).total))
+  texts = batch(((0,), (1,), (2,), (3,)))
+  want, want_grads = jax.device_get(grad(params, texts))
+  mesh = make_mesh(Mesh(data=2, fsdp=2, context=2))
+  with jax.set_mesh(mesh):
+    placed = jax.device_put((params, texts), (param_shardings(params, mesh), batch_sharding(mesh)))
+    got, got_grads = jax.device_get(grad(*placed))
+  np.testing.assert_allclose(got, want, rtol=1e-6)
+  for (name, a), (_, b) in zip(paths.leaves(got_grads), paths.leaves(want_grads), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
