@@ -71,8 +71,8 @@ def test_the_run_can_be_sampled(folder, tmp_path, capsys):
   assert capsys.readouterr().out.startswith('a few')
 
 
-def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path):
-  """A stage's average, in bfloat16, in several files."""
+def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
+  """A stage's average, in bfloat16, in several files, without the head of one that classified."""
   model = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
   stage = Stage('train', Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3))
   random = np.random.default_rng(0)
@@ -80,10 +80,11 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path):
                   parameter_shapes(model).items()} for _ in range(2))
   (tmp_path / 'config.json').write_text(json.dumps(door.to_json(Run(model, (stage,), Bytes()))))
   ByteTokenizer().save(tmp_path / 'tokenizer')
+  head = {'classifier/w': jax.numpy.ones((16, 2))}
   with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:
-    store.save(5, {'params': params, 'ema': ema}, {'tokenizer': ByteTokenizer().fingerprint}, wait=True)
+    store.save(5, {'params': params | head, 'ema': ema | head}, {'tokenizer': ByteTokenizer().fingerprint}, wait=True)
   assert run(f'--checkpoint={tmp_path}', f'--to_hf={tmp_path / "out"}', '--dtype=bfloat16', '--max_shard_gb=1e-5') == 0
-  assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1
+  assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1 and 'head is left out' in capsys.readouterr().err
   _, got = hf.load_pretrained(tmp_path / 'out')
   wide = np.asarray(ema['embedding/w'])
   np.testing.assert_array_equal(got['embedding']['w'], wide.astype('bfloat16').astype(np.float32))
