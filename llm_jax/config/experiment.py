@@ -48,12 +48,11 @@ from llm_jax.config.run import (
 )
 
 __all__ = [
-  'Classification', 'LabelledJsonl', 'StandardLibraryFunctions',
-  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Constant', 'Conversations',
-  'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel', 'LinearToZero', 'Member', 'Mesh', 'Muon',
-  'NeedleTest', 'Needles', 'Parquet', 'Preferences', 'Ramp', 'SimPO', 'StandardLibrary', 'StandardLibraryChats',
-  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets',
-  'stage',
+  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Classification', 'Constant',
+  'Conversations', 'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LabelledJsonl', 'LanguageModel',
+  'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Parquet', 'Preferences', 'Ramp', 'SimPO',
+  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'Text',
+  'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
 ]
 
 

@@ -55,12 +55,12 @@ from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedu
 from llm_jax.config.starts import Init, Member, check_init, members_of, parents_of
 
 __all__ = [
-  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Constant',
-  'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LanguageModel',
-  'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Objective', 'Optimizer', 'Pairs', 'Parquet',
-  'Preference', 'Preferences', 'Phase', 'Plain', 'Ramp', 'Referenced', 'Run', 'Schedule', 'SimPO', 'Source', 'Stage',
-  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile',
-  'Tokenizer', 'Weighted', 'Classification', 'Labelled', 'LabelledJsonl', 'StandardLibraryFunctions',
+  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Classification',
+  'Constant', 'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'Labelled',
+  'LabelledJsonl', 'LanguageModel', 'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Objective',
+  'Optimizer', 'Pairs', 'Parquet', 'Phase', 'Plain', 'Preference', 'Preferences', 'Ramp', 'Referenced', 'Run',
+  'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
 ]
 
 
