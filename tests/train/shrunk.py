@@ -1,0 +1,40 @@
+"""Any experiment at the size of a test, by overrides alone: every stage, objective, source and start as the file has
+them."""
+import re
+
+from launch.experiment_file import load_run, walk
+from llm_jax.config.run import Run
+
+STEPS, EVERY = 10, 3  # of a stage, and from one of its checkpoints, evaluations and samples to the next
+VOCABULARY = 1_024
+
+# Field -> what it becomes, wherever it stands. What is 0 or None stays so: no steps, no samples.
+SMALLER = {
+  'vocab_size': lambda _: VOCABULARY, 'sample_bytes': lambda _: 200_000, 'held_out': lambda share: min(share, 0.02),
+  'steps': lambda steps: min(steps, STEPS), 'warmup': lambda _: 2, 'every': lambda _: EVERY,
+  'eval_every': lambda _: EVERY, 'sample_every': lambda _: EVERY, 'eval_batches': lambda _: 1,
+  'sample_tokens': lambda _: 4, 'batch_size': lambda _: 2, 'microbatches': lambda _: 1, 'depths': lambda _: 2,
+  'rows': lambda _: 2, 'contexts': lambda length: max(64, length // 4), 'max_length': lambda length: length // 4,
+  'original_length': lambda length: length // 4}
+
+
+def flags(experiment: str) -> list[str]:
+  """`--config.FIELD=VALUE` for whatever makes a run of the file long."""
+  return [f'--{path}={value}' for path, value in overrides(load_run(experiment)).items()]
+
+
+def overrides(run: Run) -> dict[str, object]:
+  found = {}
+  for path, value in walk(run, 'config'):
+    name = re.search(r'(\w+)(\[\d+\])?$', path)[1]
+    if value and name in SMALLER:
+      found[path] = SMALLER[name](value)
+  for i, stage in enumerate(run.stages):
+    if stage.data.template is None:  # a dialogue must still fit
+      found[f'config.stages[{i}].context'] = stage.context // 4
+    for j, ramp in enumerate(stage.ramp):
+      found[f'config.stages[{i}].ramp[{j}].context'] = ramp.context // 4
+      found[f'config.stages[{i}].ramp[{j}].tokens'] = (j + 1) * stage.context  # two steps later, or less
+  blocks = (*run.model.prefix, *run.model.pattern)
+  return {**found, 'config.model.num_layers': len(blocks),
+          'config.model.d_model': 8 * max(block.attention.num_heads for block in blocks)}
