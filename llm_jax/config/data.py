@@ -178,7 +178,7 @@ class Needles:
   """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's context. Only the
   answers are targets. Rows are made as they are read; held out there are none (`NeedleTest` asks about the haystack's).
 
-  spacing: a row has from one fact to one every `spacing` tokens.
+  spacing: a row has from one fact to one every `spacing` tokens, 16 at most.
   """
   haystack: Plain = StandardLibrary()
   spacing: int = 32

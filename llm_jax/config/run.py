@@ -144,6 +144,8 @@ class Stage:
     require(self.needles is None or isinstance(first, Plain) and first.held_out > 0, 'needles', self.needles,
             f'they are put into the held-out text of data.sources[0], a {type(first).__name__}: let that be text with '
             'held_out above 0')
+    require(self.needles is None or self.needles.enough is None or self.eval_every > 0, 'eval_every', self.eval_every,
+            'needles.enough is looked at then: use 1 step or more')
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
 
@@ -267,6 +269,9 @@ class Run:
       require(limit is None or longest <= limit, f'{path}.context', longest,
               f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '
               'the table')
+      asked = max(stage.needles.contexts) if stage.needles else 0
+      require(limit is None or asked <= limit, f'{path}.needles.contexts', asked,
+              f'the learned positions end at model.positions.max_length={limit}: ask for shorter ones')
       earlier.append(stage.name)
     if isinstance(self.tokenizer, BPE | Bytes):
       needs = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else 257
@@ -277,6 +282,11 @@ class Run:
     """Whether the checkpoints that a stage averages will be made and kept, and are of one model."""
     every, by_name = self.checkpoints.every, {each.name: each for each in self.stages}
     members = members_of(stage.init)
+    for parent in stage.parents:
+      test = by_name[parent].needles
+      require(test is None or test.enough is None, f'{path}.init', stage.init,
+              f'{parent} ends when enough needles are found (needles.enough={test and test.enough}), nobody knows at '
+              "which step: average a stage after it, or use ('params', ...)")
     if not members:
       _, name, count = stage.init
       require(count <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,

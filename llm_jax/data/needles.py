@@ -1,8 +1,9 @@
 """Needles in a haystack: facts planted in other text and asked for at its end, made as they are read.
 
-A fact is a line of its own, `# note KEY VALUE VALUE`; a question is the same line again, of which the values are the
-answer. Keys and values are words that the tokenizer has an id for: an answer cannot be guessed, and even a small model
-can learn to look it up, by the step that Olsson et al. 2022 call induction.
+A fact is a line of its own, `> KEY VALUE VALUE`; a question is the same line again, of which the values are the answer.
+Keys and values are common words that the tokenizer has an id for: an answer cannot be guessed, and even a small model
+can learn to look it up, by what Olsson et al. 2022 call induction. It learns that in short texts first, and much sooner
+than in long ones.
 """
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers import Tokenizer
 
 VALUES = 2        # words of an answer
-LEAST_WORDS = 64  # that a tokenizer must have
+KEYS, WORDS, LEAST_WORDS = 16, 128, 64  # how many words are keys and values, and how many a tokenizer must have
 ROWS = 1 << 20    # of an epoch: far more than are read
 
 
@@ -26,14 +27,14 @@ class Facts:
     words = [i for i in range(tokenizer.vocab_size) if re.fullmatch(' [a-z]{3,}', tokenizer.decode([i]))]
     require(len(words) >= LEAST_WORDS, 'tokenizer', f'{len(words)} words',
             f'needles are made of ids that stand for a word, and take {LEAST_WORDS}: use BPE(vocab_size=1_024) or more')
-    self.eot, self._words = tokenizer.eot, np.array(words)
-    self._opening, self._end = (np.array(tokenizer.encode(part)) for part in ('\n# note', '\n'))
+    self.eot, self._words = tokenizer.eot, np.array(words[:WORDS])
+    self._opening, self._end = (np.array(tokenizer.encode(part)) for part in ('\n>', '\n'))
     self.question_length = len(self._opening) + 1  # ids of a line before its answer
     self.length = self.question_length + VALUES + len(self._end)
 
   def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
     """[count, 1 + VALUES] words, no key twice."""
-    keys = rng.choice(self._words, count, replace=False)
+    keys = rng.choice(self._words[:KEYS], count, replace=False)
     return np.concatenate([keys[:, None], rng.choice(self._words, (count, VALUES))], axis=1)
 
   def line(self, fact: np.ndarray) -> np.ndarray:
@@ -52,12 +53,13 @@ class Facts:
 class NeedleRows:
   """Rows of which only the answers are targets: row i is a function of `seed` and i, one document as long as `context`.
 
-  spacing: a row has from one fact to one every `spacing` tokens, all asked for at its end in another order.
+  spacing: a row has from one fact to one every `spacing` tokens (at most KEYS), all asked for at its end in another
+    order.
   """
 
   def __init__(self, store: TokenStore, tokenizer: Tokenizer, context: int, seed: int, spacing: int):
     self.store, self._needles, self._context, self._seed = store, Facts(tokenizer), context, seed
-    self._most = max(1, min(context // max(spacing, 2 * self._needles.length), LEAST_WORDS))
+    self._most = max(1, min(context // max(spacing, 2 * self._needles.length), KEYS))
     room = context - 2 * self._needles.length
     require(room > 0, 'context', context, f'a fact and its question take {2 * self._needles.length} tokens: raise it')
     require(store.num_tokens > context, 'context', context, f'the haystack has {store.num_tokens} tokens: shorten it')
@@ -82,5 +84,6 @@ class NeedleRows:
     haystack = np.asarray(self.store.tokens[start:start + length], np.int64)
     planted = needles.plant(haystack, facts, rng.integers(0, length, len(facts), endpoint=True))
     questions = np.concatenate([needles.line(fact) for fact in rng.permutation(facts)])
-    asked = np.arange(len(questions)) % needles.length >= needles.question_length
+    place = np.arange(len(questions)) % needles.length - needles.question_length
+    asked = (0 <= place) & (place < VALUES)
     return np.concatenate([planted, questions]), np.concatenate([np.zeros(len(planted), bool), asked])

@@ -107,9 +107,9 @@ class Dataset:
     """Every row of the split once, in the order of `row` for held_out: all its tokens, each a target once."""
     return (part[i] for part in self._rows for i in range(len(part)))
 
-  def tokens_seen(self, num_samples: int) -> Iterator[np.ndarray]:
-    """The ids in the first samples, a piece of one document at a time, with the last target of each piece."""
-    for sample in range(num_samples):
+  def tokens_seen(self, samples: range) -> Iterator[np.ndarray]:
+    """The ids in these samples, a piece of one document at a time, with the last target of each piece."""
+    for sample in samples:
       source, row = self.locate(sample)
       for ids in self._rows[source].documents(row):
         yield np.array(ids)

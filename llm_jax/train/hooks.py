@@ -80,11 +80,14 @@ class Every:
   def __init__(self, steps: int, log: Log, action: Callable[[int, TrainState], Any]):
     self.steps, self.log, self.action = steps, log, action
 
-  def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
-    if self.steps and step % self.steps == 0 and step < self.log.stage.steps:
-      self.log.pause()
-      self.action(step, state)
-      self.log.resume()
+  def __call__(self, step: int, state: TrainState, metrics: Any) -> bool | None:
+    """What the action says: True ends the stage."""
+    if not self.steps or step % self.steps or step >= self.log.stage.steps:
+      return None
+    self.log.pause()
+    done = self.action(step, state)
+    self.log.resume()
+    return done
 
 
 class StopOnPreemption:

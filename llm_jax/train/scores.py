@@ -1,7 +1,7 @@
 """What a stage is judged by: held-out means, answers in form, and baselines on the same bytes."""
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from llm_jax.config.architecture import Architecture
@@ -18,6 +18,7 @@ from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
 from llm_jax.sharding.rules import batch_sharding
 from llm_jax.train.context import Context
+from llm_jax.train.metrics import read_metrics
 
 BASELINE_TOKENS = 50_000_000  # more training tokens than that and no trigram model is fitted
 
@@ -84,32 +85,53 @@ class Scorer:
   def needles(self, params: Any, before: bool) -> dict[str, float | list[float]]:
     """Before the stage, the model has the positions of the stage that it comes from."""
     test, run, sharding = self.stage.needles, self.context.run, batch_sharding(self.context.mesh)
-    parents = [stage for stage in run.ancestors(self.stage) if stage.name in self.stage.parents]
-    model = Transformer(run.model_of(parents[0]) if before and parents else self.model, self.execution)
-    asked = {f'needles_{context}': find_needles(
+    parent = next((stage for stage in run.stages if stage.name in self.stage.parents), None)
+    model = Transformer(run.model_of(parent) if before and parent else self.model, self.execution)
+    rows = self.stage.phases[-1].batch_size // self.stage.phases[-1].microbatches
+    found = {f'needles_{context}': find_needles(
       model, params, self.context.tokenizer, self.held_out.haystack, context, depths=test.depths, rows=test.rows,
-      batch_size=self.stage.batch_size // self.stage.microbatches, sharding=sharding) for context in test.contexts}
-    if parents and parents[0].context < self.stage.context and (short := self.data[parents[0].name][1]) is not None:
-      step = make_eval_step(LanguageModelObjective(model))
-      batches = held_out_batches(short, parents[0].batch_size // parents[0].microbatches, sharding)
-      asked['short_loss'] = evaluate(step, params, None, batches)['loss']
-    return asked
+      batch_size=rows, sharding=sharding) for context in test.contexts}
+    last = parent.phases[-1] if parent else None
+    if last is None or last.context >= self.stage.context or (short := self.data[parent.name][1]) is None:
+      return found
+    batches = held_out_batches(short, last.batch_size // last.microbatches, sharding)
+    step = make_eval_step(LanguageModelObjective(model))
+    return {**found, 'short_loss': evaluate(step, params, None, batches)['loss']}
 
-  def baselines(self) -> dict[str, float]:
-    """Bits per byte of a trigram model fitted on the tokens that were trained on, in this stage and in those before it,
-    and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too much of it."""
+  def enough(self, after: dict[str, Any], before: dict[str, Any] | None) -> bool:
+    """Whether what was asked is enough for the stage to be done; before: what its beginning was asked."""
+    test = self.stage.needles
+    found = all(min(shares) >= test.enough for name, shares in after.items() if name.startswith('needles_'))
+    limit = before['short_loss'] * (1 + test.worse) if before and 'short_loss' in before else math.inf
+    return found and after.get('short_loss', -math.inf) <= limit
+
+  def baselines(self, step: int) -> dict[str, float]:
+    """Bits per byte of a trigram model fitted on the tokens that were trained on, in this stage's first `step` steps
+    and in those before it, and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too
+    much of it."""
     stages = (*self.context.run.ancestors(self.stage), self.stage)
-    tokens = sum(stage.tokens_after(stage.steps) for stage in stages)
+    ended = {r['stage']: r['step'] for r in read_metrics(self.context.workdir) if r['kind'] == 'final'}
+    steps = [*(ended.get(stage.name, stage.steps) for stage in stages[:-1]), step]
+    tokens = sum(stage.tokens_after(count) for stage, count in zip(stages, steps, strict=True))
     data = [self.stage.scored_on, *(stage.data for stage in stages)]
-    plain = all(each.template is None and each.labels is None for each in data) and not any(s.ramp for s in stages)
+    plain = all(each.template is None and each.labels is None for each in data)
     if not plain or not self.stage.steps or tokens > BASELINE_TOKENS:
       return {}
     seen = itertools.chain.from_iterable(
-      self.data[stage.name][0][stage.context].tokens_seen(stage.samples_after(stage.steps)) for stage in stages)
+      self.data[stage.name][0][context].tokens_seen(samples) for stage, count in zip(stages, steps, strict=True)
+      for context, samples in read_by(stage, count))
     held_out = self.held_out
     return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
                                                            self.context.tokenizer.vocab_size, held_out.num_bytes),
             'xz_bits_per_byte': xz_bits_per_byte(held_out.byte_documents())}
+
+
+def read_by(stage: Stage, steps: int) -> Iterator[tuple[int, range]]:
+  """(context, samples) of each phase of a stage's first steps."""
+  last = stage.samples_after(steps)
+  ends = [*(phase.first_sample for phase in stage.phases[1:]), last]
+  for phase, end in zip(stage.phases, ends, strict=True):
+    yield phase.context, range(phase.first_sample, min(end, last))
 
 
 def told(name: str, after: float | list[float], before: float | list[float] | None) -> str:

@@ -67,6 +67,7 @@ class StageRun:
     self.starter = Starter(context, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
     self.begun: dict[str, Any] = {}  # where, for the lineage
     self.reference: Any = None  # what the objective compares with, and nothing trains
+    self.done = False  # before its last step
     self.saved: int | None = None  # the step of the last checkpoint that was begun
     self.before: dict[str, Any] | None = None  # what its beginning was asked; None: not known, the stage was resumed
 
@@ -78,14 +79,15 @@ class StageRun:
       start = int(state.step)
       context.writer.rewind(stage.name, start)
       passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
-      train_step = self.compile_steps(start) if start < stage.steps else None
+      steps = start if self.done else stage.steps
+      train_step = self.compile_steps(start) if start < steps else None
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
                   flops_per_token=lambda step: passes * training_flops_per_token(
                     self.model, stage.phase_at(step - 1).context),
                   peak_flops=context.peak_flops)
-        state = train_loop(state, self.reference, self.source, train_step, stage.steps, hooks=[
+        state = train_loop(state, self.reference, self.source, train_step, steps, hooks=[
           log,
           Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
           Every(stage.sample_every, log, self.write_samples),
@@ -93,9 +95,9 @@ class StageRun:
           StopOnPreemption(context.preemption, log, self.save_and_wait),
         ])
         log.pause()
-        if start < stage.steps or stage.steps == 0:
-          self.save_and_wait(stage.steps, state)
-        self.finish(state, progress)
+        if start < steps or stage.steps == 0:
+          self.save_and_wait(int(state.step), state)
+        self.finish(int(state.step), state, progress)
 
   def begin(self) -> TrainState:
     """The state to go on from; beside it what is told of the stage's start later, while its parameters are at hand."""
@@ -105,6 +107,7 @@ class StageRun:
       self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
+      self.done = start.resumed.facts['final']
     elif self.scorer.asks and self.stage.init[0] != 'scratch':
       self.before = self.scorer.asked(best_params(start.state), before=True)
     return start.state
@@ -145,19 +148,33 @@ class StageRun:
     if step == self.saved:
       self.store.wait()
       return
-    facts = {'config': door.to_json(context.run), 'stage': self.stage.name, 'final': step == self.stage.steps,
-             'tokenizer': context.tokenizer.fingerprint, 'data': self.source.position(),
-             'lineage': {**context.lineage, **self.begun}}
+    facts = {'config': door.to_json(context.run), 'stage': self.stage.name,
+             'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
+             'data': self.source.position(), 'lineage': {**context.lineage, **self.begun}}
     self.store.save(step, state, facts, wait=wait)
     self.saved = step
 
   def save_and_wait(self, step: int, state: TrainState) -> None:
     self.save(step, state, wait=True)
 
-  def log_score(self, step: int, state: TrainState, progress: Progress) -> None:
+  def log_score(self, step: int, state: TrainState, progress: Progress) -> bool:
+    """Whether the stage is done by what it is asked."""
     if scores := self.scorer.scores(best_params(state), self.reference):
-      self.context.writer.write('eval', self.stage.name, step, **scores)
       progress.held_out(step, **scores)
+    if self.stage.needles and self.stage.needles.enough:
+      before, after = self.asked_before(), self.scorer.asked(best_params(state))
+      for name, value in after.items():
+        progress.message(f'{self.stage.name}  {told(name, value, before.get(name))}')
+      self.done, scores = self.scorer.enough(after, before), scores | after
+    if scores:
+      self.context.writer.write('eval', self.stage.name, step, **scores)
+    return self.done
+
+  def asked_before(self) -> dict[str, Any]:
+    """What the stage's beginning was asked; {} where it began with nothing."""
+    if self.before is None:
+      self.before = {} if self.stage.init[0] == 'scratch' else self.scorer.asked(self.starter.params()[0], before=True)
+    return self.before
 
   def write_samples(self, step: int, state: TrainState) -> None:
     """Those of a stage's end may be there already: a kill between them and the result leaves them."""
@@ -168,34 +185,32 @@ class StageRun:
       if prompt not in there:
         context.writer.sample(self.stage.name, step, prompt, text)
 
-  def finish(self, state: TrainState, progress: Progress) -> None:
+  def finish(self, step: int, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
     context, stage, writer = self.context, self.stage, self.context.writer
     if cluster.on_first(lambda: has_result(context.workdir, stage.name)):
       return
-    self.write_samples(stage.steps, state)
+    self.write_samples(step, state)
     scores = self.scorer.scores(best_params(state), self.reference, everything=True)
     if scores:
-      progress.held_out(stage.steps, **scores)
+      progress.held_out(step, **scores)
     if scores and self.starter.members:
       scores.update(self.alone(scores, progress))
-    if scores and context.primary and (baselines := self.scorer.baselines()):
+    if scores and context.primary and (baselines := self.scorer.baselines(step)):
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
     if self.scorer.asks:
-      before = self.before
-      if before is None and stage.init[0] != 'scratch':
-        before = self.scorer.asked(self.starter.params()[0], before=True)
+      before = self.asked_before()
       for name, value in self.scorer.asked(best_params(state)).items():
-        first = before[name] if before else None
+        first = before.get(name)
         scores |= {name: value} if first is None else {name: value, f'{name}_before': first}
         progress.message(f'{stage.name}  {told(name, value, first)}')
       if self.scorer.learns_to_answer and 'ended' not in scores:
         progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
-    for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(stage.steps)):
-      writer.write('data', stage.name, stage.steps, **row._asdict())
-    writer.write('final', stage.name, stage.steps, **scores)
+    for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(step)):
+      writer.write('data', stage.name, step, **row._asdict())
+    writer.write('final', stage.name, step, **scores)
     cluster.barrier('result')  # the others wait for the baselines
 
   def alone(self, scores: dict[str, float], progress: Progress) -> dict[str, float]:

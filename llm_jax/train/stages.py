@@ -113,7 +113,7 @@ def is_finished(context: Context, stage: Stage) -> bool:
   """Whether the stage's last checkpoint is there and its result is written."""
   recorded = cluster.on_first(lambda: has_result(context.workdir, stage.name))
   newest = context.store(stage.name).latest_valid() if recorded else None
-  finished = newest is not None and newest.step == stage.steps
+  finished = newest is not None and newest.facts['final']
   if finished and context.primary:
     print(f'{stage.name}: finished before, skipped', flush=True)
   return finished

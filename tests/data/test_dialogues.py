@@ -111,7 +111,7 @@ def test_mixed_with_text(folder, bpe):
   rows = [mixed.row(i) for i in range(20)]
   used = [row['weights'].sum() / (row['segment_ids'] > 0).sum() for row in rows]
   assert sum(share == 1 for share in used) == 10 and all(share < 0.8 for share in used if share < 1)
-  seen = collections.Counter(pair for ids in mixed.tokens_seen(20) for pair in itertools.pairwise(ids.tolist()))
+  seen = collections.Counter(pair for ids in mixed.tokens_seen(range(20)) for pair in itertools.pairwise(ids.tolist()))
   assert sum((collections.Counter(counted_pairs(row)) for row in rows), collections.Counter()) <= seen
   assert len(list(mixed.token_documents())) == len(list(mixed.byte_documents())) == mixed.num_documents
 
@@ -308,7 +308,7 @@ def test_batches_of_pairs(folder, bpe):
   with pytest.raises(ConfigError, match='^context = '):
     TrainSource(open_data(folder, bpe, preferences(folder), context=49), 4).restore(position)
   again.close()
-  seen = list(data.tokens_seen(5))
+  seen = list(data.tokens_seen(range(5)))
   assert len(seen) == 10 and len(list(data.token_documents())) == len(list(data.byte_documents())) == data.num_documents
 
 

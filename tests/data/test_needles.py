@@ -8,7 +8,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.data import needles, token_store, tokenizers
 
 WORDS = [a + b + c for a in 'bcdfgh' for b in 'aei' for c in 'lmnrst']
-LINE = re.compile(r'\n# note( [a-z]+)( [a-z]+ [a-z]+)\n')
+LINE = re.compile(r'\n>( [a-z]+)( [a-z]+ [a-z]+)\n')
 
 
 @pytest.fixture(scope='module')
@@ -38,9 +38,9 @@ def test_what_is_asked_was_said_before(tokenizer, store):
     lines = LINE.findall(text)
     said, asked = lines[:len(lines) // 2], lines[len(lines) // 2:]
     assert sorted(said) == sorted(asked) and len({key for key, _ in said}) == len(said)
-    assert text.endswith(''.join(f'\n# note{key}{values}\n' for key, values in asked))
+    assert text.endswith(''.join(f'\n>{key}{values}\n' for key, values in asked))
     targets = tokenizer.decode(row['targets'][row['weights'] > 0])
-    assert targets == ''.join(f'{values}\n' for _, values in asked)
+    assert targets == ''.join(values for _, values in asked)
     assert LINE.sub('', text) in tokenizer.decode(store.tokens)  # nothing of the haystack is lost where a fact is put
     facts_seen.add(len(said))
   assert facts_seen == {1, 2, 3, 4, 5, 6}  # to one every 40 of 256 tokens
@@ -69,6 +69,6 @@ def test_bad_input(tokenizer, store):
   with pytest.raises(ConfigError, match='64'):
     needles.Facts(tokenizers.ByteTokenizer())
   with pytest.raises(ConfigError, match='context'):
-    needles.NeedleRows(store, tokenizer, 16, 0, 32)
+    needles.NeedleRows(store, tokenizer, 8, 0, 32)
   with pytest.raises(ConfigError, match='haystack has'):
     needles.NeedleRows(store, tokenizer, store.num_tokens, 0, 32)

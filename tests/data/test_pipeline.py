@@ -118,7 +118,7 @@ def test_held_out_batches_are_padded_with_weight_zero(folder):
 
 def test_tokens_seen_are_those_of_the_rows(folder):
   data = open_data(folder)
-  pairs = sorted((a, b) for ids in data.tokens_seen(50) for a, b in itertools.pairwise(ids.tolist()))
+  pairs = sorted((a, b) for ids in data.tokens_seen(range(50)) for a, b in itertools.pairwise(ids.tolist()))
   expected = sorted((int(t), int(u)) for i in range(50) for row in [data.row(i)]
                     for t, u, w in zip(row['tokens'], row['targets'], row['weights'], strict=True) if w)
   assert pairs == expected
