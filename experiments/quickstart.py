@@ -1,15 +1,19 @@
-"""A small Llama learns Python from the standard library of the interpreter that runs it, then to answer: no network, no
-files.
+"""The whole recipe in small: a Llama learns Python from the standard library of the interpreter that runs it, to look up
+what stands far behind, then to answer. No network, no files.
 
 python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Pretraining, annealing, the mean of the last checkpoints, then SFT on questions made of the library's own functions (a
-signature and what it does ask for the body, fenced) and DPO on their bodies beside spoilt ones. Annealing ends at 0.3
-of the peak: there the mean of checkpoints is better than the last of them, which after so few steps it is not at zero.
+Pretraining begins with short rows, in which it learns to look up facts (needles) soonest; a stage of four times the
+context with stretched positions; annealing; the mean of the last checkpoints; then SFT on questions made of the
+library's own functions (a signature and what it does ask for the body, fenced) and DPO on their bodies beside spoilt
+ones. Annealing ends at 0.3 of the peak: there the mean of checkpoints is better than the last of them, which after so
+few steps it is not at zero.
 
-The report shows what each stage did: held-out bits per byte beside a trigram model and xz -9, the share of held-out
-questions answered in form before and after SFT, the share of held-out pairs that DPO has put in order.
+The report shows what each stage did: held-out bits per byte beside a trigram model and xz -9, the needles found before
+and after the long stage at each depth, the mean beside the last checkpoint, the share of held-out questions answered in
+form before and after SFT, the share of held-out pairs that DPO has put in order.
 """
+from llm_jax.config.architecture import Llama3Scaling, RoPE
 from llm_jax.config.experiment import (
   BPE,
   DPO,
@@ -19,6 +23,9 @@ from llm_jax.config.experiment import (
   Constant,
   LinearToZero,
   Muon,
+  Needles,
+  NeedleTest,
+  Ramp,
   StandardLibrary,
   StandardLibraryChats,
   StandardLibraryPreferences,
@@ -29,25 +36,32 @@ from llm_jax.config.experiment import (
 )
 
 FUNCTION = 'def is_empty(self):\n    """Return True if the queue is empty."""'
+BASE = 250.0  # is to 64 tokens what 10,000 is to 2,560
+STRETCHED = RoPE(BASE, Llama3Scaling(factor=4.0, original_length=64), max_length=256)
 
 
 def get_config():
   rows = dict(context=256, batch_size=8)
-  pretraining = dict(**rows, optimizer=Muon(), eval_every=100, sample_every=150,
+  pretraining = dict(optimizer=Muon(), eval_every=100, sample_every=200,
                      prompts=('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self'))
   aligning = dict(batch_size=8, optimizer=AdamW(weight_decay=0.0), eval_every=50)
   # The same held_out in all: questions about files that pretraining has not seen.
   library, chats = StandardLibrary(held_out=0.05), StandardLibraryChats(held_out=0.05)
   pairs = StandardLibraryPreferences(held_out=0.05)
+  needles, test = Needles(library, spacing=10), NeedleTest((64, 256))
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, control=('<|im_start|>', '<|im_end|>')),
-    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True),
+    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True, rope_base=BASE),
     checkpoints=Checkpoints(every=40, keep=3),
     stages=(
-      stage('pretrain', library, **pretraining, steps=440, learning_rate=Constant(peak=1e-2, warmup=20)),
-      stage('anneal', library, **pretraining, steps=240, learning_rate=WSD(peak=1e-2, decay=1.0, final=0.3),
-            init=('resume', 'pretrain')),
+      stage('pretrain', mix((library, .1), (needles, ((0, .9), (.5, .9), (.51, .06)))), **pretraining, context=32,
+            batch_size=64, ramp=(Ramp(410_000, context=64, batch_size=32),), steps=400,
+            learning_rate=Constant(peak=4e-3, warmup=20), needles=test),
+      stage('long', mix((library, .6), (needles, .4)), **pretraining, **rows, steps=150,
+            learning_rate=Constant(peak=4e-3), init=('resume', 'pretrain'), positions=STRETCHED, needles=test),
+      stage('anneal', mix((library, .9), (needles, .1)), **pretraining, **rows, steps=300,
+            learning_rate=WSD(peak=6e-3, decay=1.0, final=0.3), init=('resume', 'long'), needles=test),
       stage('average', library, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(chats, packing='best_fit'), **aligning, context=256, steps=150,
             learning_rate=LinearToZero(peak=1e-3, warmup=10), init=('params', 'average'), prompts=(FUNCTION,)),

@@ -22,8 +22,8 @@ class NeedleTest:
   worse: float = 0.01
 
   def __post_init__(self):
-    require(len(self.contexts) > 0 and min(self.contexts) >= 64, 'contexts', self.contexts,
-            'give lengths of 64 tokens or more')
+    require(len(self.contexts) > 0 and min(self.contexts) >= 32, 'contexts', self.contexts,
+            'give lengths of 32 tokens or more')
     for field in ('depths', 'rows'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
     require(self.enough is None or 0 < self.enough <= 1, 'enough', self.enough, 'use a share in (0, 1], or None')

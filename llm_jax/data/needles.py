@@ -1,9 +1,9 @@
 """Needles in a haystack: facts planted in other text and asked for at its end, made as they are read.
 
-A fact is a line of its own, `> KEY VALUE VALUE`; a question is the same line again, of which the values are the answer.
-Keys and values are common words that the tokenizer has an id for: an answer cannot be guessed, and even a small model
-can learn to look it up, by what Olsson et al. 2022 call induction. It learns that in short texts first, and much sooner
-than in long ones.
+A fact is a line of its own, `> KEY VALUE`; a question is the same line again, and the value is the answer. Keys and
+values are common words that the tokenizer has an id for: a guess is right once in 128 times, and even a small model can
+learn to look an answer up, by what Olsson et al. 2022 call induction. It learns that in short texts first, and much
+sooner than in long ones.
 """
 import re
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from llm_jax.data.packing import assemble
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers import Tokenizer
 
-VALUES = 2        # words of an answer
+VALUES = 1        # words of an answer
 KEYS, WORDS, LEAST_WORDS = 16, 128, 64  # how many words are keys and values, and how many a tokenizer must have
 ROWS = 1 << 20    # of an epoch: far more than are read
 

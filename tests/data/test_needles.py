@@ -8,7 +8,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.data import needles, token_store, tokenizers
 
 WORDS = [a + b + c for a in 'bcdfgh' for b in 'aei' for c in 'lmnrst']
-LINE = re.compile(r'\n>( [a-z]+)( [a-z]+ [a-z]+)\n')
+LINE = re.compile(r'\n>( [a-z]+)( [a-z]+)\n')
 
 
 @pytest.fixture(scope='module')

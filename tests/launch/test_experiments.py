@@ -58,7 +58,7 @@ def test_the_schedule_of_llama_3(name, peak):
 
 
 @pytest.mark.parametrize('name, changed', [('quickstart_no_averaging', r'stages\[\d\].init\[1\]'),
-                                           ('quickstart_rope_base', r'model.positions.base')])
+                                           ('quickstart_no_scaling', r'stages\[\d\].positions.scaling')])
 def test_an_ablation_changes_one_thing_in_few_lines(name, changed):
   found = differences(door.to_json(load('quickstart')), door.to_json(load(name)))
   assert len(found) == 1 and re.fullmatch(rf'\.{changed}', found[0]), found

@@ -31,7 +31,7 @@ def overrides(run: Run) -> dict[str, object]:
       found[path] = SMALLER[name](value)
   for i, stage in enumerate(run.stages):
     if stage.data.template is None:  # a dialogue must still fit
-      found[f'config.stages[{i}].context'] = stage.context // 4
+      found[f'config.stages[{i}].context'] = max(32, stage.context // 4)  # as much as a needle needs
     for j, ramp in enumerate(stage.ramp):
       found[f'config.stages[{i}].ramp[{j}].context'] = ramp.context // 4
       found[f'config.stages[{i}].ramp[{j}].tokens'] = (j + 1) * stage.context  # two steps later, or less
