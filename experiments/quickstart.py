@@ -48,7 +48,7 @@ def get_config():
   # The same held_out in all: questions about files that pretraining has not seen.
   library, chats = StandardLibrary(held_out=0.05), StandardLibraryChats(held_out=0.05)
   pairs = StandardLibraryPreferences(held_out=0.05)
-  needles, test = Needles(library, spacing=10), NeedleTest((64, 256))
+  needles, far, test = Needles(library, spacing=10), Needles(library, spacing=40), NeedleTest((64, 256))
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, control=('<|im_start|>', '<|im_end|>')),
@@ -58,10 +58,10 @@ def get_config():
       stage('pretrain', mix((library, .1), (needles, ((0, .9), (.5, .9), (.51, .06)))), **pretraining, context=32,
             batch_size=64, ramp=(Ramp(410_000, context=64, batch_size=32),), steps=400,
             learning_rate=Constant(peak=4e-3, warmup=20), needles=test),
-      stage('long', mix((library, .6), (needles, .4)), **pretraining, **rows, steps=150,
-            learning_rate=Constant(peak=4e-3), init=('resume', 'pretrain'), positions=STRETCHED, needles=test),
-      stage('anneal', mix((library, .9), (needles, .1)), **pretraining, **rows, steps=300,
-            learning_rate=WSD(peak=6e-3, decay=1.0, final=0.3), init=('resume', 'long'), needles=test),
+      stage('long', mix((library, .5), (far, .5)), **pretraining, **rows, steps=150,
+            learning_rate=LinearToZero(peak=4e-3), init=('resume', 'pretrain'), positions=STRETCHED, needles=test),
+      stage('anneal', mix((library, .85), (far, .15)), **pretraining, **rows, steps=300,
+            learning_rate=WSD(peak=4e-3, decay=1.0, final=0.3), init=('resume', 'long'), needles=test),
       stage('average', library, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(chats, packing='best_fit'), **aligning, context=256, steps=150,
             learning_rate=LinearToZero(peak=1e-3, warmup=10), init=('params', 'average'), prompts=(FUNCTION,)),

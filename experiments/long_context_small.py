@@ -1,0 +1,49 @@
+"""Long context in miniature: a small Llama learns to look up facts in 128 tokens, then in 1,024 by stretched positions.
+
+python -m launch.train --config=experiments/long_context_small.py --workdir=runs/long_context_small
+
+Both stages mix the standard library with needles planted in it; the first begins with rows of 32 tokens, in which it
+learns to look things up soonest. The report shows how many needles are found at each depth of 128, 512 and 1,024 tokens
+of held-out text before the long stage and after it, and what the stage costs the held-out loss at 128. Without the
+stage only those are found that stand within 128 tokens of the question, at the deep end.
+
+The base of 500 is to 128 tokens what 10,000 is to 2,560. Another scaling is another SCALING: YaRNScaling(FACTOR,
+CONTEXT), NTKScaling(FACTOR), LinearScaling(FACTOR), or None with a larger base.
+"""
+from llm_jax.config.architecture import Llama3Scaling, RoPE
+from llm_jax.config.experiment import (
+  BPE,
+  WSD,
+  Checkpoints,
+  LinearToZero,
+  Muon,
+  Needles,
+  NeedleTest,
+  Ramp,
+  StandardLibrary,
+  experiment,
+  mix,
+  presets,
+  stage,
+)
+
+BASE, CONTEXT, FACTOR = 500.0, 128, 8
+SCALING = Llama3Scaling(factor=FACTOR, original_length=CONTEXT)
+
+
+def get_config():
+  text, test = StandardLibrary(held_out=0.05), NeedleTest((CONTEXT, 4 * CONTEXT, FACTOR * CONTEXT), depths=9, rows=32)
+  common = dict(optimizer=Muon(), eval_every=100, needles=test)
+  return experiment(
+    seed=0,
+    tokenizer=BPE(vocab_size=1_024),
+    model=presets.llama(d_model=128, num_layers=3, num_heads=2, vocab_size=1_024, tied_head=True, rope_base=BASE),
+    checkpoints=Checkpoints(every=100),
+    stages=(
+      stage('short', mix((text, .3), (Needles(text, spacing=10), .7)), **common, context=32, batch_size=128, steps=700,
+            ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),), learning_rate=WSD(peak=7e-3, warmup=20)),
+      stage('long', mix((text, .5), (Needles(text, spacing=64), .5)), **common, context=FACTOR * CONTEXT, batch_size=4,
+            steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
+            positions=RoPE(BASE, SCALING, max_length=FACTOR * CONTEXT)),
+    ),
+  )
