@@ -1,5 +1,5 @@
-"""The whole recipe in small: a Llama learns Python from the standard library of the interpreter that runs it, to look up
-what stands far behind, then to answer. No network, no files.
+"""The whole recipe in small: a Llama learns Python from the standard library of the interpreter that runs it, to look
+up what stands far behind, then to answer. No network, no files.
 
 python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 

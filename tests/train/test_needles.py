@@ -35,7 +35,8 @@ def test_a_stage_ends_when_enough_is_found(done):
 def test_before_and_after(done):
   _, workdir, output = done
   [short], [final] = records(workdir, 'final', 'short'), records(workdir, 'final', 'long')
-  assert [len(final[name]) for name in ('needles_32', 'needles_64', 'needles_32_before', 'needles_64_before')] == [3] * 4
+  names = ('needles_32', 'needles_64', 'needles_32_before', 'needles_64_before')
+  assert [len(final[name]) for name in names] == [3] * 4
   # Held-out text in the first stage's rows, by the model and the positions that it had: its own result.
   assert final['short_loss_before'] == pytest.approx(short['loss/corpus'] if 'loss/corpus' in short else short['loss'])
   assert final['short_loss'] != final['short_loss_before']
