@@ -135,11 +135,13 @@ def graph(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], con
 
 
 def result(final: dict[str, Any]) -> str:
-  """The number that says what a stage did: bits per byte of text, needles found or answers in form before and after,
-  the accuracy on pairs or classes, else the held-out loss."""
-  if (needles := mean_found(final)) and needles[2] is not None:
-    context, after, before = needles
+  """The number that says what a stage did: more needles found, bits per byte of text (of a mean beside its last
+  checkpoint's), answers in form before and after, the accuracy on pairs or classes, else the held-out loss."""
+  context, after, before = mean_found(final) or (0, 0.0, None)
+  if before is not None and after > before:
     return f'{before:.0%} → {after:.0%} found in {context:,}'
+  if math.isfinite(before := value(final, 'bits_per_byte_before')):
+    return f'{before:.3f} → {value(final, "bits_per_byte"):.3f} bits/byte'
   for name, words in (('parses', 'in form'), ('ended', 'answers end')):
     if math.isfinite(after := value(final, name)):
       return f'{value(final, f"{name}_before"):.0%} → {after:.0%} {words}'

@@ -303,3 +303,4 @@ def test_needles_are_shown_by_context_and_depth(tmp_path):
   assert cells == {'256 tokens, before': ['100', '100'], '256 tokens, after': ['100', '50'],
                    '1,024 tokens, before': ['0', '12'], '1,024 tokens, after': ['75', '100']}
   assert result(read_metrics(tmp_path)[0]) == '6% → 88% found in 1,024'
+  assert result({'bits_per_byte': 1.25, 'bits_per_byte_before': 1.5}) == '1.500 → 1.250 bits/byte'
