@@ -35,6 +35,11 @@ class Phase:
   context: int
   microbatches: int
 
+  @property
+  def rows(self) -> int:
+    """Sequences that are computed at once, over all devices."""
+    return self.batch_size // self.microbatches
+
 
 def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1
                 ) -> tuple[Phase, ...]:

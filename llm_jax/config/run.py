@@ -81,6 +81,7 @@ class Stage:
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
+  needles: facts to be found in held-out text, asked for at the stage's beginning and end.
   remat: 'none' keeps activations, 'block' recomputes each block, 'dots' keeps matmul results.
   """
   name: str
@@ -140,9 +141,9 @@ class Stage:
             'cannot learn classes: use Classification()')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
-    first = self.data.sources[0].source
+    first = self.scored_on.sources[0].source
     require(self.needles is None or isinstance(first, Plain) and first.held_out > 0, 'needles', self.needles,
-            f'they are put into the held-out text of data.sources[0], a {type(first).__name__}: let that be text with '
+            f'they are put into the first source that is held out, a {type(first).__name__}: let that be text with '
             'held_out above 0')
     require(self.needles is None or self.needles.enough is None or self.eval_every > 0, 'eval_every', self.eval_every,
             'needles.enough is looked at then: use 1 step or more')

@@ -1,7 +1,7 @@
 """Needles in a haystack: facts planted in other text and asked for at its end, made as they are read.
 
 A fact is a line of its own, `> KEY VALUE`; a question is the same line again, and the value is the answer. Keys and
-values are common words that the tokenizer has an id for: a guess is right once in 128 times, and even a small model can
+values are common words that the tokenizer has an id for: a guess is hardly ever right, and even a small model can
 learn to look an answer up, by what Olsson et al. 2022 call induction. It learns that in short texts first, and much
 sooner than in long ones.
 """

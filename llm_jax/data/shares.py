@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from llm_jax.config.run import Phase
+from llm_jax.data.needles import NeedleRows
 from llm_jax.data.pipeline import Dataset
 
 
@@ -11,12 +12,13 @@ class Share(NamedTuple):
   """A row of the table (Brown et al. 2020, GPT-3, table 2.2; Touvron et al. 2023, LLaMA, table 1).
 
   num_rows: rows given. share: of the tokens that the stage reads, padding included. epochs: how often the source is
-  gone through. num_bytes, num_tokens: its size, once; of needles that of their haystack.
+  gone through; None for needles, which have no end. num_bytes, num_tokens: its size, once; of needles that of their
+  haystack.
   """
   source: str
   num_rows: int
   share: float
-  epochs: float
+  epochs: float | None
   num_bytes: int
   num_tokens: int
 
@@ -36,7 +38,9 @@ def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: i
     given = [0, *(dataset.given(end)[name] for dataset, end in zip(datasets, ends, strict=True))]
     rows = [after - before for before, after in itertools.pairwise(given)]
     tokens = sum(count * phase.context for count, phase in zip(rows, phases, strict=True))
-    epochs = sum(count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))
+    made = isinstance(part, NeedleRows)  # as they are read: there is no end to them
+    epochs = None if made else sum(
+      count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))
     found.append(Share(name, sum(rows), tokens, epochs, part.store.num_bytes, part.store.num_tokens))
   every = sum(row.share for row in found)
   return [row._replace(share=row.share / every) for row in found]

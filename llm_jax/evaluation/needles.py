@@ -1,10 +1,12 @@
 """Needle in a haystack (Kamradt 2023): whether a model finds a fact anywhere in a text as long as its context."""
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from llm_jax.config.errors import require
 from llm_jax.data.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers import Tokenizer
@@ -17,6 +19,13 @@ def _last_choices(model: Transformer, params: Any, tokens_BT: jax.Array) -> jax.
   """The likeliest ids after each of the last VALUES positions, int32 [batch, VALUES]."""
   x_BTD = model.apply({'params': params}, tokens_BT, method='features')
   return model.apply({'params': params}, x_BTD[:, -VALUES:], method='logits').argmax(-1)
+
+
+def check_haystack(tokenizer: Tokenizer, haystack: TokenStore, contexts: Sequence[int]) -> None:
+  """Refuses texts that needles cannot be put into: ConfigError."""
+  Facts(tokenizer)
+  require(haystack.num_tokens > max(contexts), 'needles.contexts', tuple(contexts),
+          f'the held-out text has {haystack.num_tokens} tokens: ask for shorter ones, or raise held_out')
 
 
 def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack: TokenStore, context: int, *,

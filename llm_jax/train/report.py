@@ -144,7 +144,8 @@ def result(final: dict[str, Any]) -> str:
     return f'{before:.3f} → {value(final, "bits_per_byte"):.3f} bits/byte'
   for name, words in (('parses', 'in form'), ('ended', 'answers end')):
     if math.isfinite(after := value(final, name)):
-      return f'{value(final, f"{name}_before"):.0%} → {after:.0%} {words}'
+      before = value(final, f'{name}_before')
+      return (f'{before:.0%} → ' if math.isfinite(before) else '') + f'{after:.0%} {words}'
   if math.isfinite(value(final, 'class_loss')):
     return f'{value(final, "accuracy"):.0%} right, most common {value(final, "most_common_class"):.0%}'
   for name, form in (('bits_per_byte', '{:.3f} bits per byte'), ('reward_margin', 'margin {:.2f}'),

@@ -1,4 +1,4 @@
-"""What a stage is judged by: held-out means, answers in form, and baselines on the same bytes."""
+"""What a stage is judged by: held-out means, answers in form, needles, and baselines on the same bytes."""
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,6 @@ from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
 from llm_jax.sharding.rules import batch_sharding
 from llm_jax.train.context import Context
-from llm_jax.train.metrics import read_metrics
 
 BASELINE_TOKENS = 50_000_000  # more training tokens than that and no trigram model is fitted
 
@@ -46,8 +45,7 @@ class Scorer:
     """
     if self.held_out is None:
       return {}
-    rows = self.phase.batch_size // self.phase.microbatches  # as many as a training step holds at once
-    batches = held_out_batches(self.held_out, rows, batch_sharding(self.context.mesh),
+    batches = held_out_batches(self.held_out, self.phase.rows, batch_sharding(self.context.mesh),
                                None if everything else self.stage.eval_batches * self.phase.microbatches)
     scores = evaluate(self.eval_step, params, reference, batches)
     if self.stage.data.labels is not None:
@@ -87,22 +85,22 @@ class Scorer:
     test, run, sharding = self.stage.needles, self.context.run, batch_sharding(self.context.mesh)
     parent = next((stage for stage in run.stages if stage.name in self.stage.parents), None)
     model = Transformer(run.model_of(parent) if before and parent else self.model, self.execution)
-    rows = self.stage.phases[-1].batch_size // self.stage.phases[-1].microbatches
     found = {f'needles_{context}': find_needles(
       model, params, self.context.tokenizer, self.held_out.haystack, context, depths=test.depths, rows=test.rows,
-      batch_size=rows, sharding=sharding) for context in test.contexts}
-    last = parent.phases[-1] if parent else None
-    if last is None or last.context >= self.stage.context or (short := self.data[parent.name][1]) is None:
+      batch_size=self.phase.rows, sharding=sharding) for context in test.contexts}
+    short = self.data[parent.name][1] if parent else None
+    text = parent is not None and not parent.scored_on.pairs and parent.scored_on.labels is None
+    if short is None or not text or short.context >= self.phase.context:
       return found
-    batches = held_out_batches(short, last.batch_size // last.microbatches, sharding)
+    batches = held_out_batches(short, self.phase.rows, sharding)
     step = make_eval_step(LanguageModelObjective(model))
     return {**found, 'short_loss': evaluate(step, params, None, batches)['loss']}
 
-  def enough(self, after: dict[str, Any], before: dict[str, Any] | None) -> bool:
+  def enough(self, after: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether what was asked is enough for the stage to be done; before: what its beginning was asked."""
     test = self.stage.needles
     found = all(min(shares) >= test.enough for name, shares in after.items() if name.startswith('needles_'))
-    limit = before['short_loss'] * (1 + test.worse) if before and 'short_loss' in before else math.inf
+    limit = before.get('short_loss', math.inf) * (1 + test.worse)
     return found and after.get('short_loss', -math.inf) <= limit
 
   def baselines(self, step: int) -> dict[str, float]:
@@ -110,8 +108,7 @@ class Scorer:
     and in those before it, and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too
     much of it."""
     stages = (*self.context.run.ancestors(self.stage), self.stage)
-    ended = {r['stage']: r['step'] for r in read_metrics(self.context.workdir) if r['kind'] == 'final'}
-    steps = [*(ended.get(stage.name, stage.steps) for stage in stages[:-1]), step]
+    steps = [*(self.context.store(stage.name).steps()[0] for stage in stages[:-1]), step]
     tokens = sum(stage.tokens_after(count) for stage, count in zip(stages, steps, strict=True))
     data = [self.stage.scored_on, *(stage.data for stage in stages)]
     plain = all(each.template is None and each.labels is None for each in data)

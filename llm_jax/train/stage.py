@@ -69,7 +69,7 @@ class StageRun:
     self.reference: Any = None  # what the objective compares with, and nothing trains
     self.done = False  # before its last step
     self.saved: int | None = None  # the step of the last checkpoint that was begun
-    self.before: dict[str, Any] | None = None  # what its beginning was asked; None: not known, the stage was resumed
+    self.before: dict[str, Any] | None = None  # what its beginning was asked; None: nothing yet
 
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
@@ -107,7 +107,7 @@ class StageRun:
       self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
-      self.done = start.resumed.facts['final']
+      self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before')
     elif self.scorer.asks and self.stage.init[0] != 'scratch':
       self.before = self.scorer.asked(best_params(start.state), before=True)
     return start.state
@@ -150,7 +150,7 @@ class StageRun:
       return
     facts = {'config': door.to_json(context.run), 'stage': self.stage.name,
              'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
-             'data': self.source.position(), 'lineage': {**context.lineage, **self.begun}}
+             'data': self.source.position(), 'before': self.before, 'lineage': {**context.lineage, **self.begun}}
     self.store.save(step, state, facts, wait=wait)
     self.saved = step
 
@@ -163,12 +163,17 @@ class StageRun:
       progress.held_out(step, **scores)
     if self.stage.needles and self.stage.needles.enough:
       before, after = self.asked_before(), self.scorer.asked(best_params(state))
-      for name, value in after.items():
-        progress.message(f'{self.stage.name}  {told(name, value, before.get(name))}')
+      self.tell(after, before, progress)
       self.done, scores = self.scorer.enough(after, before), scores | after
     if scores:
       self.context.writer.write('eval', self.stage.name, step, **scores)
+    if self.done:
+      progress.message(f'{self.stage.name}  done at step {step:,}: enough needles are found')
     return self.done
+
+  def tell(self, after: dict[str, Any], before: dict[str, Any], progress: Progress) -> None:
+    for name, value in after.items():
+      progress.message(f'{self.stage.name}  {told(name, value, before.get(name))}')
 
   def asked_before(self) -> dict[str, Any]:
     """What the stage's beginning was asked; {} where it began with nothing."""
@@ -196,18 +201,17 @@ class StageRun:
       progress.held_out(step, **scores)
     if scores and self.starter.members:
       scores.update(self.alone(scores, progress))
+    if self.scorer.asks:
+      before = self.asked_before()
+      after = self.scorer.asked(best_params(state))
+      self.tell(after, before, progress)
+      scores |= after | {f'{name}_before': value for name, value in before.items()}
+      if self.scorer.learns_to_answer and 'ended' not in scores:
+        progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
     if scores and context.primary and (baselines := self.scorer.baselines(step)):
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
-    if self.scorer.asks:
-      before = self.asked_before()
-      for name, value in self.scorer.asked(best_params(state)).items():
-        first = before.get(name)
-        scores |= {name: value} if first is None else {name: value, f'{name}_before': first}
-        progress.message(f'{stage.name}  {told(name, value, first)}')
-      if self.scorer.learns_to_answer and 'ended' not in scores:
-        progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
     for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(step)):
       writer.write('data', stage.name, step, **row._asdict())
     writer.write('final', stage.name, step, **scores)

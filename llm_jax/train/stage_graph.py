@@ -58,7 +58,7 @@ def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | N
   objective = stage.get('objective')
   kind = objective.get('kind', 'LanguageModel') if isinstance(objective, Mapping) else 'LanguageModel'
   kinds = {'LanguageModel': 'next token', 'Classification': 'classes'}
-  done = f'{steps:,} steps' if state == 'done' or not reached else f'{reached:,} of {steps:,}'
+  done = f'{reached:,} of {steps:,}' if reached and reached < steps else f'{steps:,} steps'
   start = stage.get('init') or ['scratch']
   source = f', from {start[0]}' if start[0] == 'hf' else ''
   lines = [('name', str(stage.get('name'))), ('', f'{kinds.get(kind, kind)}, {done}{source}'),

@@ -19,6 +19,7 @@ from llm_jax.config.run import Run, Stage
 from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
 from llm_jax.data.shares import Share, shares
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
+from llm_jax.evaluation.needles import check_haystack
 from llm_jax.modules.execution import Execution
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
@@ -48,6 +49,9 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
       for phase in stage.phases_over(row_shards(run.model, run.mesh, jax.device_count())):
         check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches,
                       stage.name)
+      for context in stage.needles.contexts if stage.needles else ():
+        check_divides(run.model, run.mesh, phase.batch_size, context, jax.device_count(), phase.microbatches,
+                      f'{stage.name}.needles')
     mesh = make_mesh(run.mesh)
   execution = choose_execution(run)
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
@@ -77,6 +81,10 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
     data = {stage.name: open_data(context, stage) for stage in needed}
     cluster.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
                                 for part in (*train.values(), held_out)]))
+    for stage in todo:
+      if stage.needles:
+        with located(f'config.stages[{run.stages.index(stage)}]'):
+          check_haystack(tokenizer, data[stage.name][1].haystack, stage.needles.contexts)
     for stage in todo if primary else ():
       print_shares(stage.name, shares(data[stage.name][0], stage.phases, stage.samples_after(stage.steps)))
     try:

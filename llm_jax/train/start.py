@@ -93,8 +93,6 @@ class Starter:
   def inherited(self) -> tuple[Any, str | None]:
     """The same without a fresh head."""
     match self.stage.init:
-      case ('scratch',):
-        return self.create().params, None
       case ('params' | 'resume', name):
         checkpoint = self.finished(name)
         return checkpoint.read_best(self.held_by(checkpoint)), named(checkpoint)
