@@ -63,7 +63,7 @@ def test_kinds_can_be_changed():
 @pytest.mark.parametrize('argument, line', [
   ('--config.stages[0].stepz=3', "config.stages[0].stepz = 3: no such field in Stage; did you mean 'steps'?"),
   ('--config.stagez[0].steps=3', "config.stagez: no such field; did you mean 'stages'?"),
-  ('--config.stages[5].steps=3', 'config.stages[5]: config.stages has 5 entries, counted from 0'),
+  ('--config.stages[6].steps=3', 'config.stages[6]: config.stages has 6 entries, counted from 0'),
   ('--config.stages.steps=3', 'config.stages.steps: config.stages is a tuple: use config.stages[0] and so on'),
   ('--config.seed.x=3', 'config.seed.x: config.seed = 0 has no parts'),
   ('--config.seed[0]=3', 'config.seed[0]: config.seed = 0 has no parts'),

@@ -14,7 +14,7 @@ SMALLER = {
   'steps': lambda steps: min(steps, STEPS), 'warmup': lambda _: 2, 'every': lambda _: EVERY,
   'eval_every': lambda _: EVERY, 'sample_every': lambda _: EVERY, 'eval_batches': lambda _: 1,
   'sample_tokens': lambda _: 4, 'batch_size': lambda _: 2, 'microbatches': lambda _: 1, 'depths': lambda _: 2,
-  'rows': lambda _: 2, 'contexts': lambda length: max(64, length // 4), 'max_length': lambda length: length // 4,
+  'rows': lambda _: 2, 'contexts': lambda length: max(64, length // 4),
   'original_length': lambda length: length // 4}
 
 
@@ -26,7 +26,7 @@ def flags(experiment: str) -> list[str]:
 def overrides(run: Run) -> dict[str, object]:
   found = {}
   for path, value in walk(run, 'config'):
-    name = re.search(r'(\w+)(\[\d+\])?$', path)[1]
+    name = re.search(r'(\w+)(\[\d+\])*$', path)[1]
     if value and name in SMALLER:
       found[path] = SMALLER[name](value)
   for i, stage in enumerate(run.stages):

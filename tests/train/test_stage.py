@@ -30,6 +30,7 @@ def run(tmp_path, monkeypatch):
                                        tokenizer=types.SimpleNamespace(fingerprint=''),
                                        writer=MetricsWriter(tmp_path, tensorboard=False))
   made.store, made.saved, made.begun, made.model, made.execution = Store(), None, {}, None, None
+  made.done, made.before = False, None
   made.source = types.SimpleNamespace(position=dict)
   monkeypatch.setattr(stage_module.door, 'to_json', lambda run: {})
   monkeypatch.setattr(stage_module, 'best_params', lambda state: state)
