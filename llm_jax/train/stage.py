@@ -212,8 +212,10 @@ class StageRun:
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
+    there = {r['source'] for r in read_metrics(context.workdir) if (r['kind'], r['stage']) == ('data', stage.name)}
     for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(step)):
-      writer.write('data', stage.name, step, **row._asdict())
+      if row.source not in there:  # a kill between these and the result leaves them
+        writer.write('data', stage.name, step, **row._asdict())
     writer.write('final', stage.name, step, **scores)
     cluster.barrier('result')  # the others wait for the baselines
 
