@@ -58,6 +58,13 @@ def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence
   return tuple(phases)
 
 
+def spans(phases: Sequence[Phase], samples: int) -> list[tuple[Phase, range]]:
+  """Each phase, and which of the stage's first `samples` samples it gives."""
+  starts = [min(phase.first_sample, samples) for phase in phases]
+  stops = [*starts[1:], samples]
+  return [(phase, range(start, stop)) for phase, start, stop in zip(phases, starts, stops, strict=True)]
+
+
 def _fewest_pieces(ramp: Ramp, tokens: int, copies: int) -> int:
   """Microbatches of at most `tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
   rows = [rows for rows in range(ramp.batch_size, 0, -1) if ramp.batch_size % rows == 0 and rows % copies == 0]

@@ -5,6 +5,7 @@ values are common words that the tokenizer has an id for: a guess is hardly ever
 learn to look an answer up, by what Olsson et al. 2022 call induction. It learns that in short texts first, and much
 sooner than in long ones.
 """
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +25,7 @@ class Facts:
   """The lines of facts in a tokenizer's ids."""
 
   def __init__(self, tokenizer: Tokenizer):
-    words = [i for i in range(tokenizer.vocab_size) if re.fullmatch(' [a-z]{3,}', tokenizer.decode([i]))]
+    words = _words(tokenizer)
     require(len(words) >= LEAST_WORDS, 'tokenizer', f'{len(words)} words',
             f'needles are made of ids that stand for a word, and take {LEAST_WORDS}: use BPE(vocab_size=1_024) or more')
     self.eot, self._words = tokenizer.eot, np.array(words[:WORDS])
@@ -48,6 +49,12 @@ class Facts:
       pieces += [haystack[at:places[i]], self.line(facts[i])]
       at = places[i]
     return np.concatenate([*pieces, haystack[at:]])
+
+
+@functools.lru_cache(maxsize=1)  # rows of every context and every evaluation want the same
+def _words(tokenizer: Tokenizer) -> list[int]:
+  """The ids that stand for a space and a word."""
+  return [i for i in range(tokenizer.vocab_size) if re.fullmatch(' [a-z]{3,}', tokenizer.decode([i]))]
 
 
 class NeedleRows:

@@ -1,9 +1,8 @@
 """What a stage takes from each source of its mixture, as papers print it."""
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from llm_jax.config.run import Phase
+from llm_jax.config.phases import Phase, spans
 from llm_jax.data.needles import NeedleRows
 from llm_jax.data.pipeline import Dataset
 
@@ -31,12 +30,11 @@ def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: i
   """
   if not num_samples:
     return []
-  datasets = [train[phase.context] for phase in phases]
-  ends = [min(phase.first_sample, num_samples) for phase in phases[1:]] + [num_samples]
-  found = []
+  datasets, found = [train[phase.context] for phase in phases], []
+  given = [(dataset.given(span.start), dataset.given(span.stop))
+           for dataset, (_, span) in zip(datasets, spans(phases, num_samples), strict=True)]
   for name, part in datasets[0].parts.items():
-    given = [0, *(dataset.given(end)[name] for dataset, end in zip(datasets, ends, strict=True))]
-    rows = [after - before for before, after in itertools.pairwise(given)]
+    rows = [after[name] - before[name] for before, after in given]
     tokens = sum(count * phase.context for count, phase in zip(rows, phases, strict=True))
     made = isinstance(part, NeedleRows)  # as they are read: there is no end to them
     epochs = None if made else sum(

@@ -1,4 +1,5 @@
 """Held-out loss of any objective."""
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,8 +10,13 @@ from llm_jax.objectives.loss import Loss, Objective, means_by_source
 
 
 def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Loss]:
-  """The jitted (params, frozen, batch) -> Loss, without dropout and without gradient."""
-  return jax.jit(lambda params, frozen, batch: objective(params, frozen, batch, None))
+  """The jitted (params, frozen, batch) -> Loss, without dropout and without gradient; compiled once for equal ones."""
+  return functools.partial(_eval_step, objective)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _eval_step(objective: Objective, params: Any, frozen: Any, batch: Any) -> Loss:
+  return objective(params, frozen, batch, None)
 
 
 def evaluate(eval_step: Callable, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, float]:

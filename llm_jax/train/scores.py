@@ -1,11 +1,12 @@
 """What a stage is judged by: held-out means, answers in form, needles, and baselines on the same bytes."""
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from llm_jax.config.architecture import Architecture
-from llm_jax.config.run import Phase, Stage
+from llm_jax.config.phases import Phase, spans
+from llm_jax.config.run import Stage
 from llm_jax.data.batches import held_out_batches
 from llm_jax.data.pipeline import Dataset
 from llm_jax.evaluation.answers import check_answers
@@ -51,8 +52,7 @@ class Scorer:
     if self.stage.data.labels is not None:
       scores['most_common_class'] = self.held_out.most_common_class
     elif self.stage.scored_on.template is None:
-      tokens_per_byte = self.held_out.num_targets / self.held_out.num_bytes
-      scores['bits_per_byte'] = scores['nll'] * tokens_per_byte / math.log(2)
+      scores['bits_per_byte'] = bits_per_byte(scores['nll'] * self.held_out.num_targets, self.held_out.num_bytes)
     for name, part in self.held_out.parts.items():
       if part.store.counts is None and f'loss/{name}' in scores:  # text
         scores[f'bits_per_byte/{name}'] = bits_per_byte(scores[f'loss/{name}'] * part.num_targets, part.store.num_bytes)
@@ -115,20 +115,12 @@ class Scorer:
     if not plain or not self.stage.steps or tokens > BASELINE_TOKENS:
       return {}
     seen = itertools.chain.from_iterable(
-      self.data[stage.name][0][context].tokens_seen(samples) for stage, count in zip(stages, steps, strict=True)
-      for context, samples in read_by(stage, count))
+      self.data[stage.name][0][phase.context].tokens_seen(samples) for stage, count in zip(stages, steps, strict=True)
+      for phase, samples in spans(stage.phases, stage.samples_after(count)))
     held_out = self.held_out
     return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
                                                            self.context.tokenizer.vocab_size, held_out.num_bytes),
             'xz_bits_per_byte': xz_bits_per_byte(held_out.byte_documents())}
-
-
-def read_by(stage: Stage, steps: int) -> Iterator[tuple[int, range]]:
-  """(context, samples) of each phase of a stage's first steps."""
-  last = stage.samples_after(steps)
-  ends = [*(phase.first_sample for phase in stage.phases[1:]), last]
-  for phase, end in zip(stage.phases, ends, strict=True):
-    yield phase.context, range(phase.first_sample, min(end, last))
 
 
 def told(name: str, after: float | list[float], before: float | list[float] | None) -> str:

@@ -69,7 +69,7 @@ class StageRun:
     self.reference: Any = None  # what the objective compares with, and nothing trains
     self.done = False  # before its last step
     self.saved: int | None = None  # the step of the last checkpoint that was begun
-    self.before: dict[str, Any] | None = None  # what its beginning was asked; None: nothing yet
+    self.before: dict[str, Any] = {}  # what its beginning was asked
 
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
@@ -107,7 +107,7 @@ class StageRun:
       self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
-      self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before')
+      self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before') or {}
     elif self.scorer.asks and self.stage.init[0] != 'scratch':
       self.before = self.scorer.asked(best_params(start.state), before=True)
     return start.state
@@ -162,24 +162,18 @@ class StageRun:
     if scores := self.scorer.scores(best_params(state), self.reference):
       progress.held_out(step, **scores)
     if self.stage.needles and self.stage.needles.enough:
-      before, after = self.asked_before(), self.scorer.asked(best_params(state))
-      self.tell(after, before, progress)
-      self.done, scores = self.scorer.enough(after, before), scores | after
+      after = self.scorer.asked(best_params(state))
+      self.tell(after, progress)
+      self.done, scores = self.scorer.enough(after, self.before), scores | after
     if scores:
       self.context.writer.write('eval', self.stage.name, step, **scores)
     if self.done:
       progress.message(f'{self.stage.name}  done at step {step:,}: enough needles are found')
     return self.done
 
-  def tell(self, after: dict[str, Any], before: dict[str, Any], progress: Progress) -> None:
+  def tell(self, after: dict[str, Any], progress: Progress) -> None:
     for name, value in after.items():
-      progress.message(f'{self.stage.name}  {told(name, value, before.get(name))}')
-
-  def asked_before(self) -> dict[str, Any]:
-    """What the stage's beginning was asked; {} where it began with nothing."""
-    if self.before is None:
-      self.before = {} if self.stage.init[0] == 'scratch' else self.scorer.asked(self.starter.params()[0], before=True)
-    return self.before
+      progress.message(f'{self.stage.name}  {told(name, value, self.before.get(name))}')
 
   def write_samples(self, step: int, state: TrainState) -> None:
     """Those of a stage's end may be there already: a kill between them and the result leaves them."""
@@ -202,10 +196,9 @@ class StageRun:
     if scores and self.starter.members:
       scores.update(self.alone(scores, progress))
     if self.scorer.asks:
-      before = self.asked_before()
       after = self.scorer.asked(best_params(state))
-      self.tell(after, before, progress)
-      scores |= after | {f'{name}_before': value for name, value in before.items()}
+      self.tell(after, progress)
+      scores |= after | {f'{name}_before': value for name, value in self.before.items()}
       if self.scorer.learns_to_answer and 'ended' not in scores:
         progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
     if scores and context.primary and (baselines := self.scorer.baselines(step)):
