@@ -118,6 +118,14 @@ def test_greedy_takes_the_first_maximum():
   assert 0 <= int(choose(jnp.full((1, 3), jnp.nan), GREEDY, None)[0]) < 3
 
 
+@pytest.mark.parametrize('vocab', [1, 2, 12, 97, 120, 256])  # 97 is prime: one part
+def test_greedy_among_equals_in_many_parts(vocab):
+  rows = np.random.default_rng(0).integers(0, 4, (200, vocab)).astype(np.float32)
+  rows[:50][rows[:50] > 0] = -np.inf
+  assert choose(jnp.array(rows), GREEDY, None).tolist() == np.argmax(rows, -1).tolist()
+  assert 0 <= int(choose(jnp.full((1, vocab), jnp.nan), GREEDY, None)[0]) < vocab
+
+
 @pytest.mark.parametrize('wrong', [dict(temperature=0.0), dict(temperature=float('nan')), dict(top_k=0),
                                    dict(top_p=0.0), dict(top_p=1.5), dict(min_p=0.0), dict(min_p=1.1),
                                    dict(repetition_penalty=0.0), dict(repetition_penalty=float('inf'))])

@@ -27,7 +27,8 @@ def blocked_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, s
 def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form):
   G = k_BSGK.shape[2]
   k_BGSK, v_BGSK, v_BGKS = k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), v_BSGK.transpose(0, 2, 3, 1)
-  out, lse = [], []
+  # Written block by block into one array: of a concatenation with two readers XLA makes two copies, and keeps both.
+  out_BTHK, lse = jnp.zeros((*q_BTHK.shape[:3], v_BSGK.shape[-1]), v_BSGK.dtype), []
   for block, keys in _blocks(q_BTHK.shape[1], form):
     s = _scores(_queries(q_BTHK[:, block], G), k_BGSK[:, :, keys], segment_ids_BT, block, keys, form)[0]
     top = s.max(2, keepdims=True)
@@ -36,8 +37,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form):
     p = (p / total).astype(v_BGSK.dtype)
     lse.append(top + jnp.log(total))
     # Keys and values lie with S last here: Eigen, which takes the other order, is half as fast as YNNPACK.
-    out.append(_tokens(_dot(v_BGKS[:, :, :, keys], _flat(p), (3, 2)), block))
-  out_BTHK = jnp.concatenate(out, 1)
+    out_BTHK = out_BTHK.at[:, block].set(_tokens(_dot(v_BGKS[:, :, :, keys], _flat(p), (3, 2)), block))
   return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse)
 
 
@@ -45,6 +45,8 @@ def _backward(form, saved, d_BTHK):
   q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse = saved
   G, dtype = k_BGSK.shape[1], q_BTHK.dtype
   delta_BTH1 = (d_BTHK.astype(wide(d_BTHK)) * out_BTHK).sum(-1, keepdims=True)
+  # Else their slices and transposes below would be made in the forward pass, and kept until here.
+  k_BGSK, v_BGSK = (not_before(d_BTHK[:1, :1, :1, :1], x) for x in (k_BGSK, v_BGSK))
   k_BGKS = k_BGSK.swapaxes(2, 3)
   dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
   for (block, keys), lse_BG1RT in zip(_blocks(q_BTHK.shape[1], form), lse, strict=True):
