@@ -78,7 +78,7 @@ def distribution(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax
 def first_maximum(logits_BV: jax.Array) -> jax.Array:
   """argmax over the last axis, int32: the largest of each part of the vocabulary, then where it stands in its part.
 
-  XLA on CPU runs `jnp.argmax` as a scalar loop; this reads the logits once.
+  XLA on CPU runs `jnp.argmax` as a scalar loop; this reads the logits once, or twice where V is prime: then one part.
   """
   B, V = logits_BV.shape
   parts = next(n for n in range(math.isqrt(V), 0, -1) if V % n == 0)
