@@ -64,7 +64,8 @@ def build_llm_jax(folder):
   import jax
 
   import llm_jax
-  from llm_jax import hf
+  from llm_jax import cpu, hf
+  cpu.compute_in_calling_thread()  # as launch.sample does
   config, params = hf.load_pretrained(folder)
   params = jax.device_put(params)
   return lambda given, threads: llm_jax.generate(config, params, given, NEW).tokens

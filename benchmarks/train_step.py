@@ -57,6 +57,7 @@ def build_llm_jax(case):
     architecture = presets.gpt2(**size, max_length=case['context'])
   else:
     architecture = presets.llama(**size, num_kv_heads=case['kv_heads'], d_ff=case['d_ff'])
+  cpu.compute_in_calling_thread()  # as launch.train does
   mesh = make_mesh(Mesh())
   jax.set_mesh(mesh)
   model = Transformer(architecture)

@@ -13,7 +13,11 @@ def start() -> None:
 
 
 def prepare() -> None:
-  """Keeps compiled programs between runs, in LLM_JAX_CACHE or ~/.cache/llm_jax. What the environment says wins."""
+  """Keeps compiled programs between runs, in LLM_JAX_CACHE or ~/.cache/llm_jax. What the environment says wins.
+
+  What is computed on CPU is computed in the thread that asks for it.
+  """
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / 'xla'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+  cpu.compute_in_calling_thread()

@@ -62,7 +62,7 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
   w = w_VD.astype(x_BTD.dtype)
 
   def step(carry, inputs):
-    sums, dw_VD = carry
+    sums, dw_DV = carry
     x_BCD, targets_BC, weights_BC = inputs
     logits_BCV = _logits(x_BCD, w, soft_cap)
     per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
@@ -74,17 +74,13 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
       ones_BC *= 1 - jnp.square(target_BC / soft_cap)
     d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
-    tokens = (0, 1)
-    if devices_in_time() == 1:  # else rows and time, both split, could only be one axis after an all-gather
-      # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
-      tokens, d_BCV, x_BCD = (0,), d_BCV.reshape(-1, d_BCV.shape[-1]), x_BCD.reshape(-1, x_BCD.shape[-1])
-    dw_VD += jax.lax.dot_general(d_BCV, x_BCD, ((tokens, tokens), ((), ())), preferred_element_type=dw_VD.dtype)
-    return (_add(sums, per_token, weights_BC), dw_VD), (dx_BCD, per_token['total'])
+    dw_DV += _head_gradient(x_BCD, d_BCV, dw_DV.dtype)
+    return (_add(sums, per_token, weights_BC), dw_DV), (dx_BCD, per_token['total'])
 
-  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape, _wide(x_BTD))
-  (sums, dw_VD), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
+  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape[::-1], _wide(x_BTD))
+  (sums, dw_DV), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
-  return (sums.pop('total'), sums), (dx_BTD, dw_VD.astype(w_VD.dtype), dweights_BT)
+  return (sums.pop('total'), sums), (dx_BTD, barrier(dw_DV).T.astype(w_VD.dtype), dweights_BT)
 
 
 def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
@@ -99,6 +95,16 @@ _cross_entropy.defvjp(_forward, _backward)
 def _logits(x_BCD, w_VD, soft_cap):
   logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=_wide(x_BCD))
   return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
+
+
+def _head_gradient(x_BCD, d_BCV, dtype):
+  """x' d of all tokens, [D, V]."""
+  # Not d' x, [V, D]: XLA on CPU would transpose d, the larger, and take the slower of its two products.
+  x_DBC, tokens = jnp.moveaxis(x_BCD, 2, 0), ((1, 2), (0, 1))
+  if devices_in_time() == 1:  # else rows and time, both split, could only be one axis after an all-gather
+    # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
+    x_DBC, d_BCV, tokens = x_DBC.reshape(x_DBC.shape[0], -1), d_BCV.reshape(-1, d_BCV.shape[-1]), ((1,), (0,))
+  return jax.lax.dot_general(barrier(x_DBC), d_BCV, (tokens, ((), ())), preferred_element_type=dtype)
 
 
 def _losses(logits_BCV, targets_BC, z_loss):
