@@ -4,7 +4,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 CORE = [
-  'jax>=0.10.2',
+  'jax>=0.10.2,<0.12',  # 0.12 lacks what qwix 0.1.8 imports
   'flax>=0.12.8',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',
