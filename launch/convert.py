@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parse(argv)
   with refusing():
     check(args)
-  runtime.prepare()
-  import jax  # here, after the command line has been checked
+  runtime.prepare()  # jax starts here, after the command line has been checked
+  import jax
   jax.config.update('jax_platforms', 'cpu')  # a model may be larger than one accelerator
   from llm_jax.train.checkpoint import CheckpointError
   try:

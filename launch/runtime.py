@@ -1,4 +1,4 @@
-"""What is set before jax starts."""
+"""What is set before a program computes."""
 import glob
 import os
 

@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       require(draft_run.model.vocab_size == run.model.vocab_size, '--draft', str(args.draft),
               f'its vocabulary has {draft_run.model.vocab_size} tokens, that of the model {run.model.vocab_size}: '
               'use models trained with one tokenizer')
-  runtime.prepare()
-  from launch.sampler import Sampler  # jax starts here, after the command line has been checked
+  runtime.prepare()  # jax starts here, after the command line has been checked
+  from launch.sampler import Sampler
   from llm_jax.train.checkpoint import CheckpointError
   try:
     with refusing():

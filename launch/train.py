@@ -14,8 +14,8 @@ from llm_jax.config.errors import ConfigError
 
 def main(argv: list[str]) -> int:
   flags = parse_train(argv, __doc__)
-  runtime.prepare()
-  from llm_jax.train import cluster, preemption  # jax starts here, after the command line has been checked
+  runtime.prepare()  # jax starts here, after the command line has been checked
+  from llm_jax.train import cluster, preemption
   from llm_jax.train.checkpoint import CheckpointError
   from llm_jax.train.hooks import Diverged, Preempted
   from llm_jax.train.stages import train
