@@ -66,15 +66,18 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
     x_BCD, targets_BC, weights_BC = inputs
     logits_BCV = _logits(x_BCD, w, soft_cap)
     per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
-    # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot)
-    d_BCV = exp_BCV * (weights_BC * (1 + 2 * z_loss * lse_BC) / exp_sum_BC)[..., None]
-    ones_BC = weights_BC
+    # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot) = scale (exp - ones onehot). The scale, one
+    # number a token, multiplies the vectors of length D, not the far longer ones of length V.
+    ones_BC = exp_sum_BC / (1 + 2 * z_loss * lse_BC)
+    scale_BC1 = (weights_BC / ones_BC)[..., None]
+    d_BCV = exp_BCV
     if soft_cap is not None:  # d logits / d (x w') = 1 - tanh^2
       d_BCV *= 1 - jnp.square(logits_BCV / soft_cap)
       ones_BC *= 1 - jnp.square(target_BC / soft_cap)
     d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
-    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())))
-    dw_DV += _head_gradient(x_BCD, d_BCV, dw_DV.dtype)
+    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())), preferred_element_type=_wide(x_BCD))
+    dx_BCD = (scale_BC1 * dx_BCD).astype(x_BCD.dtype)
+    dw_DV += _head_gradient((scale_BC1 * x_BCD).astype(x_BCD.dtype), d_BCV, dw_DV.dtype)
     return (_add(sums, per_token, weights_BC), dw_DV), (dx_BCD, per_token['total'])
 
   carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape[::-1], _wide(x_BTD))

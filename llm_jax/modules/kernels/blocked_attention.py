@@ -34,10 +34,10 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form):
     top = s.max(2, keepdims=True)
     p = jnp.exp(s - top)
     total = p.sum(2, keepdims=True)
-    p = (p / total).astype(v_BGSK.dtype)
     lse.append(top + jnp.log(total))
     # Keys and values lie with S last here: Eigen, which takes the other order, is half as fast as YNNPACK.
-    out_BTHK = out_BTHK.at[:, block].set(_tokens(_dot(v_BGKS[:, :, :, keys], _flat(p), (3, 2)), block))
+    out_BGKQ = _dot(v_BGKS[:, :, :, keys], _flat(p.astype(v_BGSK.dtype)), (3, 2), wide(p)) / _flat(total)
+    out_BTHK = out_BTHK.at[:, block].set(_tokens(out_BGKQ.astype(v_BGSK.dtype), block))
   return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse)
 
 
@@ -46,12 +46,12 @@ def _backward(form, saved, d_BTHK):
   G, dtype = k_BGSK.shape[1], q_BTHK.dtype
   delta_BTH1 = (d_BTHK.astype(wide(d_BTHK)) * out_BTHK).sum(-1, keepdims=True)
   # Else their slices and transposes below would be made in the forward pass, and kept until here.
-  k_BGSK, v_BGSK = (not_before(d_BTHK[:1, :1, :1, :1], x) for x in (k_BGSK, v_BGSK))
+  k_BGSK, v_BGSK = (not_before(d_BTHK, x) for x in (k_BGSK, v_BGSK))
   k_BGKS = k_BGSK.swapaxes(2, 3)
   dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
   for (block, keys), lse_BG1RT in zip(_blocks(q_BTHK.shape[1], form), lse, strict=True):
     k, v, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(d_BTHK[:, block], G)
-    q = _queries(not_before(d_BTHK[:, block, :, :1], q_BTHK[:, block]), G)
+    q = _queries(not_before(d_BTHK, q_BTHK[:, block]), G)
     s, slopes = _scores(q, k, segment_ids_BT, block, keys, form)
     p = jnp.exp(s - lse_BG1RT)
     delta = _queries(delta_BTH1[:, block], G).reshape(lse_BG1RT.shape)
