@@ -36,7 +36,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form):
     total = p.sum(2, keepdims=True)
     lse.append(top + jnp.log(total))
     # Keys and values lie with S last here: Eigen, which takes the other order, is half as fast as YNNPACK.
-    out_BGKQ = _dot(v_BGKS[:, :, :, keys], _flat(p.astype(v_BGSK.dtype)), (3, 2), wide(p)) / _flat(total)
+    out_BGKQ = _dot(v_BGKS[:, :, :, keys], _flat(p.astype(v_BGSK.dtype)), (3, 2), p.dtype) / _flat(total)
     out_BTHK = out_BTHK.at[:, block].set(_tokens(out_BGKQ.astype(v_BGSK.dtype), block))
   return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse)
 

@@ -13,12 +13,12 @@ def barrier(*arrays):
 
 
 def not_before(dy, x):
-  """x, for a backward pass that computes something from it again rather than keep it.
+  """x, of as many axes as dy, for a backward pass that computes something from it again rather than keep it.
 
   XLA:CPU drops barriers before it orders operations, and would compute it, and hold it, long before it is needed: so x
   is made to depend on the incoming gradient. One number of each row will do, which lies where the row of x does.
   """
-  return x + 0 * dy[:, *(slice(1),) * (dy.ndim - 1)].reshape(-1, *(1,) * (x.ndim - 1))
+  return x + 0 * dy[:, *(slice(1),) * (dy.ndim - 1)]
 
 
 def elementwise(f: Callable, *inputs: jax.Array, kernels: str | None = None) -> jax.Array:
