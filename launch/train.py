@@ -15,9 +15,10 @@ from llm_jax.config.errors import ConfigError
 def main(argv: list[str]) -> int:
   flags = parse_train(argv, __doc__)
   runtime.prepare()  # jax starts here, after the command line has been checked
-  from llm_jax.train import cluster, preemption
+  from llm_jax.train import cluster
   from llm_jax.train.checkpoint import CheckpointError
-  from llm_jax.train.hooks import Diverged, Preempted
+  from llm_jax.train.hooks import Diverged
+  from llm_jax.train.preemption import EXIT_PREEMPTED, Preempted
   from llm_jax.train.stages import train
   try:
     cluster.join(flags.coordinator, flags.num_processes, flags.process_id)
@@ -26,7 +27,7 @@ def main(argv: list[str]) -> int:
     refuse(str(error))
   except Preempted as stopped:
     print(f'stopped on request, {stopped}: the same command goes on from there', flush=True)
-    return preemption.EXIT_PREEMPTED
+    return EXIT_PREEMPTED
   except (CheckpointError, Diverged) as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1

@@ -10,16 +10,13 @@ from llm_jax.objectives.loss import means_by_source
 from llm_jax.train.cluster import Watchdog
 from llm_jax.train.hardware import memory_in_use
 from llm_jax.train.metrics import MetricsWriter
+from llm_jax.train.preemption import Preempted, Preemption
 from llm_jax.train.progress import Progress
 from llm_jax.train.state import TrainState
 
 
 class Diverged(RuntimeError):
   """Too many steps in a row had a gradient that is not finite."""
-
-
-class Preempted(Exception):
-  """The machine asked the run to stop; its state is saved."""
 
 
 class Log:
@@ -93,7 +90,7 @@ class Every:
 class StopOnPreemption:
   """Saves and raises Preempted after the step in which the machine asked for it."""
 
-  def __init__(self, preemption: Any, log: Log, save: Callable[[int, TrainState], Any]):
+  def __init__(self, preemption: Preemption, log: Log, save: Callable[[int, TrainState], Any]):
     self.preemption, self.log, self.save = preemption, log, save
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:

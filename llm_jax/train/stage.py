@@ -87,16 +87,17 @@ class StageRun:
                   flops_per_token=lambda step: passes * training_flops_per_token(
                     self.model, stage.phase_at(step - 1).context),
                   peak_flops=context.peak_flops)
-        state = train_loop(state, self.reference, self.source, train_step, steps, hooks=[
-          log,
-          Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
-          Every(stage.sample_every, log, self.write_samples),
-          Every(run.checkpoints.every, log, self.save),
-          StopOnPreemption(context.preemption, log, self.save_and_wait),
-        ])
-        log.pause()
-        if start < steps or stage.steps == 0:
-          self.save_and_wait(int(state.step), state)
+        with context.preemption.steps():
+          state = train_loop(state, self.reference, self.source, train_step, steps, hooks=[
+            log,
+            Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
+            Every(stage.sample_every, log, self.write_samples),
+            Every(run.checkpoints.every, log, self.save),
+            StopOnPreemption(context.preemption, log, self.save_and_wait),
+          ])
+          log.pause()
+          if start < steps or stage.steps == 0:
+            self.save_and_wait(int(state.step), state)
         self.finish(int(state.step), state, progress)
 
   def begin(self) -> TrainState:

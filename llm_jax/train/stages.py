@@ -26,10 +26,9 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
 from llm_jax.train.context import Context
 from llm_jax.train.hardware import describe_machine, total_peak_flops
-from llm_jax.train.hooks import Preempted
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.parts import stage_seed
-from llm_jax.train.preemption import Preemption
+from llm_jax.train.preemption import Preempted, Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
 from llm_jax.train.report_stages import shares_shown

@@ -14,7 +14,7 @@ import pytest
 from llm_jax.config.errors import ConfigError
 from llm_jax.train import cluster
 from llm_jax.train.checkpoint import CheckpointStore
-from llm_jax.train.preemption import EXIT_PREEMPTED, Preemption
+from llm_jax.train.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
 ROOT = Path(__file__).parents[2]
 
@@ -213,7 +213,7 @@ def test_watchdog_lets_a_moving_process_live():
 def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
   before = signal.getsignal(signal.SIGTERM)
   for number in (signal.SIGTERM, signal.SIGINT):
-    with Preemption() as preemption:
+    with Preemption() as preemption, pytest.raises(Preempted), preemption.steps():
       assert not preemption.requested()
       os.kill(os.getpid(), number)
       if number == signal.SIGTERM:
@@ -224,3 +224,16 @@ def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
           os.kill(os.getpid(), number)
           time.sleep(1)
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_request_outside_of_steps_is_answered_at_once(number):
+  with Preemption() as preemption:
+    with preemption.steps():
+      pass
+    with pytest.raises(Preempted, match='everything saved'):
+      os.kill(os.getpid(), number)
+      time.sleep(10)
+      pytest.fail('it went on')
+    os.kill(os.getpid(), signal.SIGTERM)  # while it ends
+    assert preemption.requested()
