@@ -49,6 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
            'stays distributed as without it')
   add('--draft_tokens', type=int, help='tokens drafted at a time; default 4, or one for each head')
   add('--raw', action='store_true', help='continue the text itself, also with a model trained on conversations')
+  add('--dtype', choices=('float32', 'bfloat16'), help="of the computation; default: the run's own")
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
   return parser.parse_args(argv)

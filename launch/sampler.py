@@ -17,6 +17,7 @@ from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate, stream
 from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.speculative import stream_speculated
+from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.train.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
 
 
@@ -32,6 +33,7 @@ class Sampler:
 
   def __init__(self, args: argparse.Namespace, run: Run, draft_run: Run | None):
     self.args, self.sampling = args, make_sampling(args)
+    self.execution = Execution(dtype_of(args.dtype or run.dtype))
     self.tokenizer = load_tokenizer(args.checkpoint / 'tokenizer')
     fingerprint, self.draft = self.tokenizer.fingerprint, None
     if draft_run:
@@ -63,7 +65,7 @@ class Sampler:
   def write_log_probs(self, tokens: list[int], new: int, number: int) -> None:
     """Prints a continuation, and then its tokens one by one with their log-probabilities."""
     out = generate(self.config, self.params, [tokens], new, self.sampling, self.rng(0, number),
-                   stop_tokens=self.stops, log_probs=True)
+                   stop_tokens=self.stops, execution=self.execution, log_probs=True)
     said = list(tokens)
     self.say(iter(out.tokens[0]), said)
     for token, log_prob in zip(said[len(tokens):], out.log_probs[0], strict=False):  # a stop may have cut the text
@@ -121,14 +123,14 @@ class Sampler:
 
   def answer(self, tokens: list[int], new: int, turn: int, number: int) -> Iterator[int]:
     """The tokens that follow, as they come."""
-    request, stops = (self.config, self.params, [tokens], new), self.stops
+    request, options = (self.config, self.params, [tokens], new), dict(stop_tokens=self.stops, execution=self.execution)
     if self.args.beams:
-      return iter(beam_search(*request, self.args.beams, stop_tokens=stops).tokens[0][number])
+      return iter(beam_search(*request, self.args.beams, **options).tokens[0][number])
     request += self.sampling, self.rng(turn, number)
     if self.args.draft:
-      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens, stop_tokens=stops)
+      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens, **options)
     else:
-      pieces = stream(*request, stop_tokens=stops)
+      pieces = stream(*request, **options)
     return (token for [row] in pieces for token in row)
 
   def rng(self, turn: int, number: int) -> jax.Array:

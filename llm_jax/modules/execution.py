@@ -35,3 +35,9 @@ class Execution:
   @property
   def kernel_set(self) -> str:
     return resolve(self.kernels)
+
+
+def dtype_of(asked: str) -> str:
+  """A run's `dtype`, with 'auto' made 'float32' on CPU and 'bfloat16' elsewhere."""
+  native = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  return native if asked == 'auto' else asked

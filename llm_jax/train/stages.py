@@ -20,7 +20,7 @@ from llm_jax.data.pipeline import Dataset, open_dataset, training_texts
 from llm_jax.data.shares import Share, shares
 from llm_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.evaluation.needles import check_haystack
-from llm_jax.modules.execution import Execution
+from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.train import cluster
@@ -52,7 +52,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
         check_divides(run.model, run.mesh, phase.batch_size, context, jax.device_count(), phase.microbatches,
                       f'{stage.name}.needles')
     mesh = make_mesh(run.mesh)
-  execution = choose_execution(run)
+  execution = Execution(dtype_of(run.dtype), context=run.context_attention)
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
   primary = jax.process_index() == 0
   folder = Workdir(workdir)
@@ -139,11 +139,6 @@ def check_starts(context: Context, todo: list[Stage]) -> None:
       if newest is None or not newest.facts['final']:
         raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has not finished: '
                           'run that first')
-
-
-def choose_execution(run: Run) -> Execution:
-  native = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  return Execution(dtype=native if run.dtype == 'auto' else run.dtype, context=run.context_attention)
 
 
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:

@@ -68,6 +68,24 @@ def test_continues_the_prompt_with_the_average(workdir, capsys):
   assert '00000005, averaged parameters' in err
 
 
+@pytest.mark.parametrize('flag', ['--prompt=ab', '--beams=2', '--log_probs', '--draft'])
+def test_computes_in_the_dtype_that_is_asked_for(workdir, capsys, monkeypatch, flag):
+  dtypes = []
+
+  def spy(decode):
+    def run(*args, execution, **kwargs):
+      dtypes.append(execution.compute_dtype)
+      return decode(*args, execution=execution, **kwargs)
+    return run
+
+  for name in ('generate', 'stream', 'beam_search', 'stream_speculated'):
+    monkeypatch.setattr(sampler, name, spy(getattr(sampler, name)))
+  flag = f'--draft={workdir}' if flag == '--draft' else flag
+  for dtype in ((), ('--dtype=bfloat16',)):
+    assert call(workdir, '--prompt=ab', '--max_new_tokens=4', flag, *dtype) == 0
+  assert dtypes == [jnp.float32, jnp.bfloat16]
+
+
 def test_another_step(workdir, capsys):
   assert call(workdir, '--prompt=é', '--temperature=0', '--max_new_tokens=12', '--stage=first', '--step=3') == 0
   assert capsys.readouterr().out == f'é{text_of(params(3), "é", 12)}\n'
