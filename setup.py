@@ -4,7 +4,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 CORE = [
-  'jax>=0.10.2,<0.12',  # the tests pass with 0.10.2 and flax 0.12.8, and with 0.11.2 and flax 0.12.12
+  'jax>=0.10.2,<0.13',  # the tests pass with 0.10.2 and flax 0.12.8; 0.11.2 and 0.12.0.1 need flax 0.12.12
   'flax>=0.12.8',
   'optax>=0.2.8',
   'orbax-checkpoint>=0.12.8',

@@ -174,7 +174,8 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
   else:
     tokenizer = HuggingFaceTokenizer(model.files['tokenizer.json'], end)
   data = Data((Weighted(StandardLibrary()),))  # no step will read it
-  stage = Stage(STAGE, data, 0, min(1_024, model.config.max_length or 1_024), 1, Constant(0.0))
+  longest = getattr(model.config.positions, 'max_length', None) or 1_024
+  stage = Stage(STAGE, data, 0, min(1_024, longest), 1, Constant(0.0))
   path = workdir / 'tokenizer'
   run = Run(model.config, (stage,), HuggingFaceFile(str(path / 'tokenizer.json'), end or ''))
   lineage = make_lineage()

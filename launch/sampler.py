@@ -1,5 +1,6 @@
 """A run's model at the terminal: continues a prompt, or keeps up a conversation."""
 import argparse
+import json
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,12 +45,14 @@ class Sampler:
       self.draft = draft_run.model_of(stage), params
     stage, self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
     self.config, self.template = run.model_of(stage), None if args.raw else stage.data.template
-    self.stops = (self.tokenizer.eot,) if self.template is None else end_of_turn(self.template, self.tokenizer)
+    self.begins, self.stops = text_borders(args.checkpoint / 'tokenizer', self.tokenizer)
+    if self.template is not None:
+      self.stops = end_of_turn(self.template, self.tokenizer)
 
   def write(self, prompt: str) -> None:
     """Prints the prompt and its continuations, or a chat model's answers, as they come."""
     if self.template is None:
-      tokens, shown = [self.tokenizer.eot, *self.tokenizer.encode(prompt)], prompt
+      tokens, shown = [self.begins, *self.tokenizer.encode(prompt)], prompt
     else:
       tokens, shown = self.ask([{'role': 'user', 'content': prompt}]), ''
     tokens, new = self.fit(tokens)
@@ -103,12 +106,12 @@ class Sampler:
     if self.template is not None:
       self.converse(lines)
       return
-    said = [self.tokenizer.eot]
+    said = [self.begins]
     for turn, line in enumerate(lines):
       if line.strip() == '/quit':
         return
       if line.strip() == '/reset':
-        said = [self.tokenizer.eot]
+        said = [self.begins]
         continue
       before = len(said)
       try:
@@ -163,6 +166,18 @@ class Sampler:
     return kept, new
 
 
+def text_borders(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, tuple[int, ...]]:
+  """The id that a text begins with, and those that end it: an imported model's own, else the end of text for both.
+
+  folder: the run's tokenizer, with the `generation_config.json` of a model that was imported.
+  """
+  path = folder / 'generation_config.json'
+  ids = json.loads(path.read_bytes()) if path.is_file() else {}
+  listed = lambda value: [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
+  ends = listed(ids.get('eos_token_id')) or [tokenizer.eot]
+  return (listed(ids.get('bos_token_id')) or [tokenizer.eot])[0], tuple(ends)
+
+
 def make_sampling(args: argparse.Namespace) -> Greedy | Sampling:
   penalty = 1.0 if args.repetition_penalty is None else args.repetition_penalty
   if args.temperature == 0:
@@ -182,9 +197,10 @@ def decode(tokenizer: Tokenizer, before: Sequence[int], tokens: Iterable[int]) -
   for token in tokens:
     ids.append(token)
     old, new = tokenizer.decode(ids[start:end]), tokenizer.decode(ids[start:])
-    if len(new) > len(old) and not new.endswith('\N{REPLACEMENT CHARACTER}'):
-      yield new[len(old):]
-      start, end = end, len(ids)
+    whole = old.rstrip('\N{REPLACEMENT CHARACTER}')  # `before` may end inside a character, which is printed yet
+    if len(new) > len(whole) and not new.endswith('\N{REPLACEMENT CHARACTER}'):
+      yield new[len(whole):]
+      start, end = end if whole == old else start, len(ids)
   yield tokenizer.decode(ids[start:])[len(tokenizer.decode(ids[start:end])):]
 
 

@@ -34,6 +34,7 @@ class BPE:
     least = 258 + len(self.control)
     require(self.vocab_size >= least, 'vocab_size', self.vocab_size,
             f'use {least} or more: bytes, a merge, and {1 + len(self.control)} control tokens')
+    require(self.sample_bytes > 0, 'sample_bytes', self.sample_bytes, 'use 1 or more, such as 20_000_000')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,8 @@ class TokenFile:
 
   def __post_init__(self):
     require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
+    require(self.separator is None or self.separator >= 0, 'separator', self.separator,
+            'use the id that ends a document, or None')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +257,7 @@ class Weighted:
   weight: Weight = 1.0
 
   def __post_init__(self):
+    require(0 <= self.source.held_out < 1, 'source.held_out', self.source.held_out, 'use a fraction in [0, 1)')
     if not isinstance(self.weight, tuple):
       require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
       return

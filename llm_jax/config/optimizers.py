@@ -32,6 +32,8 @@ class Muon:
 
   def __post_init__(self):
     check_betas(self, 'beta', 'b1', 'b2')
+    require(math.isfinite(self.matrix_scale) and self.matrix_scale > 0, 'matrix_scale', self.matrix_scale,
+            'use a finite number above 0')
 
 
 Optimizer = AdamW | Muon

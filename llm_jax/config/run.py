@@ -124,6 +124,8 @@ class Stage:
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
     require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
+    require(self.data.labels is None or all(ramp.context == self.context for ramp in self.ramp), 'ramp', self.ramp,
+            f'labelled texts are read whole: let its context be {self.context} throughout')
     for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
       require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
               f'the stage ends before it, with its {self.steps} steps: use at most '

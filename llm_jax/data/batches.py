@@ -103,10 +103,11 @@ class RampSource:
     self._parts[self._at].close()
 
 
-def check_same_data(old: dict[str, str], new: dict[str, str]) -> None:
-  """Raises ConfigError where a position belongs to other data, naming what changed, old and new."""
-  changed = [name for name in new if old.get(name) != new[name]]
-  require(not changed, ', '.join(changed), '; '.join(new[name] for name in changed),
+def check_same_data(old: dict[str, str], new: dict[str, str], prefix: str = '') -> None:
+  """Raises ConfigError where a position belongs to other data, naming what changed, old and new. What the checkpoint
+  of an older version did not note is taken to be as it is."""
+  changed = [name for name in new if old.get(name, new[name]) != new[name]]
+  require(not changed, ', '.join(prefix + name for name in changed), '; '.join(new[name] for name in changed),
           f'the checkpoint was made with {"; ".join(str(old.get(name)) for name in changed)}: '
           'set it back, or train in another workdir')
 

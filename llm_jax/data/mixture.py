@@ -134,7 +134,8 @@ def _apportion(shares: list[fractions.Fraction], period: int) -> list[int]:
   counts = [max(1, math.floor(share * period)) for share in shares]
   while (left := period - sum(counts)) != 0:
     error = [share * period - count for share, count in zip(shares, counts, strict=True)]
-    counts[error.index(max(error) if left > 0 else min(error))] += 1 if left > 0 else -1
+    chosen = max(error) if left > 0 else min(e for e, count in zip(error, counts, strict=True) if count > 1)
+    counts[error.index(chosen)] += 1 if left > 0 else -1
   return counts
 
 

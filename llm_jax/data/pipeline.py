@@ -13,7 +13,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.data import dialogues, fingerprints, sources, token_store
 from llm_jax.data.labelled import Example
 from llm_jax.data.labelled_rows import LabelledRows, check_labels
-from llm_jax.data.mixture import AnyMixture, Mixture, make_mixture
+from llm_jax.data.mixture import AnyMixture, make_mixture
 from llm_jax.data.needles import NeedleRows
 from llm_jax.data.packing import Rows, assemble
 from llm_jax.data.pairs import PairRows
@@ -185,7 +185,8 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     'weights': ', '.join(repr(part.weight) for part in used) + (
       f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
     'packing': data.packing, 'context': str(context), 'seed': str(seed),
-    'tokenizer': tokenizer.fingerprint}
+    'tokenizer': tokenizer.fingerprint,
+    'formats': '; '.join(repr(token_store.formats(source)) for source in opened)}
   if not opened:
     return None
   if data.labels and split == 'train':
@@ -223,20 +224,24 @@ def _tell_cuts(where: str, rows: AnyRows, context: int) -> None:
 
 
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
-  """Training text for a tokenizer: documents of all sources that hold text, in turn by weight (the highest that one
-  reaches) until one is used up. Of dialogues, all that is said; of labelled texts, these."""
+  """Training text for a tokenizer: documents of all sources that hold text, each time of the one that is furthest
+  behind its share of the bytes (by weight, the highest that it reaches), until all are used up. Of dialogues, all that
+  is said; of labelled texts, these."""
   opened = [(weighted.most, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources
             if not isinstance(weighted.source, config.Needles)]  # no text of their own
-  texts = [(weight, source.documents('train')) for weight, source in opened if not source.tokenised]
-  if texts:
-    mixture, sample = Mixture([weight for weight, _ in texts]), 0
-    while (found := next(texts[mixture.locate(sample)[0]][1], None)) is not None:
-      document = found[1]
-      if isinstance(document, str):
-        yield document
-      else:
-        yield document.text if isinstance(document, Example) else dialogues.said(document)
-      sample += 1
+  open_texts = {i: (weight, source.documents('train')) for i, (weight, source) in enumerate(opened)
+                if not source.tokenised}
+  given = dict.fromkeys(open_texts, 0)
+  while open_texts:
+    first = min(open_texts, key=lambda i: given[i] / open_texts[i][0])
+    if (found := next(open_texts[first][1], None)) is None:
+      del open_texts[first]
+      continue
+    document = found[1]
+    if not isinstance(document, str):
+      document = document.text if isinstance(document, Example) else dialogues.said(document)
+    given[first] += len(document)
+    yield document
 
 
 def _epochs(num_rows: int, seed: int) -> Callable[[int], int]:

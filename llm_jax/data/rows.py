@@ -73,7 +73,7 @@ def jsonl(files: Files, parse: Callable[[bytes, str], T]) -> Iterator[tuple[str,
       with gzip.open(path) if path.name.endswith('.gz') else open(path, 'rb') as file:
         while line := file.readline(LONGEST_ROW + 1):
           number += 1
-          if len(line) > LONGEST_ROW:
+          if len(line) > LONGEST_ROW and not line.endswith(b'\n'):
             while (rest := file.readline(CHUNK)) and not rest.endswith(b'\n'):
               pass
           if line.strip():

@@ -10,6 +10,7 @@ import glob
 import itertools
 import os
 import pathlib
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
@@ -35,7 +36,8 @@ class DocumentSource:
   """Documents of one source.
 
   kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
-  records: a fresh pass over (key, read). num_bytes: size of the files, an estimate of the text.
+  records: a fresh pass over (key, read). changed: whether a file is not as it was when the fingerprint was taken.
+  num_bytes: size of the files, an estimate of the text.
   chat: the configuration of a source of dialogues, of which only what the assistant says is a target.
   labelled: the configuration of a source of texts with classes.
   skipped: how many bad rows the passes so far left out, by reason (only with on_error='skip').
@@ -44,6 +46,7 @@ class DocumentSource:
   fingerprint: str
   held_out: float
   records: Callable[[], Iterable[Record]]
+  changed: Callable[[], bool]
   num_bytes: int
   tokenised: bool = False
   chat: config.Dialogues | None = None
@@ -91,7 +94,6 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
 
   Raises ConfigError for files that are missing, unreadable or of the wrong kind, naming them.
   """
-  require(0 <= source.held_out < 1, 'held_out', source.held_out, 'use a fraction in [0, 1)')
   kind = type(source).__name__
   if isinstance(source, config.Needles):
     haystack = open_source(source.haystack, cache_dir)
@@ -128,7 +130,8 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
       raise ConfigError('source', source, 'use StandardLibrary, Text, Jsonl, Parquet, ArrayRecord, TokenFile, '
                         'Conversations, Preferences, StandardLibraryChats, StandardLibraryPreferences, '
                         'LabelledJsonl or StandardLibraryFunctions')
-  num_bytes = sum(path.stat().st_size for path in files.values())
+  seen = _stamps(files)
+  num_bytes = sum(size for _, size in seen)
   require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
   selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
   if isinstance(source, config.StandardLibraryChats | config.StandardLibraryPreferences):
@@ -139,7 +142,8 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
   return DocumentSource(
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
-    records=lambda: read(files), num_bytes=num_bytes, tokenised=kind == 'TokenFile',
+    records=lambda: read(files), changed=lambda: _stamps(files) != seen, num_bytes=num_bytes,
+    tokenised=kind == 'TokenFile',
     chat=source if isinstance(source, config.Dialogues) else None,
     labelled=source if isinstance(source, config.Labelled) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')
@@ -156,8 +160,19 @@ def _find(path: str, suffixes: tuple[str, ...]) -> dict[str, pathlib.Path]:
   else:
     found = [pathlib.Path(file) for file in glob.glob(path, recursive=True) if os.path.isfile(file)]
     require(bool(found), 'path', path, 'no such file, folder or pattern')
-    root = pathlib.Path(os.path.commonpath([file.parent for file in found]))
+    root = pathlib.Path(os.path.dirname(re.split(r'[*?[]', path)[0]))  # what they share may change with one more file
   return dict(sorted((file.relative_to(root).as_posix(), file) for file in found))
+
+
+def _stamps(files: dict[str, pathlib.Path]) -> list[tuple[int, int] | None]:
+  """When each file was last changed, and its size."""
+  def stamp(path: pathlib.Path) -> tuple[int, int] | None:
+    try:
+      stat = path.stat()
+    except OSError:  # gone
+      return None
+    return stat.st_mtime_ns, stat.st_size
+  return [stamp(path) for path in files.values()]
 
 
 def _standard_library() -> dict[str, pathlib.Path]:

@@ -36,6 +36,10 @@ class Stretches:
     self._starts = [first for first, _ in mine]
     self._parts = [whole, *(whole.part(window) if window.start < window.stop else () for _, window in mine)]
     self._offsets = [0, *itertools.accumulate(map(len, self._parts))]
+    ends = dict(itertools.pairwise(first for _, first in starts))
+    again = [max(0, ends.get(first, first) - first - len(part))
+             for first, part in zip(self._starts, self._parts[1:], strict=True)]
+    self._again = [0, *itertools.accumulate(again)]  # rows of whole epochs that the stretches before have given
     self._epochs, self._orders = shuffled(whole).repeat(), [shuffled(part) if part else () for part in self._parts[1:]]
 
   def __len__(self) -> int:
@@ -56,7 +60,7 @@ class Stretches:
     place, order = count - self._starts[stretch], self._orders[stretch]
     if place < len(order):
       return self._offsets[stretch + 1] + int(order[place])
-    return int(self._epochs[place - len(order)])
+    return int(self._epochs[self._again[stretch] + place - len(order)])
 
   def _find(self, row: int) -> tuple[Rows, int]:
     part = bisect.bisect_right(self._offsets, row) - 1

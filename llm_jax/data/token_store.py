@@ -73,15 +73,12 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
   Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows,
   and where the split holds no text.
   """
-  determines = {'format': FORMAT, 'source': source.fingerprint, 'split': split, 'held_out': source.held_out,
-                'tokenizer': tokenizer.fingerprint}
   if source.chat:
     chat.check_template(source.chat.template, tokenizer)
-    determines['chat'] = chat.FORMAT
   if source.labelled:
     labelled.check_marks(source.labelled, tokenizer)
-    determines['labelled'] = labelled.FORMAT
-  fingerprint = fingerprints.of(determines)
+  fingerprint = fingerprints.of({**formats(source), 'source': source.fingerprint, 'split': split,
+                                 'held_out': source.held_out, 'tokenizer': tokenizer.fingerprint})
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
   store = _load(folder, fingerprint, cache_dir)
   if store is None:
@@ -96,6 +93,12 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
           f'no held-out text with held_out={source.held_out}: raise held_out, or add documents')
   require(store.num_documents > 0, 'source', source.kind, mend)
   return store
+
+
+def formats(source: sources.DocumentSource) -> dict[str, int]:
+  """The versions of what writes the source's text out as tokens."""
+  return {'format': FORMAT, **({'chat': chat.FORMAT} if source.chat else {}),
+          **({'labelled': labelled.FORMAT} if source.labelled else {})}
 
 
 @contextlib.contextmanager
@@ -166,6 +169,9 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
       _sync(journal)
       if progress:
         progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
+  if source.changed():
+    shutil.rmtree(building)  # what it holds is not what its name says
+    raise ConfigError('source', source.kind, 'a file of it changed while it was read: start again when it is complete')
   meta = {'dtype': dtype.name, 'skipped': entry['skipped'], 'bytes': entry['bytes'],
           'sha256': {name: fingerprints.of_file(building / name) for name in dtypes}}
   with open(building / 'meta.json', 'wb') as file:

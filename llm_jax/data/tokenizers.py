@@ -286,7 +286,9 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
   """How many bytes of text each id stands for, int32 [vocab_size]; 0 for the end of text."""
-  sizes = np.array([len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)], np.int32)
+  # Behind another token, since some tokenizers drop the space of a first word.
+  size = lambda *ids: len(tokenizer.decode_bytes(ids))
+  sizes = np.array([size(i, i) - size(i) for i in range(tokenizer.vocab_size)], np.int32)
   sizes[tokenizer.eot] = 0
   return sizes
 

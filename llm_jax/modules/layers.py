@@ -1,10 +1,13 @@
 """The leaves: each holds one weight (and its bias)."""
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.config import architecture as config
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.kernels import wide
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
 from llm_jax.sharding.rules import constrain
@@ -23,8 +26,8 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     w = self.param('w', nn.initializers.normal(self.std), self.shape)
     y = linear(x, jnp.asarray(w, x.dtype), self.contract, self.execution.kernel_set)
-    if self.bias:
-      y += self.param('b', nn.initializers.zeros, self.shape[self.contract:]).astype(x.dtype)
+    if self.bias:  # added in float32, for its gradient is a sum over all tokens
+      y = y.astype(wide(y)) + self.param('b', nn.initializers.zeros, self.shape[self.contract:])
     return y.astype(x.dtype)
 
 
@@ -39,8 +42,27 @@ class Embedding(nn.Module):
     self.w = self.param('w', nn.initializers.normal(self.std), (self.count, self.size))
 
   def __call__(self, index: jax.Array) -> jax.Array:
-    # The table is gathered over its width first: a gather from a table sharded on both axes is replicated by XLA.
-    return constrain(jnp.asarray(self.w, self.dtype), 'vocab', None)[index]
+    return _rows(self.w, index, self.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _rows(w_VD: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """The rows of a table in another dtype; their gradients are summed in the table's own: a frequent token has
+  thousands, and a sum in bfloat16 stops growing at a few hundred."""
+  return _rows_forward(w_VD, index, dtype)[0]
+
+
+def _rows_forward(w_VD, index, dtype):
+  # The table is gathered over its width first: a gather from a table sharded on both axes is replicated by XLA.
+  return constrain(jnp.asarray(w_VD, dtype), 'vocab', None)[index], (w_VD, index)
+
+
+def _rows_backward(dtype, saved, d):
+  w_VD, index = saved
+  return constrain(jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype)), 'vocab', None), None
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
 
 
 class Norm(nn.Module):

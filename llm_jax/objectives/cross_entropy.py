@@ -4,7 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels import resolve, wide
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.sharding.context_split import devices_in_time
@@ -75,12 +75,12 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
       d_BCV *= 1 - jnp.square(logits_BCV / soft_cap)
       ones_BC *= 1 - jnp.square(target_BC / soft_cap)
     d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
-    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())), preferred_element_type=_wide(x_BCD))
+    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())), preferred_element_type=wide(x_BCD))
     dx_BCD = (scale_BC1 * dx_BCD).astype(x_BCD.dtype)
     dw_DV += _head_gradient((scale_BC1 * x_BCD).astype(x_BCD.dtype), d_BCV, dw_DV.dtype)
     return (_add(sums, per_token, weights_BC), dw_DV), (dx_BCD, per_token['total'])
 
-  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape[::-1], _wide(x_BTD))
+  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape[::-1], wide(x_BTD))
   (sums, dw_DV), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
   return (sums.pop('total'), sums), (dx_BTD, barrier(dw_DV).T.astype(w_VD.dtype), dweights_BT)
@@ -89,14 +89,14 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
 def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
   dx_BTD, dw_VD, dweights_BT = saved
   g, _ = cotangents
-  return g.astype(dx_BTD.dtype) * dx_BTD, g * dw_VD, None, g * dweights_BT
+  return (g * dx_BTD).astype(dx_BTD.dtype), g * dw_VD, None, g * dweights_BT
 
 
 _cross_entropy.defvjp(_forward, _backward)
 
 
 def _logits(x_BCD, w_VD, soft_cap):
-  logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=_wide(x_BCD))
+  logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=wide(x_BCD))
   return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
 
 
@@ -130,14 +130,9 @@ def _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels):
   return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], ones_BC[..., None], 0)
 
 
-def _wide(x):
-  """float32, or float64 where the input is."""
-  return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _zero_sums(x_BTD, per_row):
-  sums = {name: jnp.zeros((), _wide(x_BTD)) for name in ('total', 'nll', 'z', 'correct')}
-  return {**sums, 'nll_B': constrain(jnp.zeros(len(x_BTD), _wide(x_BTD)), 'batch')} if per_row else sums
+  sums = {name: jnp.zeros((), wide(x_BTD)) for name in ('total', 'nll', 'z', 'correct')}
+  return {**sums, 'nll_B': constrain(jnp.zeros(len(x_BTD), wide(x_BTD)), 'batch')} if per_row else sums
 
 
 def _add(sums, per_token, weights_BC):

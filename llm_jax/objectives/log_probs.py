@@ -23,11 +23,11 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
   chunk's logits again. Arguments as in `chunked_cross_entropy`."""
   B, T = targets_BT.shape
   chunk = chunk_length(B, T, w_VD.shape[0], resolve(kernels)) if chunk is None else chunk
-  w = w_VD.astype(x_BTD.dtype)
 
   @jax.checkpoint
   def one(inputs):
     x_BCD, targets_BC = inputs
+    w = w_VD.astype(x_BCD.dtype)  # here, so that the gradients of the chunks are summed in w's own dtype
     logits_BCV = jnp.einsum('BCD,VD->BCV', x_BCD, w, preferred_element_type=jnp.float32)
     if soft_cap is not None:
       logits_BCV = soft_cap * jnp.tanh(logits_BCV / soft_cap)

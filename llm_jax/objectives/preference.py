@@ -65,5 +65,5 @@ class PreferenceObjective:
 
 
 def _log1mexp(x: jax.Array) -> jax.Array:
-  """log(1 - exp(x)) for x < 0."""
-  return jnp.log(-jnp.expm1(x))
+  """log(1 - exp(x)) for x < 0; finite, and without gradient, where x is 0 to rounding."""
+  return jnp.log(-jnp.expm1(jnp.minimum(x, -jnp.finfo(x.dtype).eps)))

@@ -1,13 +1,13 @@
 """What a stage is judged by: held-out means, answers in form, needles, and baselines on the same bytes."""
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.phases import Phase, spans
 from llm_jax.config.run import Stage
-from llm_jax.data.batches import held_out_batches
+from llm_jax.data.batches import Batch, held_out_batches
 from llm_jax.data.pipeline import Dataset
 from llm_jax.evaluation.answers import check_answers
 from llm_jax.evaluation.baselines import bits_per_byte, trigram_bits_per_byte, xz_bits_per_byte
@@ -37,6 +37,7 @@ class Scorer:
     self.held_out, self.phase = data[stage.name][1], phase
     self.eval_step = make_eval_step(objective)
     self.model, self.execution = model, execution
+    self.moves: Callable[[], None] = lambda: None  # called before every batch: a long evaluation is no standstill
 
   def scores(self, params: Any, reference: Any, everything: bool = False) -> dict[str, float]:
     """The objective's held-out means, for text also bits per byte, for classes also the share of the most common one;
@@ -46,8 +47,7 @@ class Scorer:
     """
     if self.held_out is None:
       return {}
-    batches = held_out_batches(self.held_out, self.phase.rows, batch_sharding(self.context.mesh),
-                               None if everything else self.stage.eval_batches * self.phase.microbatches)
+    batches = self.batches(self.held_out, None if everything else self.stage.eval_batches * self.phase.microbatches)
     scores = evaluate(self.eval_step, params, reference, batches)
     if self.stage.data.labels is not None:
       scores['most_common_class'] = self.held_out.most_common_class
@@ -57,6 +57,11 @@ class Scorer:
       if part.store.counts is None and f'loss/{name}' in scores:  # text
         scores[f'bits_per_byte/{name}'] = bits_per_byte(scores[f'loss/{name}'] * part.num_targets, part.store.num_bytes)
     return scores
+
+  def batches(self, held_out: Dataset, limit: int | None = None) -> Iterator[Batch]:
+    for batch in held_out_batches(held_out, self.phase.rows, batch_sharding(self.context.mesh), limit):
+      self.moves()
+      yield batch
 
   @property
   def asks(self) -> bool:
@@ -92,9 +97,8 @@ class Scorer:
     text = parent is not None and not parent.scored_on.pairs and parent.scored_on.labels is None
     if short is None or not text or short.context >= self.phase.context:
       return found
-    batches = held_out_batches(short, self.phase.rows, sharding)
     step = make_eval_step(LanguageModelObjective(model))
-    return {**found, 'short_loss': evaluate(step, params, None, batches)['loss']}
+    return {**found, 'short_loss': evaluate(step, params, None, self.batches(short))['loss']}
 
   def enough(self, after: dict[str, Any], before: dict[str, Any]) -> bool:
     """Whether what was asked is enough for the stage to be done; before: what its beginning was asked."""

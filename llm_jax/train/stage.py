@@ -13,7 +13,7 @@ from llm_jax import cpu
 from llm_jax.config import door
 from llm_jax.config.count import count_parameters
 from llm_jax.config.run import Phase, Stage
-from llm_jax.data.batches import RampSource, TrainSource
+from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.shares import shares
 from llm_jax.modules.transformer import Transformer
 from llm_jax.optim.optimizers import make_optimizer
@@ -83,6 +83,7 @@ class StageRun:
       train_step = self.compile_steps(start) if start < steps else None
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
+        self.scorer.moves = watchdog.pause
         log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
                   flops_per_token=lambda step: passes * training_flops_per_token(
                     self.model, stage.phase_at(step - 1).context),
@@ -108,6 +109,8 @@ class StageRun:
       self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.facts['data'])
+      if self.scorer.held_out and (scored_on := start.resumed.facts.get('held_out')):
+        check_same_data(scored_on, self.scorer.held_out.fingerprint, 'held_out.')
       self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before') or {}
     elif self.scorer.asks and self.stage.init[0] != 'scratch':
       self.before = self.scorer.asked(best_params(start.state), before=True)
@@ -151,7 +154,8 @@ class StageRun:
       return
     facts = {'config': door.to_json(context.run), 'stage': self.stage.name,
              'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
-             'data': self.source.position(), 'before': self.before, 'lineage': {**context.lineage, **self.begun}}
+             'data': self.source.position(), 'held_out': self.scorer.held_out and self.scorer.held_out.fingerprint,
+             'before': self.before, 'lineage': {**context.lineage, **self.begun}}
     self.store.save(step, state, facts, wait=wait)
     self.saved = step
 

@@ -32,6 +32,7 @@ from llm_jax.train.preemption import Preempted, Preemption
 from llm_jax.train.progress import task
 from llm_jax.train.report import write_report
 from llm_jax.train.report_stages import shares_shown
+from llm_jax.train.restore import FOLDER_NAME
 from llm_jax.train.scores import StageData
 from llm_jax.train.stage import StageRun, has_result
 from llm_jax.train.workdir import Workdir, write_atomic
@@ -99,7 +100,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
 
 def bind(folder: Workdir, run: Run) -> None:
   """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
-  if not any(folder.path.glob('checkpoints/*/*')):
+  if not any(FOLDER_NAME.fullmatch(path.name) for path in folder.path.glob('checkpoints/*/*')):
     reached = max((r['step'] for r in read_metrics(folder.path) if r['kind'] == 'train'), default=0)
     if run.checkpoints.every and reached > 2 * run.checkpoints.every:
       raise ConfigError('workdir', str(folder.path), f'its metrics reach step {reached} and its checkpoints are gone: '

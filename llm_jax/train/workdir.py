@@ -156,15 +156,26 @@ class Workdir:
 def check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises ConfigError for the first field that differs and is not safe to change."""
   stages = old.get('stages', [])
-  averages = any(stage.get('init', ['scratch'])[0] == 'average' for stage in stages)
+  deciding = '|'.join(_deciding(old)) or '(?!)'
   for field, before, after in differences(old, new):
     appended = re.fullmatch(r'stages\[(\d+)\]', field)
-    decides = averages and field == 'checkpoints.every'  # which checkpoints a stage averages
     if appended and int(appended[1]) >= len(stages):
       continue
-    if not decides and any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
+    if not re.fullmatch(deciding, field) and any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
       continue
     raise ConfigError(field, after, f'{workdir} was started with {before!r}: set it back, or name another workdir')
+
+
+def _deciding(run: dict[str, Any]) -> Iterator[str]:
+  """Fields of SAFE_TO_CHANGE that in this run decide what is learnt."""
+  text = json.dumps(run.get('model', {}))
+  for i, stage in enumerate(run.get('stages', [])):
+    if stage.get('init', ['scratch'])[0] == 'average':
+      yield r'checkpoints\.every'  # which checkpoints are averaged
+    if (stage.get('needles') or {}).get('enough') is not None:
+      yield rf'stages\[{i}\]\.eval_every'  # when it may end
+  if run.get('model', {}).get('dropout') or '"SoftmaxRouter"' in text:
+    yield r'stages\[\d+\]\.(ramp\[\d+\]\.)?microbatches'  # each draws its own dropout, and balances its own experts
 
 
 def differences(old: Any, new: Any, field: str = '') -> Iterator[tuple[str, Any, Any]]:

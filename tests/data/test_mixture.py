@@ -53,6 +53,13 @@ def test_shares_are_within_one_sample_after_every_step(seed):
     assert np.abs(due - given).max() < 1
 
 
+@pytest.mark.parametrize('weights', [(1e-6, 1e-6, 1.0), (3e12, 1e7, 1e7), (1e-9,) * 5 + (1.0,)])
+def test_no_source_is_left_out(weights):
+  mixture = Mixture(weights)
+  given = mixture.given(1 << 16)
+  assert given.min() >= 1 and given.sum() == 1 << 16
+
+
 def test_any_sample_without_those_before_it():
   parts = random_parts(random.Random(3))
   ahead = ScheduledMixture(parts, 60, constant(4))

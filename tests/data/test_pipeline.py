@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.phases import make_phases
-from llm_jax.data import mixture, pipeline, tokenizers
+from llm_jax.data import mixture, pipeline, token_store, tokenizers
 from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
 
 FIELDS = ('tokens', 'targets', 'weights', 'positions', 'segment_ids')
@@ -160,7 +160,7 @@ def test_a_ramp_gives_every_sample_once(folder):
     assert same(numpy_batches(second, 5 - done), want[done:])
 
 
-def test_a_changed_component_is_named(folder, bpe, tmp_path):
+def test_a_changed_component_is_named(folder, bpe, tmp_path, monkeypatch):
   old = TrainSource(open_data(folder), 4).position()
   (tmp_path / 'a.jsonl').write_bytes((folder / 'a.jsonl').read_bytes().replace(b'text 7', b'text 8'))
   (tmp_path / 'b.jsonl').write_bytes((folder / 'b.jsonl').read_bytes())
@@ -173,6 +173,9 @@ def test_a_changed_component_is_named(folder, bpe, tmp_path):
     'tokenizer': (open_data(folder, tokenizer=bpe), 4, f'.{bpe.fingerprint}.*made with {BYTES.fingerprint}'),
     'data': (open_data(tmp_path), 4, '.Jsonl:.*made with Jsonl:'),
   }
+  with monkeypatch.context() as another_version:
+    another_version.setattr(token_store, 'FORMAT', 2)
+    changed['formats'] = open_data(folder), 4, ".*'format': 2}.*made with {'format': 1}"
   assert changed.keys() == old['fingerprint'].keys()
   for name, (data, batch_size, message) in changed.items():
     with pytest.raises(ConfigError, match=rf'^{name} = {message}'):
@@ -269,10 +272,14 @@ def test_nothing_held_out(folder):
   assert open_data(folder, 'held_out', held_out=0.0) is None
 
 
-def test_training_texts_take_sources_in_turn(folder):
+def test_training_texts_take_sources_by_their_share_of_the_text_until_all_are_used_up(folder):
   def texts():
     return pipeline.training_texts(make_data(folder), folder / 'cache')
-  assert sum(text == text.lower() for text in itertools.islice(texts(), 20)) == 14
+  lower = [len(text) * (text == text.lower()) for text in itertools.islice(texts(), 20)]
+  upper = [len(text) * (text != text.lower()) for text in itertools.islice(texts(), 20)]
+  assert sum(lower) / (sum(lower) + sum(upper)) == pytest.approx(0.7, abs=0.1)
+  each = [list(pipeline.training_texts(config.Data((part,)), folder / 'cache')) for part in make_data(folder).sources]
+  assert sorted(texts()) == sorted(each[0] + each[1])
   trained = tokenizers.make_tokenizer(config.BPE(300), texts)
   assert trained.vocab_size == 300
 

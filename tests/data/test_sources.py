@@ -94,12 +94,18 @@ def test_a_single_document_splits_off_its_tail(tmp_path):
   assert [t for _, t in row.documents('train')] == [text[:500]]
 
 
-def test_a_new_file_moves_no_other(tmp_path):
-  source = config.Text(write_folder(tmp_path / 'texts'), 0.3)
+@pytest.mark.parametrize('pattern, new', [('', '0/00.txt'), ('/0/*.txt', '0/00.txt'), ('/[0-8]/1*.txt', '2/1.txt'),
+                                          ('/**/*.txt', 'new/0.txt')])
+def test_a_new_file_moves_no_other(tmp_path, pattern, new):
+  folder = write_folder(tmp_path / 'texts')
+  for name in '12' if pattern == '/[0-8]/1*.txt' else '':  # so that all files found so far are in one folder
+    (tmp_path / 'texts' / name).rename(tmp_path / f'moved {name}')
+  source = config.Text(folder + pattern, 0.3)
   before = dict(opened(source, tmp_path).documents('held_out'))
-  (tmp_path / 'texts' / '0' / '00.txt').write_text('new')
+  (tmp_path / 'texts' / new).parent.mkdir(exist_ok=True)
+  (tmp_path / 'texts' / new).write_text('new')
   after = dict(opened(source, tmp_path).documents('held_out'))
-  assert before.items() <= after.items()
+  assert before and before.items() <= after.items()
 
 
 BAD_LINES = {
@@ -136,6 +142,18 @@ def test_row_longer_than_the_limit(tmp_path, monkeypatch):
   skipping = opened(config.Jsonl(path, held_out=0.0, on_error='skip'), tmp_path)
   assert [text for _, text in skipping.documents('train')] == ['first', 'last']
   assert skipping.skipped == {'row too long': 1}
+
+
+@pytest.mark.parametrize('over', [-1, 0, 1, 2])
+def test_a_row_about_as_long_as_the_limit_takes_no_other_with_it(tmp_path, monkeypatch, over):
+  """The limit counts the line's end."""
+  path = tmp_path / 'a.jsonl'
+  row = json.dumps({'text': 'x' * 100})
+  path.write_text(f'{row}\n{json.dumps({"text": "next"})}\n')
+  monkeypatch.setattr(rows, 'LONGEST_ROW', len(row) - over)
+  skipping = opened(config.Jsonl(str(path), held_out=0.0, on_error='skip'), tmp_path)
+  assert [text for _, text in skipping.documents('train')] == ['x' * 100] * (over < 0) + ['next']
+  assert skipping.skipped.total() == (over >= 0)
 
 
 def test_empty_documents_and_blank_lines_are_left_out(tmp_path):
@@ -179,11 +197,15 @@ def test_nothing_there(tmp_path):
       (config.Text(str(tmp_path / 'none.txt')), 'no such file'),
       (config.Text(str(tmp_path / 'folder')), 'holds no file'),
       (config.Jsonl(str(tmp_path / 'empty.jsonl')), 'every file is empty'),
-      (config.Jsonl(str(tmp_path / '*.json')), 'no such file'),
-      (config.Text(str(tmp_path), held_out=1.0), 'fraction'),
-      (config.Text(str(tmp_path), held_out=float('nan')), 'fraction')]:
+      (config.Jsonl(str(tmp_path / '*.json')), 'no such file')]:
     with pytest.raises(ConfigError, match=message):
       opened(source, tmp_path)
+
+
+@pytest.mark.parametrize('held_out', [1.0, 1.5, -0.1, float('nan')])
+def test_a_fraction_is_held_out(held_out):
+  with pytest.raises(ConfigError, match='source.held_out = .*fraction'):
+    config.Weighted(config.Text('a', held_out=held_out))
 
 
 def test_fingerprint_sees_edits_renames_and_losses(tmp_path):

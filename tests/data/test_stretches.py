@@ -63,3 +63,17 @@ def test_nothing_is_left_out_of_an_epoch_and_the_next_one_is_whole(folder):
   every = set(range(store.num_tokens)) - set(store.offsets[:-1].tolist())
   assert set(targets[:len(every)]) == every == set(targets[len(every):2 * len(every)])
   assert PHASES[-1].first_token < len(every)
+
+
+def test_a_small_source_is_gone_through_again_and_again(tmp_path):
+  """Used up in the first stretch, it gives the next one of its context the rows that follow, not the same again."""
+  (tmp_path / 'small.txt').write_text(''.join(map(chr, np.random.default_rng(0).integers(97, 122, 800))))
+  source = config.Weighted(config.Text(str(tmp_path / 'small.txt'), held_out=0.0))
+  opened = pipeline.open_dataset(config.Data((source,)), tokenizers.ByteTokenizer(), context=8, seed=3, split='train',
+                                 steps=400, phases=PHASES, cache_dir=tmp_path / 'cache')
+  stretches = [range(0, PHASES[1].first_sample), range(PHASES[3].first_sample, PHASES[4].first_sample)]
+  rows = [opened.locate(sample)[1] for samples in stretches for sample in samples]
+  n = opened.rows_per_epoch
+  assert len(rows) > 2 * n + 20
+  for start in range(0, len(rows) - n, n):
+    assert sorted(row % n for row in rows[start:start + n]) == list(range(n))

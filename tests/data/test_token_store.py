@@ -200,6 +200,20 @@ def test_cache_folder(path, tmp_path, monkeypatch):
     token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), tmp_path / 'file')
 
 
+def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
+  """Also where it is what its fingerprint says before and after."""
+  content = path.read_bytes()
+  source = sources.open_source(config.Jsonl(str(path), held_out=0.0), tmp_path / 'cache')
+  path.write_bytes(content.replace(b'Document', b'Forgery!'))
+
+  def restore(done, total):
+    path.write_bytes(content)
+
+  with pytest.raises(ConfigError, match='Jsonl.* changed while it was read'):
+    token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), tmp_path / 'cache', restore)
+  assert documents(open_store(path, tmp_path)) == [[256, *text.encode(), 256] for text in TEXTS]
+
+
 def test_token_files(tmp_path, bpe):
   documents_ = [bpe.encode(text) for text in TEXTS]
   np.concatenate([[*ids, bpe.eot] for ids in documents_]).astype(np.uint32).tofile(tmp_path / 'a.bin')

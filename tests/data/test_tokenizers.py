@@ -251,3 +251,14 @@ def test_bytes_per_token(bpe, texts):
   sizes = tokenizers.bytes_per_token(bpe)
   assert sizes[bpe.eot] == 0
   assert all(sizes[bpe.encode(text)].sum() == len(text.encode()) for text in texts[1:200])
+
+
+def test_bytes_per_token_where_a_first_space_is_dropped(tmp_path):
+  """SentencePiece's way: a token decoded alone is shorter than in a text."""
+  words = {'<s>': 0, '\u2581the': 1, '\u2581cat': 2, '\u2581sat': 3}
+  library = hf.Tokenizer(hf.models.WordLevel(words, unk_token='<s>'))
+  library.pre_tokenizer, library.decoder = hf.pre_tokenizers.Metaspace(), hf.decoders.Metaspace()
+  library.add_special_tokens(['<s>'])
+  library.save(str(tmp_path / 'tokenizer.json'))
+  tokenizer = tokenizers.make_tokenizer(config.HuggingFaceFile(str(tmp_path / 'tokenizer.json'), '<s>'))
+  assert tokenizers.bytes_per_token(tokenizer).tolist() == [0, 4, 4, 4]  # ' the'

@@ -126,8 +126,8 @@ def test_greedy_among_equals_in_many_parts(vocab):
   assert 0 <= int(choose(jnp.full((1, vocab), jnp.nan), GREEDY, None)[0]) < vocab
 
 
-@pytest.mark.parametrize('wrong', [dict(temperature=0.0), dict(temperature=float('nan')), dict(top_k=0),
-                                   dict(top_p=0.0), dict(top_p=1.5), dict(min_p=0.0), dict(min_p=1.1),
+@pytest.mark.parametrize('wrong', [dict(temperature=0.0), dict(temperature=1e-38), dict(temperature=float('nan')),
+                                   dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5), dict(min_p=0.0), dict(min_p=1.1),
                                    dict(repetition_penalty=0.0), dict(repetition_penalty=float('inf'))])
 def test_wrong_settings_are_named(wrong):
   with pytest.raises(ConfigError, match=next(iter(wrong))):

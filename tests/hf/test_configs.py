@@ -194,6 +194,7 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('mixtral', dict(router_jitter_noise=0.1), 'router_jitter_noise'),
   ('mixtral', dict(num_experts_per_tok=9), 'top_k'),
   ('gemma', dict(use_bidirectional_attention=True), 'use_bidirectional_attention'),
+  ('gemma', dict(hidden_act='silu', hidden_activation='gelu_pytorch_tanh'), 'hidden_activation'),
   ('gemma2', dict(layer_types=['full_attention']), 'layer_types'),
   ('gemma2', dict(layer_types=['chunked_attention'] * 26), 'layer_types'),
   ('gemma2', dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar'),

@@ -7,6 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from launch import convert, sample
@@ -69,6 +70,25 @@ def test_the_run_can_be_sampled(folder, tmp_path, capsys):
   flags = ['--prompt=a few', '--max_new_tokens=4', '--temperature=0']
   assert sample.main([f'--checkpoint={tmp_path / "run"}', *flags]) == 0
   assert capsys.readouterr().out.startswith('a few')
+
+
+def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
+  """Its own first id, which is not that of the end, and any of its ends; and with fewer positions than 1,024."""
+  tokenizer = train(['a few words of text'], 300, 'llama3', control=('<s>',))
+  begin = tokenizer.control_ids['<s>']
+  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512))
+  prompt = torch.tensor([[begin, *tokenizer.encode('a few')]])
+  say = lambda ends: model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=ends)[0, 1:].tolist()
+  ends = [tokenizer.eot, say(None)[prompt.shape[1] + 3]]  # one that it is sure to meet
+  model.generation_config.bos_token_id, model.generation_config.eos_token_id = begin, ends
+  model.save_pretrained(tmp_path / 'hub')
+  for name, content in tokenizer_files(tokenizer).items():
+    (tmp_path / 'hub' / name).write_bytes(content)
+  assert run(f'--from_hf={tmp_path / "hub"}', f'--to={tmp_path / "run"}') == 0
+  flags = ['--prompt=a few', '--max_new_tokens=12', '--temperature=0']
+  assert sample.main([f'--checkpoint={tmp_path / "run"}', *flags]) == 0
+  said = say(ends)
+  assert said[-1] in ends and capsys.readouterr().out == tokenizer.decode(said[:-1]) + '\n'
 
 
 def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):

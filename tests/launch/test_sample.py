@@ -244,6 +244,12 @@ def test_characters_are_never_cut_in_two():
   assert ''.join(pieces) == text + '\N{REPLACEMENT CHARACTER}' and set('é漢🙂') <= set(pieces)
 
 
+def test_a_character_begun_in_what_was_said_before_is_printed_whole():
+  tokenizer = make_tokenizer(Bytes(), None)
+  assert ''.join(sampler.decode(tokenizer, [256, *b'a\xc3'], [0xa9, *'€b'.encode()])) == 'é€b'
+  assert ''.join(sampler.decode(tokenizer, [256, *b'a\xc3'], [])) == ''
+
+
 def test_spaces_between_words_are_kept():
   """A tokenizer like Llama 2's drops the space of the first word that it decodes."""
   import tokenizers

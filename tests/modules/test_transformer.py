@@ -224,6 +224,28 @@ def test_dropout_needs_a_key_and_is_a_function_of_it():
   np.testing.assert_allclose(without, forward(MODELS['gpt2'], 'xla')(tokens()), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize('kernels', ('cpu', 'xla'))
+def test_gradients_of_bfloat16_are_sums_in_float32(kernels):
+  """Of what many tokens share: a frequent token's row, a position, a bias. A sum in bfloat16 would stop growing."""
+  config = presets.gpt2(16, 1, 2, vocab_size=VOCAB, max_length=TIME)
+  rng = np.random.default_rng(0)
+  shape = 200, TIME
+  ids = np.where(rng.random(shape) < 0.7, 3, rng.integers(0, VOCAB, shape)).astype(np.int32)
+  batch = LanguageModelBatch(ids, np.full(shape, 5, np.int32), np.ones(shape, np.float32),
+                             np.broadcast_to(np.arange(TIME, dtype=np.int32), shape), np.ones(shape, np.int32))
+  params = Transformer(config).init(jax.random.key(0), tokens())['params']
+
+  def gradient(dtype):
+    objective = LanguageModelObjective(Transformer(config, Execution(dtype, kernels=kernels)))
+    return dict(paths.leaves(jax.jit(jax.grad(lambda p: objective(p, None, batch, None).total))(params)))
+
+  want, got = gradient('float32'), gradient('bfloat16')
+  for path in want:
+    norm = np.linalg.norm(want[path])
+    if norm > 1e-3 * np.linalg.norm(want['embedding/w']):
+      assert np.linalg.norm(got[path] - want[path]) < 0.02 * norm, path
+
+
 # ------------------------------------------------------------------------------------------------ what it starts from
 @pytest.mark.parametrize('config, count', (
   (presets.gpt2_124m(), 124_439_808), (presets.llama3_8b(), 8_030_261_248), (MIXED, None)))

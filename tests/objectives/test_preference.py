@@ -15,7 +15,7 @@ from llm_jax.config import objectives as config
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
 from llm_jax.objectives.loss import means_by_source
-from llm_jax.objectives.preference import PreferenceObjective
+from llm_jax.objectives.preference import PreferenceObjective, _log1mexp
 from tests.hf import peers
 
 FORMS = {
@@ -155,6 +155,12 @@ def test_padding_pairs_do_not_count(form):
   np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
 
 
+def test_an_answer_that_is_certain_has_a_finite_gradient():
+  """Where TRL has NaN: 1 - p is 0 in float32."""
+  grad = jax.jit(jax.grad(lambda x: _log1mexp(x).sum()))(jnp.array([0.0, -1e-9, -0.5]))
+  np.testing.assert_allclose(grad, [0, 0, -1 / math.expm1(0.5)], rtol=1e-6)
+
+
 def test_no_dropout():
   _, _, model, params, _ = models()
   dropped = Transformer(dataclasses.replace(model.config, dropout=0.5))
@@ -179,6 +185,17 @@ def test_token_log_probs_in_chunks(soft_cap):
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
   for a, b in zip(our_pullback(g), pullback(g), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_gradient_of_many_chunks_is_summed_in_float32():
+  """Of bfloat16 features: as exact in 128 chunks as in one."""
+  rng = np.random.default_rng(0)
+  x, w = jnp.asarray(rng.normal(size=(2, 128, 8)), jnp.bfloat16), jnp.asarray(rng.normal(size=(16, 8)), jnp.bfloat16)
+  w, targets = w.astype(jnp.float32), jnp.asarray(rng.integers(0, 16, (2, 128)))
+  gradient = lambda x, chunk: jax.jit(jax.grad(lambda w: token_log_probs(x, w, targets, chunk=chunk).sum()))(w)
+  want = gradient(x.astype(jnp.float32), 128)
+  error = [float(jnp.linalg.norm(gradient(x, chunk) - want) / jnp.linalg.norm(want)) for chunk in (128, 1)]
+  assert error[1] < 1.5 * error[0] < 0.01, error
 
 
 def test_the_loss_of_each_source_of_a_mixture_is_that_of_its_pairs():

@@ -3,9 +3,13 @@ import types
 
 import pytest
 
+from llm_jax.config.errors import ConfigError
+from llm_jax.train import scores
 from llm_jax.train import stage as stage_module
 from llm_jax.train.metrics import MetricsWriter, read_samples
+from llm_jax.train.scores import Scorer
 from llm_jax.train.stage import StageRun
+from llm_jax.train.start import Start
 
 
 class Store:
@@ -30,7 +34,7 @@ def run(tmp_path, monkeypatch):
                                        tokenizer=types.SimpleNamespace(fingerprint=''),
                                        writer=MetricsWriter(tmp_path, tensorboard=False))
   made.store, made.saved, made.begun, made.model, made.execution = Store(), None, {}, None, None
-  made.done, made.before = False, None
+  made.done, made.before, made.scorer = False, None, types.SimpleNamespace(held_out=None)
   made.source = types.SimpleNamespace(position=dict)
   monkeypatch.setattr(stage_module.door, 'to_json', lambda run: {})
   monkeypatch.setattr(stage_module, 'best_params', lambda state: state)
@@ -43,6 +47,31 @@ def test_a_stop_at_a_checkpoints_step_saves_once(run):
   run.save_and_wait(4, None)
   run.save_and_wait(5, None)
   assert run.store.calls == [('save', 4, False), ('wait',), ('save', 5, True)]
+
+
+def test_another_held_out_text_is_refused(run):
+  """It is no part of the position in the data, and would go on with one curve on two texts."""
+  facts = {'data': {}, 'final': False, 'held_out': {'data': 'old', 'seed': '0'}}
+  resumed = types.SimpleNamespace(facts=facts)
+  run.starter = types.SimpleNamespace(start=lambda newest: Start(None, None, None, None, resumed))
+  run.store.latest_valid = lambda: None
+  run.source.restore = lambda position: None
+  for now in ({'data': 'old', 'seed': '0'}, {'data': 'old', 'seed': '0', 'formats': 'that nobody noted'}):
+    run.scorer.held_out = types.SimpleNamespace(fingerprint=now)
+    run.begin()
+  run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
+  with pytest.raises(ConfigError, match=r"held_out\.data = 'new': the checkpoint was made with old"):
+    run.begin()
+
+
+def test_a_long_evaluation_is_no_standstill(monkeypatch):
+  """The watchdog hears of every batch."""
+  beats, scorer = [], object.__new__(Scorer)
+  scorer.context, scorer.phase = types.SimpleNamespace(mesh=None), types.SimpleNamespace(rows=2)
+  scorer.moves = lambda: beats.append(1)
+  monkeypatch.setattr(scores, 'batch_sharding', lambda mesh: None)
+  monkeypatch.setattr(scores, 'held_out_batches', lambda data, rows, sharding, limit: iter(range(limit)))
+  assert list(scorer.batches(None, 3)) == [0, 1, 2] and len(beats) == 3
 
 
 def test_samples_that_a_kill_left_are_completed_and_not_repeated(run):

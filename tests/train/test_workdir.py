@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.train import stages
 from llm_jax.train.workdir import Workdir, differences, write_atomic
 
 CONFIG = {
@@ -170,12 +172,42 @@ def test_a_run_that_averages_keeps_its_checkpoints_steps(tmp_path):
     Workdir(tmp_path).bind(config)
 
 
+@pytest.mark.parametrize('decides, field, value', [
+    ((('model', 'dropout'), 0.1), ('stages', 0, 'microbatches'), 2),
+    ((('model', 'feed_forward'), {'router': {'kind': 'SoftmaxRouter'}}), ('stages', 0, 'microbatches'), 2),
+    ((('stages', 0, 'needles'), {'enough': 0.9}), ('stages', 0, 'eval_every'), 3),
+])
+def test_what_decides_a_result_in_this_run_stays(tmp_path, decides, field, value):
+  config = edited(*decides)
+  Workdir(tmp_path).bind(config)
+  config['stages'][0][field[-1]] = value
+  with pytest.raises(ConfigError, match=rf'stages\[0\].{field[-1]} = {value}: .* was started with'):
+    Workdir(tmp_path).bind(config)
+
+
 def test_stages_may_be_appended(tmp_path):
   Workdir(tmp_path).bind(CONFIG)
   longer = {**CONFIG, 'stages': [*CONFIG['stages'], {'name': 'anneal', 'steps': 5}]}
   Workdir(tmp_path).bind(longer)
   with pytest.raises(ConfigError, match=r'stages\[1\] = '):
     Workdir(tmp_path).bind(CONFIG)
+
+
+def test_until_a_checkpoint_is_whole_the_folder_is_bound_to_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(stages.door, 'to_json', lambda run: run.config)
+
+  def bind(seed):
+    run = types.SimpleNamespace(config=edited(('seed',), seed), checkpoints=types.SimpleNamespace(every=0))
+    stages.bind(Workdir(tmp_path), run)
+
+  bind(0)
+  (tmp_path / 'checkpoints' / 'a' / '00000005.saving').mkdir(parents=True)  # a kill in the first save leaves it
+  bind(1)
+  for name in ('00000005.old', '00000005'):
+    (tmp_path / 'checkpoints' / 'a' / name).mkdir()
+    with pytest.raises(ConfigError, match='seed = 2: .* was started with 1'):
+      bind(2)
+    (tmp_path / 'checkpoints' / 'a' / name).rmdir()
 
 
 def test_a_damaged_config_is_not_overwritten(tmp_path):

@@ -28,9 +28,13 @@ def read_gemma(fields: Fields) -> Architecture:
   d_model = fields.size('hidden_size', 3_072)
   attention = read_attention(fields, d_model, heads=16, kv_heads=16, head_dim=256,
                              bias=fields.flag('attention_bias', False))
-  # Their first files say "gelu" and mean its approximation by tanh.
+  # Their first files say "gelu" and mean its approximation by tanh; the next ones said so in a second field.
   activation = fields.activation('hidden_act', 'gelu_pytorch_tanh')
-  activation = fields.activation('hidden_activation', None) if fields.values.get('hidden_activation') else activation
+  if fields.values.get('hidden_activation'):
+    second = fields.activation('hidden_activation', None)
+    require(second == activation or 'hidden_act' not in fields.values or activation == 'gelu', 'hidden_activation',
+            fields.values['hidden_activation'], f'hidden_act is {fields.values.get("hidden_act")!r}: say the same')
+    activation = second
   feed_forward = GLU(fields.size('intermediate_size', 24_576), 'gelu_tanh' if activation == 'gelu' else activation)
   norm = ZeroCenteredRMSNorm(fields.number('rms_norm_eps', 1e-6))
   return Architecture(

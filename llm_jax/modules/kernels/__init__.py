@@ -1,6 +1,7 @@
 """Where the platform shows: each function has a plain form for the compilers of GPU and TPU ('xla') and one for XLA on
 CPU ('cpu'), with equal values. What each trick of the latter buys is measured in benchmarks/train_step.py."""
 import jax
+import jax.numpy as jnp
 
 KERNELS = ('cpu', 'xla')
 
@@ -12,3 +13,8 @@ def resolve(kernels: str | None) -> str:
   if kernels not in KERNELS:
     raise ValueError(f'kernels={kernels!r}: use one of {KERNELS}, or None to choose by backend')
   return kernels
+
+
+def wide(x: jax.Array) -> jnp.dtype:
+  """What sums are kept in: float32, or float64 where x is."""
+  return jnp.promote_types(x.dtype, jnp.float32)

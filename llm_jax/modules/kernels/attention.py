@@ -2,10 +2,10 @@
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels import resolve, wide
 from llm_jax.modules.kernels.blocked_attention import blocked_attention
 from llm_jax.modules.kernels.context_attention import context_attention
-from llm_jax.modules.kernels.scores import MASKED, Form, same_segment, wide
+from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
 

@@ -11,8 +11,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from llm_jax.modules.kernels import wide
 from llm_jax.modules.kernels.ordering import not_before
-from llm_jax.modules.kernels.scores import MASKED, Form, same_segment, wide
+from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 
 BLOCK = 128  # queries a step
 
@@ -48,7 +49,7 @@ def _backward(form, saved, d_BTHK):
   # Else their slices and transposes below would be made in the forward pass, and kept until here.
   k_BGSK, v_BGSK = (not_before(d_BTHK, x) for x in (k_BGSK, v_BGSK))
   k_BGKS = k_BGSK.swapaxes(2, 3)
-  dq, dk, dv = [], jnp.zeros_like(k_BGSK), jnp.zeros_like(v_BGSK)
+  dq, dk, dv = [], jnp.zeros_like(k_BGSK, wide(d_BTHK)), jnp.zeros_like(v_BGSK, wide(d_BTHK))
   for (block, keys), lse_BG1RT in zip(_blocks(q_BTHK.shape[1], form), lse, strict=True):
     k, v, d = k_BGSK[:, :, keys], v_BGSK[:, :, keys], _queries(d_BTHK[:, block], G)
     q = _queries(not_before(d_BTHK, q_BTHK[:, block]), G)
@@ -57,10 +58,10 @@ def _backward(form, saved, d_BTHK):
     delta = _queries(delta_BTH1[:, block], G).reshape(lse_BG1RT.shape)
     ds = p * (_dot(v, d, (3, 3), wide(d)).reshape(p.shape) - delta) * slopes
     p, ds = _flat(p.astype(dtype)), _flat(ds.astype(dtype))
-    dv = dv.at[:, :, keys].add(_dot(p, d, (3, 2)))
-    dk = dk.at[:, :, keys].add(_dot(ds, q, (3, 2)))
+    dv = dv.at[:, :, keys].add(_dot(p, d, (3, 2), dv.dtype))
+    dk = dk.at[:, :, keys].add(_dot(ds, q, (3, 2), dk.dtype))
     dq.append(_tokens(_dot(k_BGKS[:, :, :, keys], ds, (3, 2)), block))
-  return jnp.concatenate(dq, 1), dk.swapaxes(1, 2), dv.swapaxes(1, 2), None
+  return jnp.concatenate(dq, 1), *(x.astype(dtype).swapaxes(1, 2) for x in (dk, dv)), None
 
 
 blocked_attention.defvjp(_forward, _backward)

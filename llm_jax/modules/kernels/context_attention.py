@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels.scores import MASKED, Form, same_segment, wide
+from llm_jax.modules.kernels import wide
+from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 from llm_jax.sharding.context_split import ContextSplit
 from llm_jax.sharding.rules import activation_spec
 

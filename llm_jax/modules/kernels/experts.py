@@ -4,7 +4,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels import resolve
+from llm_jax.modules.kernels import resolve, wide
 
 ROWS = 8, 64  # the fewest and the most rows of one product in `grouped_linear` on CPU
 
@@ -75,10 +75,11 @@ def _backward(saved, dy):
     own = (start[j] + jnp.arange(rows) < end[j])[:, None]
     a = jax.lax.dynamic_slice_in_dim(x, start[j], rows)
     b = jnp.where(own, jax.lax.dynamic_slice_in_dim(pad_dy, start[j], rows), 0)
-    part = jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+    part = jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=dw.dtype)
     return jax.lax.dynamic_update_index_in_dim(dw, dw[expert[j]] + part, expert[j], 0)
 
-  return _each_block(dy, w, sizes, 1), jax.lax.fori_loop(0, count, body, jnp.zeros(w.shape, w.dtype)), None
+  dw = jax.lax.fori_loop(0, count, body, jnp.zeros(w.shape, wide(w)))
+  return _each_block(dy, w, sizes, 1), dw.astype(w.dtype), None
 
 
 _grouped_cpu.defvjp(_forward, _backward)

@@ -36,7 +36,3 @@ def same_segment(rows_BT: jax.Array, columns_BS: jax.Array) -> jax.Array:
   """bool [B, T, S]: whether two positions belong to one document."""
   return rows_BT[:, :, None] == columns_BS[:, None, :]
 
-
-def wide(x: jax.Array) -> jnp.dtype:
-  """float32, or float64 where x is."""
-  return jnp.promote_types(x.dtype, jnp.float32)
