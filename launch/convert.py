@@ -120,6 +120,7 @@ def read(args: argparse.Namespace) -> Model:
 
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   from launch.sample import read_config
+  from llm_jax.data.chat import end_of_turn
   from llm_jax.data.tokenizers import META_FILE, load_tokenizer
   from llm_jax.hf import tokenizer_files
   from llm_jax.objectives.classification import HEAD
@@ -137,8 +138,10 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
   folder, files = workdir / 'tokenizer', {}
   if (folder / META_FILE).exists():
     tokenizer = load_tokenizer(folder)
-    ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': tokenizer.eot}
-    files = {**tokenizer_files(tokenizer), 'generation_config.json': json.dumps(ids).encode()}
+    template = next(each for each in run.stages if each.name == stage).data.template
+    ends = list(end_of_turn(template, tokenizer)) if template else [tokenizer.eot]
+    ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': ends if len(ends) > 1 else ends[0]}
+    files = {**tokenizer_files(tokenizer, template), 'generation_config.json': json.dumps(ids).encode()}
   files |= {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
   config = run.model_of(next(each for each in run.stages if each.name == stage))
   params = checkpoint.read_best()
@@ -173,6 +176,8 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
     print('warning: no tokenizer.json with an end of text: launch.sample cannot use the run', file=sys.stderr)
   else:
     tokenizer = HuggingFaceTokenizer(model.files['tokenizer.json'], end)
+  if 'chat_template.jinja' in model.files or b'"chat_template"' in model.files.get('tokenizer_config.json', b''):
+    print('warning: its chat template is not read: launch.sample continues text, it does not chat', file=sys.stderr)
   data = Data((Weighted(StandardLibrary()),))  # no step will read it
   longest = getattr(model.config.positions, 'max_length', None) or 1_024
   stage = Stage(STAGE, data, 0, min(1_024, longest), 1, Constant(0.0))

@@ -240,6 +240,7 @@ class Run:
   log_every: int = 1  # steps between training records in metrics.jsonl and TensorBoard
 
   def __post_init__(self):
+    require(-2**63 <= self.seed < 2**63, 'seed', self.seed, 'use a number of 64 bits')
     require(self.dtype in ('auto', 'float32', 'bfloat16'), 'dtype', self.dtype, "use 'auto', 'float32' or 'bfloat16'")
     require(self.context_attention in ('gather', 'ring'), 'context_attention', self.context_attention,
             "use 'gather' or 'ring'")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from llm_jax.config import run as config
-from llm_jax.config.errors import ConfigError
+from llm_jax.config.errors import located
 from llm_jax.data import dialogues, fingerprints, sources, token_store
 from llm_jax.data.labelled import Example
 from llm_jax.data.labelled_rows import LabelledRows, check_labels
@@ -150,13 +150,13 @@ class Dataset:
 
 def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: sources.Split,
                  steps: int = 1, phases: Sequence[config.Phase] = (), cache_dir: str | os.PathLike | None = None,
-                 progress: token_store.Progress | None = None) -> Dataset | None:
+                 progress: token_store.Progress | None = None, name: str = '') -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
   steps, phases: of the stage; they matter where a source's weight changes with the step, or the context does.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
-  do not fit into `context` are counted in a warning.
+  do not fit into `context` are counted in a warning, under `name`.
   """
   opened, parts, used, numbers = [], [], [], []
   train = split == 'train'
@@ -164,11 +164,9 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   for i, weighted in enumerate(data.sources):
     if split == 'held_out' and not weighted.source.held_out:
       continue
-    try:
+    with located(f'data.sources[{i}].source'):
       source = sources.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
-    except ConfigError as error:
-      raise error.under(f'data.sources[{i}].source') from error
     order = _seed('documents', seed, i) if train else None
     opened.append(source)
     part = make_rows(weighted.source, store, data.packing, tokenizer, context, order)
@@ -179,7 +177,8 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     used.append(weighted)
     numbers.append(i)
     if source.chat or source.labelled:
-      _tell_cuts(f'data.sources[{i}] ({split})', parts[-1], context)
+      where = f'data.sources[{i}] ({split})'
+      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], context)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
@@ -190,10 +189,8 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   if not opened:
     return None
   if data.labels and split == 'train':
-    try:
+    with located('data.sources[0].source'):
       check_labels(parts, data.labels)
-    except ConfigError as error:
-      raise error.under('data.sources[0].source') from error
   return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
 
 
@@ -227,20 +224,25 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
   """Training text for a tokenizer: documents of all sources that hold text, each time of the one that is furthest
   behind its share of the bytes (by weight, the highest that it reaches), until all are used up. Of dialogues, all that
   is said; of labelled texts, these."""
-  opened = [(weighted.most, sources.open_source(weighted.source, cache_dir)) for weighted in data.sources
-            if not isinstance(weighted.source, config.Needles)]  # no text of their own
-  open_texts = {i: (weight, source.documents('train')) for i, (weight, source) in enumerate(opened)
-                if not source.tokenised}
-  given = dict.fromkeys(open_texts, 0)
-  while open_texts:
-    first = min(open_texts, key=lambda i: given[i] / open_texts[i][0])
-    if (found := next(open_texts[first][1], None)) is None:
-      del open_texts[first]
+  unread = {}
+  for i, weighted in enumerate(data.sources):
+    if not isinstance(weighted.source, config.Needles):  # they have no text of their own
+      with located(f'data.sources[{i}].source'):
+        source = sources.open_source(weighted.source, cache_dir)
+      if not source.tokenised:
+        unread[i] = source.documents('train')
+  given = dict.fromkeys(unread, 0)
+  while unread:
+    i = min(unread, key=lambda i: given[i] / data.sources[i].most)
+    with located(f'data.sources[{i}].source'):
+      found = next(unread[i], None)
+    if found is None:
+      del unread[i]
       continue
     document = found[1]
     if not isinstance(document, str):
       document = document.text if isinstance(document, Example) else dialogues.said(document)
-    given[first] += len(document)
+    given[i] += len(document)
     yield document
 
 

@@ -168,6 +168,8 @@ def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
   file = inside(folder, name)
   try:
     values = json.loads(file.read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise ConfigError(str(file), None, 'there is no such file: name the folder of a Hugging Face model') from error
   except (OSError, ValueError, RecursionError) as error:
     raise ConfigError(str(file), type(error).__name__, f'not a readable JSON file: {error}') from error
   require(isinstance(values, dict), str(file), values, 'must hold a JSON object')
@@ -181,7 +183,7 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
     in order.
   """
   file, home = folder / name, folder.resolve()
-  homes = [home] + [home.parents[1] / 'blobs'] * (home.parent.name == 'snapshots')
+  homes = [home, home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else [home]
   require(name == pathlib.PurePath(name).name and file.resolve().parent in homes, str(file), str(file.resolve()),
           'a link that leads out of the folder is not followed: put the file itself there')
   return file

@@ -3,12 +3,39 @@ import json
 import re
 from collections.abc import Mapping
 
+from llm_jax.data.chat import end_of_turn
 from llm_jax.data.huggingface import HuggingFaceTokenizer, byte_alphabet
 from llm_jax.data.tokenizers import END_OF_TEXT, ByteTokenizer, RankTokenizer, Tokenizer
 
+# Ours of data/chat.py, as transformers applies them.
+JINJA = {
+  'plain': """{{ end_of_text }}{% for m in messages %}{% if m['role'] == 'assistant' %}
+{{ 'Assistant: ' + m['content'] + end_of_text }}{% else %}
+{{ m['role'].title() + ': ' + m['content'] + '\n\n' }}{% endif %}{% endfor %}
+{% if add_generation_prompt %}Assistant:{% endif %}""",
+  'chatml': """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}
+{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
+  'llama2': """{% set first = namespace(system='') %}{% for m in messages %}{% if m['role'] == 'system' %}
+{% set first.system = '<<SYS>>\n' + m['content'] + '\n<</SYS>>\n\n' %}{% elif m['role'] == 'user' %}
+{{ '<s>[INST] ' + (first.system + m['content']).strip() + ' [/INST]' }}{% set first.system = '' %}{% else %}
+{{ ' ' + m['content'].strip() + ' </s>' }}{% endif %}{% endfor %}""",
+  'llama3': """{{ begin_of_text }}{% for m in messages %}
+{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'].strip() + '<|eot_id|>' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}""",
+}
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same control tokens.
+
+def chat_template(template: str, tokenizer: Tokenizer) -> str:
+  """A chat template of ours in transformers' language: `apply_chat_template` gives the ids that we train on."""
+  names = {'end_of_text': _name(tokenizer.eot, tokenizer),
+           'begin_of_text': '<|begin_of_text|>' if '<|begin_of_text|>' in tokenizer.control_ids else ''}
+  given = ''.join(f'{{% set {name} = {json.dumps(text)} %}}' for name, text in names.items() if name in JINJA[template])
+  return given + JINJA[template].replace('}\n{', '}{')
+
+
+def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[str, bytes]:
+  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same control tokens; of a model
+  that learnt from conversations their template too.
 
   Their library reads the name of a control token in a text as that token; ours never does.
   """
@@ -22,7 +49,14 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
       end = END_OF_TEXT
   config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
             'clean_up_tokenization_spaces': False, 'model_max_length': 1 << 40}
+  if template:
+    config['eos_token'] = _name(end_of_turn(template, tokenizer)[0], tokenizer)
+    config['chat_template'] = chat_template(template, tokenizer)
   return {'tokenizer.json': content, 'tokenizer_config.json': json.dumps(config, indent=2).encode() + b'\n'}
+
+
+def _name(control_id: int, tokenizer: Tokenizer) -> str:
+  return next(name for name, i in tokenizer.control_ids.items() if i == control_id)
 
 
 def _byte_level(ranks: Mapping[bytes, int], control: Mapping[str, int], pattern: str | None) -> bytes:

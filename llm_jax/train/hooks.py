@@ -19,6 +19,15 @@ class Diverged(RuntimeError):
   """Too many steps in a row had a gradient that is not finite."""
 
 
+MEND = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
+
+
+def check_result(stage: Stage, nonfinite: int) -> None:
+  """Raises Diverged for a stage whose last steps, more than one, were all skipped: its parameters are no result."""
+  if nonfinite > 1:
+    raise Diverged(f'{stage.name}: the gradient of its last {nonfinite} steps was not finite: it has no result. {MEND}')
+
+
 class Log:
   """Writes a step's numbers while the next step runs, so that the device never waits for the host."""
 
@@ -68,7 +77,7 @@ class Log:
       self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
       raise Diverged(f'{stage}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
-                     'nothing. Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps')
+                     f'nothing. {MEND}')
 
 
 class Every:

@@ -1,6 +1,7 @@
 """What a person sees while it runs: a live display on a terminal, plain lines at a calm rhythm elsewhere."""
 import contextlib
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,20 @@ from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
 LINES_PER_RUN = 50
+
+
+def say(text: str) -> None:
+  """Prints a line. Where nobody reads any more (a closed pipe), it goes nowhere: training goes on."""
+  try:
+    print(text, flush=True)
+  except (OSError, ValueError):
+    _mute(sys.stdout)
+
+
+def _mute(file: Any) -> None:
+  """What is written to a broken file from now on, and what is left in its buffer, is thrown away."""
+  with contextlib.suppress(Exception):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
 
 
 class Progress:
@@ -148,6 +163,7 @@ class Progress:
     except Exception:
       if self._live is None and not self._wants_live:
         self._enabled = False
+        _mute(self._file)
       self._live, self._wants_live = None, False
 
 
@@ -167,12 +183,12 @@ def task(description: str, total: float | None = None, *, enabled: bool = True, 
       bar.start()
   began, printed, done = time.perf_counter(), time.perf_counter(), 0.0
 
-  def show(last: bool = False) -> None:
+  def show(last: bool = False, whole: bool = False) -> None:
     amount = size if unit == 'B' else lambda n: f'{n:,.0f} {unit}'.rstrip()
-    of = f' of {amount(total)} ({done / total:.0%})' if total else ''
+    of = f' of {amount(total)} ({done / total:.0%})' if total and not whole else ''  # a total may be an estimate
     took = f' in {duration(time.perf_counter() - began)}' if last else ''
     with contextlib.suppress(Exception):
-      print(f'{description}: {amount(done)}{"" if last and done >= (total or 0) else of}{took}', file=file, flush=True)
+      print(f'{description}: {amount(done)}{of}{took}', file=file, flush=True)
 
   def advance(amount: float = 1) -> None:
     nonlocal printed, done
@@ -184,14 +200,16 @@ def task(description: str, total: float | None = None, *, enabled: bool = True, 
       printed = time.perf_counter()
       show()
 
+  whole = False
   try:
     yield advance
+    whole = True
   finally:
     if bar is not None:
       with contextlib.suppress(Exception):
         bar.stop()
     elif enabled:
-      show(last=True)
+      show(last=True, whole=whole)
 
 
 def _rich_bar(total: float | None, unit: str, file: Any) -> Any:

@@ -24,11 +24,11 @@ from llm_jax.train import cluster
 from llm_jax.train.cluster import Watchdog
 from llm_jax.train.context import Context
 from llm_jax.train.hardware import training_flops_per_token
-from llm_jax.train.hooks import Every, Log, StopOnPreemption
+from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
 from llm_jax.train.loop import train_loop
 from llm_jax.train.metrics import read_metrics, read_samples
 from llm_jax.train.parts import best_params, init_params, make_objective, stage_seed
-from llm_jax.train.progress import Progress
+from llm_jax.train.progress import Progress, say
 from llm_jax.train.samples import continue_prompts
 from llm_jax.train.scores import Scorer, StageData, told
 from llm_jax.train.start import Starter
@@ -97,6 +97,7 @@ class StageRun:
             StopOnPreemption(context.preemption, log, self.save_and_wait),
           ])
           log.pause()
+          check_result(stage, int(state.nonfinite))
           if start < steps or stage.steps == 0:
             self.save_and_wait(int(state.step), state)
         self.finish(int(state.step), state, progress)
@@ -141,8 +142,8 @@ class StageRun:
     cluster.barrier('compiled')
     if self.context.primary:
       tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)
-      print(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
-            f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s', flush=True)
+      say(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
+          f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s')
     return compiled
 
   # -------------------------------------------------------------------------------------------- what it leaves

@@ -29,7 +29,7 @@ from llm_jax.train.hardware import describe_machine, total_peak_flops
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.parts import stage_seed
 from llm_jax.train.preemption import Preempted, Preemption
-from llm_jax.train.progress import task
+from llm_jax.train.progress import say, task
 from llm_jax.train.report import write_report
 from llm_jax.train.report_stages import shares_shown
 from llm_jax.train.restore import FOLDER_NAME
@@ -62,8 +62,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   cluster.agree('code', f'{code_version()} jax {jax.__version__} {execution.dtype}')
   with contextlib.ExitStack() as stack:
     cluster.on_first(lambda: stack.enter_context(folder.lock()))
-    with located('config'):
-      cluster.on_first(lambda: bind(folder, run))
+    cluster.on_first(lambda: bind(folder, run))
     preemption = stack.enter_context(Preemption())
     stack.enter_context(jax.set_mesh(mesh))
     tokenizer = open_tokenizer(run, workdir)
@@ -112,7 +111,7 @@ def bind(folder: Workdir, run: Run) -> None:
 
 def report(workdir: pathlib.Path) -> None:
   try:
-    print(f'report: {write_report(workdir)}', flush=True)
+    say(f'report: {write_report(workdir)}')
   except Exception as error:  # a full disk must not hide what else went wrong
     print(f'warning: no report was written: {error}', file=sys.stderr, flush=True)
 
@@ -123,7 +122,7 @@ def is_finished(context: Context, stage: Stage) -> bool:
   newest = context.store(stage.name).latest_valid() if recorded else None
   finished = newest is not None and newest.facts['final']
   if finished and context.primary:
-    print(f'{stage.name}: finished before, skipped', flush=True)
+    say(f'{stage.name}: finished before, skipped')
   return finished
 
 
@@ -177,7 +176,7 @@ def open_split(context: Context, stage: Stage, split: str, length: int) -> Datas
     data = stage.data if split == 'train' else stage.scored_on
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
       return open_dataset(data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
-                          split=split, steps=stage.steps, phases=stage.phases, progress=progress)
+                          split=split, steps=stage.steps, phases=stage.phases, progress=progress, name=stage.name)
 
 
 def print_shares(stage: str, found: Sequence[Share]) -> None:
@@ -185,7 +184,7 @@ def print_shares(stage: str, found: Sequence[Share]) -> None:
   rows = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
   rows += [(f'  {row.source}', *shares_shown(row._asdict())) for row in found]
   for name, *numbers in rows if found else ():
-    print(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers), flush=True)
+    say(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers))
 
 
 def make_lineage() -> dict[str, Any]:

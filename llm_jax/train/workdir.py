@@ -144,6 +144,8 @@ class Workdir:
     if path.exists():
       try:
         old = json.loads(path.read_text())
+        if not isinstance(old, dict):
+          raise ValueError('not an object')
       except ValueError as error:
         raise ConfigError('workdir', str(self.path), f'{path} is damaged ({error}): restore that file, or name another '
                           'workdir') from error
@@ -163,7 +165,8 @@ def check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> 
       continue
     if not re.fullmatch(deciding, field) and any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
       continue
-    raise ConfigError(field, after, f'{workdir} was started with {before!r}: set it back, or name another workdir')
+    raise ConfigError(f'config.{field}', after, f'{workdir} was started with {before!r}: set it back, or name another '
+                      'workdir')
 
 
 def _deciding(run: dict[str, Any]) -> Iterator[str]:

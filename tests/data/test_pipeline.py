@@ -284,6 +284,13 @@ def test_training_texts_take_sources_by_their_share_of_the_text_until_all_are_us
   assert trained.vocab_size == 300
 
 
+def test_training_texts_name_the_source_that_is_wrong(folder, tmp_path):
+  (tmp_path / 'b.jsonl').write_text('{"text": 3}\n')
+  data = config.Data((make_data(folder).sources[0], config.Weighted(config.Jsonl(str(tmp_path / 'b.jsonl')))))
+  with pytest.raises(ConfigError, match=r'^data\.sources\[1\]\.source\.path = .*b\.jsonl:1'):
+    list(pipeline.training_texts(data, tmp_path))
+
+
 def test_pre_tokenised_source(folder, tmp_path):
   np.array([3, 4, 5, 0, 6, 7, 0], np.uint16).tofile(tmp_path / 'a.bin')
   source = config.Weighted(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, held_out=0.0))

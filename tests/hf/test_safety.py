@@ -147,6 +147,12 @@ def test_links_that_lead_out(name, copy, folder):
     hf.load_pretrained(copy)
 
 
+def test_a_folder_below_the_root_is_like_any_other():
+  """Such as /model in a container."""
+  with pytest.raises(ConfigError, match=r'config\.json = None: there is no such file'):
+    hf.load_pretrained('/nowhere')
+
+
 def test_links_of_the_hub_cache(folder, tmp_path):
   """snapshots/REVISION/FILE -> ../../blobs/HASH, as `huggingface_hub` keeps its downloads."""
   snapshot = tmp_path / 'snapshots' / 'f00d'

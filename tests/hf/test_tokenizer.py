@@ -7,6 +7,7 @@ import pytest
 import transformers
 
 from llm_jax.config.data import HuggingFaceFile
+from llm_jax.data import chat
 from llm_jax.data.tokenizers import ByteTokenizer, make_tokenizer, train
 from llm_jax.hf.tokenizer import oniguruma, tokenizer_files
 
@@ -41,6 +42,27 @@ def test_ids_are_the_same(pattern, tmp_path):
     assert theirs(text, add_special_tokens=False)['input_ids'] == ids, repr(text[:100])
     assert theirs.decode(ids, clean_up_tokenization_spaces=False) == text
   assert theirs(text + '<|endoftext|>', add_special_tokens=False)['input_ids'][-1] == ours.eot
+
+
+@pytest.mark.parametrize('template', ('plain', 'chatml', 'llama2', 'llama3'))
+def test_a_chat_template_gives_the_ids_that_are_learnt(template, tmp_path):
+  control = ('<|im_start|>', '<|im_end|>', '<s>', '</s>', '<|begin_of_text|>', '<|start_header_id|>',
+             '<|end_header_id|>', '<|eot_id|>')
+  ours = train([TEXT], 400, 'cl100k', control=control)
+  for name, content in tokenizer_files(ours, template).items():
+    (tmp_path / name).write_bytes(content)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  rng = random.Random(1)
+  say = lambda: rng.choice(('two\n\nlines ', ' 12,345', "it's", '\tx = [1]', 'naïve — 東京'))
+  for rounds in range(1, 5):
+    for system in (False, True):
+      messages = [{'role': 'system', 'content': say()}] * system + [
+        {'role': role, 'content': say()} for _ in range(rounds) for role in ('user', 'assistant')]
+      ids = lambda messages, **options: theirs.apply_chat_template(messages, return_dict=True, **options)['input_ids']
+      assert ids(messages) == chat.render(messages, template, ours)[0].tolist()
+      prompt = chat.prompt_ids(messages[:-1], template, ours).tolist()
+      assert ids(messages[:-1], add_generation_prompt=True) == prompt
+  assert theirs.eos_token_id == chat.end_of_turn(template, ours)[0]
 
 
 def test_a_hugging_face_file_stays_as_it_is(tmp_path):

@@ -1,6 +1,8 @@
 """What a person sees while it runs: live on a terminal, few lines elsewhere, and never an error."""
 import io
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -113,6 +115,29 @@ def test_errors_of_the_loop_pass_through():
   with pytest.raises(KeyError), Progress(3, 'pretrain', file=io.StringIO(), live=True) as p:
     p.update(1, loss=1.0)
     raise KeyError('the loop\'s own')
+
+
+def test_what_nobody_reads_ends_nothing():
+  """The reader of a pipe has gone: lines, and what is left of them in the buffer, go nowhere."""
+  code = ('import sys\nfrom llm_jax.train.progress import Progress, say\nsys.stdin.read()\n'
+          'with Progress(3, "a") as p:\n  p.update(1, loss=1.0)\n  say("one")\n  p.message("two")\nsay("three")\n'
+          'print("went on", file=sys.stderr)')
+  process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+  process.stdout.close()
+  process.stdin.close()
+  assert process.stderr.read() == 'went on\n' and process.wait(60) == 0
+  process.stderr.close()
+
+
+def test_a_total_that_was_an_estimate_is_not_shown_at_the_end(clock):
+  file = io.StringIO()
+  with task('tokenise', 40, file=file) as advance:
+    advance(10)
+  with pytest.raises(KeyError), task('tokenise', 40, file=file) as advance:
+    advance(10)
+    raise KeyError
+  assert file.getvalue().splitlines() == ['tokenise: 10 in 0 s', 'tokenise: 10 of 40 (25%) in 0 s']
 
 
 def test_tasks(clock):

@@ -6,6 +6,7 @@ import pytest
 from llm_jax.config.errors import ConfigError
 from llm_jax.train import scores
 from llm_jax.train import stage as stage_module
+from llm_jax.train.hooks import Diverged, check_result
 from llm_jax.train.metrics import MetricsWriter, read_samples
 from llm_jax.train.scores import Scorer
 from llm_jax.train.stage import StageRun
@@ -62,6 +63,13 @@ def test_another_held_out_text_is_refused(run):
   run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
   with pytest.raises(ConfigError, match=r"held_out\.data = 'new': the checkpoint was made with old"):
     run.begin()
+
+
+def test_a_stage_that_ends_diverged_has_no_result(run):
+  check_result(run.stage, 0)
+  check_result(run.stage, 1)  # one step that was skipped happens
+  with pytest.raises(Diverged, match='a: the gradient of its last 2 steps was not finite'):
+    check_result(run.stage, 2)
 
 
 def test_a_long_evaluation_is_no_standstill(monkeypatch):
