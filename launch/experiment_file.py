@@ -52,8 +52,10 @@ def call_get_config(config: str) -> Any:
   """Runs the file's `get_config`, turning whatever goes wrong into one line with file and line number."""
   path, colon, argument = config.partition(':')
   if not os.path.isfile(path):
-    folder = os.path.dirname(path)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
     known = [os.path.join(folder, name) for name in sorted(glob.glob('*.py', root_dir=folder or '.')) if name[0] != '_']
+    if os.path.isdir(path):
+      raise Refused(f'--config={path}: a folder: name one Python file' + (f', such as {known[0]}' if known else ''))
     raise Refused(f'--config={path}: no such file' + (f'; {door.suggest(path, known)}' if known else ''))
   try:
     spec = importlib.util.spec_from_file_location('experiment_file', path)
@@ -70,7 +72,8 @@ def call_get_config(config: str) -> Any:
   except Refused:
     raise
   except SyntaxError as error:
-    raise Refused(f'{error.filename}:{error.lineno}: SyntaxError: {error.msg}') from None
+    where = f'{error.filename}:{error.lineno}' if error.filename else path  # a NUL byte has no place
+    raise Refused(f'{where}: SyntaxError: {error.msg}') from None
   except Exception as error:  # Whatever a user's file raises is the user's to mend: one line that says where.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     what = str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'

@@ -17,6 +17,7 @@ from llm_jax.config.door import suggest
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.sharding.check import check_divides, row_shards
+from llm_jax.train.address import split_address
 
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 
@@ -116,7 +117,10 @@ def check_workdir(workdir: str | None) -> None:
   if not workdir:
     raise Refused('--workdir is missing: say where the run lives, such as --workdir=runs/quickstart')
   path = pathlib.Path(workdir).absolute()
-  there = next(folder for folder in (path, *path.parents) if folder.exists())
+  try:
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+  except OSError as error:
+    raise Refused(f'--workdir={workdir}: {error.strerror}: choose another folder') from None
   if not there.is_dir():
     raise Refused(f'--workdir={workdir}: {there} is a file: name a folder')
   if not os.access(there, os.W_OK | os.X_OK):
@@ -131,9 +135,7 @@ def check_cluster(coordinator: str | None, num_processes: int | None, process_id
     return
   if missing:
     raise Refused(f'--{missing[0]} is missing: --coordinator, --num_processes and --process_id go together')
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdecimal():
-    raise Refused(f'--coordinator={coordinator}: give host:port, such as localhost:12345')
+  split_address('--coordinator', coordinator)
   if num_processes < 1:
     raise Refused(f'--num_processes={num_processes}: use 1 or more')
   if not 0 <= process_id < num_processes:

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.train.address import split_address
 from llm_jax.train.manifest import CheckpointError
 
 T = TypeVar('T')
@@ -23,6 +25,7 @@ T = TypeVar('T')
 EXIT_STALLED = 70  # EX_SOFTWARE: the watchdog saw no step for too long
 HEARTBEAT_SECONDS = 10  # after which the others give up on a process that died
 SHUTDOWN_SECONDS = 5
+ANSWER_SECONDS = 300  # that a process waits for process 0 to be there
 BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
 _barriers = itertools.count()
 
@@ -55,6 +58,11 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
                           'LLM_JAX_COORDINATOR, LLM_JAX_NUM_PROCESSES and LLM_JAX_PROCESS_ID')
     if not 0 <= process_id < num_processes:
       raise ConfigError('process_id', process_id, f'use a number from 0 to num_processes - 1 = {num_processes - 1}')
+    host, port = split_address('coordinator', coordinator)
+    whom = f'the others at {coordinator}' if process_id == 0 else coordinator
+    print(f'process {process_id} of {num_processes}: waiting for {whom}', flush=True)
+    if process_id > 0:
+      _await_answer(coordinator, host, port)
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   try:
     jax.distributed.initialize(
@@ -64,6 +72,20 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
   except (ValueError, RuntimeError) as error:
     raise ConfigError('coordinator', coordinator, f'the processes could not be joined ({_one_line(error)}): give '
                       'coordinator, num_processes and process_id yourself') from error
+
+
+def _await_answer(coordinator: str, host: str, port: int) -> None:
+  """Returns once something listens there: jax itself would end the process, without a word, where nothing does."""
+  deadline = time.monotonic() + ANSWER_SECONDS
+  while True:
+    try:
+      socket.create_connection((host, port), timeout=5).close()
+      return
+    except (OSError, UnicodeError):  # not yet there, or its name not yet known
+      if time.monotonic() >= deadline:
+        raise ConfigError('coordinator', coordinator, f'nobody answers there after {ANSWER_SECONDS} s: start process 0 '
+                          'there, or name its address') from None
+    time.sleep(1)
 
 
 def _number(field: str, flag: int | None, variable: str | None) -> int | None:

@@ -91,7 +91,10 @@ def test_a_mesh_that_does_not_divide(capsys):
 
 
 def test_wrong_cluster_flags(capsys):
-  for coordinator, processes, which, words in (('nowhere', 2, 0, '--coordinator=nowhere: give host:port'),
+  for coordinator, processes, which, words in (('nowhere', 2, 0, "--coordinator = 'nowhere': give host:port"),
+                                               ('localhost:99999', 2, 1, 'with a port from 1 to 65535'),
+                                               ('localhost:0', 2, 1, "--coordinator = 'localhost:0'"),
+                                               (':1', 2, 1, "--coordinator = ':1'"),
                                                ('a:1', 0, 0, '--num_processes=0: use 1 or more'),
                                                ('a:1', 2, 2, '--process_id=2: use 0 to 1')):
     assert words in refused(capsys, QUICKSTART, f'--coordinator={coordinator}', f'--num_processes={processes}',
@@ -104,6 +107,7 @@ def test_a_workdir_that_cannot_be(capsys, tmp_path):
   file.write_text('')
   assert 'is a file: name a folder' in refused(capsys, QUICKSTART, workdir=file)
   assert 'is a file: name a folder' in refused(capsys, QUICKSTART, workdir=file / 'below')
+  assert 'File name too long: choose another folder' in refused(capsys, QUICKSTART, workdir=tmp_path / ('a' * 300))
   assert not (tmp_path / 'new').exists() and parse(QUICKSTART, workdir=tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
 
@@ -113,6 +117,7 @@ def test_a_workdir_that_cannot_be(capsys, tmp_path):
   ('def get_config():\n  return 3\n', 'get_config() returned int: return experiment(...)'),
   ('def get_config():\n  return (\n', ":2: SyntaxError: '(' was never closed"),
   ('def get_config():\n  return lerning_rate\n', ":2: NameError: name 'lerning_rate' is not defined"),
+  ('x = 1\0\n', 'mine.py: SyntaxError: source code string cannot contain null bytes'),
   ('import no_such_module\n', ":1: ModuleNotFoundError: No module named 'no_such_module'"),
   ('from llm_jax.config.run import WSD\ndef get_config():\n  return WSD(peak=float("nan"))\n', ':3: peak = nan: use a'),
   ('def get_config():\n  return {"seeed": 1}\n', "config.seeed = 1: no such field in Run; did you mean 'seed'?"),
@@ -127,6 +132,9 @@ def test_a_missing_experiment(capsys, tmp_path):
   assert refused(capsys).startswith('--config is missing: name an experiment')
   assert "did you mean '" + f'{EXPERIMENTS}/quickstart.py' in refused(capsys, f'--config={EXPERIMENTS}/quikstart.py')
   assert refused(capsys, f'--config={tmp_path}/none.py') == f'--config={tmp_path}/none.py: no such file'
+  (tmp_path / 'b.py').touch()
+  assert refused(capsys, f'--config={tmp_path}') == (
+    f'--config={tmp_path}: a folder: name one Python file, such as {tmp_path}/b.py')
 
 
 def test_an_experiment_with_an_argument(capsys, tmp_path):

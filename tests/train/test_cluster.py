@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -155,12 +156,41 @@ def test_local_refuses_a_wrong_number():
     ({'LLM_JAX_COORDINATOR': 'localhost:1'}, 'num_processes = None'),
     ({'LLM_JAX_NUM_PROCESSES': 'two'}, "num_processes = 'two'"),
     ({'LLM_JAX_COORDINATOR': 'localhost:1', 'LLM_JAX_NUM_PROCESSES': '2', 'LLM_JAX_PROCESS_ID': '2'}, 'process_id = 2'),
+    ({'LLM_JAX_COORDINATOR': 'localhost:99999', 'LLM_JAX_NUM_PROCESSES': '2', 'LLM_JAX_PROCESS_ID': '1'},
+     "coordinator = 'localhost:99999': give host:port with a port from 1 to 65535"),
 ])
 def test_join_refuses_half_a_description(monkeypatch, env, message):
   for name, value in env.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ConfigError, match=message):
     cluster.join()
+
+
+def test_join_says_whom_it_waits_for_and_gives_up(monkeypatch, capsys):
+  monkeypatch.setattr(cluster, 'ANSWER_SECONDS', 0)
+  with socket.socket() as nobody:  # has the port and does not listen
+    nobody.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{nobody.getsockname()[1]}'
+    with pytest.raises(ConfigError, match=f"coordinator = '{address}': nobody answers there after 0 s: start"):
+      cluster.join(address, 2, 1)
+  assert capsys.readouterr().out == f'process 1 of 2: waiting for {address}\n'
+
+
+def test_join_waits_until_process_0_is_there(monkeypatch):
+  tries, joined = [], []
+
+  def connect(address, timeout):
+    tries.append(address)
+    if len(tries) < 3:
+      raise ConnectionRefusedError
+    return socket.socket()
+
+  monkeypatch.setattr('socket.create_connection', connect)
+  monkeypatch.setattr('time.sleep', lambda seconds: None)
+  monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
+  cluster.join('[::1]:1234', 2, 1)
+  cluster.join('a:1234', 2, 0)  # it is there itself
+  assert tries == [('::1', 1234)] * 3 and joined == [('[::1]:1234', 2, 1), ('a:1234', 2, 0)]
 
 
 @pytest.mark.parametrize('env, many', [
