@@ -1,15 +1,69 @@
 """What is set before a program computes."""
+import contextlib
 import glob
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
 
 from llm_jax import cpu
 from llm_jax.data.fingerprints import cache_folder
 
+STOPPED = 75  # the exit code of a program that was asked to stop; `EXIT_PREEMPTED`, which cannot be imported before jax
+INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
+REQUESTS = signal.SIGTERM, signal.SIGINT
+_stopping = threading.Lock()  # the handler and the thread say it once
+
 
 def start() -> None:
-  """First of all in a program: without an accelerator, starts it again with an allocator that suits XLA."""
+  """First of all in a program that trains: without an accelerator, starts it again with an allocator that suits XLA.
+
+  SIGTERM and Ctrl-C end the program with code 75 until others answer them (`Preemption`, `jax.distributed`).
+  """
+  signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)  # they wait meanwhile: a program that starts again has no handlers
   if not any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*'))):
     cpu.use_allocator_settings()
+  # While the main thread waits for other processes inside of jax, Python calls no handler: a thread hears of it too.
+  heard, tell = os.pipe()
+  os.set_blocking(tell, False)
+  signal.set_wakeup_fd(tell)
+  threading.Thread(target=_listen, args=(heard,), name='requests', daemon=True).start()
+  for number in REQUESTS:
+    signal.signal(number, _stop)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+
+
+def end() -> None:
+  """Last in a program that trains: a late SIGTERM no longer changes its exit code, Ctrl-C interrupts at once."""
+  for number, action in zip(REQUESTS, (signal.SIG_IGN, signal.SIG_DFL), strict=True):
+    if signal.getsignal(number) is _stop:
+      signal.signal(number, action)
+
+
+def _stop(number: int, frame: FrameType | None = None) -> None:
+  if _stopping.acquire(blocking=False):
+    with contextlib.suppress(OSError):  # nobody reads it
+      os.write(2, b'stopped on request before anything began\n')
+    os._exit(STOPPED)
+
+
+def _listen(heard: int) -> None:
+  """Stops on every signal that is still `_stop`'s."""
+  while True:
+    [number] = os.read(heard, 1)
+    if signal.getsignal(number) is _stop:
+      _stop(number)
+
+
+@contextlib.contextmanager
+def leaving_on_interrupt() -> Iterator[None]:
+  """While something loads, Ctrl-C ends the program: a KeyboardInterrupt in the midst of an import can be a crash."""
+  before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def prepare() -> None:

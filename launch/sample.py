@@ -7,10 +7,11 @@ from the text as any other model.
 
 Without --prompt it chats: each line that is typed, or comes through a pipe, is added to the conversation, and the model
 answers, or goes on from there. /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops the current answer.
-An empty line lets the model go on.
+A model that continues text goes on after an empty line.
 """
 import argparse
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
 
 HEADS = 'heads'  # --draft with the model's own
+NO_READER = 128 + 13  # the exit code of a program whose reader has left, as a shell has it: SIGPIPE
 DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')  # flags that a search has no use for
 
 
@@ -30,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add('--checkpoint', required=True, type=pathlib.Path, metavar='WORKDIR', help='the folder of the run')
-  add('--prompt', help="the text to continue; may be empty; '-' reads it from standard input")
+  add('--prompt', help="the text to continue, which may be empty, or to answer; '-' reads it from standard input")
   add('--max_new_tokens', type=int, default=256, help='default 256')
   add('--stop', action='append', default=[], metavar='TEXT',
       help='end an answer before this text; can be given more than once')
@@ -65,6 +67,7 @@ def check(args: argparse.Namespace) -> None:
   for name in ('num_samples', 'max_new_tokens', 'beams', 'draft_tokens'):
     value = getattr(args, name)
     require(value is None or value >= 1, f'--{name}', value, 'use 1 or more')
+  require(args.seed is None or -2**63 <= args.seed < 2**63, '--seed', args.seed, 'use a number of at most 64 bits')
   require('' not in args.stop, '--stop', '', 'give the text that ends an answer')
   if args.beams is not None:
     for name in given(*DRAWING, 'seed', 'log_probs', 'draft'):
@@ -96,28 +99,44 @@ def main(argv: Sequence[str] | None = None) -> int:
       require(draft_run.model.vocab_size == run.model.vocab_size, '--draft', str(args.draft),
               f'its vocabulary has {draft_run.model.vocab_size} tokens, that of the model {run.model.vocab_size}: '
               'use models trained with one tokenizer')
-  runtime.prepare()  # jax starts here, after the command line has been checked
-  from launch.sampler import Sampler
-  from llm_jax.train.checkpoint import CheckpointError
+  try:
+    code = answer(args, run, draft_run)
+    sys.stdout.flush()
+  except KeyboardInterrupt:
+    print()
+    return runtime.INTERRUPTED
+  except BrokenPipeError:  # such as `| head`; what is still to be flushed goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NO_READER
+  return code
+
+
+def answer(args: argparse.Namespace, run: Run, draft_run: Run | None) -> int:
+  """Loads the models and prints what they say; the exit code."""
+  with runtime.leaving_on_interrupt():
+    runtime.prepare()  # jax starts here, after the command line has been checked
+    from launch.sampler import Sampler
+    from llm_jax.train.checkpoint import CheckpointError
   try:
     with refusing():
-      sampler = Sampler(args, run, draft_run)
+      with runtime.leaving_on_interrupt():
+        sampler = Sampler(args, run, draft_run)
       if args.prompt is None:
         sampler.chat(lines())
       else:
-        sampler.write(sys.stdin.read() if args.prompt == '-' else args.prompt)
+        prompt = sys.stdin.read() if args.prompt == '-' else args.prompt
+        require(sampler.template is None or bool(prompt.strip()), '--prompt', args.prompt,
+                'empty: this model answers what is said to it; with --raw it goes on from nothing')
+        sampler.write(prompt)
   except CheckpointError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
-  except KeyboardInterrupt:
-    print()
-    return 130
   return 0
 
 
 def read_config(flag: str, workdir: pathlib.Path) -> Run:
   path = workdir / 'config.json'
-  if not path.is_file():
+  if not os.path.isfile(path):
     refuse(f'--{flag}={workdir}: there is no config.json: name the folder that launch.train was given as --workdir')
   try:
     return door.from_json(json.loads(path.read_text()))

@@ -31,6 +31,8 @@ def main(argv: list[str]) -> int:
   except (CheckpointError, Diverged) as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
+  finally:
+    runtime.end()
   return 0
 
 

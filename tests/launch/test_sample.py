@@ -1,6 +1,8 @@
 """launch.sample: text from a checkpoint, and one line for everything that can be wrong."""
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import sample, sampler
+from launch import runtime, sample, sampler
 from llm_jax.config import door
 from llm_jax.config.experiment import Bytes, Constant, Conversations, StandardLibrary, presets
 from llm_jax.config.run import Data, Run, Stage, Weighted
@@ -267,7 +269,8 @@ def test_spaces_between_words_are_kept():
     (['--beams=2', '--num_samples=3'], '--num_samples'), (['--beams=2', '--log_probs'], '--log_probs'),
     (['--beams=2', '--draft=x'], '--draft'), (['--draft_tokens=2'], '--draft'),
     (['--draft=nowhere'], '--draft=nowhere'), (['--draft=heads'], 'no multi-token heads'),
-    (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop')])
+    (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop'),
+    (['--seed=99999999999999999999'], '--seed = 99999999999999999999: use'), (['--top_p=0'], 'keeps all tokens')])
 def test_wrong_flags(workdir, capsys, flags, words):
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
@@ -303,6 +306,29 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(workdir, tmp_p
   assert out == f'a{text_of(params(3), "a", 4)}\n' and '00000005' in err and 'warning' in err
   assert call(copy, '--prompt=a', '--step=5') == 1
   assert 'manifest.json' in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error(workdir, monkeypatch):
+  reader, writer = os.pipe()
+  os.close(reader)
+  with open(writer, 'w') as out:  # which flushes once more
+    monkeypatch.setattr('sys.stdout', out)
+    assert call(workdir, '--prompt=a', '--max_new_tokens=4') == 141
+
+
+def test_interrupt_while_it_loads(workdir, monkeypatch, capsys):
+  monkeypatch.setattr(runtime, 'prepare', lambda: os.kill(os.getpid(), signal.SIGINT))
+  monkeypatch.setattr('os._exit', sys.exit)
+  with pytest.raises(SystemExit) as caught:
+    call(workdir, '--prompt=a')
+  assert caught.value.code == 130 and capsys.readouterr().err == ''
+
+
+def test_a_chat_model_is_told_something(chat_workdir, capsys, monkeypatch):
+  monkeypatch.setattr('sys.stdin', io.StringIO('\n'))
+  with pytest.raises(SystemExit) as caught:
+    call(chat_workdir, '--prompt=-')
+  assert caught.value.code == 2 and "error: --prompt = '-': empty" in capsys.readouterr().err
 
 
 def test_help_imports_no_jax():

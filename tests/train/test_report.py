@@ -228,6 +228,9 @@ def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_
   assert (tmp_path / 'report.html').read_bytes() == before
   assert launch_report.main(['--workdir=/does/not/exist']) == 2
   assert '/does/not/exist' in capsys.readouterr().err
+  (tmp_path / 'other').mkdir()
+  assert launch_report.main([f'--workdir={tmp_path / "other"}']) == 2
+  assert 'holds no run' in capsys.readouterr().err and not list((tmp_path / 'other').iterdir())
 
 
 # ---------------------------------------------------------------------------------------------- charts
