@@ -29,27 +29,45 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
   """Checks and pads.
 
   Raises:
-    ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
+    ConfigError: no lists of token ids, an empty prompt, a token outside the vocabulary, or more tokens than the learned
+      positions hold.
   """
   require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
+  require(np.iterable(prompts), 'prompts', prompts, 'give a list of lists of token ids')
   require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
-  for i, prompt in enumerate(prompts):
-    require(len(prompt) > 0, f'prompts[{i}]', prompt, "give at least one token, such as the tokenizer's end of text")
-    for token in (min(prompt), max(prompt)):
+  rows = [token_ids(f'prompts[{i}]', prompt) for i, prompt in enumerate(prompts)]
+  for i, prompt in enumerate(rows):
+    require(len(prompt) > 0, f'prompts[{i}]', [], "give at least one token, such as the tokenizer's end of text")
+    for token in (prompt.min(), prompt.max()):
       require(0 <= token < config.vocab_size, f'prompts[{i}]', int(token),
               f'not a token of this model: use 0 to vocab_size - 1 = {config.vocab_size - 1}')
     limit = config.max_length
     require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
             f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
             'for fewer tokens')
-  lengths = np.array([len(prompt) for prompt in prompts], np.int32)
-  padded = np.zeros((len(prompts), bucket(max(map(len, prompts)))), np.int32)
-  for row, prompt in zip(padded, prompts, strict=True):
+  lengths = np.array([len(prompt) for prompt in rows], np.int32)
+  padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
+  for row, prompt in zip(padded, rows, strict=True):
     row[len(row) - len(prompt):] = prompt
   execution = execution or Execution()
   if execution.unrolled:
     config, params = unroll_config(config), unroll_params(config, params)
   return Request(config, params, execution, padded, lengths)
+
+
+def token_ids(field: str, prompt: Sequence[int]) -> np.ndarray:
+  """A prompt as integers [tokens].
+
+  Raises:
+    ConfigError: names `field` when it is something else: text, fractions, one number, a list of lists.
+  """
+  try:
+    ids = np.asarray(prompt)
+  except ValueError:  # rows of different lengths
+    ids = np.zeros((0, 0))
+  require(ids.ndim == 1 and (len(ids) == 0 or np.issubdtype(ids.dtype, np.integer)), field, prompt,
+          'give a list of lists of token ids')
+  return ids
 
 
 def bucket(length: int) -> int:

@@ -36,10 +36,11 @@ class Sampling:
 
   def __post_init__(self):
     require(1e-30 <= self.temperature < math.inf, 'temperature', self.temperature,
-            'use a finite number above 0 (1e-30 or more), or Greedy() for the most probable token')
-    require(self.top_k is None or self.top_k >= 1, 'top_k', self.top_k, 'use 1 or more, or None for all tokens')
-    require(self.top_p is None or 0 < self.top_p <= 1, 'top_p', self.top_p, 'use a probability in (0, 1], or None')
-    require(self.min_p is None or 0 < self.min_p <= 1, 'min_p', self.min_p, 'use a share in (0, 1], or None')
+            'use a finite number above 0; for the most probable token --temperature=0, in code Greedy()')
+    require(self.top_k is None or self.top_k >= 1, 'top_k', self.top_k, 'use 1 or more, or leave it out')
+    require(self.top_p is None or 0 < self.top_p <= 1, 'top_p', self.top_p,
+            'use a probability in (0, 1]; 1 keeps all tokens')
+    require(self.min_p is None or 0 < self.min_p <= 1, 'min_p', self.min_p, 'use a share in (0, 1], or leave it out')
     _check_penalty(self.repetition_penalty)
 
 

@@ -14,6 +14,7 @@ from llm_jax.config.architecture import GLU, MLP, Attention, Block, LayerNorm, R
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
 from llm_jax.decode.generate import Run, bucket, generate, prefill, stream
+from llm_jax.decode.request import make_request
 from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -179,6 +180,20 @@ def test_buckets():
 def test_bad_requests_are_named(prompts, new, field):
   with pytest.raises(ConfigError, match=re.escape(field)):
     generate(GPT2, {'nothing': np.zeros(1)}, prompts, new)
+
+
+@pytest.mark.parametrize('prompts', [3, [1, 2], [['a']], 'abc', [[1.5]], [[True]], [[[1], [2]]], [[1, [2]]],
+                                     np.ones((1, 2))])
+def test_what_is_no_list_of_tokens_is_refused(prompts):
+  with pytest.raises(ConfigError, match='prompts.* give a list of lists of token ids'):
+    generate(GPT2, {'nothing': np.zeros(1)}, prompts, 1)
+
+
+def test_arrays_are_prompts():
+  for prompts in ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint16), jnp.array([[1, 2], [3, 4]]),
+                  [np.array([1, 2]), jnp.array([3, 4])], [(1, np.int32(2)), range(3, 5)]):
+    prompts_BP = make_request(GPT2, {}, prompts, 1, Execution(unroll=False)).prompts_BP
+    assert prompts_BP.dtype == np.int32 and prompts_BP[:, -2:].tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_piece_of_nothing_is_refused():

@@ -134,6 +134,11 @@ def test_wrong_settings_are_named(wrong):
     Sampling(**wrong)
 
 
+def test_temperature_zero_has_another_name_in_code():
+  with pytest.raises(ConfigError, match=r'temperature = 0.0: .*--temperature=0, in code Greedy\(\)'):
+    Sampling(0.0)
+
+
 def test_wrong_greedy_is_named():
   with pytest.raises(ConfigError, match='repetition_penalty'):
     Greedy(-1.0)
