@@ -138,6 +138,11 @@ class Dataset:
     """The tokens of its first source."""
     return self._rows[0].store
 
+  @property
+  def changed(self) -> bool:
+    """Whether the text is no longer as it was when the dataset was opened; its tokens are."""
+    return any(source.changed() for source in self._sources)
+
   def byte_documents(self) -> Iterator[bytes]:
     """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
     for source in self._sources:

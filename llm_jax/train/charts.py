@@ -13,7 +13,7 @@ MAX_POINTS = 500
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """Points of one curve. colour: 'a', 'b' or 'c'. style: 'line', 'faint' (the raw values) or 'dots' (joined)."""
+  """Points of one curve. colour: 'a' to 'f'. style: 'line', 'faint' (the raw values) or 'dots' (joined)."""
   name: str
   xs: Sequence[float]
   ys: Sequence[float]

@@ -5,9 +5,11 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --ink: #1d1f24; --muted: #636a75; --line: #e2e4e8;
-  --a: #2563eb; --b: #d9480f; --c: #2b8a3e; --mark: #fff3bf; --mark-ink: #5c3c00; }
+  --a: #2563eb; --b: #d9480f; --c: #2b8a3e; --d: #8a3ffc; --e: #0a7d8c; --f: #b5157a;
+  --mark: #fff3bf; --mark-ink: #5c3c00; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f25; --ink: #e6e8ec; --muted: #9aa2ae;
-  --line: #30353e; --a: #74a9ff; --b: #ff9f5a; --c: #69d58a; --mark: #4a3b10; --mark-ink: #ffe8a3; } }
+  --line: #30353e; --a: #74a9ff; --b: #ff9f5a; --c: #69d58a; --d: #c29bff; --e: #5fd3e0; --f: #ff8acb;
+  --mark: #4a3b10; --mark-ink: #ffe8a3; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1120px; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; }
@@ -41,7 +43,9 @@ figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: spa
 .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-weight: 400; font-size: .85rem; color: var(--muted); }
 .key::before { content: ''; display: inline-block; width: 18px; height: 3px; margin: 0 6px 4px 0; border-radius: 2px;
   background: var(--a); }
-.key.b::before { background: var(--b); } .key.c::before { background: var(--c); } .key.faint::before { opacity: .35; }
+.key.b::before { background: var(--b); } .key.c::before { background: var(--c); }
+.key.d::before { background: var(--d); } .key.e::before { background: var(--e); }
+.key.f::before { background: var(--f); } .key.faint::before { opacity: .35; }
 .key.dots::before { width: 8px; height: 8px; border-radius: 50%; margin-bottom: 1px; }
 .nothing { color: var(--muted); padding: 48px 0; text-align: center; }
 svg { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
@@ -50,8 +54,10 @@ svg text { font: 12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans',
 .grid { stroke: var(--line); fill: none; } .axis { stroke: var(--muted); fill: none; }
 .boundary { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
 .curve { fill: none; stroke: var(--a); stroke-width: 2; stroke-linejoin: round; }
-.curve.b { stroke: var(--b); } .curve.c { stroke: var(--c); } .curve.faint { stroke-width: 1; opacity: .35; }
-.dot { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); }
+.curve.b { stroke: var(--b); } .curve.c { stroke: var(--c); } .curve.d { stroke: var(--d); }
+.curve.e { stroke: var(--e); } .curve.f { stroke: var(--f); } .curve.faint { stroke-width: 1; opacity: .35; }
+.dot { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); } .dot.d { fill: var(--d); }
+.dot.e { fill: var(--e); } .dot.f { fill: var(--f); }
 .scroll { overflow-x: auto; }
 .stages rect { fill: var(--page); stroke: var(--muted); } .stages rect.done { stroke: var(--c); stroke-width: 2; }
 .stages rect.running { stroke: var(--a); stroke-width: 2; } .stages rect.waiting { stroke-dasharray: 4 4; }

@@ -122,9 +122,11 @@ class Scorer:
       self.data[stage.name][0][phase.context].tokens_seen(samples) for stage, count in zip(stages, steps, strict=True)
       for phase, samples in spans(stage.phases, stage.samples_after(count)))
     held_out = self.held_out
-    return {'trigram_bits_per_byte': trigram_bits_per_byte(seen, held_out.token_documents(),
-                                                           self.context.tokenizer.vocab_size, held_out.num_bytes),
-            'xz_bits_per_byte': xz_bits_per_byte(held_out.byte_documents())}
+    found = {'trigram_bits_per_byte': trigram_bits_per_byte(
+      seen, held_out.token_documents(), self.context.tokenizer.vocab_size, held_out.num_bytes)}
+    if not held_out.changed:  # else these would not be the same bytes
+      found['xz_bits_per_byte'] = xz_bits_per_byte(held_out.byte_documents())
+    return found
 
 
 def told(name: str, after: float | list[float], before: float | list[float] | None) -> str:

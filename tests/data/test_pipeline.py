@@ -268,6 +268,16 @@ def test_errors_name_the_source(folder, tmp_path):
                           context=4, seed=0, split='train', cache_dir=tmp_path)
 
 
+def test_text_that_is_edited_or_gone_is_noticed_and_its_tokens_stay(folder, tmp_path):
+  for name in 'ab':
+    (tmp_path / f'{name}.jsonl').write_bytes((folder / f'{name}.jsonl').read_bytes())
+  data = open_data(tmp_path)
+  before = data.row(0)['tokens'].tolist()
+  assert not data.changed
+  (tmp_path / 'a.jsonl').unlink()
+  assert data.changed and data.row(0)['tokens'].tolist() == before
+
+
 def test_nothing_held_out(folder):
   assert open_data(folder, 'held_out', held_out=0.0) is None
 
