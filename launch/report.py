@@ -1,6 +1,7 @@
-"""Makes a run's report again from the files in its workdir.
+"""Makes a run's report again from the files in its workdir, or lays several runs side by side.
 
   python -m launch.report --workdir=runs/quickstart
+  python -m launch.report --workdir=runs/base --workdir=runs/wider      writes runs/comparison.html
 """
 import argparse
 import os
@@ -8,21 +9,42 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from launch.flags import refusing
+from llm_jax.config.errors import require
+
+MOST = 6  # runs on a page: there are so many colours
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(prog='python -m launch.report', description=__doc__.splitlines()[0])
-  parser.add_argument('--workdir', required=True, type=pathlib.Path, help='the folder of the run')
-  workdir = parser.parse_args(argv).workdir
-  if not os.path.isdir(workdir):
-    print(f'--workdir = {str(workdir)!r}: is no folder; name one that launch.train has written to', file=sys.stderr)
-    return 2
-  if not any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl')):
-    print(f'--workdir = {str(workdir)!r}: holds no run (no config.json, no metrics.jsonl); name a folder that '
-          'launch.train has written to', file=sys.stderr)
-    return 2
-  from llm_jax.train.report import write_report
-  print(write_report(workdir))
+  parser = argparse.ArgumentParser(prog='python -m launch.report', description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--workdir', required=True, action='append', type=pathlib.Path,
+                      help=f'the folder of a run; given more than once, up to {MOST} runs are compared with the first')
+  parser.add_argument('--output', type=pathlib.Path, metavar='FILE',
+                      help='of a comparison; default: comparison.html beside the first run')
+  args = parser.parse_args(argv)
+  with refusing():
+    check(args)
+  if len(args.workdir) == 1:
+    from llm_jax.train.report import write_report
+    print(write_report(args.workdir[0]))
+  else:
+    from llm_jax.train.report_comparison import write_comparison
+    print(write_comparison(args.workdir, args.output or args.workdir[0].parent / 'comparison.html'))
   return 0
+
+
+def check(args: argparse.Namespace) -> None:
+  """Refuses folders that are no runs."""
+  for workdir in args.workdir:
+    require(os.path.isdir(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written to')
+    require(any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl')), '--workdir', str(workdir),
+            'holds no run (no config.json, no metrics.jsonl); name a folder that launch.train has written to')
+  require(len(args.workdir) <= MOST, '--workdir', f'{len(args.workdir)} runs', f'compare at most {MOST} at a time')
+  require(args.output is None or len(args.workdir) > 1, '--output', str(args.output),
+          'only of a comparison: a run has its report in its own folder')
+  require(args.output is None or os.path.isdir(args.output.parent), '--output', str(args.output),
+          'there is no such folder: make it, or name another')
 
 
 if __name__ == '__main__':

@@ -226,11 +226,14 @@ def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_
   assert launch_report.main([f'--workdir={tmp_path}']) == 0
   assert capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
   assert (tmp_path / 'report.html').read_bytes() == before
-  assert launch_report.main(['--workdir=/does/not/exist']) == 2
-  assert '/does/not/exist' in capsys.readouterr().err
   (tmp_path / 'other').mkdir()
-  assert launch_report.main([f'--workdir={tmp_path / "other"}']) == 2
-  assert 'holds no run' in capsys.readouterr().err and not list((tmp_path / 'other').iterdir())
+  for folder, words in (('/does/not/exist', 'is no folder'), ('x' * 300, 'is no folder'),
+                        (tmp_path / 'other', 'holds no run')):
+    with pytest.raises(SystemExit) as stopped:
+      launch_report.main([f'--workdir={folder}'])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and str(folder) in error and words in error and error.count('\n') == 1
+  assert not list((tmp_path / 'other').iterdir())
 
 
 # ---------------------------------------------------------------------------------------------- charts
