@@ -48,6 +48,12 @@ def _stop(number: int, frame: FrameType | None = None) -> None:
     os._exit(STOPPED)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+  with contextlib.suppress(OSError):
+    os.write(2, b'\n')  # after the terminal's ^C
+  os._exit(INTERRUPTED)
+
+
 def _listen(heard: int) -> None:
   """Stops on every signal that is still `_stop`'s."""
   while True:
@@ -58,8 +64,8 @@ def _listen(heard: int) -> None:
 
 @contextlib.contextmanager
 def leaving_on_interrupt() -> Iterator[None]:
-  """While something loads, Ctrl-C ends the program: a KeyboardInterrupt in the midst of an import can be a crash."""
-  before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+  """Within, Ctrl-C ends the program: a KeyboardInterrupt while jax loads or compiles may be lost, or be a crash."""
+  before = signal.signal(signal.SIGINT, _interrupt)
   try:
     yield
   finally:

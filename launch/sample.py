@@ -121,13 +121,13 @@ def answer(args: argparse.Namespace, run: Run, draft_run: Run | None) -> int:
     with refusing():
       with runtime.leaving_on_interrupt():
         sampler = Sampler(args, run, draft_run)
-      if args.prompt is None:
-        sampler.chat(lines())
-      else:
-        prompt = sys.stdin.read() if args.prompt == '-' else args.prompt
-        require(sampler.template is None or bool(prompt.strip()), '--prompt', args.prompt,
-                'empty: this model answers what is said to it; with --raw it goes on from nothing')
-        sampler.write(prompt)
+        if args.prompt is not None:
+          prompt = sys.stdin.read() if args.prompt == '-' else args.prompt
+          require(sampler.template is None or bool(prompt.strip()), '--prompt', args.prompt,
+                  'empty: this model answers what is said to it; with --raw it goes on from nothing')
+          sampler.write(prompt)
+          return 0
+      sampler.chat(lines())
   except CheckpointError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
