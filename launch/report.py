@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> None:
   """Refuses folders that are no runs."""
   for workdir in args.workdir:
-    require(os.path.isdir(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written to')
+    require(os.path.isdir(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
+            'to')
     require(any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl')), '--workdir', str(workdir),
             'holds no run (no config.json, no metrics.jsonl); name a folder that launch.train has written to')
   require(len(args.workdir) <= MOST, '--workdir', f'{len(args.workdir)} runs', f'compare at most {MOST} at a time')
