@@ -174,7 +174,7 @@ class Pattern(nn.Module):
     x_BTD, caches = carry[0], list(carry[1])
     routings = [None] * len(caches)
     for i, block in enumerate(self.config.pattern):
-      run = make_block(self.config, block, self.execution, name=f'block_{i}')
+      run = make_block(self.config, block, self.execution, name=f'block_{i}', scanned=True)
       x_BTD, caches[i], routings[i] = run(x_BTD, context, caches[i], layer)
     return (x_BTD, tuple(caches)), tuple(routings)
 
@@ -187,11 +187,14 @@ def named_blocks(c: config.Architecture) -> dict[str, config.AnyBlock]:
           **{f'multi_token_{k}/block': block for k, block in enumerate(c.multi_token)}}
 
 
-def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execution, name: str | None = None) -> Block:
-  """A block under the execution's remat policy."""
+def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execution, name: str | None = None,
+               scanned: bool = False) -> Block:
+  """A block under the execution's remat policy. scanned: it stands in the body of `nn.scan`."""
   policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
   kind = Block if execution.remat == 'none' else nn.remat(
-      Block, policy=policies[execution.remat], prevent_cse=execution.unrolled)
+      Block, policy=policies[execution.remat],
+      # Else XLA may find that a block is computed twice, and keep what was to be forgotten. In a loop's body it cannot.
+      prevent_cse=execution.unrolled or not scanned)
   residual_std = c.init.std / (2 * c.num_layers) ** 0.5 if c.init.residual_std is None else c.init.residual_std
   return kind(block, execution, c.init.std, residual_std, c.dropout, name=name)
 

@@ -160,10 +160,11 @@ class Progress:
     """A broken display is dropped for plain lines; a broken pipe or closed file for silence."""
     try:
       action()
-    except Exception:
+    except Exception as error:
       if self._live is None and not self._wants_live:
         self._enabled = False
-        _mute(self._file)
+        if isinstance(error, OSError):
+          _mute(self._file)
       self._live, self._wants_live = None, False
 
 

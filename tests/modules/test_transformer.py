@@ -224,6 +224,24 @@ def test_dropout_needs_a_key_and_is_a_function_of_it():
   np.testing.assert_allclose(without, forward(MODELS['gpt2'], 'xla')(tokens()), rtol=0, atol=2e-6)
 
 
+def test_what_is_computed_again_is_protected_outside_of_a_loop():
+  """XLA could otherwise merge a block with its own recomputation, and keep its activations."""
+  model = Transformer(MIXED, Execution(kernels='xla', unroll=False, remat='block'))
+  loss = lambda params: model.apply({'params': params}, tokens()).sum()
+
+  def protected(jaxpr, depth=0):
+    for equation in jaxpr.eqns:
+      if 'prevent_cse' in equation.params:
+        yield depth, equation.params['prevent_cse']
+      for value in equation.params.values():
+        inner = getattr(value, 'jaxpr', value)
+        if hasattr(inner, 'eqns'):
+          yield from protected(inner, depth + (equation.primitive.name == 'scan'))
+
+  found = set(protected(jax.make_jaxpr(loss)(abstract(MIXED)).jaxpr))
+  assert found == {(0, True), (1, False)}
+
+
 @pytest.mark.parametrize('kernels', ('cpu', 'xla'))
 def test_gradients_of_bfloat16_are_sums_in_float32(kernels):
   """Of what many tokens share: a frequent token's row, a position, a bias. A sum in bfloat16 would stop growing."""
