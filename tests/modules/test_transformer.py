@@ -258,9 +258,10 @@ def test_gradients_of_bfloat16_are_sums_in_float32(kernels):
     return dict(paths.leaves(jax.jit(jax.grad(lambda p: objective(p, None, batch, None).total))(params)))
 
   want, got = gradient('float32'), gradient('bfloat16')
-  for path in want:
+  shared = [path for path in want if path in ('embedding/w', 'positions/w') or path.endswith('/b')]
+  for path in shared:
     norm = np.linalg.norm(want[path])
-    if norm > 1e-3 * np.linalg.norm(want['embedding/w']):
+    if norm > 1e-3 * np.linalg.norm(want['embedding/w']):  # a key's bias moves nothing
       assert np.linalg.norm(got[path] - want[path]) < 0.02 * norm, path
 
 
