@@ -135,15 +135,16 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
   require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
   checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
+  trained = next(each for each in run.stages if each.name == stage)
   folder, files = workdir / 'tokenizer', {}
   if (folder / META_FILE).exists():
     tokenizer = load_tokenizer(folder)
-    template = next(each for each in run.stages if each.name == stage).data.template
+    template = trained.data.template
     ends = list(end_of_turn(template, tokenizer)) if template else [tokenizer.eot]
     ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': ends if len(ends) > 1 else ends[0]}
     files = {**tokenizer_files(tokenizer, template), 'generation_config.json': json.dumps(ids).encode()}
   files |= {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
-  config = run.model_of(next(each for each in run.stages if each.name == stage))
+  config = run.model_of(trained)
   params = checkpoint.read_best()
   if params.pop(HEAD, None):
     print('its classifier\'s head is left out: what is written is the language model', file=sys.stderr)
@@ -153,6 +154,7 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
 # ------------------------------------------------------------------------------------------------ targets
 def write(args: argparse.Namespace, model: Model) -> None:
   from llm_jax.hf import save_meta, save_pretrained
+  from llm_jax.hf.configs import generation_ids
   if args.to is not None:
     write_run(args.to, model)
     return
@@ -160,7 +162,7 @@ def write(args: argparse.Namespace, model: Model) -> None:
     if args.to_meta is not None:
       save_meta(args.to_meta, model.config, model.params, dtype=args.dtype, progress=bar)
       return
-    ids = generation_ids(model)
+    ids = generation_ids(model.files.get('generation_config.json', b'{}'))
     save_pretrained(args.to_hf, model.config, model.params, dtype=args.dtype, progress=bar, extra=model.files,
                     max_shard_bytes=int(args.max_shard_gb * 1e9), bos=ids['bos_token_id'], eos=ids['eos_token_id'])
 
@@ -199,17 +201,9 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
   folder.bind(door.to_json(run))
 
 
-def generation_ids(model: Model) -> dict[str, Any]:
-  """The ids that begin and end a text: `bos_token_id` and `eos_token_id`, each an id, a list of them, or None."""
-  try:
-    values = json.loads(model.files.get('generation_config.json', b'{}'))
-    return {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
-  except (ValueError, AttributeError) as error:
-    raise ConfigError('generation_config.json', type(error).__name__, f'not a JSON object: {error}') from error
-
-
 def end_of_text(model: Model) -> str | None:
   """The control token that ends a text, by its name in `tokenizer.json`; else the one that begins it."""
+  from llm_jax.hf.configs import generation_ids, listed
   if 'tokenizer.json' not in model.files:
     return None
   try:
@@ -217,9 +211,8 @@ def end_of_text(model: Model) -> str | None:
     control = {token['id']: token['content'] for token in added if token.get('special')}
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ConfigError('tokenizer.json', type(error).__name__, f'not a Hugging Face tokenizer: {error}') from error
-  ids = generation_ids(model)
-  candidates = [i for key in ('eos_token_id', 'bos_token_id')
-                for i in (ids[key] if isinstance(ids[key], list) else [ids[key]])]
+  ids = generation_ids(model.files.get('generation_config.json', b'{}'))
+  candidates = listed(ids['eos_token_id']) + listed(ids['bos_token_id'])
   return next((control[i] for i in candidates if i in control), None)
 
 

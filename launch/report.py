@@ -12,25 +12,23 @@ from collections.abc import Sequence
 from launch.flags import refusing
 from llm_jax.config.errors import require
 
-MOST = 6  # runs on a page: there are so many colours
-
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog='python -m launch.report', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--workdir', required=True, action='append', type=pathlib.Path,
-                      help=f'the folder of a run; given more than once, up to {MOST} runs are compared with the first')
+                      help='the folder of a run; given more than once, up to six runs are compared with the first')
   parser.add_argument('--output', type=pathlib.Path, metavar='FILE',
                       help='of a comparison; default: comparison.html beside the first run')
   args = parser.parse_args(argv)
   with refusing():
     check(args)
-  if len(args.workdir) == 1:
-    from llm_jax.train.report import write_report
-    print(write_report(args.workdir[0]))
-  else:
-    from llm_jax.train.report_comparison import write_comparison
-    print(write_comparison(args.workdir, args.output or args.workdir[0].parent / 'comparison.html'))
+    if len(args.workdir) == 1:
+      from llm_jax.train.report import write_report
+      print(write_report(args.workdir[0]))
+    else:
+      from llm_jax.train.report_comparison import write_comparison
+      print(write_comparison(args.workdir, args.output or args.workdir[0].parent / 'comparison.html'))
   return 0
 
 
@@ -41,7 +39,6 @@ def check(args: argparse.Namespace) -> None:
             'to')
     require(any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl')), '--workdir', str(workdir),
             'holds no run (no config.json, no metrics.jsonl); name a folder that launch.train has written to')
-  require(len(args.workdir) <= MOST, '--workdir', f'{len(args.workdir)} runs', f'compare at most {MOST} at a time')
   require(args.output is None or len(args.workdir) > 1, '--output', str(args.output),
           'only of a comparison: a run has its report in its own folder')
   require(args.output is None or os.path.isdir(args.output.parent), '--output', str(args.output),

@@ -1,6 +1,5 @@
 """A run's model at the terminal: continues a prompt, or keeps up a conversation."""
 import argparse
-import json
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate, stream
 from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.speculative import stream_speculated
+from llm_jax.hf.configs import generation_ids, listed
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.train.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
 
@@ -172,10 +172,9 @@ def text_borders(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, tuple
   folder: the run's tokenizer, with the `generation_config.json` of a model that was imported.
   """
   path = folder / 'generation_config.json'
-  ids = json.loads(path.read_bytes()) if path.is_file() else {}
-  listed = lambda value: [i for i in (value if isinstance(value, list) else [value]) if isinstance(i, int)]
-  ends = listed(ids.get('eos_token_id')) or [tokenizer.eot]
-  return (listed(ids.get('bos_token_id')) or [tokenizer.eot])[0], tuple(ends)
+  ids = generation_ids(path.read_bytes() if path.is_file() else b'{}')
+  begins, ends = (listed(ids[key]) or [tokenizer.eot] for key in ('bos_token_id', 'eos_token_id'))
+  return begins[0], tuple(ends)
 
 
 def make_sampling(args: argparse.Namespace) -> Greedy | Sampling:

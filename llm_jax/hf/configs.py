@@ -1,5 +1,6 @@
 """`config.json` of Hugging Face to an `Architecture`, and back. What we cannot express is refused, never ignored."""
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +67,25 @@ def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = N
 def generation_config(bos: int | None, eos: int | Sequence[int] | None) -> dict[str, Any]:
   """A `generation_config.json`."""
   return {'_from_model_config': True, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': None}
+
+
+def generation_ids(content: bytes) -> dict[str, Any]:
+  """Of a `generation_config.json` the ids that begin and end a text: `bos_token_id` and `eos_token_id`, each an id, a
+  list of them, or None.
+
+  Raises:
+    ConfigError: it is no JSON object.
+  """
+  try:
+    values = json.loads(content)
+    return {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
+  except (ValueError, AttributeError) as error:
+    raise ConfigError('generation_config.json', type(error).__name__, f'not a JSON object: {error}') from error
+
+
+def listed(ids: Any) -> list[int]:
+  """One of `generation_ids` as a list."""
+  return [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
 
 
 def _score_factor(attention: Attention | LatentAttention) -> float:

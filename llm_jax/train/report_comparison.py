@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from llm_jax.config.errors import require
 from llm_jax.train.charts import Series, line_chart, smooth
 from llm_jax.train.metrics import read_metrics
 from llm_jax.train.progress import duration
@@ -29,8 +30,11 @@ class Compared(NamedTuple):
 def write_comparison(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
   """Writes one self-contained page about the runs in `workdirs`, at most six, to `path`, and returns that.
 
-  The first is what the others are compared with. The same files give the same page.
+  The first is what the others are compared with. The same files give the same page. Raises ConfigError for more runs
+  than there are colours.
   """
+  require(len(workdirs) <= len(COLOURS), 'workdirs', f'{len(workdirs)} runs',
+          f'compare at most {len(COLOURS)} at a time')
   runs = []
   for workdir, name in zip(workdirs, names(workdirs), strict=True):
     config = read_json(workdir / 'config.json')

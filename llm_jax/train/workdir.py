@@ -158,12 +158,13 @@ class Workdir:
 def check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
   """Raises ConfigError for the first field that differs and is not safe to change."""
   stages = old.get('stages', [])
-  deciding = '|'.join(_deciding(old)) or '(?!)'
+  deciding = list(_deciding(old))
+  matches = lambda field, patterns: any(re.fullmatch(pattern, field) for pattern in patterns)
   for field, before, after in differences(old, new):
     appended = re.fullmatch(r'stages\[(\d+)\]', field)
     if appended and int(appended[1]) >= len(stages):
       continue
-    if not re.fullmatch(deciding, field) and any(re.fullmatch(safe, field) for safe in SAFE_TO_CHANGE):
+    if matches(field, SAFE_TO_CHANGE) and not matches(field, deciding):
       continue
     raise ConfigError(f'config.{field}', after, f'{workdir} was started with {before!r}: set it back, or name another '
                       'workdir')
