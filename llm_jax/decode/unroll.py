@@ -1,6 +1,7 @@
 """The layers of a decoder written out, for a loop that runs them many times."""
 import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -17,12 +18,16 @@ def unroll_config(config: Architecture) -> Architecture:
   return dataclasses.replace(config, prefix=blocks(config))
 
 
-@functools.partial(jax.jit, static_argnames='config')
 def unroll_params(config: Architecture, params: Any) -> Any:
-  """The parameters of `config` as `unroll_config(config)` names them."""
-  unrolled = {name: tree for name, tree in params.items() if name != 'blocks'}
-  for repeat in range(config.repeats):
-    for i in range(len(config.pattern)):
-      layer = len(config.prefix) + repeat * len(config.pattern) + i
-      unrolled[f'prefix_{layer}'] = jax.tree.map(lambda w, r=repeat: w[r], params['blocks'][f'block_{i}'])
-  return unrolled
+  """The parameters of `config` as `unroll_config(config)` names them; what stands outside of the pattern (embedding,
+  head) is shared, not copied."""
+  rest = {name: tree for name, tree in params.items() if name != 'blocks'}
+  return rest | _layers(config, params.get('blocks', {}))
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _layers(config, stacked):
+  # An array that only passes through a compiled function is copied by it.
+  repeated = itertools.product(range(config.repeats), range(len(config.pattern)))
+  return {f'prefix_{layer}': jax.tree.map(lambda w, r=repeat: w[r], stacked[f'block_{i}'])
+          for layer, (repeat, i) in enumerate(repeated, len(config.prefix))}

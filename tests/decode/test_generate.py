@@ -69,6 +69,12 @@ def test_every_cache_equals_full_forward(name):
   check_against_full_forward(DECODERS[name], prefill_chunk=5)
 
 
+def test_weights_outside_of_the_pattern_are_not_copied():
+  params = make_params(MIXED)
+  unrolled = make_request(MIXED, params, PROMPTS, 1, Execution(unroll=True)).params
+  assert unrolled['embedding']['w'] is params['embedding']['w'] and unrolled['head']['w'] is params['head']['w']
+
+
 def test_ragged_prompts_equal_the_same_prompts_alone():
   config, params = DECODERS['rolling'], make_params(DECODERS['rolling'])
   together = generate(config, params, PROMPTS, NEW, log_probs=True)
