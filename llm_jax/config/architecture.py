@@ -1,36 +1,32 @@
-"""A whole decoder. Its parts are in `layers.py`, and can be imported from here."""
+"""A whole decoder: its blocks and their order.
+
+What blocks are made of is in `attention.py`, `feed_forward.py`, `norms.py` and `positions.py`; import it from here.
+"""
 import dataclasses
 
+from llm_jax.config.attention import AnyAttention, Attention, LatentAttention
 from llm_jax.config.errors import require
-from llm_jax.config.layers import (
+from llm_jax.config.feed_forward import (
   ACTIVATIONS,
   GLU,
   MLP,
-  AnyAttention,
-  AnyBlock,
-  Attention,
-  Block,
   FeedForward,
-  LatentAttention,
-  LayerNorm,
+  MixtureOfExperts,
+  Router,
+  SigmoidRouter,
+  SoftmaxRouter,
+)
+from llm_jax.config.norms import LayerNorm, Norm, RMSNorm, ZeroCenteredRMSNorm
+from llm_jax.config.positions import (
   LearnedPositions,
   LinearScaling,
   Llama3Scaling,
-  MixtureOfExperts,
-  Norm,
   NTKScaling,
   Positions,
-  PostNormBlock,
-  RMSNorm,
   RoPE,
-  Router,
-  SandwichBlock,
   Scaling,
-  SigmoidRouter,
   SinusoidalPositions,
-  SoftmaxRouter,
   YaRNScaling,
-  ZeroCenteredRMSNorm,
 )
 
 __all__ = [
@@ -39,6 +35,33 @@ __all__ = [
   'NTKScaling', 'Norm', 'NormalInit', 'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE', 'Router', 'SandwichBlock',
   'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling', 'ZeroCenteredRMSNorm',
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class PostNormBlock:
+  """norm(x + attention(x)), then norm(x + feed_forward(x)) (Vaswani et al. 2017, GPT-1)."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class SandwichBlock:
+  """x + norm(attention(norm(x))), then x + norm(feed_forward(norm(x))) (Gemma 2)."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+AnyBlock = Block | PostNormBlock | SandwichBlock
 
 
 @dataclasses.dataclass(frozen=True)

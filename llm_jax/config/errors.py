@@ -1,5 +1,6 @@
 """The one error a wrong configuration raises: field, value, mend."""
 import contextlib
+import math
 from collections.abc import Iterator
 
 
@@ -19,6 +20,17 @@ class ConfigError(ValueError):
 def require(condition: bool, field: str, value: object, mend: str) -> None:
   if not condition:
     raise ConfigError(field, value, mend)
+
+
+def require_sizes(part: object, *fields: str) -> None:
+  for field in fields:
+    value = getattr(part, field)
+    require(value is None or value > 0, field, value, 'use a positive number, or None')
+
+
+def require_weights(part: object, *fields: str) -> None:
+  for field in fields:
+    require(0 <= getattr(part, field) < math.inf, field, getattr(part, field), 'use a finite number of 0 or more')
 
 
 @contextlib.contextmanager

@@ -1,0 +1,116 @@
+"""The kinds of feed-forward: dense ones, and mixtures of experts with their routers.
+
+`None` in a size means "derived": the docstring gives the formula, and a number overrides it.
+"""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require, require_sizes, require_weights
+
+ACTIVATIONS = ('gelu_tanh', 'gelu', 'gelu_sigmoid', 'silu', 'relu')
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+  """up, activation, down.   d_ff: None means 4 d_model (Vaswani et al. 2017, section 3.3)."""
+  d_ff: int | None = None
+  activation: str = 'gelu_tanh'
+  bias: bool = False
+
+  def __post_init__(self):
+    require(self.activation in ACTIVATIONS, 'activation', self.activation, f'use one of {ACTIVATIONS}')
+    require_sizes(self, 'd_ff')
+
+  def width(self, d_model: int) -> int:
+    return self.d_ff or 4 * d_model
+
+
+@dataclasses.dataclass(frozen=True)
+class GLU:
+  """down(activation(gate) * up), Shazeer 2020; SwiGLU with silu, GeGLU with gelu.
+
+  d_ff: None means 8/3 d_model rounded up to a multiple of 256 (LLaMA, section 2.2 and its code).
+  """
+  d_ff: int | None = None
+  activation: str = 'silu'
+  bias: bool = False
+
+  def __post_init__(self):
+    require(self.activation in ACTIVATIONS, 'activation', self.activation, f'use one of {ACTIVATIONS}')
+    require_sizes(self, 'd_ff')
+
+  def width(self, d_model: int) -> int:
+    return self.d_ff or 256 * math.ceil(8 * d_model / 3 / 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoftmaxRouter:
+  """The top_k experts of softmax(router x), weighted by their probabilities over the chosen (Mixtral, section 2.1).
+
+  balance_weight: of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
+  z_weight: of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
+  """
+  balance_weight: float = 0.01
+  z_weight: float = 0.0
+
+  def __post_init__(self):
+    require_weights(self, 'balance_weight', 'z_weight')
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmoidRouter:
+  """The top_k experts of sigmoid(router x) + bias, weighted by their sigmoids normalised over the chosen; the bias only
+  chooses, and moves by `bias_rate` a step against the load (DeepSeek-V3, sections 2.1.2 and 4.2).
+
+  groups, top_groups: experts stand in `groups` groups (nodes), and a token chooses among those of its `top_groups`
+    best, a group's score being the sum of its two best experts' (node-limited routing).
+  scale: the weights of the chosen are multiplied by it (`routed_scaling_factor`).
+  sequence_balance_weight: of the balance loss within each sequence (their equation 17).
+  """
+  groups: int = 1
+  top_groups: int = 1
+  scale: float = 1.0
+  bias_rate: float = 1e-3
+  sequence_balance_weight: float = 1e-4
+
+  def __post_init__(self):
+    require(self.groups > 0, 'groups', self.groups, 'use 1 or more')
+    require(0 < self.top_groups <= self.groups, 'top_groups', self.top_groups, f'use 1 to groups={self.groups}')
+    require_sizes(self, 'scale')
+    require_weights(self, 'bias_rate', 'sequence_balance_weight')
+
+
+Router = SoftmaxRouter | SigmoidRouter
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOfExperts:
+  """Each token is served by `top_k` of `num_experts` experts that the router chooses, and by the shared one, if any.
+
+  expert: one routed expert.   shared: None, or what every token passes through (n shared experts of width F are one of
+    width n F).
+  capacity_factor: None drops no token; else an expert takes at most capacity_factor x tokens x top_k / num_experts
+    tokens of each sequence and the rest pass it by (Switch Transformers, equation 3). Generation drops none.
+  """
+  num_experts: int
+  top_k: int
+  expert: MLP | GLU
+  router: Router = SoftmaxRouter()
+  shared: MLP | GLU | None = None
+  capacity_factor: float | None = None
+
+  def __post_init__(self):
+    require(self.num_experts > 0, 'num_experts', self.num_experts, 'use a positive integer')
+    require(0 < self.top_k <= self.num_experts, 'top_k', self.top_k, f'use 1 to num_experts={self.num_experts}')
+    require(not self.expert.bias, 'expert.bias', self.expert.bias, 'routed experts have none: use False')
+    require(self.capacity_factor is None or self.capacity_factor > 0, 'capacity_factor', self.capacity_factor,
+            'use a positive number, or None to drop no token')
+    if isinstance(self.router, SigmoidRouter):
+      groups, top = self.router.groups, self.router.top_groups
+      require(self.num_experts % groups == 0, 'router.groups', groups,
+              f'use a divisor of num_experts={self.num_experts}')
+      reachable = top * (self.num_experts // groups)
+      require(self.top_k <= reachable, 'top_k', self.top_k, f'{top} of {groups} groups hold only {reachable} experts')
+
+
+FeedForward = MLP | GLU | MixtureOfExperts

@@ -1,0 +1,111 @@
+"""How a decoder knows where a token stands, and how rotary positions are stretched to longer contexts."""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require, require_sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedPositions:
+  """A table of `max_length` vectors added to the embeddings (GPT-1, GPT-2, GPT-3)."""
+  max_length: int
+
+  def __post_init__(self):
+    require(self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
+
+
+@dataclasses.dataclass(frozen=True)
+class SinusoidalPositions:
+  """Sines and cosines of geometric wavelengths added to the embeddings (Vaswani et al. 2017, section 3.5)."""
+  base: float = 10_000.0
+
+  def __post_init__(self):
+    require(self.base > 1, 'base', self.base, 'use a base above 1, such as 10000')
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling:
+  """Positions divided by `factor` (Chen et al. 2023, Position Interpolation)."""
+  factor: float
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class NTKScaling:
+  """base x factor^(K / (K - 2)) for head size K: low frequencies stretched by `factor`, the highest one not at all
+  ("NTK-aware", Peng et al. 2023, YaRN, section 3.1)."""
+  factor: float
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+  """Wavelengths beyond original_length / low_frequency_factor stretched by `factor`, those below original_length /
+  high_frequency_factor kept, between them a blend (Llama 3.1, Dubey et al. 2024, and its code)."""
+  factor: float = 8.0
+  low_frequency_factor: float = 1.0
+  high_frequency_factor: float = 4.0
+  original_length: int = 8_192
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+    require(self.original_length > 0, 'original_length', self.original_length, 'use a positive length')
+    require(0 < self.low_frequency_factor < self.high_frequency_factor, 'high_frequency_factor',
+            self.high_frequency_factor, f'use more than low_frequency_factor={self.low_frequency_factor} > 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class YaRNScaling:
+  """Dimensions that turn less than `beta_slow` times in original_length stretched by `factor`, those that turn more
+  than `beta_fast` times kept, a ramp between (Peng et al. 2023, YaRN, sections 3.2 and 3.3).
+
+  attention_factor: what cosines and sines are multiplied by; None means 0.1 ln(factor) + 1 (their equation 22).
+  """
+  factor: float
+  original_length: int
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float | None = None
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+    require(self.original_length > 0, 'original_length', self.original_length, 'use a positive length')
+    require(0 < self.beta_slow < self.beta_fast, 'beta_fast', self.beta_fast,
+            f'use more than beta_slow={self.beta_slow} > 0')
+    require_sizes(self, 'attention_factor')
+
+  @property
+  def magnitude(self) -> float:
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+
+def _check_factor(factor: float) -> None:
+  require(factor >= 1, 'factor', factor, 'use 1 or more: how many times longer the context becomes')
+
+
+Scaling = LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling
+
+
+@dataclasses.dataclass(frozen=True)
+class RoPE:
+  """Rotary positions (Su et al. 2021), half-split layout as in Hugging Face; phases are float32.
+
+  scaling: how the rotation is stretched to contexts longer than those trained on.
+  max_length: the context that the model is meant for. It goes into exported files; nothing is computed from it.
+  """
+  base: float = 10_000.0
+  scaling: Scaling | None = None
+  max_length: int | None = None
+
+  def __post_init__(self):
+    require(self.base > 1, 'base', self.base, 'use a base above 1, such as 10000')
+    require(self.max_length is None or self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
+
+
+Positions = LearnedPositions | SinusoidalPositions | RoPE
