@@ -1,40 +1,13 @@
 """What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax.
 
-Its parts are in `schedules.py`, `optimizers.py`, `data.py`, `objectives.py`, `phases.py` and `starts.py`; import them
-from here.
+Its parts are in `data.py`, `sources.py`, `tokenizers.py`, `objectives.py`, `optimizers.py`, `schedules.py`,
+`phases.py`, `starts.py` and `evaluations.py`; import them from here.
 """
 import dataclasses
 import functools
 
 from llm_jax.config.architecture import Architecture, RoPE
-from llm_jax.config.data import (
-  BPE,
-  ArrayRecord,
-  Bytes,
-  Chats,
-  Conversations,
-  Data,
-  Dialogues,
-  HuggingFaceFile,
-  Jsonl,
-  Labelled,
-  LabelledJsonl,
-  Needles,
-  Pairs,
-  Parquet,
-  Plain,
-  Preferences,
-  Source,
-  StandardLibrary,
-  StandardLibraryChats,
-  StandardLibraryFunctions,
-  StandardLibraryPreferences,
-  Text,
-  TiktokenFile,
-  TokenFile,
-  Tokenizer,
-  Weighted,
-)
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.evaluations import NeedleTest
 from llm_jax.config.objectives import (
@@ -52,7 +25,29 @@ from llm_jax.config.objectives import (
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 from llm_jax.config.phases import Phase, Ramp, make_phases
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
+from llm_jax.config.sources import (
+  ArrayRecord,
+  Chats,
+  Conversations,
+  Dialogues,
+  Jsonl,
+  Labelled,
+  LabelledJsonl,
+  Needles,
+  Pairs,
+  Parquet,
+  Plain,
+  Preferences,
+  Source,
+  StandardLibrary,
+  StandardLibraryChats,
+  StandardLibraryFunctions,
+  StandardLibraryPreferences,
+  Text,
+  TokenFile,
+)
 from llm_jax.config.starts import Init, Member, check_init, members_of, parents_of
+from llm_jax.config.tokenizers import BPE, Bytes, HuggingFaceFile, TiktokenFile, Tokenizer
 
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Classification',

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llm_jax.config.data import TEMPLATES
 from llm_jax.config.errors import require
+from llm_jax.config.sources import TEMPLATES
 from llm_jax.data.tokenizers import Tokenizer
 
 FORMAT = 1  # raise it when a template writes other ids for the same messages

@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from llm_jax.config.data import Data, Text, Weighted
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Phase
+from llm_jax.config.sources import Text
 from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture
 from llm_jax.data.pipeline import open_dataset
 from llm_jax.data.shares import shares

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import transformers
 
-from llm_jax.config.data import HuggingFaceFile
+from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data import chat
 from llm_jax.data.tokenizers import ByteTokenizer, make_tokenizer, train
 from llm_jax.hf.tokenizer import oniguruma, tokenizer_files

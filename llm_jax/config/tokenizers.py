@@ -1,0 +1,54 @@
+"""The kinds of tokenizer; `llm_jax/data/tokenizers.py` makes them."""
+import dataclasses
+
+from llm_jax.config.errors import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """256 bytes and one control token, `<|endoftext|>` = 256: a vocabulary of 257."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BPE:
+  """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
+
+  vocab_size counts the 256 bytes, the merges, the end of text and the names in `control`, which come last.
+  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
+  control: further control tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
+  """
+  vocab_size: int = 4_096
+  pattern: str = 'cl100k'
+  split_digits: bool = False
+  sample_bytes: int = 20_000_000
+  control: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    least = 258 + len(self.control)
+    require(self.vocab_size >= least, 'vocab_size', self.vocab_size,
+            f'use {least} or more: bytes, a merge, and {1 + len(self.control)} control tokens')
+    require(self.sample_bytes > 0, 'sample_bytes', self.sample_bytes, 'use 1 or more, such as 20_000_000')
+
+
+@dataclasses.dataclass(frozen=True)
+class TiktokenFile:
+  """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
+
+  control: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
+  end_of_text: the one of them that separates documents; None means the first that has a name.
+  """
+  path: str
+  pattern: str = 'cl100k'
+  control: tuple[str, ...] = ('<|endoftext|>',)
+  split_digits: bool = False
+  end_of_text: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceFile:
+  """A `tokenizer.json`. end_of_text: its control token that separates documents."""
+  path: str
+  end_of_text: str = '<|endoftext|>'
+
+
+Tokenizer = Bytes | BPE | TiktokenFile | HuggingFaceFile
