@@ -1,10 +1,9 @@
 """What a run is: a model, a tokenizer, a mesh and a tuple of stages. Frozen, checked when made, free of jax.
 
-Its parts are in `data.py`, `sources.py`, `tokenizers.py`, `objectives.py`, `optimizers.py`, `schedules.py`,
+Its parts are in `stage.py`, `data.py`, `sources.py`, `tokenizers.py`, `objectives.py`, `optimizers.py`, `schedules.py`,
 `phases.py`, `starts.py` and `evaluations.py`; import them from here.
 """
 import dataclasses
-import functools
 
 from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.data import Data, Weighted
@@ -23,7 +22,7 @@ from llm_jax.config.objectives import (
   SimPO,
 )
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
-from llm_jax.config.phases import Phase, Ramp, make_phases
+from llm_jax.config.phases import Phase, Ramp
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 from llm_jax.config.sources import (
   ArrayRecord,
@@ -46,7 +45,8 @@ from llm_jax.config.sources import (
   Text,
   TokenFile,
 )
-from llm_jax.config.starts import Init, Member, check_init, members_of, parents_of
+from llm_jax.config.stage import Stage
+from llm_jax.config.starts import Member, members_of
 from llm_jax.config.tokenizers import BPE, Bytes, HuggingFaceFile, TiktokenFile, Tokenizer
 
 __all__ = [
@@ -59,130 +59,6 @@ __all__ = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------- stages
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
-
-  init: where it starts. ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params',
-  stage): its parameters alone, averaged where it kept an average; ('average', stage, n): the mean of the parameters in
-  its last n checkpoints; ('average', Member(stage, step, weight), ...): the weighted mean of these checkpoints, which
-  may be of several stages; ('hf', folder): a Hugging Face folder of the run's model.
-  Steps count from 0 in every stage, and schedules are functions of them.
-  positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
-  None keeps those of the stage that it starts from.
-  ramp: other batch sizes and contexts later in the stage.
-  held_out: data whose held-out part scores the stage, so that stages with other data can be compared; None: its own.
-  batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
-  max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
-  ema: decay of an exponential moving average of the parameters kept beside them, or None.
-  needles: facts to be found in held-out text, asked for at the stage's beginning and end.
-  remat: 'none' keeps activations, 'block' recomputes each block, 'dots' keeps matmul results.
-  """
-  name: str
-  data: Data
-  steps: int
-  context: int
-  batch_size: int
-  learning_rate: Schedule
-  optimizer: Optimizer = AdamW()
-  objective: Objective = LanguageModel()
-  init: Init = ('scratch',)
-  positions: RoPE | None = None
-  ramp: tuple[Ramp, ...] = ()
-  held_out: Data | None = None
-  microbatches: int = 1
-  clip_norm: float | None = 1.0
-  max_nonfinite: int = 10
-  ema: float | None = None
-  remat: str = 'none'
-  eval_every: int = 0            # steps between held-out evaluations; 0: only at the end
-  eval_batches: int = 16         # batches per evaluation during training; the one at the end reads all of held-out
-  sample_every: int = 0          # steps between samples; 0: none
-  prompts: tuple[str, ...] = ()
-  sample_tokens: int = 96
-  needles: NeedleTest | None = None
-
-  def __post_init__(self):
-    plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
-    require(plain, 'name', self.name, 'use a plain word')
-    for field, least in (('steps', 0), ('context', 1), ('batch_size', 1), ('microbatches', 1), ('max_nonfinite', 1),
-                         ('eval_every', 0), ('eval_batches', 1), ('sample_every', 0), ('sample_tokens', 1)):
-      require(getattr(self, field) >= least, field, getattr(self, field), f'use {least} or more')
-    require(self.batch_size % self.microbatches == 0, 'microbatches', self.microbatches,
-            f'use a divisor of batch_size={self.batch_size}')
-    require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
-    require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
-    require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
-    check_init(self.init)
-    tokens = [0, *(ramp.tokens for ramp in self.ramp)]
-    require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
-            'let the tokens at which it changes rise')
-    require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
-    require(self.data.labels is None or all(ramp.context == self.context for ramp in self.ramp), 'ramp', self.ramp,
-            f'labelled texts are read whole: let its context be {self.context} throughout')
-    for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
-      require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
-              f'the stage ends before it, with its {self.steps} steps: use at most '
-              f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
-    kinds = [(data.pairs, data.labels) for data in (self.data, self.scored_on)]
-    require(kinds[0] == kinds[1], 'held_out', self.held_out,
-            'must be of one kind with data: text and conversations, pairs of answers, or texts of the same classes')
-    prefers = isinstance(self.objective, Preference)
-    require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
-            'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
-            'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or SimPO')
-    classifies = isinstance(self.objective, Classification)
-    require(classifies == (self.data.labels is not None), 'objective', type(self.objective).__name__,
-            'needs data=LabelledJsonl(...) or StandardLibraryFunctions()' if classifies else
-            'cannot learn classes: use Classification()')
-    require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
-            self.init, "the reference is what the stage starts from: use ('params', stage)")
-    first = self.scored_on.sources[0].source
-    require(self.needles is None or isinstance(first, Plain) and first.held_out > 0, 'needles', self.needles,
-            f'they are put into the first source that is held out, a {type(first).__name__}: let that be text with '
-            'held_out above 0')
-    require(self.needles is None or self.needles.enough is None or self.eval_every > 0, 'eval_every', self.eval_every,
-            'needles.enough is looked at then: use 1 step or more')
-    require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
-            f'warm-up is longer than the stage: use at most steps={self.steps}')
-
-  @property
-  def parents(self) -> tuple[str, ...]:
-    """The stages that this one starts from."""
-    return parents_of(self.init)
-
-  @functools.cached_property
-  def phases(self) -> tuple[Phase, ...]:
-    """The shapes of the stage's steps, one after the other."""
-    return self.phases_over(1)
-
-  def phases_over(self, copies: int) -> tuple[Phase, ...]:
-    """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
-    return make_phases(self.batch_size, self.context, self.microbatches, self.ramp, copies)
-
-  @property
-  def scored_on(self) -> Data:
-    """The data whose held-out part scores the stage."""
-    return self.data if self.held_out is None else self.held_out
-
-  def phase_at(self, step: int) -> Phase:
-    """The phase of the step after `step` steps."""
-    return next(phase for phase in reversed(self.phases) if phase.first_step <= step)
-
-  def samples_after(self, step: int) -> int:
-    """Samples given out in the first `step` steps."""
-    phase = self.phase_at(max(step - 1, 0))
-    return phase.first_sample + (step - phase.first_step) * phase.batch_size
-
-  def tokens_after(self, step: int) -> int:
-    """Tokens read in the first `step` steps, padding included."""
-    phase = self.phase_at(max(step - 1, 0))
-    tokens = phase.first_token + (step - phase.first_step) * phase.batch_size * phase.context
-    return tokens * (2 if self.data.pairs else 1)
-
-
-# ---------------------------------------------------------------------------------------------- the run
 @dataclasses.dataclass(frozen=True)
 class Mesh:
   """Devices along each axis; one of them may be -1: all that are left."""
