@@ -120,8 +120,9 @@ def read(args: argparse.Namespace) -> Model:
 
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   from launch.sample import read_config
+  from llm_jax.data.byte_level import META_FILE
   from llm_jax.data.chat import end_of_turn
-  from llm_jax.data.tokenizers import META_FILE, load_tokenizer
+  from llm_jax.data.tokenizers import load_tokenizer
   from llm_jax.hf import tokenizer_files
   from llm_jax.objectives.classification import HEAD
   from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint

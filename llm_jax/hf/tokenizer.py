@@ -3,9 +3,10 @@ import json
 import re
 from collections.abc import Mapping
 
+from llm_jax.data.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer
 from llm_jax.data.chat import end_of_turn
 from llm_jax.data.huggingface import HuggingFaceTokenizer, byte_alphabet
-from llm_jax.data.tokenizers import END_OF_TEXT, ByteTokenizer, RankTokenizer, Tokenizer
+from llm_jax.data.tokenizers import Tokenizer
 
 # Ours of data/chat.py, as transformers applies them.
 JINJA = {

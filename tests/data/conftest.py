@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from llm_jax.data import tokenizers
+from llm_jax.data import byte_level
 
 CONTROL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '</s>')
 WORDS = ["don't", "WE'LL", "it'ſ", 'def f(x):\n    return x', '\r\n\r\n', '\t\t', '   ', '\n \n', '٣٤٥', '½²', '日本語',
@@ -31,5 +31,5 @@ def texts() -> list[str]:
 
 
 @pytest.fixture(scope='session')
-def bpe(texts) -> tokenizers.RankTokenizer:
-  return tokenizers.train(texts, 500, 'cl100k')
+def bpe(texts) -> byte_level.RankTokenizer:
+  return byte_level.train(texts, 500, 'cl100k')

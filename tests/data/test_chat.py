@@ -7,7 +7,7 @@ import tokenizers as hf
 import transformers
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import chat, tokenizers
+from llm_jax.data import byte_level, chat
 from llm_jax.data.huggingface import HuggingFaceTokenizer
 from tests.data.conftest import fuzzed
 from tests.data.peers import END, PUBLISHED, hugging_face
@@ -83,16 +83,16 @@ def spoken(texts: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def trained(texts) -> dict[str, tokenizers.RankTokenizer]:
-  return {pattern: tokenizers.train(texts, 600, pattern, control=CONTROL[1:]) for pattern in PUBLISHED}
+def trained(texts) -> dict[str, byte_level.RankTokenizer]:
+  return {pattern: byte_level.train(texts, 600, pattern, control=CONTROL[1:]) for pattern in PUBLISHED}
 
 
 @pytest.fixture(scope='module')
-def bpe(trained) -> tokenizers.RankTokenizer:
+def bpe(trained) -> byte_level.RankTokenizer:
   return trained['cl100k']
 
 
-def reference(ours: tokenizers.RankTokenizer, pattern: str, template: str) -> transformers.PreTrainedTokenizerFast:
+def reference(ours: byte_level.RankTokenizer, pattern: str, template: str) -> transformers.PreTrainedTokenizerFast:
   library = hugging_face(ours.ranks, PUBLISHED[pattern], CONTROL)
   bos, eos = ENDS[template]
   return transformers.PreTrainedTokenizerFast(tokenizer_object=library, bos_token=bos, eos_token=eos,
@@ -160,7 +160,7 @@ def test_what_counts_is_each_answer_and_its_end(bpe):
 
 
 def test_plain_needs_nothing_but_the_end_of_text():
-  ours = tokenizers.ByteTokenizer()
+  ours = byte_level.ByteTokenizer()
   messages = [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'a\n'},
               {'role': 'assistant', 'content': '  b'}, {'role': 'user', 'content': 'c'}]
   ids, counts = chat.render(messages, 'plain', ours)
@@ -170,7 +170,7 @@ def test_plain_needs_nothing_but_the_end_of_text():
 
 
 def test_begin_of_text_is_written_where_the_tokenizer_has_it(texts):
-  ours = tokenizers.train(texts, 300, 'llama3', control=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
+  ours = byte_level.train(texts, 300, 'llama3', control=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
   ids, _ = chat.render([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}], 'llama3', ours)
   assert ours.decode(ids).startswith('<|start_header_id|>user')
 
@@ -215,7 +215,7 @@ ROLES = ('system', 'user', 'assistant', 'user')
 
 
 def test_a_tokenizer_without_the_template_s_tokens_is_refused(texts):
-  half = tokenizers.train(texts, 300, 'cl100k', control=('<|im_start|>',))
+  half = byte_level.train(texts, 300, 'cl100k', control=('<|im_start|>',))
   for call in (lambda: chat.render([{'role': 'user', 'content': 'a'}], 'chatml', half),
                lambda: chat.end_of_turn('chatml', half), lambda: chat.check_template('chatml', half)):
     with pytest.raises(ConfigError, match=r"^template = 'chatml': the tokenizer lacks .*\('<\|im_end\|>',\).*it has "
@@ -224,7 +224,7 @@ def test_a_tokenizer_without_the_template_s_tokens_is_refused(texts):
     assert '\n' not in str(caught.value)
   with pytest.raises(ConfigError, match="template = 'gemma': use one of"):
     chat.check_template('gemma', half)
-  chat.check_template('plain', tokenizers.ByteTokenizer())
+  chat.check_template('plain', byte_level.ByteTokenizer())
 
 
 USER, ANSWER, SYSTEM = ({'role': role, 'content': 'x'} for role in ('user', 'assistant', 'system'))
@@ -248,10 +248,10 @@ USER, ANSWER, SYSTEM = ({'role': role, 'content': 'x'} for role in ('user', 'ass
 ])
 def test_bad_conversations_are_named(messages, message):
   with pytest.raises(ConfigError, match=message) as caught:
-    chat.render(messages, 'plain', tokenizers.ByteTokenizer())
+    chat.render(messages, 'plain', byte_level.ByteTokenizer())
   assert '\n' not in str(caught.value)
 
 
 def test_a_prompt_ends_with_the_user():
   with pytest.raises(ConfigError, match=r"^messages\[1\]\.role = 'assistant': end with"):
-    chat.prompt_ids([USER, ANSWER], 'plain', tokenizers.ByteTokenizer())
+    chat.prompt_ids([USER, ANSWER], 'plain', byte_level.ByteTokenizer())

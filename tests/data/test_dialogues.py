@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import chat, dialogues, pipeline, sources, token_store, tokenizers
+from llm_jax.data import byte_level, chat, dialogues, pipeline, sources, token_store
 from llm_jax.data.batches import Placement, TrainSource, held_out_batches, typed
 from tests.data.test_pipeline import OneProcess
 from tests.data.test_token_store import files
@@ -43,8 +43,8 @@ def write(path: pathlib.Path, rows: list) -> str:
 
 
 @pytest.fixture(scope='module')
-def bpe() -> tokenizers.RankTokenizer:
-  return tokenizers.train([*QUESTIONS, *ANSWERS], 320, 'cl100k', control=CONTROL)
+def bpe() -> byte_level.RankTokenizer:
+  return byte_level.train([*QUESTIONS, *ANSWERS], 320, 'cl100k', control=CONTROL)
 
 
 @pytest.fixture(scope='module')
@@ -249,7 +249,7 @@ def test_pairs_that_are_equal_within_the_context_are_left_out(bpe, caplog, tmp_p
   rows = [{'prompt': 'a', 'chosen': 'b' * n + 'c', 'rejected': 'b' * n + end}
           for n, end in ((60, 'd'), (60, ''), (5, ''), (5, 'd'), (20, ''), (19, ''))]
   source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', held_out=0.0)
-  ours = tokenizers.ByteTokenizer()  # an answer begins after 21 ids
+  ours = byte_level.ByteTokenizer()  # an answer begins after 21 ids
   with caplog.at_level(logging.WARNING):
     data = open_data(tmp_path, ours, source, context=40)
   assert [record.getMessage() for record in caplog.records] == [
@@ -273,7 +273,7 @@ def test_long_pairs_are_cut_at_the_end_or_left_out(folder, bpe, caplog, tmp_path
   """As trl's DPOTrainer with max_length = context + 1: `keep_start`, and prompts that fill it are dropped."""
   rows = [{'prompt': 'a' * n, 'chosen': 'b' * m, 'rejected': 'c'} for n, m in ((1, 1), (1, 60), (200, 1), (9, 2))]
   source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', held_out=0.0)
-  ours = tokenizers.ByteTokenizer()  # `eot User: a\n\nAssistant: b eot`: a prompt of n + 19 ids, an answer of m + 2
+  ours = byte_level.ByteTokenizer()  # `eot User: a\n\nAssistant: b eot`: a prompt of n + 19 ids, an answer of m + 2
   with caplog.at_level(logging.WARNING):
     data = open_data(tmp_path, ours, source, context=40)
   assert [record.getMessage() for record in caplog.records] == [
@@ -401,4 +401,4 @@ def test_answers_that_the_template_makes_equal(tmp_path):
 
 def test_a_template_without_its_tokens_is_refused(folder):
   with pytest.raises(ConfigError, match=r"^data\.sources\[0\]\.source\.template = 'chatml': the tokenizer lacks"):
-    open_data(folder, tokenizers.ByteTokenizer(), conversations(folder))
+    open_data(folder, byte_level.ByteTokenizer(), conversations(folder))

@@ -6,7 +6,7 @@ import pytest
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import sources, token_store, tokenizers
+from llm_jax.data import byte_level, sources, token_store
 from llm_jax.data.labelled_rows import LabelledRows, check_labels, cut
 
 LABELS = ('neg', 'pos', '3')
@@ -17,7 +17,7 @@ ROWS = [{'text': f'text number {i} ' + 'and more ' * (i % 5), 'other': f'second 
 
 @pytest.fixture(scope='module')
 def bpe():
-  return tokenizers.train([row['text'] for row in ROWS], 300, 'cl100k', control=MARKS)
+  return byte_level.train([row['text'] for row in ROWS], 300, 'cl100k', control=MARKS)
 
 
 def write(folder, rows):

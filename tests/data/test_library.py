@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from llm_jax.config import run as config
-from llm_jax.data import fingerprints, library, pipeline, sources, tokenizers
+from llm_jax.data import byte_level, fingerprints, library, pipeline, sources
 
 SOURCE = '''
 """A module."""
@@ -148,7 +148,7 @@ def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
 
 def test_rows_and_questions(some, tmp_path, monkeypatch):
   monkeypatch.setattr(sources, '_standard_library', lambda: some)
-  found, tokenizer = library.functions(some), tokenizers.ByteTokenizer()
+  found, tokenizer = library.functions(some), byte_level.ByteTokenizer()
   open_data = lambda source, split: pipeline.open_dataset(
     config.Data((config.Weighted(source),)), tokenizer, context=700, seed=0, split=split, cache_dir=tmp_path)
   assert open_data(config.StandardLibraryPreferences('plain', held_out=0.2), 'train').pairs

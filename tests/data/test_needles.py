@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import needles, token_store, tokenizers
+from llm_jax.data import byte_level, needles, token_store
 
 WORDS = [a + b + c for a in 'bcdfgh' for b in 'aei' for c in 'lmnrst']
 LINE = re.compile(r'\n>( [a-z]+)( [a-z]+)\n')
@@ -18,7 +18,7 @@ def tokenizer():
   for word in WORDS:
     for end in range(2, len(word) + 2):
       ranks.setdefault(f' {word}'[:end].encode(), len(ranks))
-  return tokenizers.RankTokenizer(ranks, tokenizers.pattern_for('gpt2', False), ['<|endoftext|>'], '<|endoftext|>')
+  return byte_level.RankTokenizer(ranks, byte_level.pattern_for('gpt2', False), ['<|endoftext|>'], '<|endoftext|>')
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +67,7 @@ def test_a_fact_is_planted_where_it_is_told(tokenizer):
 
 def test_bad_input(tokenizer, store):
   with pytest.raises(ConfigError, match='64'):
-    needles.Facts(tokenizers.ByteTokenizer())
+    needles.Facts(byte_level.ByteTokenizer())
   with pytest.raises(ConfigError, match='context'):
     needles.NeedleRows(store, tokenizer, 8, 0, 32)
   with pytest.raises(ConfigError, match='haystack has'):

@@ -14,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.phases import make_phases
-from llm_jax.data import mixture, pipeline, token_store, tokenizers
+from llm_jax.data import byte_level, mixture, pipeline, token_store, tokenizers
 from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
 
 FIELDS = ('tokens', 'targets', 'weights', 'positions', 'segment_ids')
-BYTES = tokenizers.ByteTokenizer()
+BYTES = byte_level.ByteTokenizer()
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.config import run as config
 from llm_jax.config.phases import make_phases
-from llm_jax.data import pipeline, tokenizers
+from llm_jax.data import byte_level, pipeline
 
 CONTEXTS = 8, 24, 8, 16
 RAMP = tuple(config.Ramp(tokens, batch_size, context)
@@ -30,7 +30,7 @@ def targets_of(folder, packing, schedule, samples, *sources):
   """The place in the store of every target of the first samples, by source and context."""
   parts = (config.Weighted(sources[0], schedule), *map(config.Weighted, sources[1:]))
   opened = {context: pipeline.open_dataset(
-    config.Data(parts, packing), tokenizers.ByteTokenizer(), context=context, seed=3, split='train', steps=400,
+    config.Data(parts, packing), byte_level.ByteTokenizer(), context=context, seed=3, split='train', steps=400,
     phases=PHASES, cache_dir=folder / 'cache') for context in set(CONTEXTS)}
   found = collections.defaultdict(list)
   for sample in range(samples):
@@ -69,7 +69,7 @@ def test_a_small_source_is_gone_through_again_and_again(tmp_path):
   """Used up in the first stretch, it gives the next one of its context the rows that follow, not the same again."""
   (tmp_path / 'small.txt').write_text(''.join(map(chr, np.random.default_rng(0).integers(97, 122, 800))))
   source = config.Weighted(config.Text(str(tmp_path / 'small.txt'), held_out=0.0))
-  opened = pipeline.open_dataset(config.Data((source,)), tokenizers.ByteTokenizer(), context=8, seed=3, split='train',
+  opened = pipeline.open_dataset(config.Data((source,)), byte_level.ByteTokenizer(), context=8, seed=3, split='train',
                                  steps=400, phases=PHASES, cache_dir=tmp_path / 'cache')
   stretches = [range(0, PHASES[1].first_sample), range(PHASES[3].first_sample, PHASES[4].first_sample)]
   rows = [opened.locate(sample)[1] for samples in stretches for sample in samples]

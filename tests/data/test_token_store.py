@@ -11,7 +11,7 @@ import pytest
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import sources, token_store, tokenizers
+from llm_jax.data import byte_level, sources, token_store
 
 TEXTS = [f'Document number {i}. ' * (1 + i % 7) for i in range(60)]
 
@@ -30,7 +30,7 @@ def path(tmp_path) -> pathlib.Path:
 
 def open_store(path, tmp_path, tokenizer=None, split='train', progress=None, **options):
   source = sources.open_source(config.Jsonl(str(path), **{'held_out': 0.0, **options}), tmp_path / 'cache')
-  return token_store.open_store(source, split, tokenizer or tokenizers.ByteTokenizer(), tmp_path / 'cache', progress)
+  return token_store.open_store(source, split, tokenizer or byte_level.ByteTokenizer(), tmp_path / 'cache', progress)
 
 
 def documents(store) -> list[list[int]]:
@@ -58,7 +58,7 @@ def test_documents_come_back_between_ends_of_text(path, tmp_path, bpe):
 
 
 def test_vocabularies_beyond_16_bits(path, tmp_path, bpe):
-  big = tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, ('',) * 70_000 + ('<|end|>',), '<|end|>')
+  big = byte_level.RankTokenizer(bpe.ranks, bpe.pattern, ('',) * 70_000 + ('<|end|>',), '<|end|>')
   store = open_store(path, tmp_path, big)
   assert store.tokens.dtype == np.uint32 and store.tokens[0] == big.eot > 65_535
 
@@ -73,7 +73,7 @@ def test_each_tokenizer_split_and_fraction_has_its_own(path, tmp_path, bpe):
 KILLED = '''
 import os, sys
 from llm_jax.config import run as config
-from llm_jax.data import sources, token_store, tokenizers
+from llm_jax.data import byte_level, sources, token_store
 token_store.BATCH_BYTES = 200
 path, cache, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 calls = 0
@@ -89,7 +89,7 @@ def killed_at(function):
 token_store._sync = killed_at(token_store._sync)
 token_store.os.replace = killed_at(token_store.os.replace)
 source = sources.open_source(config.Jsonl(path, held_out=0.0), cache)
-token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), cache)
+token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
 print(calls)
 '''
 
@@ -117,7 +117,7 @@ def open_store_counting(path, cache, read: list) -> token_store.TokenStore:
   source = sources.open_source(config.Jsonl(str(path), held_out=0.0), cache)
   plain = source.read
   source.read = lambda reader: read.append(1) or plain(reader)
-  return token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), cache)
+  return token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
 
 
 @pytest.mark.parametrize('name', ['tokens', 'documents', 'journal'])
@@ -149,11 +149,11 @@ def test_a_damaged_store_is_built_again(name, path, tmp_path):
 BUILD = '''
 import sys, time
 from llm_jax.config import run as config
-from llm_jax.data import sources, token_store, tokenizers
+from llm_jax.data import byte_level, sources, token_store
 token_store.BATCH_BYTES, calls = 200, []
 source = sources.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])
 progress = lambda *numbers: (calls.append(numbers), time.sleep(0.01))
-store = token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), sys.argv[2], progress)
+store = token_store.open_store(source, 'train', byte_level.ByteTokenizer(), sys.argv[2], progress)
 '''
 
 
@@ -193,11 +193,11 @@ def test_splits_without_text(path, tmp_path):
 def test_cache_folder(path, tmp_path, monkeypatch):
   monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'elsewhere'))
   source = sources.open_source(config.Jsonl(str(path)))
-  token_store.open_store(source, 'train', tokenizers.ByteTokenizer())
+  token_store.open_store(source, 'train', byte_level.ByteTokenizer())
   assert list((tmp_path / 'elsewhere' / 'tokens').iterdir())
   (tmp_path / 'file').touch()
   with pytest.raises(ConfigError, match='not writable.*LLM_JAX_CACHE'):
-    token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), tmp_path / 'file')
+    token_store.open_store(source, 'train', byte_level.ByteTokenizer(), tmp_path / 'file')
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
@@ -210,7 +210,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
     path.write_bytes(content)
 
   with pytest.raises(ConfigError, match='Jsonl.* changed while it was read'):
-    token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), tmp_path / 'cache', restore)
+    token_store.open_store(source, 'train', byte_level.ByteTokenizer(), tmp_path / 'cache', restore)
   assert documents(open_store(path, tmp_path)) == [[256, *text.encode(), 256] for text in TEXTS]
 
 
@@ -222,7 +222,7 @@ def test_token_files(tmp_path, bpe):
   assert documents(store) == [[bpe.eot, *ids, bpe.eot] for ids in documents_]
   assert store.num_bytes == sum(len(text) for text in TEXTS)
   with pytest.raises(ConfigError, match='beyond the vocabulary of 257'):
-    token_store.open_store(source, 'train', tokenizers.ByteTokenizer(), tmp_path / 'cache')
+    token_store.open_store(source, 'train', byte_level.ByteTokenizer(), tmp_path / 'cache')
 
 
 def test_memory_is_bounded_by_one_row(tmp_path):

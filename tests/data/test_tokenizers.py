@@ -11,16 +11,16 @@ import tokenizers as hf
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import tokenizers
+from llm_jax.data import byte_level, tokenizers
 from llm_jax.data.huggingface import HuggingFaceTokenizer
 from tests.data.peers import CONTROL, END, PUBLISHED, hugging_face
 
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_ids_are_those_of_tiktoken_and_tokenizers(pattern, texts, tmp_path):
-  trained = tokenizers.train(texts, 600, pattern)
+  trained = byte_level.train(texts, 600, pattern)
   path = tmp_path / 'x.tiktoken'
-  path.write_bytes(tokenizers.dump_ranks(trained.ranks))
+  path.write_bytes(byte_level.dump_ranks(trained.ranks))
   ours = tokenizers.make_tokenizer(config.TiktokenFile(str(path), pattern, CONTROL))
   reference = tiktoken.Encoding('r', pat_str=PUBLISHED[pattern], mergeable_ranks=trained.ranks, special_tokens={})
   library = hugging_face(trained.ranks, PUBLISHED[pattern])
@@ -71,42 +71,42 @@ def test_padding_and_truncation_of_the_file_are_off(bpe):
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_pieces_of_a_long_text_give_the_ids_of_the_whole(pattern, texts, monkeypatch):
-  ours = tokenizers.train(texts, 400, pattern)
+  ours = byte_level.train(texts, 400, pattern)
   long = ''.join(texts[:1500])
   whole = ours._tiktoken.encode_ordinary(long)
-  monkeypatch.setattr(tokenizers, 'PIECE', 16)
-  assert len(list(tokenizers.cut(long, True))) > 500
+  monkeypatch.setattr(byte_level, 'PIECE', 16)
+  assert len(list(byte_level.cut(long, True))) > 500
   assert ours.encode(long) == whole and ours.encode_batch([long])[0].tolist() == whole
 
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_a_million_of_anything(pattern, texts):
-  ours = tokenizers.train(texts, 300, pattern)
+  ours = byte_level.train(texts, 300, pattern)
   for text in (' ' * 1_000_000 + 'x', '\n' * 1_000_000 + 'x', 'a' * 1_000_000, '!' * 1_000_000):
     assert ours.decode_bytes(ours.encode(text)) == text.encode()
-  tokenizers.train(['hello hello', ' ' * 1_000_000 + 'x'], 300, pattern)
+  byte_level.train(['hello hello', ' ' * 1_000_000 + 'x'], 300, pattern)
 
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
 def test_split_digits(pattern, texts, tmp_path):
   numbers = [' '.join(str(i) for i in range(k, k + 50)) for k in range(0, 3000, 50)]
-  ours = tokenizers.train(numbers + texts, 500, pattern, split_digits=True)
+  ours = byte_level.train(numbers + texts, 500, pattern, split_digits=True)
   for text in numbers + texts:
     pieces = [ours.decode_bytes([i]) for i in ours.encode(text)]
     assert b''.join(pieces) == text.encode()
     assert all(len(piece) == 1 for piece in pieces if any(chr(b) in '0123456789' for b in piece))
   ours.save(tmp_path)
   assert tokenizers.load_tokenizer(tmp_path).encode('12 345') == ours.encode('12 345')
-  merged = tokenizers.train(numbers, 500, pattern)  # without the option digits do merge, also when encoding
+  merged = byte_level.train(numbers, 500, pattern)  # without the option digits do merge, also when encoding
   assert any(len(token) > 1 and token.strip().isdigit() for token in merged.ranks)
   path = tmp_path / 'merged.tiktoken'
-  path.write_bytes(tokenizers.dump_ranks(merged.ranks))
+  path.write_bytes(byte_level.dump_ranks(merged.ranks))
   split = tokenizers.make_tokenizer(config.TiktokenFile(str(path), pattern, split_digits=True))
   assert all(len(split.decode_bytes([i])) == 1 for i in split.encode('1234 56'))
 
 
 def test_bytes(texts):
-  ours = tokenizers.ByteTokenizer()
+  ours = byte_level.ByteTokenizer()
   assert (ours.vocab_size, ours.eot) == (257, 256)
   for text, ids in zip(texts, ours.encode_batch(texts), strict=True):
     assert bytes(ids.tolist()) == bytes(ours.encode(text)) == text.encode() and ours.decode(ids) == text
@@ -114,31 +114,31 @@ def test_bytes(texts):
 
 def test_half_a_surrogate_pair_becomes_a_replacement_character(bpe):
   library = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str().encode(), END)
-  for tokenizer in (tokenizers.ByteTokenizer(), bpe, library):
+  for tokenizer in (byte_level.ByteTokenizer(), bpe, library):
     assert tokenizer.decode(tokenizer.encode('a\ud800b')) == 'a\ufffdb'
 
 
 def test_ids_of_no_token_decode_to_a_replacement_character(bpe, texts):
-  cl100k_like = tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, ('', END), END)
+  cl100k_like = byte_level.RankTokenizer(bpe.ranks, bpe.pattern, ('', END), END)
   assert cl100k_like.eot == bpe.eot + 1 and cl100k_like.vocab_size == bpe.vocab_size + 1
   assert cl100k_like.decode([*bpe.encode('ab'), bpe.eot, 10**6, cl100k_like.eot]) == 'ab\ufffd\ufffd' + END
   assert bpe.decode([bpe.eot]) == END
 
 
 def test_training_is_deterministic(texts):
-  code = ('import json, sys; from llm_jax.data import tokenizers as t; texts = json.load(sys.stdin); '
-          'print(t.train(texts, 500, "cl100k").fingerprint)')
+  code = ('import json, sys; from llm_jax.data import byte_level; texts = json.load(sys.stdin); '
+          'print(byte_level.train(texts, 500, "cl100k").fingerprint)')
   once = set()
   for threads in ('1', '3'):
     environment = {**os.environ, 'RAYON_NUM_THREADS': threads, 'PYTHONHASHSEED': threads}
     run = subprocess.run([sys.executable, '-c', code], input=json.dumps(texts), env=environment, text=True,
                          capture_output=True, check=True)
     once.add(run.stdout.strip())
-  assert once == {tokenizers.train(texts, 500, 'cl100k').fingerprint}
+  assert once == {byte_level.train(texts, 500, 'cl100k').fingerprint}
 
 
 def test_training_with_control_tokens(texts, tmp_path):
-  plain = tokenizers.train(texts, 398, 'cl100k')
+  plain = byte_level.train(texts, 398, 'cl100k')
   ours = tokenizers.make_tokenizer(config.BPE(400, control=('<|im_start|>', '<|im_end|>')), lambda: iter(texts))
   assert ours.vocab_size == 400 and ours.ranks == plain.ranks and ours.eot == plain.eot == 397
   assert ours.control_ids == {END: 397, '<|im_start|>': 398, '<|im_end|>': 399} and plain.control_ids == {END: 397}
@@ -153,9 +153,9 @@ def test_training_with_control_tokens(texts, tmp_path):
 
 def test_fingerprints_do_not_change():
   """Pinned: another fingerprint would tokenise everything again, and refuse every checkpoint."""
-  small = tokenizers.RankTokenizer({bytes([i]): i for i in range(256)}, r'\w+', (END,), END)
+  small = byte_level.RankTokenizer({bytes([i]): i for i in range(256)}, r'\w+', (END,), END)
   assert small.fingerprint == RANKS_FINGERPRINT
-  assert tokenizers.ByteTokenizer().fingerprint == BYTES_FINGERPRINT
+  assert byte_level.ByteTokenizer().fingerprint == BYTES_FINGERPRINT
 
 
 RANKS_FINGERPRINT = '0512df9bb44efaca58a01c933831caf6e78f9a00d26646cc7cd21c244367a4e3'
@@ -166,13 +166,13 @@ def test_training_stops_at_sample_bytes_and_counts_the_vocabulary(texts):
   full = tokenizers.make_tokenizer(config.BPE(400), lambda: iter(texts))
   assert full.vocab_size == 400 and full.eot == 399
   endless = iter(lambda: 'the cat sat on the mat. ', None)
-  assert tokenizers.train(endless, 400, 'gpt2', sample_bytes=10_000).vocab_size < 400  # so few merges are there
+  assert byte_level.train(endless, 400, 'gpt2', sample_bytes=10_000).vocab_size < 400  # so few merges are there
 
 
 def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
   library = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str().encode(), END)
   fingerprints = set()
-  for i, tokenizer in enumerate([tokenizers.ByteTokenizer(), bpe, library]):
+  for i, tokenizer in enumerate([byte_level.ByteTokenizer(), bpe, library]):
     tokenizer.save(tmp_path / str(i))
     loaded = tokenizers.load_tokenizer(tmp_path / str(i))
     for field in ('fingerprint', 'vocab_size', 'eot', 'control_ids'):
@@ -188,12 +188,12 @@ def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
 
 
 def test_every_change_changes_the_fingerprint(bpe):
-  same = tokenizers.RankTokenizer(dict(bpe.ranks), bpe.pattern, bpe.control, END)
+  same = byte_level.RankTokenizer(dict(bpe.ranks), bpe.pattern, bpe.control, END)
   fewer = dict(sorted(bpe.ranks.items(), key=lambda item: item[1])[:-1])
-  others = [tokenizers.RankTokenizer(fewer, bpe.pattern, bpe.control, END),
-            tokenizers.RankTokenizer(bpe.ranks, tokenizers.pattern_for('cl100k', True), bpe.control, END),
-            tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), END),
-            tokenizers.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), '<|x|>')]
+  others = [byte_level.RankTokenizer(fewer, bpe.pattern, bpe.control, END),
+            byte_level.RankTokenizer(bpe.ranks, byte_level.pattern_for('cl100k', True), bpe.control, END),
+            byte_level.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), END),
+            byte_level.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), '<|x|>')]
   assert same.fingerprint == bpe.fingerprint and len({bpe.fingerprint, *(o.fingerprint for o in others)}) == 5
 
 
@@ -218,7 +218,7 @@ def test_bad_rank_files(content, message, tmp_path):
 
 def test_bad_configurations(bpe, tmp_path):
   path = tmp_path / 'x.tiktoken'
-  path.write_bytes(tokenizers.dump_ranks(bpe.ranks))
+  path.write_bytes(byte_level.dump_ranks(bpe.ranks))
   for wrong, field in [
       (config.TiktokenFile(str(tmp_path / 'none')), 'tokenizer.path'),
       (config.TiktokenFile(str(path), '(('), 'tokenizer.pattern'),

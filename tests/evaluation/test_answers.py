@@ -5,12 +5,12 @@ import pytest
 
 from llm_jax.config import presets
 from llm_jax.config import run as config
-from llm_jax.data import pipeline, tokenizers
+from llm_jax.data import byte_level, pipeline
 from llm_jax.evaluation.answers import check_answers, in_form
 from llm_jax.modules.transformer import Transformer
 from tests.data.test_dialogues import write
 
-BYTES = tokenizers.ByteTokenizer()
+BYTES = byte_level.ByteTokenizer()
 EOT = BYTES.eot
 
 

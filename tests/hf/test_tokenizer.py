@@ -8,7 +8,8 @@ import transformers
 
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data import chat
-from llm_jax.data.tokenizers import ByteTokenizer, make_tokenizer, train
+from llm_jax.data.byte_level import ByteTokenizer, train
+from llm_jax.data.tokenizers import make_tokenizer
 from llm_jax.hf.tokenizer import oniguruma, tokenizer_files
 
 TEXT = ("It's 1,234,567 o'clock;\n\n\tdef f(x):\r\n    return x ** 2  # naïve café — 東京 \U0001f600\n" * 40

@@ -15,7 +15,8 @@ from llm_jax import hf
 from llm_jax.config import door, presets
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
 from llm_jax.config.run import Data, Run, Stage, Weighted
-from llm_jax.data.tokenizers import ByteTokenizer, load_tokenizer, train
+from llm_jax.data.byte_level import ByteTokenizer, train
+from llm_jax.data.tokenizers import load_tokenizer
 from llm_jax.hf.tokenizer import tokenizer_files
 from llm_jax.hf.weights import parameter_shapes
 from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint

@@ -179,7 +179,7 @@ def test_chat_survives_a_line_it_cannot_encode(workdir, capsys, monkeypatch):
       raise ValueError('not\nthis')
     return encode(text)
 
-  monkeypatch.setattr('llm_jax.data.tokenizers.ByteTokenizer.encode', refuse)
+  monkeypatch.setattr('llm_jax.data.byte_level.ByteTokenizer.encode', refuse)
   out, err = chat(workdir, monkeypatch, capsys, 'bad\np\n')
   assert out == f'{text_of(params(5), "p", 4)}\n' and 'error: not this\n' in err
 
