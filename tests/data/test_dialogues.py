@@ -16,7 +16,7 @@ from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import byte_level, chat, dialogues, pipeline, sources, token_store
 from llm_jax.data.batches import Placement, TrainSource, held_out_batches, typed
-from tests.data.test_pipeline import OneProcess
+from tests.data.test_batches import OneProcess
 from tests.data.test_token_store import files
 
 CONTROL = ('<|im_start|>', '<|im_end|>')

@@ -1,0 +1,26 @@
+"""Two sources of text, and data read of them."""
+import json
+import pathlib
+
+from llm_jax.config import run as config
+from llm_jax.data import byte_level, pipeline
+
+BYTES = byte_level.ByteTokenizer()
+
+
+def write_sources(folder: pathlib.Path) -> pathlib.Path:
+  """The documents of `a` are in lower case, those of `b` in upper case."""
+  for name, change in (('a', str.lower), ('b', str.upper)):
+    rows = ({'text': change(f'Text {i} of {name}, ' * (1 + i % 5))} for i in range(80))
+    (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+def make_data(folder, weights=(0.7, 0.3), packing='split', held_out=0.2) -> config.Data:
+  return config.Data(tuple(config.Weighted(config.Jsonl(str(folder / f'{name}.jsonl'), held_out=held_out), weight)
+                           for name, weight in zip('ab', weights, strict=False)), packing)
+
+
+def open_data(folder, split='train', context=16, seed=0, tokenizer=BYTES, **options) -> pipeline.Dataset:
+  return pipeline.open_dataset(make_data(folder, **options), tokenizer, context=context, seed=seed, split=split,
+                               cache_dir=folder / 'cache')
