@@ -8,7 +8,7 @@ from llm_jax.config import run as config
 from llm_jax.data import byte_level, pipeline
 from llm_jax.evaluation.answers import check_answers, in_form
 from llm_jax.modules.transformer import Transformer
-from tests.data.test_dialogues import write
+from tests.data.dialogue_files import write
 
 BYTES = byte_level.ByteTokenizer()
 EOT = BYTES.eot
