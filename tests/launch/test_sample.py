@@ -1,6 +1,4 @@
 """launch.sample: text from a checkpoint, and one line for everything that can be wrong."""
-import io
-import json
 import os
 import signal
 import subprocess
@@ -10,57 +8,18 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import runtime, sample, sampler
-from llm_jax.config import door
-from llm_jax.config.experiment import Bytes, Constant, Conversations, StandardLibrary, presets
-from llm_jax.config.run import Data, Run, Stage, Weighted
+from launch import runtime, sampler
+from llm_jax.config.experiment import Bytes
 from llm_jax.data.tokenizers import make_tokenizer
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Greedy, Sampling
-from llm_jax.modules.transformer import Transformer
-from llm_jax.train.checkpoint import CheckpointStore
-
-MODEL = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
+from tests.launch.sampled import MODEL, call, decode, params, text_of, write_run
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A run with two stages, of which the first has checkpoints: step 3 with other parameters, step 5 with an average."""
-  folder = tmp_path_factory.mktemp('run')
-  stage = lambda name, init: Stage(name, Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3), init=init)
-  run = Run(MODEL, (stage('first', ('scratch',)), stage('second', ('params', 'first'))), Bytes())
-  (folder / 'config.json').write_text(json.dumps(door.to_json(run)))
-  tokenizer = make_tokenizer(Bytes(), None)
-  tokenizer.save(folder / 'tokenizer')
-  with CheckpointStore(folder / 'checkpoints' / 'first', keep=2) as store:
-    store.save(3, {'params': params(3)}, {'tokenizer': tokenizer.fingerprint})
-    store.save(5, {'params': params(4), 'ema': params(5)}, {'tokenizer': tokenizer.fingerprint}, wait=True)
-  return folder
-
-
-def params(seed):
-  make = jax.jit(lambda key: Transformer(MODEL).init(key, jnp.zeros((1, 1), jnp.int32))['params'])
-  return jax.tree.map(lambda w: 5 * w, make(jax.random.key(seed)))
-
-
-def decode(tokens):
-  return bytes(token for token in tokens if token != 256).decode(errors='replace')
-
-
-def answer_to(weights, tokens, new, *sampling):
-  """The tokens that the model itself says after `tokens`, without the end of text."""
-  [answer] = generate(MODEL, weights, [tokens], new, *sampling, stop_tokens=(256,)).tokens
-  return [token for token in answer if token != 256]
-
-
-def text_of(weights, prompt, new, *sampling):
-  """What the model itself says, decoded in one piece."""
-  return decode(answer_to(weights, [256, *prompt.encode()], new, *sampling))
-
-
-def call(workdir, *flags):
-  return sample.main([f'--checkpoint={workdir}', *flags])
+  return write_run(tmp_path_factory.mktemp('run'))
 
 
 def test_continues_the_prompt_with_the_average(workdir, capsys):
@@ -101,92 +60,6 @@ def test_seed_decides_and_samples_differ(workdir, capsys):
   assert outputs[0] == outputs[1] != outputs[2]
   _, first, second = outputs[0].split('--- sample ')
   assert first[1:] != second[1:]
-
-
-class Terminal(io.StringIO):
-  isatty = lambda self: True
-
-
-def chat(workdir, monkeypatch, capsys, typed, *flags, stdin=io.StringIO):
-  monkeypatch.setattr('sys.stdin', stdin(typed))
-  assert call(workdir, '--temperature=0', '--max_new_tokens=4', *flags) == 0
-  return capsys.readouterr()
-
-
-def test_chat_reads_the_conversation_again(workdir, capsys, monkeypatch):
-  first = answer_to(params(5), [256, *b'p'], 4)
-  second = answer_to(params(5), [256, *b'p', *first, *b'\nq'], 4)
-  out, _ = chat(workdir, monkeypatch, capsys, 'p\nq\n')
-  assert out == f'{decode(first)}\n{decode(second)}\n'
-  more = answer_to(params(5), [256, *b'p', *first], 4)
-  out, _ = chat(workdir, monkeypatch, capsys, 'p\n/reset\np\n\n/quit\np')  # an empty line: go on
-  assert out == f'{decode(first)}\n{decode(first)}\n{decode(more)}\n' and first != more
-
-
-def test_chat_with_a_person(workdir, capsys, monkeypatch):
-  out, err = chat(workdir, monkeypatch, capsys, 'p\n', stdin=Terminal)
-  assert out == f'> {text_of(params(5), "p", 4)}\n> \n' and 'Ctrl-D' in err
-
-
-@pytest.fixture(scope='module')
-def chat_workdir(tmp_path_factory):
-  """A run whose one stage learnt from conversations, in the plain template."""
-  folder = tmp_path_factory.mktemp('chat')
-  data = Data((Weighted(Conversations('chats.jsonl', 'plain')),))
-  run = Run(MODEL, (Stage('sft', data, 5, 32, 8, Constant(1e-3)),))
-  (folder / 'config.json').write_text(json.dumps(door.to_json(run)))
-  tokenizer = make_tokenizer(Bytes(), None)
-  tokenizer.save(folder / 'tokenizer')
-  with CheckpointStore(folder / 'checkpoints' / 'sft', keep=1) as store:
-    store.save(5, {'params': params(5)}, {'tokenizer': tokenizer.fingerprint}, wait=True)
-  return folder
-
-
-def test_a_chat_model_answers_as_its_template_has_it(chat_workdir, capsys, monkeypatch):
-  asked = [256, *b'User: p\n\nAssistant:']
-  first = answer_to(params(5), asked, 3)
-  flags = '--prompt=p', '--temperature=0', '--max_new_tokens=3'
-  assert call(chat_workdir, *flags) == 0 and capsys.readouterr().out == f'{decode(first)}\n'
-  assert call(chat_workdir, *flags, '--raw') == 0 and capsys.readouterr().out == f'p{text_of(params(5), "p", 3)}\n'
-  said = decode(first).strip().encode()
-  assert said  # it is written out again, between the template's own marks
-  again = answer_to(params(5), [*asked, *b' ', *said, 256, *b'User: q\n\nAssistant:'], 3)
-  out, err = chat(chat_workdir, monkeypatch, capsys, 'p\n\nq\n', '--max_new_tokens=3')
-  assert out == f'{decode(first)}\n{decode(again)}\n' and 'content' in err  # an empty line is no message
-
-
-def test_interrupt_stops_the_answer_only(workdir, capsys, monkeypatch):
-  stream = sampler.stream
-
-  def interrupted(*args, **kwargs):
-    """One token and then Ctrl-C, the first time."""
-    monkeypatch.setattr(sampler, 'stream', stream)
-    yield [next(stream(*args, **kwargs))[0][:1]]
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(sampler, 'stream', interrupted)
-  first = answer_to(params(5), [256, *b'p'], 4)[:1]
-  second = answer_to(params(5), [256, *b'p', *first, *b'\nq'], 4)
-  out, _ = chat(workdir, monkeypatch, capsys, 'p\nq\n')
-  assert out == f'{decode(first)}\n{decode(second)}\n'
-
-
-def test_chat_survives_a_line_it_cannot_encode(workdir, capsys, monkeypatch):
-  encode = sampler.load_tokenizer(workdir / 'tokenizer').encode
-
-  def refuse(self, text):
-    if text == 'bad':
-      raise ValueError('not\nthis')
-    return encode(text)
-
-  monkeypatch.setattr('llm_jax.data.byte_level.ByteTokenizer.encode', refuse)
-  out, err = chat(workdir, monkeypatch, capsys, 'bad\np\n')
-  assert out == f'{text_of(params(5), "p", 4)}\n' and 'error: not this\n' in err
-
-
-def test_prompt_from_a_pipe(workdir, capsys, monkeypatch):
-  out, _ = chat(workdir, monkeypatch, capsys, 'x\ny', '--prompt=-')
-  assert out == f'x\ny{text_of(params(5), chr(120) + chr(10) + chr(121), 4)}\n'
 
 
 def test_sampling_flags(workdir, capsys):
@@ -278,13 +151,6 @@ def test_wrong_flags(workdir, capsys, flags, words):
   assert caught.value.code == 2 and words in err and err.count('\n') == 1
 
 
-@pytest.mark.parametrize('flags,words', [(['--num_samples=2'], '--num_samples'), (['--log_probs'], '--log_probs')])
-def test_a_chat_has_one_answer(workdir, capsys, flags, words):
-  with pytest.raises(SystemExit) as caught:
-    call(workdir, *flags)
-  assert caught.value.code == 2 and words in capsys.readouterr().err
-
-
 def test_no_run_there(tmp_path, capsys):
   with pytest.raises(SystemExit) as caught:
     call(tmp_path, '--prompt=a')
@@ -322,13 +188,6 @@ def test_interrupt_while_it_loads(workdir, monkeypatch, capsys):
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a')
   assert caught.value.code == 130 and capsys.readouterr().err == ''
-
-
-def test_a_chat_model_is_told_something(chat_workdir, capsys, monkeypatch):
-  monkeypatch.setattr('sys.stdin', io.StringIO('\n'))
-  with pytest.raises(SystemExit) as caught:
-    call(chat_workdir, '--prompt=-')
-  assert caught.value.code == 2 and "error: --prompt = '-': empty" in capsys.readouterr().err
 
 
 def test_help_imports_no_jax():
