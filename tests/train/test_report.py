@@ -1,6 +1,5 @@
 """The report: right pictures, safe with anyone's text, and always there, whatever is missing."""
 import dataclasses
-import html.parser
 import json
 import math
 import re
@@ -11,44 +10,9 @@ import pytest
 from launch import report as launch_report
 from llm_jax.config import door, presets
 from llm_jax.config.run import BPE, Checkpoints, Cosine, Data, Run, Stage, StandardLibrary, Weighted
-from llm_jax.train import charts
 from llm_jax.train.metrics import MetricsWriter, read_metrics
 from llm_jax.train.report import render, result, write_report
-
-HOSTILE = '<script>alert(1)</script><img src=x onerror=alert(2)> & "quotes" \x1b[31m \x00 \ud800 </pre></details>'
-VOID = {'meta', 'link', 'br', 'img', 'hr', 'input'}
-
-
-class Page(html.parser.HTMLParser):
-  """Reads a page strictly: every tag is closed in order. Keeps tags with attributes, and the text inside each tag."""
-
-  def __init__(self, source):
-    super().__init__()
-    self.open, self.tags, self.texts = [], [], []
-    self.feed(source)
-    self.close()
-    assert not self.open
-
-  def handle_starttag(self, tag, attributes):
-    self.tags.append((tag, dict(attributes)))
-    if tag not in VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attributes):
-    self.tags.append((tag, dict(attributes)))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, text):
-    self.texts.append((self.open[-1] if self.open else '', text))
-
-  def all(self, tag, **attributes):
-    """Attributes of the tags of that name, and of that `class_`."""
-    return [a for t, a in self.tags if t == tag and all(a.get(k.rstrip('_')) == v for k, v in attributes.items())]
-
-  def text(self, tag=None):
-    return ' '.join(text for t, text in self.texts if t != 'style' and tag in (None, t))
+from tests.train.pages import HOSTILE, Page
 
 
 def experiment(*stages):
@@ -234,38 +198,6 @@ def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and str(folder) in error and words in error and error.count('\n') == 1
   assert not list((tmp_path / 'other').iterdir())
-
-
-# ---------------------------------------------------------------------------------------------- charts
-def test_smoothing():
-  line = [3.0 + 2 * i for i in range(50)]
-  assert charts.smooth(line, 5)[:45] == pytest.approx(line[:45])  # unbiased on a slope, from the first point on
-  assert charts.smooth([1.0, math.nan, 3.0, math.inf, 5.0], 1) == pytest.approx([1, 2, 3, 4, 5])
-  assert math.isnan(charts.smooth([math.nan], 3)[0]) and charts.smooth([], 3) == []
-
-
-def test_thinning_keeps_the_ends_and_the_spikes():
-  xs = list(range(100_000))
-  ys = [0.0] * 100_000
-  ys[54_321], ys[99_999] = 9.0, 1.0
-  thin_xs, thin_ys = charts.thin(xs, ys)
-  assert len(thin_xs) <= charts.MAX_POINTS + 1 and thin_xs == sorted(thin_xs)
-  assert (thin_xs[-1], thin_ys[-1]) == (99_999, 1.0)
-  assert charts.thin([1, 2], [3.0, 4.0]) == ([1, 2], [3.0, 4.0])
-
-
-@pytest.mark.parametrize('log_y', [False, True])
-@pytest.mark.parametrize('values', [(1.0, 1.0), (0.999, 1.0), (1e-9, 1e9), (3e-4, 0.0), (2.0, 3.0), (1.5, 11.0)])
-def test_axes_always_have_a_few_ticks_inside(values, log_y):
-  source = charts.line_chart('T', [charts.Series('s', [1, 2], list(values))], y_label='y', log_y=log_y)
-  ticks = [float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="end"', source)]
-  assert 2 <= len(ticks) <= 12 and all(charts.TOP <= y - 4 <= charts.HEIGHT for y in ticks)
-  assert all(a - b >= 10 for a, b in zip(ticks, ticks[1:], strict=False))
-
-
-def test_numbers_of_ticks():
-  assert [charts.number(x) for x in (0, 0.5, 20, 1500, 3e6, 3e-4, 1.5e-5, -0.25)] == [
-      '0', '0.5', '20', '1.5k', '3M', '3e-4', '1.5e-5', '-0.25']
 
 
 def test_config_tree_names_every_field(tmp_path):

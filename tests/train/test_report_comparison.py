@@ -6,7 +6,7 @@ import pytest
 from launch import report as launch_report
 from llm_jax.train.metrics import MetricsWriter
 from llm_jax.train.report_comparison import changes, names, write_comparison
-from tests.train.test_report import HOSTILE, Page
+from tests.train.pages import HOSTILE, Page
 
 CONFIG = {'seed': 0, 'model': {'d_model': 8}, 'stages': [{'name': 'a', 'steps': 4, 'batch_size': 2, 'context': 8}]}
 
