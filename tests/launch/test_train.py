@@ -35,7 +35,7 @@ def refused(capsys, config: str, workdir: pathlib.Path, *flags: str) -> str:
 def test_bad_rows_name_file_and_line(content, message, tmp_path, capsys):
   path = tmp_path / 'bad.jsonl'
   path.write_bytes(content)
-  line = refused(capsys, f'{runs.TINY}:{path}', tmp_path / 'run')
+  line = refused(capsys, runs.tiny('experiment', path), tmp_path / 'run')
   assert 'config.stages[0].data.sources[0].source' in line and message in line
 
 
@@ -45,7 +45,7 @@ def test_text_that_is_not_utf8(tmp_path, capsys):
 
 
 def test_a_mesh_that_does_not_divide_the_devices(tmp_path, capsys):
-  line = refused(capsys, f'{runs.TINY}:{runs.write_corpus(tmp_path)}', tmp_path / 'run', '--config.mesh.data=3')
+  line = refused(capsys, runs.tiny('experiment', runs.write_corpus(tmp_path)), tmp_path / 'run', '--config.mesh.data=3')
   assert 'config.mesh.data = 3' in line and '8' in line
 
 
@@ -53,7 +53,7 @@ def test_a_folder_of_another_run_is_left_alone(tmp_path, capsys):
   corpus, run = runs.write_corpus(tmp_path), tmp_path / 'run'
   (run / 'checkpoints' / 'first' / '00000005').mkdir(parents=True)
   (run / 'config.json').write_text('{"seed": 7}\n')
-  assert str(run) in refused(capsys, f'{runs.TINY}:{corpus}', run)
+  assert str(run) in refused(capsys, runs.tiny('experiment', corpus), run)
   assert (run / 'config.json').read_text() == '{"seed": 7}\n'
 
 
@@ -61,5 +61,5 @@ def test_a_folder_where_nothing_was_saved_is_free(tmp_path, capsys):
   """A first attempt that failed does not bind the folder to its configuration."""
   (tmp_path / 'bad.jsonl').write_text('not json\n')
   for seed in (1, 2):
-    line = refused(capsys, f'{runs.TINY}:{tmp_path / "bad.jsonl"}', tmp_path / 'run', f'--config.seed={seed}')
+    line = refused(capsys, runs.tiny('experiment', tmp_path / 'bad.jsonl'), tmp_path / 'run', f'--config.seed={seed}')
     assert 'bad.jsonl:1' in line

@@ -14,7 +14,6 @@ from llm_jax import paths
 from llm_jax.train.checkpoint import CheckpointStore
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = ROOT / 'tests/train/tiny_experiment.py'
 
 
 def write_corpus(folder: pathlib.Path) -> pathlib.Path:
@@ -51,6 +50,11 @@ def write_recipe(folder: pathlib.Path) -> pathlib.Path:
   return folder / 'text.jsonl'
 
 
+def tiny(name: str, data: pathlib.Path) -> str:
+  """A value for `--config`: `tiny_NAME.py`, on the file or folder that it reads."""
+  return f'{ROOT}/tests/train/tiny_{name}.py:{data}'
+
+
 def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1,
           rank: tuple[int, int, int] | None = None, experiment: str | None = None, kill_at: str = ''
           ) -> subprocess.Popen:
@@ -58,7 +62,7 @@ def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int
   cluster = [] if rank is None else [f'--coordinator=localhost:{rank[0]}', f'--num_processes={rank[1]}',
                                      f'--process_id={rank[2]}']
   return subprocess.Popen(
-      [sys.executable, '-m', 'launch.train', f'--config={experiment or f"{TINY}:{corpus}"}',
+      [sys.executable, '-m', 'launch.train', f'--config={experiment or tiny("experiment", corpus)}',
        f'--workdir={workdir}', *flags, *cluster],
       cwd=ROOT, env=environment(corpus.parent / 'cache', devices) | {'LLM_JAX_KILL_AT': kill_at},
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

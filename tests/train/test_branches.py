@@ -12,19 +12,13 @@ from tests.train import runs
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return runs.write_recipe(tmp_path_factory.mktemp('branches'))
-
-
-@pytest.fixture(scope='module')
-def done(corpus, tmp_path_factory):
+def done(recipe_corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
-  return workdir, start(corpus, workdir)
+  return workdir, start(recipe_corpus, workdir)
 
 
 def start(corpus, workdir, *flags, **kwargs):
-  return runs.run(corpus, workdir, *flags, experiment=f'{runs.ROOT / "tests/train/tiny_branches.py"}:{corpus.parent}',
-                  **kwargs)
+  return runs.run(corpus, workdir, *flags, experiment=runs.tiny('branches', corpus.parent), **kwargs)
 
 
 def checkpoint(workdir, stage, step):
@@ -81,6 +75,6 @@ def test_the_config_in_the_folder_is_the_same_run(done):
   assert [each.name for each in run.ancestors(run.stages[3])] == ['trunk', 'plain', 'mixed']
 
 
-def test_the_mean_alone_needs_all_its_stages(corpus, tmp_path):
-  output = start(corpus, tmp_path, '--stage=mean', expect=2)
+def test_the_mean_alone_needs_all_its_stages(recipe_corpus, tmp_path):
+  output = start(recipe_corpus, tmp_path, '--stage=mean', expect=2)
   assert 'starts from stage plain, which has not finished' in output

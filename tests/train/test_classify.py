@@ -46,7 +46,7 @@ def untouched(corpus, tmp_path_factory):
 
 
 def recipe(corpus):
-  return f'{runs.ROOT / "tests/train/tiny_classify.py"}:{corpus.parent}'
+  return runs.tiny('classify', corpus.parent)
 
 
 def leaves(workdir, stage, count=1, kind='params'):

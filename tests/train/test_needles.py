@@ -7,13 +7,13 @@ from tests.train import runs
 
 
 @pytest.fixture(scope='module')
-def done(tmp_path_factory):
-  corpus, workdir = runs.write_corpus(tmp_path_factory.mktemp('needles')), tmp_path_factory.mktemp('run')
+def done(corpus, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('run')
   return corpus, workdir, start(corpus, workdir)
 
 
 def start(corpus, workdir):
-  return runs.run(corpus, workdir, experiment=f'{runs.ROOT / "tests/train/tiny_needles.py"}:{corpus}')
+  return runs.run(corpus, workdir, experiment=runs.tiny('needles', corpus))
 
 
 def records(workdir, kind, stage):

@@ -14,19 +14,14 @@ STAGES = ('pretrain', 'anneal', 'average', 'sft', 'dpo')
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return runs.write_recipe(tmp_path_factory.mktemp('recipe'))
-
-
-@pytest.fixture(scope='module')
-def untouched(corpus, tmp_path_factory):
+def untouched(recipe_corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('untouched')
-  runs.run(corpus, workdir, experiment=recipe(corpus))
+  runs.run(recipe_corpus, workdir, experiment=recipe(recipe_corpus))
   return workdir
 
 
 def recipe(corpus):
-  return f'{runs.ROOT / "tests/train/tiny_recipe.py"}:{corpus.parent}'
+  return runs.tiny('recipe', corpus.parent)
 
 
 def params(workdir, stage, count=1):
@@ -75,16 +70,16 @@ def test_each_source_of_a_mixture_is_told_apart(untouched):
   assert '<h2>Data</h2>' in (untouched / 'report.html').read_text()
 
 
-def test_a_stage_alone_needs_the_one_that_it_starts_from(corpus, tmp_path):
-  output = runs.run(corpus, tmp_path, '--stage=dpo', experiment=recipe(corpus), expect=2)
+def test_a_stage_alone_needs_the_one_that_it_starts_from(recipe_corpus, tmp_path):
+  output = runs.run(recipe_corpus, tmp_path, '--stage=dpo', experiment=recipe(recipe_corpus), expect=2)
   assert 'starts from stage sft, which has not finished' in output and not (tmp_path / 'checkpoints').exists()
 
 
 @pytest.mark.slow  # test_quickstart.py kills in all stages
-def test_killed_at_the_end_of_every_stage(corpus, untouched, tmp_path):
+def test_killed_at_the_end_of_every_stage(recipe_corpus, untouched, tmp_path):
   """SIGKILL where the last checkpoint of a stage is committed, before (once) or after: the end is bitwise equal."""
   for kill_at in ('before_commit@12', *('after_commit@12',) * 4, ''):
-    process = runs.start(corpus, tmp_path, experiment=recipe(corpus), kill_at=kill_at)
+    process = runs.start(recipe_corpus, tmp_path, experiment=recipe(recipe_corpus), kill_at=kill_at)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == (-signal.SIGKILL if kill_at else 0), output
   for stage in STAGES:

@@ -12,11 +12,6 @@ KILLS = 20
 
 
 @pytest.fixture(scope='module')
-def corpus(tmp_path_factory):
-  return runs.write_corpus(tmp_path_factory.mktemp('corpus'))
-
-
-@pytest.fixture(scope='module')
 def untouched(corpus, tmp_path_factory):
   """An uninterrupted run, and how long it took."""
   workdir = tmp_path_factory.mktemp('untouched')
