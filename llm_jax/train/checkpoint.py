@@ -28,6 +28,9 @@ from llm_jax.train.workdir import sync_folder
 
 __all__ = ['Checkpoint', 'CheckpointError', 'CheckpointStore', 'open_checkpoint', 'read_params']
 
+# Orbax gives a save up after 20 minutes of the wall clock: a large state on a slow disk would never be saved, and a clock
+# that is set right meanwhile would end the run. Processes that no longer move are noticed elsewhere (`cluster.py`).
+SAVE_SECONDS = 7 * 24 * 3_600
 KILL_POINTS = ('before_write', 'mid_array', 'before_manifest', 'before_commit', 'after_commit', 'mid_gc')
 
 
@@ -146,7 +149,8 @@ class CheckpointStore:
     try:
       cluster.on_first(lambda: self._clear(staging))
       if self._orbax is None:
-        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        patience = ocp.AsyncOptions(timeout_secs=SAVE_SECONDS)
+        self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=patience)
       self._orbax.save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(nest(named)))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._failure(error) from error

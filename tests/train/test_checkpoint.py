@@ -4,6 +4,8 @@ import functools
 import os
 import resource
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -202,6 +204,20 @@ def test_disk_full_leaves_the_previous_checkpoint_and_says_so(tmp_path):
   assert store.latest_valid().step == 3
   assert [path.name for path in tmp_path.iterdir()] == ['00000003']
   store.close()
+
+
+def test_a_save_may_take_hours_and_the_clock_may_be_set_meanwhile(tmp_path, monkeypatch):
+  now, looks = time.time, threading.local()
+
+  def clock():  # of each thread's own: an hour later whenever it looks
+    looks.count = getattr(looks, 'count', 0) + 1
+    return now() + 3_600 * looks.count
+
+  with CheckpointStore(tmp_path) as store:
+    monkeypatch.setattr(time, 'time', clock)
+    store.save(1, make_state(1), {}, wait=True)
+    monkeypatch.undo()
+    assert_same(store.latest_valid().restore(abstract(make_state(0))), make_state(1))
 
 
 def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
