@@ -24,7 +24,7 @@ SAFE_TO_CHANGE = (
     r'stages\[\d+\]\.prompts(\[\d+\])?',
     r'stages\[\d+\]\.(microbatches|remat|ramp\[\d+\]\.microbatches)',
     r'stages\[\d+\]\.max_nonfinite',
-    r'(stages\[\d+\]\.data|tokenizer)\..*path',  # what is there is checked by its fingerprint
+    r'(stages\[\d+\]\.(data|held_out)|tokenizer)\..*path',  # what is there is checked by its fingerprint
 )
 _ABSENT = '(absent)'
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
