@@ -1,5 +1,6 @@
 """A run: its stages one after the other. What is finished is skipped, what was interrupted goes on."""
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import pathlib
@@ -37,6 +38,8 @@ from llm_jax.train.scores import StageData
 from llm_jax.train.stage import StageRun, has_result
 from llm_jax.train.workdir import Workdir, write_atomic
 
+PACKAGE = pathlib.Path(__file__).parents[1]
+
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`, then writes its report.
@@ -59,7 +62,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   folder = Workdir(workdir)
   cluster.on_first(folder.prepare)
   cluster.agree('config', repr(run))
-  cluster.agree('code', f'{code_version()} jax {jax.__version__} {execution.dtype}')
+  cluster.agree('code', f'{code_digest()} {package_versions()} {execution.dtype}')
   with contextlib.ExitStack() as stack:
     cluster.on_first(lambda: stack.enter_context(folder.lock()))
     cluster.on_first(lambda: bind(folder, run))
@@ -189,9 +192,22 @@ def print_shares(stage: str, found: Sequence[Share]) -> None:
 
 def make_lineage() -> dict[str, Any]:
   """Where and with what a run was made; saved with every artefact."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
   return {'command': ' '.join(sys.argv), 'started': time.strftime('%Y-%m-%d %H:%M:%S%z'), 'code': code_version(),
-          'machine': describe_machine(), 'packages': {name: importlib.metadata.version(name) for name in packages}}
+          'machine': describe_machine(), 'packages': package_versions()}
+
+
+def package_versions() -> dict[str, str]:
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+  return {name: importlib.metadata.version(name) for name in packages}
+
+
+def code_digest() -> str:
+  """sha256 of the package's sources. A commit would not tell apart two clones that are changed beside it, nor would a
+  version two packages that are."""
+  digest = hashlib.sha256()
+  for file in sorted(PACKAGE.rglob('*.py')):
+    digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0' + file.read_bytes() + b'\0')
+  return digest.hexdigest()
 
 
 def code_version() -> str:
@@ -200,8 +216,8 @@ def code_version() -> str:
     version = importlib.metadata.version('llm_jax')
   except importlib.metadata.PackageNotFoundError:  # run from a clone that was not installed
     version = 'clone'
-  root = pathlib.Path(__file__).parents[2]
-  git = lambda *words: subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, timeout=10)
+  folder = str(PACKAGE.parent)
+  git = lambda *words: subprocess.run(['git', '-C', folder, *words], capture_output=True, text=True, timeout=10)
   try:
     commit, changed = git('rev-parse', '--short=12', 'HEAD'), git('status', '--porcelain', '--untracked-files=no')
   except (OSError, subprocess.SubprocessError):

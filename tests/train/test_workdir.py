@@ -2,6 +2,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.experiment_file import load_run
 from llm_jax.config.errors import ConfigError
 from llm_jax.train import stages
 from llm_jax.train.workdir import Workdir, differences, write_atomic
@@ -194,6 +196,25 @@ def test_stages_may_be_appended(tmp_path):
   Workdir(tmp_path).bind(longer)
   with pytest.raises(ConfigError, match=r'stages\[1\] = '):
     Workdir(tmp_path).bind(CONFIG)
+
+
+def test_processes_whose_sources_differ_do_not_agree(tmp_path, monkeypatch):
+  """Two clones of one commit, each changed beside it: what the processes compare must differ."""
+  run, said = load_run('experiments/family.py:llama', ()), []
+
+  def agree(name, digest):
+    if name == 'code':
+      said.append(digest)
+      raise InterruptedError
+
+  monkeypatch.setattr(stages.cluster, 'agree', agree)
+  clone = shutil.copytree(stages.PACKAGE, tmp_path / 'llm_jax', ignore=shutil.ignore_patterns('__pycache__'))
+  for change in ('', '# mine', '# yours', '# yours'):
+    (clone / 'train/step.py').write_text((stages.PACKAGE / 'train/step.py').read_text() + change)
+    with monkeypatch.context() as m, pytest.raises(InterruptedError):
+      m.setattr(stages, 'PACKAGE', clone)
+      stages.train(run, tmp_path / 'run')
+  assert len(set(said)) == 3 and said[2] == said[3]
 
 
 def test_until_a_checkpoint_is_whole_the_folder_is_bound_to_nothing(tmp_path, monkeypatch):
