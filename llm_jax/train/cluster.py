@@ -6,9 +6,11 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -26,6 +28,7 @@ EXIT_STALLED = 70  # EX_SOFTWARE: the watchdog saw no step for too long
 HEARTBEAT_SECONDS = 10  # after which the others give up on a process that died
 SHUTDOWN_SECONDS = 5
 ANSWER_SECONDS = 300  # that a process waits for process 0 to be there
+SHARED_SECONDS = 90  # that a network file system may take to show one machine what another one wrote
 BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
 _barriers = itertools.count()
 
@@ -135,6 +138,33 @@ def agree(name: str, digest: str) -> None:
   if differ:
     raise ConfigError(name, digest[:16], f'differs from process 0 on process {", ".join(map(str, differ))}: '
                       'start all processes with the same command and the same code')
+
+
+def check_shared(folder: Path) -> None:
+  """Checks that every process sees what process 0 writes in `folder`: else each would save a part of a checkpoint
+  where none can read all of it.
+
+  Raises:
+    ConfigError: on every process, naming those that do not see it.
+  """
+  if jax.process_count() == 1:
+    return
+
+  def leave_mark() -> str:
+    descriptor, path = tempfile.mkstemp(dir=folder, prefix='.shared.')
+    os.close(descriptor)
+    return Path(path).name
+
+  mark = folder / on_first(leave_mark)
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not mark.exists() and time.monotonic() < deadline:
+    time.sleep(0.5)
+  seen = gather(mark.exists())
+  on_first(lambda: mark.unlink(missing_ok=True))
+  blind = [rank for rank, sees in enumerate(seen) if not sees]
+  if blind:
+    raise ConfigError('workdir', str(folder), f'process {", ".join(map(str, blind))} does not see what process 0 '
+                      'writes there: name one folder, on a file system that all processes share')
 
 
 def on_first(function: Callable[[], T]) -> T:

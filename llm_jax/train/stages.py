@@ -61,6 +61,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
   primary = jax.process_index() == 0
   folder = Workdir(workdir)
   cluster.on_first(folder.prepare)
+  cluster.check_shared(workdir)
   cluster.agree('config', repr(run))
   cluster.agree('code', f'{code_digest()} {package_versions()} {execution.dtype}')
   with contextlib.ExitStack() as stack:

@@ -51,6 +51,11 @@ def main(folder):
   say(on_first=cluster.on_first(lambda: {'rank': rank, 'text': 'é'}), fails=error_of(cluster.on_first, lambda: 1 // 0))
   say(config=error_of(cluster.on_first, lambda: require(rank != 0, 'workdir', None, 'mend')),
       checkpoint=error_of(cluster.on_first, broken))
+  own = folder.parent / f'disk_of_{rank}'
+  own.mkdir()
+  cluster.SHARED_SECONDS = 1
+  say(shared=error_of(cluster.check_shared, folder.parent), apart=error_of(cluster.check_shared, own),
+      left=[path.name for path in own.iterdir()])
 
   mesh = jax.sharding.Mesh(jax.devices(), ('data',), axis_types=(AxisType.Auto,))
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_state(0, mesh))

@@ -53,6 +53,13 @@ def test_they_agree_or_all_name_the_one_that_differs(two):
     assert s['differ'].startswith('ConfigError: config = ') and 'differs from process 0 on process 1' in s['differ']
 
 
+def test_a_folder_that_they_do_not_share_is_refused(two):
+  _, said, _, _ = two
+  for rank, s in enumerate(said):
+    assert s['shared'] == 'None' and s['left'] == []
+    assert f'disk_of_{rank}: process 1 does not see what process 0 writes there' in s['apart'].replace("'", '')
+
+
 def test_what_the_first_finds_all_know(two):
   _, said, _, _ = two
   assert [s['on_first'] for s in said] == [{'rank': 0, 'text': 'é'}] * 2
