@@ -61,6 +61,7 @@ class CheckpointStore:
     self._orbax: ocp.AsyncCheckpointer | None = None
     self._thread: threading.Thread | None = None
     self._error: BaseException | None = None
+    self._written = True  # the arrays of the save under way, by this process
     self._saving = -1
 
   def __enter__(self) -> 'CheckpointStore':
@@ -160,13 +161,15 @@ class CheckpointStore:
       self.wait()
 
   def wait(self) -> None:
-    """Waits until the save under way is committed; every process learns whether it was."""
+    """Waits until the save under way is committed; every process learns whether it was, or ends with the one that
+    knows."""
     if self._thread is None:
       return
     self._thread.join()
     self._thread = None
     error, self._error = self._error, None
-    failed = cluster.gather(error is not None)
+    # Where it was the arrays, the others wait inside of Orbax for this process: they end when it does.
+    failed = cluster.gather(error is not None) if self._written else []
     if error is not None:
       raise self._failure(error) from error
     if any(failed):
@@ -184,7 +187,9 @@ class CheckpointStore:
     """In the background: the manifest, the rename that commits, then the deletion of older checkpoints."""
     try:
       kill_point('mid_array', step)
+      self._written = False
       self._orbax.wait_until_finished()
+      self._written = True
       if jax.process_index() != 0:
         return
       kill_point('before_manifest', step)

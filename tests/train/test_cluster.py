@@ -107,6 +107,18 @@ def test_one_process_restores_what_two_saved(two):
   assert int(state['step']) == found.step
 
 
+def test_a_process_that_cannot_write_its_arrays_ends_the_run(tmp_path):
+  """The other waits for it inside of Orbax, and would for as long as a save may take."""
+  process = launch(2, 'lone_save_worker', tmp_path / 'stage', DEVICES_PER_PROCESS='1')
+  try:
+    output, _ = process.communicate(timeout=60)
+  finally:
+    process.terminate()
+  assert process.returncode > 0  # 1, or jax's own where the other ends first
+  assert '[1] said: ' in output and 'step 1 was not saved (disk full, or a limit on file size' in output
+  assert CheckpointStore(tmp_path / 'stage').latest_valid() is None
+
+
 LAUNCHED = """
 import os, sys, time
 print(os.environ['LLM_JAX_PROCESS_ID'], os.environ['LLM_JAX_NUM_PROCESSES'], sys.argv[1:], flush=True)
