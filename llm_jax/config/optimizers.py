@@ -42,6 +42,7 @@ Optimizer = AdamW | Muon
 def check_betas(optimizer: Optimizer, *names: str) -> None:
   for name in names:
     require(0 <= getattr(optimizer, name) < 1, name, getattr(optimizer, name), 'use a decay rate in [0, 1)')
-  for name in ('eps', 'weight_decay'):
-    value = getattr(optimizer, name)
-    require(math.isfinite(value) and value >= 0, name, value, 'use a finite number of 0 or more')
+  eps, decay = optimizer.eps, optimizer.weight_decay
+  # At 0, what has had no gradient yet, as the embedding of a token that no batch held, would become 0 / 0.
+  require(math.isfinite(eps) and eps > 0, 'eps', eps, 'use a finite number above 0, such as 1e-8')
+  require(math.isfinite(decay) and decay >= 0, 'weight_decay', decay, 'use a finite number of 0 or more')

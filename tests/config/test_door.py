@@ -112,6 +112,7 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   # what the dataclasses refuse, under the whole path
   ('stages[0].learning_rate.peak', -1.0, 'use a finite learning rate of 0 or more, such as 3e-4'),
   ('stages[0].learning_rate.warmup', 11, 'warm-up is longer than the stage: use at most steps=10'),
+  ('stages[0].optimizer.eps', 0.0, 'use a finite number above 0, such as 1e-8'),
   ('stages[0].context', 65, 'the learned positions end at model.positions.max_length=64: shorten the context or '
                             'lengthen the table'),
   ('stages[0].microbatches', 3, 'use a divisor of batch_size=4'),
