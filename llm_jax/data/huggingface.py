@@ -14,7 +14,8 @@ from llm_jax.data import fingerprints
 class HuggingFaceTokenizer:
   """content: the file's bytes. end_of_text: the control token at both ends of every document.
 
-  The library turns a control token's name in the text into its id by default; here it never does.
+  The library turns a control token's name in the text into its id by default; here it never does. The token that stands
+  for what the vocabulary cannot spell is text, whatever the file calls it, unless it is the end of text.
   """
 
   def __init__(self, content: bytes, end_of_text: str):
@@ -30,7 +31,9 @@ class HuggingFaceTokenizer:
     self.content, self.end_of_text = content, end_of_text
     eot = self._tokenizer.token_to_id(end_of_text)
     require(eot is not None, 'tokenizer.end_of_text', end_of_text, 'not in the vocabulary: name its end of text token')
-    control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = _unknown(description['model'])
+    control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()
+               if token.special and (token.content != unknown or i == eot)}
     require(end_of_text in control, 'tokenizer.end_of_text', end_of_text,
             f'not a control token: use one of {sorted(control)}')
     self.eot, self.control_ids, self._control_ids = eot, control, np.array(sorted(control.values()))
@@ -57,7 +60,8 @@ class HuggingFaceTokenizer:
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ids = [i for part in parts for i in self._tokenizer.encode(part, add_special_tokens=False).ids]
     if np.isin(ids, self._control_ids).any():
-      raise ValueError(f'this tokenizer.json turns ordinary text into a control id: {text[:80]!r}')
+      raise ConfigError('text', text[:80], 'this tokenizer.json turns some of it into a control token: use another '
+                        'tokenizer, or, where its end_of_text is its unknown token, another end_of_text')
     return np.array(ids, np.uint32)
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -79,6 +83,13 @@ class HuggingFaceTokenizer:
     folder = pathlib.Path(folder)
     fingerprints.write_atomically(folder / 'tokenizer.json', self.content)
     fingerprints.write_atomically(folder / 'llm_jax_tokenizer.json', json.dumps(meta, indent=1).encode())
+
+
+def _unknown(model: dict) -> str | None:
+  """The token for what a tokenizer.json's model cannot spell, or None."""
+  if model.get('unk_id') is not None:  # Unigram
+    return model['vocab'][model['unk_id']][0]
+  return model.get('unk_token')
 
 
 def byte_alphabet() -> dict[str, int]:

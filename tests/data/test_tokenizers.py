@@ -61,6 +61,21 @@ def test_control_token_that_is_also_a_word():
   assert ours.eot not in ours.encode('a</s>b') and ours.encode('ab') == library.encode('ab').ids
 
 
+@pytest.mark.parametrize('model', [
+  hf.models.Unigram([('<unk>', 0.0), ('</s>', 0.0), ('a', -1.0), ('b', -1.0)], 0, False),
+  hf.models.WordLevel({'<unk>': 0, '</s>': 1, 'a': 2, 'b': 3}, '<unk>')])
+def test_what_a_vocabulary_cannot_spell_is_its_unknown_token(model):
+  """Files mark it as special, which makes it no control token; as the end of text it is one, and no text becomes it."""
+  library = hf.Tokenizer(model)
+  library.pre_tokenizer = hf.pre_tokenizers.Split('', 'isolated')
+  library.add_special_tokens(['<unk>', '</s>'])
+  ours = HuggingFaceTokenizer(library.to_str().encode(), '</s>')
+  assert ours.encode('a\u00e9b') == library.encode('a\u00e9b').ids == [2, 0, 3]
+  assert ours.control_ids == {'</s>': 1} and 1 not in ours.encode('a</s>b')
+  with pytest.raises(ConfigError, match='a\u00e9b.*its unknown token, another end_of_text'):
+    HuggingFaceTokenizer(library.to_str().encode(), '<unk>').encode('a\u00e9b')
+
+
 def test_padding_and_truncation_of_the_file_are_off(bpe):
   library = hugging_face(bpe.ranks, PUBLISHED['cl100k'])
   library.enable_truncation(3)
