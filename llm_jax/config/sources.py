@@ -100,7 +100,7 @@ class StandardLibraryChats:
   and as the answer its body, fenced as Python. A file's functions are held out where `StandardLibrary` with the same
   `held_out` holds out the file."""
   template: str = 'chatml'
-  held_out: float = 0.1
+  held_out: float = 0.05
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -114,7 +114,7 @@ class StandardLibraryPreferences:
   """
   template: str = 'chatml'
   mask_formatting: bool = True
-  held_out: float = 0.1
+  held_out: float = 0.05
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -170,7 +170,7 @@ class StandardLibraryFunctions:
   """
   labels: tuple[str, ...] = ('asyncio', 'email', 'importlib', 'multiprocessing', 'unittest', 'xml')
   marks: tuple[str, ...] = ('', '', '')
-  held_out: float = 0.1
+  held_out: float = 0.05
 
   def __post_init__(self):
     _check_labelled(self.labels, self.marks)
