@@ -143,6 +143,13 @@ class Dataset:
     """Whether the text is no longer as it was when the dataset was opened; its tokens are."""
     return any(source.changed() for source in self._sources)
 
+  def seen_in(self, trained: 'Dataset') -> list[str]:
+    """What of this held-out split may be in the training split `trained`, one line for each two sources."""
+    return [f'{self.names[i]} (held_out={ours.held_out}) holds out text of {trained.names[k]} '
+            f'(held_out={theirs.held_out})'
+            for i, ours in zip(self._numbers, self._sources, strict=True)
+            for k, theirs in zip(trained._numbers, trained._sources, strict=True) if theirs.trains_on(ours)]
+
   def byte_documents(self) -> Iterator[bytes]:
     """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
     for source in self._sources:

@@ -36,6 +36,7 @@ class DocumentSource:
   """Documents of one source.
 
   kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
+  files: by the names that begin the keys of their documents.
   records: a fresh pass over (key, read). changed: whether a file is not as it was when the fingerprint was taken.
   num_bytes: size of the files, an estimate of the text.
   chat: the configuration of a source of dialogues, of which only what the assistant says is a target.
@@ -44,6 +45,7 @@ class DocumentSource:
   """
   kind: str
   fingerprint: str
+  files: rows.Files
   held_out: float
   records: Callable[[], Iterable[Record]]
   changed: Callable[[], bool]
@@ -82,6 +84,14 @@ class DocumentSource:
       document = self.read(reader)
       if len(document):
         yield key, document
+
+  def trains_on(self, other: 'DocumentSource') -> bool:
+    """Whether text that `other` holds out may be training text of this one: a file of both, split in another way."""
+    mine = {os.path.realpath(path): name for name, path in self.files.items()}
+    shared = [(mine[place], name) for name, path in other.files.items() if (place := os.path.realpath(path)) in mine]
+    by_part = [source.kind == 'Text' and len(source.files) == 1 for source in (self, other)]
+    alike = all(a == b for a, b in shared) and by_part[0] == by_part[1] and self.held_out >= other.held_out
+    return bool(shared) and other.held_out > 0 and not alike
 
   def _part(self, document: str | np.ndarray, split: Split) -> Content:
     """Of a single document the last `held_out` of its characters (or tokens), or those before."""
@@ -141,9 +151,9 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   except OSError as error:
     raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
   return DocumentSource(
-    kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), held_out=source.held_out,
-    records=lambda: read(files), changed=lambda: _stamps(files) != seen, num_bytes=num_bytes,
-    tokenised=kind == 'TokenFile',
+    kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), files=files,
+    held_out=source.held_out, records=lambda: read(files), changed=lambda: _stamps(files) != seen,
+    num_bytes=num_bytes, tokenised=kind == 'TokenFile',
     chat=source if isinstance(source, config.Dialogues) else None,
     labelled=source if isinstance(source, config.Labelled) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')

@@ -3,12 +3,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -89,6 +90,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
         with located(f'config.stages[{run.stages.index(stage)}]'):
           check_haystack(tokenizer, data[stage.name][1].haystack, stage.needles.contexts)
     for stage in todo if primary else ():
+      warn_of_seen(run, stage, data)
       print_shares(stage.name, shares(data[stage.name][0], stage.phases, stage.samples_after(stage.steps)))
     try:
       for stage in todo:
@@ -181,6 +183,15 @@ def open_split(context: Context, stage: Stage, split: str, length: int) -> Datas
     with located(f'config.stages[{context.run.stages.index(stage)}]'):
       return open_dataset(data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
                           split=split, steps=stage.steps, phases=stage.phases, progress=progress, name=stage.name)
+
+
+def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
+  """Says where a stage is scored on what it, or a stage that it comes from, is trained on."""
+  held_out = data[stage.name][1]
+  for each in [each for each in (*run.ancestors(stage), stage) if each.steps and held_out]:
+    for line in held_out.seen_in(data[each.name][0][each.context]):
+      logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '
+                      'files by the same path, with the same held_out', stage.name, line, each.name)
 
 
 def print_shares(stage: str, found: Sequence[Share]) -> None:

@@ -94,6 +94,25 @@ def test_a_single_document_splits_off_its_tail(tmp_path):
   assert [t for _, t in row.documents('train')] == [text[:500]]
 
 
+def test_held_out_text_that_another_source_trains_on_is_known(tmp_path):
+  """It is, exactly where documents that one holds out are training text of the other."""
+  folder = write_folder(tmp_path / 'texts', [f'document {i}' for i in range(200)])
+  line = write_jsonl(tmp_path / 'a.jsonl')
+  (tmp_path / 'link.jsonl').symlink_to(line)
+  named = [config.Text(folder, 0.3), config.Text(folder, 0.6), config.Text(f'{folder}/*/*.txt', 0.3),
+           config.Text(f'{tmp_path}/*/*/*.txt', 0.3), config.Text(f'{folder}/0', 0.3),
+           config.Jsonl(line, held_out=0.3), config.Jsonl(line, held_out=0.0),
+           config.Jsonl(str(tmp_path / 'link.jsonl'), held_out=0.5)]
+  made = [opened(source, tmp_path) for source in named]
+  keys = [[{(source.kind, text) for _, text in source.documents(split)} for split in ('train', 'held_out')]
+          for source in made]
+  found = [[mine.trains_on(other) for other in made] for mine in made]
+  assert found == [[bool(trained & held_out) for _, held_out in keys] for trained, _ in keys]
+  assert 10 < sum(map(sum, found)) < 30
+  whole = [opened(config.Text(path, 0.3), tmp_path) for path in (f'{folder}/0/0.txt', f'{folder}/0')]
+  assert [[a.trains_on(b) for b in whole] for a in whole] == [[False, True], [True, False]]  # a tail, and by hash
+
+
 @pytest.mark.parametrize('pattern, new', [('', '0/00.txt'), ('/0/*.txt', '0/00.txt'), ('/[0-8]/1*.txt', '2/1.txt'),
                                           ('/**/*.txt', 'new/0.txt')])
 def test_a_new_file_moves_no_other(tmp_path, pattern, new):

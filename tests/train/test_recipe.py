@@ -16,7 +16,7 @@ STAGES = ('pretrain', 'anneal', 'average', 'sft', 'dpo')
 @pytest.fixture(scope='module')
 def untouched(recipe_corpus, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('untouched')
-  runs.run(recipe_corpus, workdir, experiment=recipe(recipe_corpus))
+  (workdir / 'output').write_text(runs.run(recipe_corpus, workdir, experiment=recipe(recipe_corpus)))
   return workdir
 
 
@@ -52,6 +52,14 @@ def test_what_each_stage_learns(untouched):
   [sample] = read_samples(untouched)
   assert sample['stage'] == 'sft' and sample['prompt'] == 'def f' and '<|im' not in sample['text']
   assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
+
+
+def test_held_out_text_that_was_trained_on_is_told(untouched):
+  """Pretraining reads the file twice, once with nothing held out; conversations and pairs are files of their own."""
+  told = [line for line in (untouched / 'output').read_text().splitlines() if 'not of unseen text' in line]
+  seen = 'text (held_out=0.1) holds out text of text_2 (held_out=0.0), on which pretrain is trained'
+  assert len(told) == 3 and all(seen in line for line in told)
+  assert [stage for stage in STAGES for line in told if f'{stage}: ' in line] == ['pretrain', 'anneal', 'average']
 
 
 def test_each_source_of_a_mixture_is_told_apart(untouched):
