@@ -19,8 +19,10 @@ class Packing(Protocol):
 
   A window is a part of the line that the documents stand in, of whatever the packing does not cut: from 0 to `end`.
   after(start, tokens): where a window ends that has rows for so many tokens.
+  num_cut: how many documents go on in another row.
   """
   num_rows: int
+  num_cut: int
   end: int
 
   def pieces(self, row: int) -> Iterator[Piece]: ...
@@ -51,7 +53,10 @@ class Split:
   def __init__(self, store: TokenStore, context: int, seed: int | None, window: slice = slice(None)):
     self._context = context
     self._order = document_order(store.num_documents, seed)
-    self._ends = np.cumsum(np.diff(store.offsets)[self._order])
+    lengths = np.diff(store.offsets)[self._order]
+    self._ends = np.cumsum(lengths)
+    last = self._ends - 2  # that predicts a token of its own document
+    self.num_cut = int(((self._ends - lengths) // context < last // context).sum())
     self.end = int(self._ends[-1]) - 1  # the last token predicts nothing
     self._start, self._stop, _ = window.indices(self.end)
     self.num_rows = -(-(self._stop - self._start) // context)
@@ -83,6 +88,7 @@ class BestFit:
     self.end, self._before = len(order), np.concatenate([[0], np.cumsum(inputs)])
     order, inputs = order[window], inputs[window]
     counts = -(-inputs // context)
+    self.num_cut = int((counts > 1).sum())
     documents = np.repeat(order, counts)
     starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
     lengths = np.minimum(np.repeat(inputs, counts) - starts, context)
@@ -126,7 +132,7 @@ class Rows:
   """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch.
 
   window: which part of the documents, in the order that `seed` gives them.
-  num_targets: of the store. num_cut: how many of its documents are longer than a row and go on in another.
+  num_targets: of the store. num_cut: how many of its documents go on in another row.
   """
 
   def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int,
@@ -135,7 +141,7 @@ class Rows:
     self.part = functools.partial(Rows, store, packing, context, seed, eot)  # (window) -> Rows
     self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed, window)
     self.num_targets = store.num_targets
-    self.num_cut = int((np.diff(store.offsets) - 1 > context).sum())
+    self.num_cut = self.packing.num_cut
 
   def __len__(self) -> int:
     return self.packing.num_rows

@@ -168,7 +168,7 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   steps, phases: of the stage; they matter where a source's weight changes with the step, or the context does.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
   in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
-  do not fit into `context` are counted in a warning, under `name`.
+  are cut are counted in a warning, under `name`.
   """
   opened, parts, used, numbers = [], [], [], []
   train = split == 'train'
@@ -190,7 +190,7 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
     numbers.append(i)
     if source.chat or source.labelled:
       where = f'data.sources[{i}] ({split})'
-      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], context)
+      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], context, data.packing)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
@@ -220,7 +220,7 @@ def make_rows(source: config.Source, store: token_store.TokenStore, packing: str
       return Rows(store, packing, context, order, tokenizer.eot)
 
 
-def _tell_cuts(where: str, rows: AnyRows, context: int) -> None:
+def _tell_cuts(where: str, rows: AnyRows, context: int, packing: str) -> None:
   if isinstance(rows, PairRows):
     for count, why in ((rows.num_left_out, 'their prompt fills'), (rows.num_equal, 'their answers are equal within')):
       if count:
@@ -229,7 +229,10 @@ def _tell_cuts(where: str, rows: AnyRows, context: int) -> None:
   if rows.num_cut:
     kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
       'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)
-    logging.warning('%s: %d of %d %s are longer than context=%d and are cut', where, rows.num_cut, count, kind, context)
+    why = f'are longer than context={context} and are cut'
+    if kind == 'conversations' and packing == 'split':
+      why = f"go on in another row of context={context}, where answers lack their questions: use packing='best_fit'"
+    logging.warning('%s: %d of %d %s %s', where, rows.num_cut, count, kind, why)
 
 
 def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:

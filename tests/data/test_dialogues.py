@@ -94,6 +94,20 @@ def test_conversations_longer_than_the_context_are_counted(folder, bpe, caplog):
     f'data.sources[0] (train): {longer} of 40 conversations are longer than context={context} and are cut']
 
 
+def test_conversations_that_rows_cut_are_counted(folder, bpe, caplog):
+  """Under 'split' a row may end inside any of them, and what is said then stands in a row without its question."""
+  with caplog.at_level(logging.WARNING):
+    [rows] = open_data(folder, bpe, conversations(folder, held_out=0.0), context=150, packing='split').parts.values()
+  lengths = np.diff(rows.store.offsets)
+  pieces = collections.Counter(document for row in range(len(rows)) for document, start, _ in rows.packing.pieces(row)
+                               if start < lengths[document] - 1)  # else it is the last token, which predicts nothing
+  cut = sum(count > 1 for count in pieces.values())
+  assert 5 < cut < 30 and max(lengths) < 150 and len(pieces) == 40
+  assert [record.getMessage() for record in caplog.records] == [
+    f'data.sources[0] (train): {cut} of 40 conversations go on in another row of context=150, where answers lack their '
+    "questions: use packing='best_fit'"]
+
+
 def test_compressed_rows_under_another_field(folder, bpe, tmp_path):
   rows = b''.join(json.dumps({'turns': dialogue(i)}).encode() + b'\n' for i in range(8))
   (tmp_path / 'a.jsonl.gz').write_bytes(gzip.compress(rows))
