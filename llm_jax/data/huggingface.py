@@ -42,7 +42,11 @@ class HuggingFaceTokenizer:
     # Longest first, so that a name inside another is not cut before it.
     names = sorted(control, key=lambda name: (-len(name), name))
     self._control_names = re.compile('|'.join(map(re.escape, names)))
-    self._bytes_of = byte_alphabet() if (description.get('decoder') or {}).get('type') == 'ByteLevel' else None
+    decoder = description.get('decoder') or {}
+    self._bytes_of = byte_alphabet() if decoder.get('type') == 'ByteLevel' else None
+    # SentencePiece's tokens for bytes: several of them spell a character, and `decode` knows none of them alone.
+    falls_back = any(part.get('type') == 'ByteFallback' for part in (decoder, *decoder.get('decoders', ())))
+    self._byte_ids = {self._tokenizer.token_to_id(f'<0x{i:02X}>'): i for i in range(256)} if falls_back else {}
 
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0].tolist()
@@ -68,9 +72,10 @@ class HuggingFaceTokenizer:
     return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    """Exact where the file is byte-level; otherwise the UTF-8 of `decode`."""
+    """Exact where the file is byte-level, and of tokens for bytes alone; otherwise the UTF-8 of `decode`."""
+    ids = list(map(int, ids))
     if self._bytes_of is None:
-      return self.decode(ids).encode()
+      return bytes(map(self._byte_ids.get, ids)) if self._byte_ids.keys() >= set(ids) else self.decode(ids).encode()
     tokens = [self._tokenizer.id_to_token(int(i)) or '\N{REPLACEMENT CHARACTER}' for i in ids]
     return b''.join(self._spelt(token) for token in tokens)
 

@@ -268,6 +268,21 @@ def test_bytes_per_token(bpe, texts):
   assert all(sizes[bpe.encode(text)].sum() == len(text.encode()) for text in texts[1:200])
 
 
+def test_bytes_per_token_of_byte_fallback():
+  """SentencePiece's way with what it has no token for: a token a byte, several of them a character."""
+  vocab = {'</s>': 0, **{f'<0x{byte:02X}>': 1 + byte for byte in range(256)}, '\u2581': 257, 'a': 258}
+  library = hf.Tokenizer(hf.models.BPE(vocab, [], byte_fallback=True))
+  library.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme='never')
+  library.decoder = hf.decoders.Sequence([hf.decoders.Replace('\u2581', ' '), hf.decoders.ByteFallback(),
+                                          hf.decoders.Fuse(), hf.decoders.Strip(' ', 1, 0)])
+  library.add_special_tokens(['</s>'])
+  ours = HuggingFaceTokenizer(library.to_str().encode(), '</s>')
+  for text in ('a a', 'a \u6f22\u5b57', '\u00e9\n a', '\U0001f600'):
+    ids = ours.encode(text)
+    assert ours.decode_bytes(ids) == text.encode() and tokenizers.bytes_per_token(ours)[ids].sum() == len(text.encode())
+  assert ours.decode_bytes([1 + 0xE6]) == b'\xe6'
+
+
 def test_bytes_per_token_where_a_first_space_is_dropped(tmp_path):
   """SentencePiece's way: a token decoded alone is shorter than in a text."""
   words = {'<s>': 0, '\u2581the': 1, '\u2581cat': 2, '\u2581sat': 3}
