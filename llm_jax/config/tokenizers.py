@@ -1,7 +1,10 @@
 """The kinds of tokenizer; `llm_jax/data/tokenizers.py` makes them."""
 import dataclasses
+import re
 
 from llm_jax.config.errors import require
+
+PATTERNS = ('gpt2', 'cl100k', 'llama3')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,7 @@ class BPE:
   """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
 
   vocab_size counts the 256 bytes, the merges, the end of text and the names in `control`, which come last.
-  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression.
+  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression that matches every character in some place.
   control: further control tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
   """
   vocab_size: int = 4_096
@@ -28,6 +31,7 @@ class BPE:
     require(self.vocab_size >= least, 'vocab_size', self.vocab_size,
             f'use {least} or more: bytes, a merge, and {1 + len(self.control)} control tokens')
     require(self.sample_bytes > 0, 'sample_bytes', self.sample_bytes, 'use 1 or more, such as 20_000_000')
+    _check_pattern(self.pattern)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,21 @@ class TiktokenFile:
   split_digits: bool = False
   end_of_text: str | None = None
 
+  def __post_init__(self):
+    _check_pattern(self.pattern)
+
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceFile:
   """A `tokenizer.json`. end_of_text: its control token that separates documents."""
   path: str
   end_of_text: str = '<|endoftext|>'
+
+
+def _check_pattern(pattern: str) -> None:
+  """Refuses a misspelt name: as a regular expression it would match itself alone."""
+  require(pattern in PATTERNS or not re.fullmatch(r'[\w-]*', pattern), 'pattern', pattern,
+          f'use one of {PATTERNS}, or a regular expression')
 
 
 Tokenizer = Bytes | BPE | TiktokenFile | HuggingFaceFile

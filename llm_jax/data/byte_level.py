@@ -113,7 +113,14 @@ class RankTokenizer:
     self._safe = pattern in {pattern_for(name, split) for name in PATTERNS for split in (False, True)}
 
   def _encode_piece(self, piece: str) -> np.ndarray:
-    return self._tiktoken.encode_to_numpy(piece, disallowed_special=())
+    ids = self._tiktoken.encode_to_numpy(piece, disallowed_special=())
+    if not self._safe:  # tiktoken drops what a pattern does not match
+      text, kept = piece.encode(), self._tiktoken.decode_bytes(ids.tolist())
+      at = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), len(kept))
+      require(kept == text, 'tokenizer.pattern', self.pattern,
+              f'leaves out text, before {text[at:at + 16].decode(errors="replace")!r}: let it match every character, '
+              r'such as by |[\s\S] at its end')
+    return ids
 
   def _cut(self, text: str) -> list[str]:
     try:
@@ -198,7 +205,11 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: boo
         yield piece
 
   trainer = rustbpe.Tokenizer()
-  trainer.train_from_iterator(sample(), vocab_size=vocab_size - len(control), pattern=pattern)
+  try:
+    trainer.train_from_iterator(sample(), vocab_size=vocab_size - len(control), pattern=pattern)
+  except ValueError as error:
+    raise error if isinstance(error, ConfigError) else ConfigError(
+      'tokenizer.pattern', pattern, f'not a regular expression: {error}') from error
   require(used > 0, 'data.sources', used, 'no text to train a tokenizer on: name a source with text')
   ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
   return RankTokenizer(ranks, pattern, control, END_OF_TEXT)

@@ -89,9 +89,9 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
         store = _load(folder, fingerprint, cache_dir)
   if store is None:
     raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
-  mend = ('the source holds no text: name files with text' if split == 'train' else
-          f'no held-out text with held_out={source.held_out}: raise held_out, or add documents')
-  require(store.num_documents > 0, 'source', source.kind, mend)
+  mend = (f'the {source.kind} leaves no text to train on: lower it, or name files with text' if split == 'train' else
+          f'sets no text of the {source.kind} aside: raise it, add documents, or use 0 to leave it out of the score')
+  require(store.num_documents > 0, 'held_out', source.held_out, mend)
   return store
 
 

@@ -183,7 +183,7 @@ def test_skipped_rows_are_counted_also_after_a_restart(path, tmp_path):
 
 
 def test_splits_without_text(path, tmp_path):
-  with pytest.raises(ConfigError, match='no held-out text with held_out=1e-09: raise held_out'):
+  with pytest.raises(ConfigError, match='held_out = 1e-09: sets no text of the Jsonl aside: raise it'):
     open_store(path, tmp_path, split='held_out', held_out=1e-9)
   path.write_text('{"text": ""}\n' * 5)
   with pytest.raises(ConfigError, match='no text'):

@@ -166,6 +166,30 @@ def test_training_with_control_tokens(texts, tmp_path):
       tokenizers.make_tokenizer(config.BPE(400, control=control), lambda: iter(texts))
 
 
+@pytest.mark.parametrize('pattern', [r'\w+', r'\S+|\n', r'[^a]'])
+def test_a_pattern_that_leaves_text_out_is_refused(pattern, texts, tmp_path):
+  """tiktoken drops what no alternative matches, without a word."""
+  (tmp_path / 'x.tiktoken').write_bytes(tokenizers.dump_ranks(tokenizers.train(texts, 300, 'cl100k').ranks))
+  for make in (lambda pattern: tokenizers.train(texts, 300, pattern),
+               lambda pattern: tokenizers.make_tokenizer(config.TiktokenFile(str(tmp_path / 'x.tiktoken'), pattern))):
+    with pytest.raises(ConfigError, match=r"tokenizer\.pattern = .*leaves out text, before ' naïve'|before 'a naïve'"):
+      make(pattern).encode('a naïve')
+    whole = make(pattern + r'|[\s\S]')
+    assert [whole.decode(whole.encode(text)) for text in texts] == texts
+
+
+@pytest.mark.parametrize('name', ['cl100k_base', 'o200k', 'gpt-2', ''])
+def test_a_misspelt_pattern_is_refused(name):
+  for make in (lambda: config.BPE(pattern=name), lambda: config.TiktokenFile('x', name)):
+    with pytest.raises(ConfigError, match=f"pattern = '{name}': use one of .'gpt2', 'cl100k', 'llama3'"):
+      make()
+
+
+def test_a_wrong_regular_expression_is_refused_before_training(texts):
+  with pytest.raises(ConfigError, match=r"tokenizer\.pattern = '\(': not a regular expression"):
+    tokenizers.train(texts, 300, '(')
+
+
 def test_fingerprints_do_not_change():
   """Pinned: another fingerprint would tokenise everything again, and refuse every checkpoint."""
   small = byte_level.RankTokenizer({bytes([i]): i for i in range(256)}, r'\w+', (END,), END)
