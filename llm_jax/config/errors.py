@@ -3,13 +3,16 @@ import contextlib
 import math
 from collections.abc import Iterator
 
+LONGEST = 300  # characters of a value that are shown
+
 
 class ConfigError(ValueError):
   """A wrong value in the configuration. `str()` is one line: `config.mesh.fsdp = 3: why and what to change`."""
 
   def __init__(self, field: str, value: object, mend: str):
     self.field, self.value, self.mend = field, value, mend
-    super().__init__(f'{field} = {value!r}: {mend}')
+    shown = ' '.join(repr(value).splitlines())  # an array has several
+    super().__init__(f'{field} = {shown if len(shown) <= LONGEST else shown[:LONGEST] + "..."}: {mend}')
 
   def under(self, path: str) -> 'ConfigError':
     """The same error with its field named from the root of the configuration."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
 from llm_jax.decode.generate import Run, read_prompts
-from llm_jax.decode.request import bucket, fetch, make_request, mesh_of
+from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.execution import Execution
@@ -51,13 +51,15 @@ def beam_search(config: Architecture, params: Any, prompts: Sequence[Sequence[in
   Raises:
     ConfigError: as `generate`, or every token is a stop token.
   """
-  require(num_beams >= 1, 'num_beams', num_beams, 'use 1 or more')
+  check_count('num_beams', num_beams)
+  require(isinstance(length_penalty, int | float), 'length_penalty', length_penalty, 'use a number, such as 1.0')
+  _, stop_tokens = make_choice(GREEDY, None, stop_tokens)
   require(early_stopping in (True, False, 'never'), 'early_stopping', early_stopping, "use True, False or 'never'")
-  require(max(2, 1 + len(stop_tokens)) <= config.vocab_size, 'stop_tokens', tuple(stop_tokens),
+  require(max(2, 1 + len(stop_tokens)) <= config.vocab_size, 'stop_tokens', stop_tokens,
           f'leave a token to go on with: the vocabulary has {config.vocab_size}')
   with mesh_of(params):
     request = make_request(config, params, prompts, max_new_tokens, execution)
-    run = Run(request.config, request.execution, GREEDY, tuple(stop_tokens))
+    run = Run(request.config, request.execution, GREEDY, stop_tokens)
     state = search(run, Rule(num_beams, length_penalty, early_stopping), request.params, request.prompts_BP,
                    request.lengths_B, max_new_tokens, bucket(max_new_tokens))
   tokens, scores, ends = fetch(state.ended_BWN), fetch(state.ended_scores_BW), fetch(state.lengths_BW)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
-from llm_jax.decode.request import bucket, fetch, make_request, mesh_of
+from llm_jax.decode.request import bucket, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
@@ -59,9 +59,10 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     prefill_chunk: most tokens of a prompt read at a time; bounds the memory that long prompts take beside the cache.
 
   Raises:
-    ConfigError: an empty prompt, a token outside the vocabulary, or more tokens than the learned positions hold.
+    ConfigError: an empty prompt, a token outside the vocabulary, more tokens than the learned positions hold,
+      parameters of another model, or an argument of the wrong kind.
   """
-  rng = jax.random.key(0) if rng is None else rng
+  rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
   with mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
                                 log_probs, prefill_chunk)
@@ -74,7 +75,7 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
            execution: Execution | None = None, chunk: int = 4, prefill_chunk: int = PREFILL_CHUNK
            ) -> Iterator[list[list[int]]]:
   """`generate` a few tokens at a time: yields every row's next tokens, up to `chunk`, until all rows have ended."""
-  rng = jax.random.key(0) if rng is None else rng
+  rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
   with mesh_of(params):
     run, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, False,
                                 prefill_chunk)
@@ -199,7 +200,7 @@ def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, 
   """Checks the request and reads the prompts."""
   require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
   request = make_request(config, params, prompts, max_new_tokens, execution)
-  run = Run(request.config, request.execution, sampling, tuple(stop_tokens), log_probs, prefill_chunk)
+  run = Run(request.config, request.execution, sampling, stop_tokens, log_probs, prefill_chunk)
   return run, request.params, prefill(run, request.params, rng, request.prompts_BP, request.lengths_B,
                                       bucket(max_new_tokens))
 

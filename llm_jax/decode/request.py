@@ -1,5 +1,6 @@
 """A request to a decoder on its way from the host to the device, and the answer on its way back."""
 import contextlib
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,8 +9,10 @@ import numpy as np
 
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
+from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.parameters import check_params
 
 
 class Request(NamedTuple):
@@ -29,11 +32,16 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
   """Checks and pads.
 
   Raises:
-    ConfigError: no lists of token ids, an empty prompt, a token outside the vocabulary, or more tokens than the learned
-      positions hold.
+    ConfigError: no lists of token ids, an empty prompt, a token outside the vocabulary, more tokens than the learned
+      positions hold, or parameters of another model.
   """
-  require(max_new_tokens >= 1, 'max_new_tokens', max_new_tokens, 'use 1 or more')
+  require(isinstance(config, Architecture), 'config', type(config).__name__,
+          'give an Architecture, such as presets.llama(...), or the config of a Transformer')
+  require(execution is None or isinstance(execution, Execution), 'execution', execution,
+          "give an Execution, such as Execution(dtype='bfloat16')")
+  check_count('max_new_tokens', max_new_tokens)
   require(np.iterable(prompts), 'prompts', prompts, 'give a list of lists of token ids')
+  prompts = prompts if hasattr(prompts, '__len__') else list(prompts)
   require(len(prompts) > 0, 'prompts', prompts, 'give at least one prompt')
   rows = [token_ids(f'prompts[{i}]', prompt) for i, prompt in enumerate(prompts)]
   for i, prompt in enumerate(rows):
@@ -45,6 +53,7 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
     require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
             f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
             'for fewer tokens')
+  check_params(config, params)
   lengths = np.array([len(prompt) for prompt in rows], np.int32)
   padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
   for row, prompt in zip(padded, rows, strict=True):
@@ -55,7 +64,28 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
   return Request(config, params, execution, padded, lengths)
 
 
-def token_ids(field: str, prompt: Sequence[int]) -> np.ndarray:
+def check_count(field: str, count: int) -> None:
+  require(isinstance(count, numbers.Integral) and count >= 1, field, count, 'use a whole number of 1 or more')
+
+
+def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens: Sequence[int]
+                ) -> tuple[jax.Array, tuple[int, ...]]:
+  """The random key, `jax.random.key(0)` where there is none, and the stop tokens as plain numbers.
+
+  Raises:
+    ConfigError: one of the three is something else.
+  """
+  require(isinstance(sampling, Greedy | Sampling), 'sampling', sampling,
+          'give Greedy() or Sampling(temperature, top_k, top_p, min_p)')
+  rng = jax.random.key(0) if rng is None else rng
+  dtype, ndim = getattr(rng, 'dtype', None), getattr(rng, 'ndim', None)
+  typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+  require(ndim == 0 if typed else dtype == np.uint32 and ndim == 1, 'rng', rng,
+          'give one random key, such as jax.random.key(0)')
+  return rng, tuple(token_ids('stop_tokens', stop_tokens, 'give a list of token ids').tolist())
+
+
+def token_ids(field: str, prompt: Sequence[int], mend: str = 'give a list of lists of token ids') -> np.ndarray:
   """A prompt as integers [tokens].
 
   Raises:
@@ -66,12 +96,13 @@ def token_ids(field: str, prompt: Sequence[int]) -> np.ndarray:
   except ValueError:  # rows of different lengths
     ids = np.zeros((0, 0))
   require(ids.ndim == 1 and (len(ids) == 0 or np.issubdtype(ids.dtype, np.integer)), field, prompt,
-          'give a list of lists of token ids')
+          mend)
   return ids
 
 
 def bucket(length: int) -> int:
   """`length` rounded up: to multiples of 16 up to 64, then to a quarter of the power of two below it."""
+  length = int(length)
   step = max(16, 2 ** ((length - 1).bit_length() - 3))
   return -(-length // step) * step
 
@@ -86,7 +117,7 @@ def fetch(x: jax.Array) -> np.ndarray:
 
 def mesh_of(params: Any) -> contextlib.AbstractContextManager:
   """The mesh that the parameters are spread over, as `constrain` needs it."""
-  sharding = getattr(jax.tree.leaves(params)[0], 'sharding', None)
+  sharding = getattr(next(iter(jax.tree.leaves(params)), None), 'sharding', None)
   if isinstance(sharding, jax.sharding.NamedSharding):
     return jax.set_mesh(sharding.mesh)
   return contextlib.nullcontext()

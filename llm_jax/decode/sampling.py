@@ -1,6 +1,7 @@
 """How the next token is chosen from the logits."""
 import dataclasses
 import math
+import numbers
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,10 @@ class Sampling:
   repetition_penalty: float = 1.0
 
   def __post_init__(self):
+    for field in ('temperature', 'top_p', 'min_p'):
+      value = getattr(self, field)
+      require(value is None and field != 'temperature' or isinstance(value, numbers.Real), field, value, 'use a number')
+    require(self.top_k is None or isinstance(self.top_k, numbers.Integral), 'top_k', self.top_k, 'use a whole number')
     require(1e-30 <= self.temperature < math.inf, 'temperature', self.temperature,
             'use a finite number above 0; for the most probable token --temperature=0, in code Greedy()')
     require(self.top_k is None or self.top_k >= 1, 'top_k', self.top_k, 'use 1 or more, or leave it out')

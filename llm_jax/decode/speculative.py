@@ -25,7 +25,7 @@ from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
 from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
 from llm_jax.decode.generate import Run
-from llm_jax.decode.request import bucket, fetch, make_request, mesh_of
+from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, init_seen, mark_seen
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.execution import Execution
@@ -178,7 +178,8 @@ def _stops(run: Run) -> jax.Array:
 def _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens, execution, chunk
             ) -> Iterator[State]:
   """Where generation stands after the first token, and then after every `chunk` more."""
-  rng = jax.random.key(0) if rng is None else rng
+  rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
+  check_count('draft_tokens', 1 if draft_tokens is None else draft_tokens)
   heads = len(config.multi_token)
   if draft is None:
     require(heads > 0, 'draft', None, 'there are no multi-token heads in this model: give one that drafts')
@@ -186,13 +187,14 @@ def _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft
     require(1 <= count <= heads, 'draft_tokens', count, f'use 1 to {heads}, the number of multi-token heads')
   else:
     count = 4 if draft_tokens is None else draft_tokens
-    require(count >= 1, 'draft_tokens', count, 'use 1 or more')
+    pair = isinstance(draft, tuple) and len(draft) == 2 and isinstance(draft[0], Architecture)
+    require(pair, 'draft', type(draft).__name__, 'give (configuration, parameters) of a model that drafts')
     require(draft[0].vocab_size == config.vocab_size, 'draft.vocab_size', draft[0].vocab_size,
             f'use a model with the same tokenizer, whose vocabulary has {config.vocab_size}')
   with mesh_of(params):
     its = draft and make_request(*draft, prompts, max_new_tokens, execution)
     request = make_request(config, params, prompts, max_new_tokens, execution)
-    run = Run(request.config, request.execution, sampling, tuple(stop_tokens), lookahead=count)
+    run = Run(request.config, request.execution, sampling, stop_tokens, lookahead=count)
     if its is None:
       drafter, both = HeadsDraft(run, count), (request.params, request.params)
     else:

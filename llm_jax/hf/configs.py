@@ -60,7 +60,7 @@ def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = N
     values |= write_rope(config.positions, attention.rotary_size(config.d_model), context, _score_factor(attention))
   different = difference('model', resolved(config), resolved(config_from_hf(values)))
   if different:  # what the family cannot say was lost on the way
-    raise ConfigError(*different, f'a {family.model_type} model cannot have this, so it cannot be exported')
+    raise ConfigError(*different[:2], f'a {family.model_type} model cannot have this, so it cannot be exported')
   return values
 
 
@@ -129,8 +129,8 @@ def resolved(config: Architecture) -> Architecture:
                              multi_token=tuple(map(resolve, config.multi_token)), init=NormalInit())
 
 
-def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any] | None:
-  """Path and wanted value of the first field of two resolved architectures that differs by more than rounding."""
+def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any, Any] | None:
+  """Path and both values of the first field of two resolved architectures that differs by more than rounding."""
   if wanted == got:
     return None
   if isinstance(wanted, float) and isinstance(got, float) and math.isclose(wanted, got, rel_tol=1e-8):
@@ -140,5 +140,5 @@ def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any] | None:
   elif isinstance(wanted, tuple) and isinstance(got, tuple) and len(wanted) == len(got):
     below = [(f'{path}[{i}]', *pair) for i, pair in enumerate(zip(wanted, got, strict=True))]
   else:
-    return path, wanted
+    return path, wanted, got
   return next((found for found in (difference(*item) for item in below) if found), None)

@@ -16,7 +16,7 @@ from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generat
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
 from llm_jax.hf.tensor_file import TensorFiles, write_file
-from llm_jax.hf.weights import described_tensors, params_from_state_dict, tensors_from_params
+from llm_jax.hf.weights import FLOATS, described_tensors, params_from_state_dict, tensors_from_params
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
@@ -31,7 +31,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
   Args:
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory holds no more than one
       layer of one parameter at a time.
-    dtype: of the parameters.
+    dtype: of the parameters, 'float32', 'bfloat16' or 'float16', or as NumPy has them.
     config: the architecture to read it as, which may state another prefix and pattern, dropout and scaling of rotary
       positions than the folder, and nothing else.
 
@@ -42,9 +42,20 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
     ConfigError: naming the file, entry or tensors that are missing, unsupported or wrong. Pickled weights, code of the
       folder's own, and files outside of the folder are refused.
   """
-  folder = pathlib.Path(directory)
+  require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
+  folder, dtype = pathlib.Path(directory), float_type(dtype)
   found, tensors = _open(folder, config)
   return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
+
+
+def float_type(dtype: Any) -> np.dtype:
+  """What a word or a type names, which must be a floating-point type of ours."""
+  try:
+    found = np.dtype(dtype)
+  except TypeError:
+    found = None
+  require(found in FLOATS, 'dtype', dtype, "use 'float32', 'bfloat16' or 'float16'")
+  return found
 
 
 def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
@@ -70,7 +81,8 @@ def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path)
   found = dataclasses.replace(found, dropout=wanted.dropout, positions=positions)
   different = difference('model', resolved(wanted), resolved(found))
   if different:
-    raise ConfigError(*different, f'{folder} has another: set it to that of the folder')
+    path, value, theirs = different
+    raise ConfigError(path, value, f'{folder} has {theirs!r}: set it to that')
 
 
 def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles, mesh: jax.sharding.Mesh | None,
@@ -99,7 +111,7 @@ def save_pretrained(directory: str | os.PathLike, config: Architecture, params: 
   `model.safetensors` or, beyond `max_shard_bytes`, several files with an index. The folder appears whole or not at all.
 
   Args:
-    dtype: of the tensors, 'float32', 'bfloat16' or 'float16'.
+    dtype: of the tensors, as in `load_pretrained`.
     context: see `config_to_hf`.   bos, eos: ids of the tokens that begin and end a text.
     extra: further files by name, such as a tokenizer's.
 
@@ -107,6 +119,10 @@ def save_pretrained(directory: str | os.PathLike, config: Architecture, params: 
     ConfigError: where no family of `transformers` expresses the architecture, or the folder holds something already;
       nothing is written then.
   """
+  dtype = float_type(dtype).name
+  for name, ids in (('bos', bos), ('eos', eos)):
+    require(all(isinstance(i, int) for i in (ids if isinstance(ids, list | tuple) else [ids]) if i is not None), name,
+            ids, 'give the id of a token, or None')
   values = config_to_hf(config, context, bos, eos) | {'dtype': dtype}
   texts = {'config.json': values, 'generation_config.json': generation_config(bos, eos)}
   files = {name: json.dumps(value, indent=2).encode() + b'\n' for name, value in texts.items()}
@@ -118,7 +134,7 @@ def write_folder(directory: str | os.PathLike, config: Architecture, params: Any
                  files: Mapping[str, bytes], *, dtype: str, max_shard_bytes: int = 5_000_000_000, name: str = SINGLE,
                  progress: Progress | None = None) -> None:
   """The tensors by the names of `family`, and `files`, in a new folder."""
-  require(dtype in ('float32', 'bfloat16', 'float16'), 'dtype', dtype, "use 'float32', 'bfloat16' or 'float16'")
+  dtype = float_type(dtype).name
   require(max_shard_bytes > 0, 'max_shard_bytes', max_shard_bytes, 'use a positive number of bytes')
   folder = pathlib.Path(directory).absolute()
   require(not folder.exists() or folder.is_dir() and not any(folder.iterdir()), 'directory', str(directory),

@@ -65,7 +65,7 @@ def save_meta(directory: str | os.PathLike, config: Architecture, params: Any, *
   different = difference('model', resolved(config), resolved(dataclasses.replace(
     _read(values), tied_head=config.tied_head)))
   if different:
-    raise ConfigError(*different, "a Llama in Meta's layout cannot have this, so it cannot be exported")
+    raise ConfigError(*different[:2], "a Llama in Meta's layout cannot have this, so it cannot be exported")
   write_folder(directory, config, params, META, {'params.json': json.dumps(values, indent=2).encode() + b'\n'},
                dtype=dtype, max_shard_bytes=1 << 62, name=WEIGHTS, progress=progress)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -16,7 +15,7 @@ from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
 from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
-from llm_jax.modules.transformer import Transformer
+from llm_jax.modules.parameters import parameter_shapes
 
 FLOATS = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 
@@ -82,13 +81,6 @@ def described_tensors(config: Architecture, family: Family) -> dict[str, Shape]:
   shapes = parameter_shapes(config)
   return {name: their_shape(entry.layout, entry.shapes(shapes))
           for entry in _table(config, family, shapes) if entry.written for name in entry.names}
-
-
-@functools.cache  # architectures are frozen, tracing one takes a moment
-def parameter_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
-  """Shapes by path, without making anything."""
-  abstract = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
-  return {path: leaf.shape for path, leaf in paths.leaves(abstract['params'])}
 
 
 def _table(config: Architecture, family: Family, shapes: Mapping[str, Shape]) -> list[Entry]:

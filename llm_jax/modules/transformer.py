@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config import architecture as config
+from llm_jax.config.errors import require
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.context import Context
@@ -26,7 +27,10 @@ class Transformer(nn.Module):
   positions [batch, time] default to 0..T-1. With segment_ids [batch, time], attention stays inside a segment.
   With a `cache` (see `init_cache`), the tokens are appended to it and see what it holds, positions go on where it ends,
   segment_ids only tell padding (0) from tokens, and (logits, cache) comes back.
-  Dropout is active exactly when `rngs={'dropout': key}` is given.
+  Dropout is active exactly when `rngs={'dropout': key}` is given. Ids outside of the vocabulary are not noticed.
+
+  Raises:
+    ConfigError: tokens that are no integers [batch, time], or more of them than there are learned positions.
   """
   config: config.Architecture
   execution: Execution = Execution()
@@ -50,6 +54,7 @@ class Transformer(nn.Module):
       self.head = Embedding(c.vocab_size, c.d_model, dtype, c.init.std)
 
   def __call__(self, tokens_BT, positions=None, segment_ids=None, cache: Cache | None = None):
+    check_inputs(tokens_BT, positions, segment_ids)
     if cache is None:
       # Only training reads the blocks that predict further, but they are made with the rest.
       features = (lambda *args: self.features_ahead(*args)[0][0]) if self.is_initializing() else self.features
@@ -103,7 +108,9 @@ class Transformer(nn.Module):
           ) -> tuple[jax.Array, Cache | None, dict[str, Routing | None]]:
     """The forward pass up to the head; and what the router of each block did, by the block's path in the parameters,
     layers of the pattern stacked."""
-    c = self.config
+    c, length = self.config, tokens_BT.shape[1]
+    require(positions is not None or c.max_length is None or length <= c.max_length, 'tokens', f'{length} in a row',
+            f'there are {c.max_length} learned positions: shorten the rows')
     if positions is None and cache is not None:
       positions = cache.next + jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
@@ -162,6 +169,15 @@ class Transformer(nn.Module):
   def head_weight(self, params) -> jax.Array:
     """The head's weight [vocab, d_model] in a parameter tree."""
     return params['embedding' if self.config.tied_head else 'head']['w']
+
+
+def check_inputs(tokens_BT, positions, segment_ids) -> None:
+  """Refuses what is no integer array [batch, time], or not in the tokens' shape."""
+  kind, shape = str(getattr(tokens_BT, 'dtype', type(tokens_BT).__name__)), getattr(tokens_BT, 'shape', ())
+  require(len(shape) == 2 and jnp.issubdtype(tokens_BT.dtype, jnp.integer), 'tokens', f'{kind} {list(shape)}',
+          'give an integer array [batch, time]')
+  for name, given in (('positions', positions), ('segment_ids', segment_ids)):
+    require(given is None or jnp.shape(given) == shape, name, list(jnp.shape(given)), f'give an array {list(shape)}')
 
 
 class Pattern(nn.Module):

@@ -198,8 +198,62 @@ def test_what_is_no_list_of_tokens_is_refused(prompts):
 def test_arrays_are_prompts():
   for prompts in ([[1, 2], [3, 4]], np.array([[1, 2], [3, 4]], np.uint16), jnp.array([[1, 2], [3, 4]]),
                   [np.array([1, 2]), jnp.array([3, 4])], [(1, np.int32(2)), range(3, 5)]):
-    prompts_BP = make_request(GPT2, {}, prompts, 1, Execution(unroll=False)).prompts_BP
+    prompts_BP = make_request(GPT2, make_params(GPT2), prompts, 1, Execution(unroll=False)).prompts_BP
     assert prompts_BP.dtype == np.int32 and prompts_BP[:, -2:].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize('other, path', [
+  (dict(num_layers=3), 'blocks/'), (dict(num_layers=1), 'blocks/'), (dict(tied_head=True), 'head/w'),
+  (dict(vocab_size=32), 'embedding/w'), (dict(d_ff=32), 'blocks/block_0/feed_forward/')])
+def test_the_parameters_of_another_model_are_refused(other, path):
+  """More layers, fewer, a head that is not read: all of these would run."""
+  small = dict(d_model=16, num_layers=2, num_heads=2, d_ff=48, vocab_size=VOCAB)
+  params = make_params(presets.llama(**small))
+  for call in (lambda config: generate(config, params, [[1]], 1),
+               lambda config: llm_jax.beam_search(config, params, [[1]], 1, 2),
+               lambda config: llm_jax.speculate(config, params, [[1]], 1, draft=(config, params))):
+    with pytest.raises(ConfigError, match=f'params/{path}.*the parameters of one model'):
+      call(presets.llama(**small | other))
+
+
+def test_what_a_decoder_does_not_read_may_stand_beside_it():
+  params = make_params(LLAMA)
+  assert generate(LLAMA, {**params, 'classifier': {'w': np.ones((32, 2))}, 'multi_token_0': {'w': np.ones(1)}},
+                  PROMPTS, 2) == generate(LLAMA, params, PROMPTS, 2)
+  for wrong, mend in (({'params': params}, 'give what stands below it'), (None, 'nested dict of arrays'),
+                      ({}, 'missing'), (jax.tree.map(lambda leaf: leaf.astype(int), params), 'floating-point')):
+    with pytest.raises(ConfigError, match=mend):
+      generate(LLAMA, wrong, PROMPTS, 2)
+
+
+@pytest.mark.parametrize('arguments, line', [
+  (dict(max_new_tokens=4.0), 'max_new_tokens = 4.0: use a whole number'),
+  (dict(max_new_tokens='4'), "max_new_tokens = '4': use a whole number"),
+  (dict(sampling=0.8), 'sampling = 0.8: give Greedy'), (dict(sampling=Sampling), 'sampling = .*: give Greedy'),
+  (dict(rng=0), 'rng = 0: give one random key'),
+  (dict(rng=jax.random.split(jax.random.key(0))), 'rng = .*: give one random key'),
+  (dict(stop_tokens=3), 'stop_tokens = 3: give a list of token ids'),
+  (dict(stop_tokens=((3, 4),)), 'stop_tokens = .*: give a list of token ids'),
+  (dict(execution='float32'), "execution = 'float32': give an Execution"),
+  (dict(config='llama'), "config = 'str': give an Architecture"), (dict(config=Transformer(GPT2)), 'config = .*Arch')])
+def test_arguments_of_the_wrong_kind_are_named(arguments, line):
+  with pytest.raises(ConfigError, match=line) as caught:
+    generate(**dict(config=GPT2, params={'nothing': np.zeros(1)}, prompts=[[1]], max_new_tokens=1) | arguments)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('settings', [
+  dict(temperature='0.8'), dict(temperature=None), dict(top_k=5.0), dict(top_p='1')])
+def test_sampling_takes_numbers(settings):
+  with pytest.raises(ConfigError, match=f'{next(iter(settings))} = .*: use a (whole )?number'):
+    Sampling(**settings)
+
+
+def test_numbers_of_numpy_serve():
+  params, key = make_params(GPT2), jax.random.key(1)
+  expected = generate(GPT2, params, PROMPTS, 3, Sampling(0.5, top_k=4), key, stop_tokens=(2,))
+  sampling = Sampling(np.float32(0.5), top_k=np.int32(4))
+  assert expected == generate(GPT2, params, iter(PROMPTS), np.int64(3), sampling, key, stop_tokens=jnp.array([2]))
 
 
 def test_a_piece_of_nothing_is_refused():

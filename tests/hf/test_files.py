@@ -202,3 +202,23 @@ def test_a_folder_in_pieces_is_read_like_one(folders, tmp_path):
   (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': kept}))
   with pytest.raises(ConfigError, match='missing'):
     hf.load_pretrained(tmp_path)
+
+
+def test_numbers_that_hold_no_parameters_are_refused(folders, tmp_path):
+  """int8 would round them all to 0."""
+  folder = folders['gpt2']
+  config, params = hf.load_pretrained(folder, dtype=ml_dtypes.bfloat16)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {'bfloat16'}
+  hf.save_pretrained(tmp_path / 'typed', config, params, dtype=ml_dtypes.bfloat16)
+  assert json.loads((tmp_path / 'typed' / 'config.json').read_text())['dtype'] == 'bfloat16'
+  for call in (lambda: hf.load_pretrained(folder, dtype='int8'), lambda: hf.load_pretrained(folder, dtype='fp16'),
+               lambda: hf.save_pretrained(tmp_path / 'new', config, params, dtype='int8')):
+    with pytest.raises(ConfigError, match="dtype = .*: use 'float32', 'bfloat16' or 'float16'"):
+      call()
+  with pytest.raises(ConfigError, match='mesh = .*: give a mesh'):
+    hf.load_pretrained(folder, ml_dtypes.bfloat16)
+  with pytest.raises(ConfigError, match="eos = '</s>': give the id of a token"):
+    hf.save_pretrained(tmp_path / 'new', config, params, eos='</s>')
+  wanted = dataclasses.replace(config, num_layers=config.num_layers + 1)
+  with pytest.raises(ConfigError, match='model.num_layers = 3: .* has 2: set it to that'):
+    hf.load_pretrained(folder, config=wanted)

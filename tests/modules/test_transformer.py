@@ -10,6 +10,7 @@ from llm_jax import paths
 from llm_jax.config import presets
 from llm_jax.config.architecture import NormalInit
 from llm_jax.config.count import count_parameters
+from llm_jax.config.errors import ConfigError
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from tests.modules.packed import (
@@ -124,3 +125,19 @@ def test_initialisation(residual_std):
       np.testing.assert_array_equal(leaf, np.full_like(leaf, kind == 'scale'), path)
   up = made['blocks/block_0/feed_forward/up/w']
   assert abs(np.corrcoef(up[0].ravel(), up[1].ravel())[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize('given, line', [
+  ([[1, 2]], "tokens = 'list .*: give an integer array"),
+  (np.ones(4, int), "tokens = 'int64 .4.': give an integer array"),
+  (np.ones((1, 4)), "tokens = 'float64 .1, 4.': give an integer array"),
+  (np.ones((1, 9), int), "tokens = '9 in a row': there are 8 learned positions")])
+def test_what_are_no_tokens_is_refused(given, line):
+  """Behind the learned positions the last would stand in for all that follow, without a word."""
+  model = Transformer(presets.gpt2(16, 1, 2, vocab_size=20, max_length=8))
+  params = model.init(jax.random.key(0), np.ones((1, 8), int))
+  with pytest.raises(ConfigError, match=line):
+    model.apply(params, given)
+  for name in ('positions', 'segment_ids'):
+    with pytest.raises(ConfigError, match=rf'{name} = \[8\]: give an array \[1, 8\]'):
+      model.apply(params, np.ones((1, 8), int), **{name: np.arange(8)})

@@ -1,0 +1,46 @@
+"""Which parameters a decoder has."""
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax import paths
+from llm_jax.config.architecture import Architecture
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.modules.transformer import Transformer
+
+MAIN = re.compile(r'(embedding|positions|prefix_\d+|blocks|final_norm|head)/')  # what the logits are computed from
+
+
+@functools.cache  # architectures are frozen, tracing one takes a moment
+def parameter_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
+  """Shapes by path, without making anything."""
+  abstract = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  return {path: leaf.shape for path, leaf in paths.leaves(abstract['params'])}
+
+
+def check_params(config: Architecture, params: Any) -> None:
+  """Refuses parameters that are another decoder's. Beside the decoder there may be what it does not read: a
+  classifier's head, blocks that predict further tokens.
+
+  Raises:
+    ConfigError: names the first parameter that is missing, left over, of another shape, or no floating-point array.
+  """
+  require(isinstance(params, Mapping), 'params', type(params).__name__,
+          'give the parameters, a nested dict of arrays as Transformer.init makes it')
+  require(set(params) != {'params'}, 'params', ['params'], "give what stands below it: params['params']")
+  shapes, found = parameter_shapes(config), dict(paths.leaves(params))
+  for path, shape in shapes.items():
+    leaf = found.get(path)
+    if leaf is None and not MAIN.match(path):
+      continue
+    if getattr(leaf, 'shape', None) != shape:
+      raise ConfigError(f'params/{path}', 'missing' if leaf is None else getattr(leaf, 'shape', leaf),
+                        f'the configuration has {shape} here: give the configuration and the parameters of one model')
+    require(jnp.issubdtype(leaf.dtype, jnp.floating), f'params/{path}', str(leaf.dtype), 'use floating-point numbers')
+  for path in found:
+    require(path in shapes or not MAIN.match(path), f'params/{path}', getattr(found[path], 'shape', None),
+            'the configuration has no such parameter: give the configuration and the parameters of one model')
