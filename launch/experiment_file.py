@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_jax.config import door
+from llm_jax.config import architecture, door, experiment, presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
 
@@ -76,8 +76,29 @@ def call_get_config(config: str) -> Any:
     raise Refused(f'{where}: SyntaxError: {error.msg}') from None
   except Exception as error:  # Whatever a user's file raises is the user's to mend: one line that says where.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
-    what = str(error) if isinstance(error, ConfigError) else f'{type(error).__name__}: {error}'
-    raise Refused(f'{path}{f":{lines[-1]}" if lines else ""}: {what}') from None
+    raise Refused(f'{path}{f":{lines[-1]}" if lines else ""}: {explain(error)}') from None
+
+
+def explain(error: Exception) -> str:
+  """What an experiment file raised, in one line. Of a part that was made with a value of the wrong type, or with a name
+  that it does not have, Python names no field, or no mend."""
+  if isinstance(error, ConfigError):
+    return str(error)
+  for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+    part = frame.f_locals.get('self')
+    if frame.f_code.co_name == '__post_init__' and dataclasses.is_dataclass(part):
+      try:
+        door.read(type(part), door.to_json(part), type(part).__name__)
+      except ConfigError as found:
+        return str(found)
+      except Exception:  # its own mistake then
+        break
+  if found := re.match(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+    name, argument = found.groups()
+    for made in (getattr(module, name, None) for module in (experiment, presets, architecture)):
+      if made:
+        return f'{name}({argument}=...): no such argument; {door.suggest(argument, inspect.signature(made).parameters)}'
+  return f'{type(error).__name__}: {error}'
 
 
 @contextlib.contextmanager

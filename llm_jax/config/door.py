@@ -84,7 +84,7 @@ def read(kind: Any, value: Any, path: str) -> Any:
       return None
     raise ConfigError(path, None, f'None is not allowed here: give {describe(kind)}')
   if options and (hasattr(value, 'items') or set(_members(kind)) <= {*options, type(None)}):
-    return value if isinstance(value, tuple(options)) else _read_dataclass(options, value, path)
+    return _read_dataclass(options, _tree(value, kind) if isinstance(value, tuple(options)) else value, path)
   for member in _members(kind):
     if typing.get_origin(member) is tuple and isinstance(value, list | tuple):
       return tuple(read(_item(member), item, f'{path}[{i}]') for i, item in enumerate(value))
@@ -94,12 +94,16 @@ def read(kind: Any, value: Any, path: str) -> Any:
       return float(value)
     if isinstance(member, type) and isinstance(value, member) and isinstance(value, bool) == (member is bool):
       return value
-  raise ConfigError(path, value, f'give {describe(kind)}, not {type(value).__name__}')
+  comma = ''
+  if type(value) in _members(_item(kind)):  # of a tuple that was meant: ('x') is no tuple
+    comma = f', such as ({f"{type(value).__name__}(...)" if dataclasses.is_dataclass(value) else repr(value)},)'
+  raise ConfigError(path, value, f'give {describe(kind)}, not {type(value).__name__}{comma}')
 
 
 def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
   if not hasattr(value, 'items'):
-    raise ConfigError(path, value, f'give {" or ".join(option.__name__ for option in options)} as a mapping of fields')
+    made = ' or '.join(f'{option.__name__}(...)' for option in options)
+    raise ConfigError(path, value, f'give {made}, or a mapping of its fields' + f' with {KIND}' * (len(options) > 1))
   tree = dict(value.items())
   if len(options) == 1:
     cls = options[0]
@@ -172,7 +176,7 @@ def suggest(name: Any, known: Iterable[str]) -> str:
   """`did you mean 'steps'?`, or the whole list where nothing is near."""
   known = list(known)
   near = difflib.get_close_matches(str(name), known, n=1)
-  return f'did you mean {near[0]!r}?' if near else f'use one of {", ".join(known)}'
+  return f'did you mean {near[0]!r}?' if near else f'use one of {", ".join(known)}' if known else 'there are none'
 
 
 class _Missing:

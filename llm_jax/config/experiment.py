@@ -62,9 +62,11 @@ def experiment(**fields: Any):
 
 
 def stage(name: str, data: Data | Source | None = None, **fields: Any) -> Stage:
-  """One row of an experiment: the fields of `Stage`, where `data` is a source or a `mix`."""
+  """One row of an experiment: the fields of `Stage`, where `data` and `held_out` are each a source or a `mix`."""
   if data is not None:
     fields['data'] = data if isinstance(data, Data) else mix(data)
+  if isinstance(fields.get('held_out'), Source | Weighted):
+    fields['held_out'] = mix(fields['held_out'])
   return read(Stage, {'name': name, **fields}, f'stage({name!r})')
 
 
@@ -72,8 +74,10 @@ def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'spli
   """A mixture: `mix((Text('books'), .7), (Jsonl('web.jsonl'), .3))`; a source without a weight has weight 1."""
   rows = []
   for i, source in enumerate(sources):
-    source, weight = source if isinstance(source, tuple) else (source, 1.0)
-    if not isinstance(source, Source | Weighted):
+    given = source if isinstance(source, tuple) else (source, 1.0)
+    if len(given) != 2 or not isinstance(given[0], Source | Weighted):
       raise ConfigError(f'mix[{i}]', source, 'give a source, such as Text(path), or (source, weight)')
-    rows.append(source if isinstance(source, Weighted) else Weighted(source, weight))
+    source, weight = given
+    row = source if isinstance(source, Weighted) else {'source': source, 'weight': weight}
+    rows.append(read(Weighted, row, f'mix[{i}]'))
   return read(Data, {'sources': rows, 'packing': packing}, 'mix')

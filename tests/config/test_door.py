@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import ml_collections
+import numpy as np
 import pytest
 
 from llm_jax.config import door
@@ -18,6 +19,7 @@ from llm_jax.config.experiment import (
   Cosine,
   HuggingFaceFile,
   Jsonl,
+  LabelledJsonl,
   LinearToZero,
   Mesh,
   Muon,
@@ -103,9 +105,12 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('seed', None, 'None is not allowed here: give an integer'),
   ('model.tied_head', 1, 'give True or False, not int'),
   ('stages[0].ema', 'x', 'give a number or None, not str'),
-  ('stages[0].prompts', 'def ', 'give a tuple, not str'),
-  ('stages[0].data', 'web', 'give Data as a mapping of fields'),
-  ('stages[0].learning_rate', 3e-4, 'give Constant or Cosine or WSD or LinearToZero as a mapping of fields'),
+  ('stages[0].prompts', 'def ', "give a tuple, not str, such as ('def ',)"),
+  ('stages[1].init', 'scratch', "give a tuple, not str, such as ('scratch',)"),
+  ('stages[1].data.sources[0].weight', '0.3', 'give a number or a tuple, not str'),
+  ('stages[0].data', 'web', 'give Data(...), or a mapping of its fields'),
+  ('stages[0].learning_rate', 3e-4,
+   'give Constant(...) or Cosine(...) or WSD(...) or LinearToZero(...), or a mapping of its fields with kind'),
   # numbers that are not finite
   ('stages[0].learning_rate.peak', math.nan, 'give a finite number'),
   ('stages[1].data.sources[0].weight', math.inf, 'give a finite number'),
@@ -142,7 +147,7 @@ def test_a_missing_field():
   tree = changed()
   del tree['stages'][1]['steps']
   assert refused(tree) == 'config.stages[1].steps = <missing>: Stage needs it: give an integer'
-  assert refused('x') == "config = 'x': give Run as a mapping of fields"
+  assert refused('x') == "config = 'x': give Run(...), or a mapping of its fields"
 
 
 def test_every_default_is_what_the_door_gives_back():
@@ -158,12 +163,30 @@ def test_an_experiment_refuses_its_mistakes_at_once():
     (lambda: stage('a', text, stepz=3, **good), "stage('a').stepz = 3: no such field in Stage; did you mean 'steps'?"),
     (lambda: stage('a', text, **{**good, 'steps': '1'}), "stage('a').steps = '1': give an integer, not str"),
     (lambda: stage('a', **good), "stage('a').data = <missing>: Stage needs it: give Data"),
+    (lambda: mix((text, '0.5')), "mix[0].weight = '0.5': give a number or a tuple, not str"),
+    (lambda: mix(StandardLibrary('0.1')), "mix[0].source.held_out = '0.1': give a number, not str"),
+    (lambda: mix(Jsonl('a', 3)), "mix[0].source.field = 3: give a string, not int"),
+    (lambda: door.from_json(changed(**{'tokenizer': {'kind': 'Bytes', 'vocab_size': 3}})),
+     'config.tokenizer.vocab_size = 3: no such field in Bytes; there are none'),
     (lambda: stage('a', mix('web'), **good), "mix[0] = 'web': give a source, such as Text(path), or (source, weight)"),
     (lambda: experiment(model=run().model, sead=1), "config.sead = 1: no such field in Run; did you mean 'seed'?"),
   ):
     with pytest.raises(ConfigError) as caught:
       make()
     assert str(caught.value) == line
+
+
+def test_a_long_value_is_cut_and_stays_in_one_line():
+  with pytest.raises(ConfigError, match=r'^config.stages = Stage.*\.\.\.: give a tuple, not Stage, such as') as caught:
+    experiment(model=run().model, stages=(run().stages[0]))
+  assert len(str(caught.value)) < 400 and str(ConfigError('a', np.eye(2), 'b')).count('\n') == 0
+
+
+def test_lists_serve_as_tuples_and_a_source_as_held_out():
+  text, good = Text('a'), {'steps': 1, 'context': 8, 'batch_size': 1, 'learning_rate': Cosine(1e-3)}
+  assert mix((text, [[0, 1], [1, 2]])).sources[0].weight == ((0.0, 1.0), (1.0, 2.0))
+  assert mix(LabelledJsonl('a', ['x', 'y'])).labels == ('x', 'y')
+  assert stage('a', text, held_out=text, **good).held_out == mix(text)
 
 
 def test_experiment_is_the_config_dict_of_its_run():

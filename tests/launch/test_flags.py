@@ -120,6 +120,15 @@ def test_a_workdir_that_cannot_be(capsys, tmp_path):
   ('x = 1\0\n', 'mine.py: SyntaxError: source code string cannot contain null bytes'),
   ('import no_such_module\n', ":1: ModuleNotFoundError: No module named 'no_such_module'"),
   ('from llm_jax.config.run import WSD\ndef get_config():\n  return WSD(peak=float("nan"))\n', ':3: peak = nan: use a'),
+  ('from llm_jax.config.run import WSD\ndef get_config():\n  return WSD(peek=1e-3)\n',
+   ":3: WSD(peek=...): no such argument; did you mean 'peak'?"),
+  ('from llm_jax.config.run import WSD\ndef get_config():\n  return WSD(peak="3e-4")\n',
+   ":3: WSD.peak = '3e-4': give a number, not str"),
+  ('from llm_jax.config.experiment import *\ndef get_config():\n  return NeedleTest((64))\n',
+   ':3: NeedleTest.contexts = 64: give a tuple, not int, such as (64,)'),
+  ('from llm_jax.config.experiment import *\ndef get_config():\n  return presets.llama(32, layers=1)\n',
+   ":3: llama(layers=...): no such argument; did you mean 'num_layers'?"),
+  ('def get_config():\n  return max(3)\n', ":2: TypeError: 'int' object is not iterable"),
   ('def get_config():\n  return {"seeed": 1}\n', "config.seeed = 1: no such field in Run; did you mean 'seed'?"),
 ])
 def test_a_wrong_experiment_file(capsys, tmp_path, text, words):
