@@ -204,6 +204,8 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('gemma2', dict(query_pre_attn_scalar=0), 'query_pre_attn_scalar'),
   ('deepseek_v3', dict(rope_interleave=False), 'rope_interleave'),
   ('deepseek_v3', dict(norm_topk_prob=False), 'norm_topk_prob'),
+  ('deepseek_v3', dict(norm_topk_prob=None), 'norm_topk_prob'),
+  ('deepseek_v3', dict(rope_interleave=None), 'rope_interleave'),
   ('deepseek_v3', dict(scoring_func='softmax'), 'scoring_func'),
   ('deepseek_v3', dict(attention_bias=True), 'attention_bias'),
   ('deepseek_v3', dict(num_key_value_heads=8), 'num_key_value_heads'),

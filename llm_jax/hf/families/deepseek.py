@@ -62,6 +62,8 @@ def read(fields: Fields) -> Architecture:
   for key, only in (('rope_interleave', True), ('norm_topk_prob', True), ('moe_layer_freq', 1),
                     ('scoring_func', 'sigmoid'), ('topk_method', 'noaux_tc')):
     fields.expect(key, only, f'only {only!r} is supported, as in DeepSeek-V3')
+  for key in ('rope_interleave', 'norm_topk_prob'):
+    require(fields.values.get(key, True) is not None, key, None, 'null is false there, and only True is supported')
   heads, rope_dim = fields.size('num_attention_heads', 128), fields.size('qk_rope_head_dim', 64)
   nope_dim = fields.size('qk_nope_head_dim', 128)
   for key, only in (('num_key_value_heads', heads), ('head_dim', rope_dim), ('qk_head_dim', nope_dim + rope_dim)):
