@@ -28,14 +28,15 @@ def read_gemma(fields: Fields) -> Architecture:
   d_model = fields.size('hidden_size', 3_072)
   attention = read_attention(fields, d_model, heads=16, kv_heads=16, head_dim=256,
                              bias=fields.flag('attention_bias', False))
-  # Their first files say "gelu" and mean its approximation by tanh; the next ones said so in a second field.
-  activation = fields.activation('hidden_act', 'gelu_pytorch_tanh')
+  # Their first files say "gelu" and mean its approximation by tanh; the next ones said so in a second field, which
+  # version 4 of transformers follows and version 5 does not read.
+  activation = fields.get('hidden_act', 'gelu_pytorch_tanh')
+  activation = 'gelu_tanh' if activation == 'gelu' else fields.activation('hidden_act', 'gelu_pytorch_tanh')
   if fields.values.get('hidden_activation'):
-    second = fields.activation('hidden_activation', None)
-    require(second == activation or 'hidden_act' not in fields.values or activation == 'gelu', 'hidden_activation',
-            fields.values['hidden_activation'], f'hidden_act is {fields.values.get("hidden_act")!r}: say the same')
-    activation = second
-  feed_forward = GLU(fields.size('intermediate_size', 24_576), 'gelu_tanh' if activation == 'gelu' else activation)
+    require(fields.activation('hidden_activation', None) == activation, 'hidden_activation',
+            fields.values['hidden_activation'],
+            f'hidden_act is {fields.values.get("hidden_act")!r}, which means {activation}: say the same')
+  feed_forward = GLU(fields.size('intermediate_size', 24_576), activation)
   norm = ZeroCenteredRMSNorm(fields.number('rms_norm_eps', 1e-6))
   return Architecture(
     num_layers=fields.size('num_hidden_layers', 28), pattern=(Block(attention, feed_forward, norm),),
