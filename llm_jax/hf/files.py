@@ -217,7 +217,11 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     names = sorted(set(weight_map.values()))
     for name in names:
       require((folder / name).is_file(), str(folder / name), None, 'the index names this file, and it is missing')
-    return [inside(folder, name) for name in names]
+    files = [inside(folder, name) for name in names]
+    # `transformers` reads the single file then, and leaves it there when it saves several beside it.
+    require(SINGLE in names or not (folder / SINGLE).exists(), str(folder), [SINGLE, INDEX],
+            'may be two models, one saved over the other: remove the one that is out of date')
+    return files
   if (folder / SINGLE).exists():
     return [inside(folder, SINGLE)]
   raise no_weights(folder, f'neither {SINGLE} nor {INDEX}')

@@ -123,6 +123,12 @@ def test_a_tensor_in_two_files(copy):
     hf.load_pretrained(copy)
 
 
+def test_two_models_in_one_folder(copy):
+  peers.make(peers.CASES['llama gqa'], seed=1).save_pretrained(copy, max_shard_size=20_000)
+  with pytest.raises(ConfigError, match='remove the one that is out of date'):
+    hf.load_pretrained(copy)
+
+
 @pytest.mark.parametrize('index, match', (
   ('{', 'not a readable JSON'), ('[' * 100_000, 'not a readable JSON'), ('[]', 'JSON object'), ('{}', 'weight_map'),
   (json.dumps(dict(weight_map={})), 'weight_map'),
