@@ -55,6 +55,15 @@ def test_round_trip_is_byte_identical_and_loads_in_transformers(case, folders, t
     assert torch.equal(theirs(tokens).logits, load(folders[case], attn_implementation='eager')(tokens).logits)
 
 
+def test_gemma2_without_windows_runs_in_transformers(tmp_path):
+  model = peers.make(peers.gemma2(layer_types=['full_attention'] * 2, num_hidden_layers=2))
+  hf.save_pretrained(tmp_path / 'ours', *peers.to_ours(model))
+  ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'ours', attn_implementation='eager')
+  tokens = torch.tensor(np.asarray(peers.batch().tokens)).long()
+  with torch.no_grad():
+    assert torch.equal(ours(tokens).logits, model(tokens).logits)
+
+
 def parts(config):
   """The configuration without the context, which an export states where the import had none."""
   if not isinstance(config.positions, arch.RoPE):

@@ -90,7 +90,7 @@ def write_gemma2(config: Architecture) -> dict[str, Any]:
                          ACTIVATION_NAMES[feed_forward.activation],
     'query_pre_attn_scalar': max(1, round(scale ** -2)),  # an integer there
     'attn_logit_softcapping': attention.soft_cap, 'final_logit_softcapping': config.logit_soft_cap,
-    'sliding_window': next((window for window in windows if window), None),
+    'sliding_window': next((window for window in windows if window), 4_096),  # a number there, used or not
     'layer_types': ['sliding_attention' if window else 'full_attention' for window in windows]}
 
 
