@@ -44,7 +44,7 @@ def read_attention(fields: Fields, d_model: int, *, heads: int, kv_heads: int | 
   Where a number follows from another ours is None, so that equal decoders have equal configurations.
   """
   heads = fields.size('num_attention_heads', heads)
-  kv_heads = fields.size('num_key_value_heads', kv_heads or heads)
+  kv_heads = fields.optional_size('num_key_value_heads', kv_heads or heads)  # null: as many as heads, in all families
   head_dim = fields.size('head_dim', head_dim)
   return Attention(heads, None if kv_heads == heads else kv_heads,
                    None if head_dim and head_dim * heads == d_model else head_dim, **rest)

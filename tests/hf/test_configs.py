@@ -142,6 +142,12 @@ def test_yarn_as_deepseek_states_it():
   assert given['mscale'] == pytest.approx(0.5) and given['mscale_all_dim'] == pytest.approx(1.0)
 
 
+def test_key_heads_of_null_are_as_many_as_heads():
+  for family in ('llama', 'mistral', 'mixtral', 'gemma'):
+    entries = dict(model_type=family, hidden_size=64, num_attention_heads=4, head_dim=16, num_key_value_heads=None)
+    assert hf.config_from_hf(entries).pattern[0].attention.kv_heads == 4
+
+
 def test_ntk_scaling_is_another_base():
   config = presets.llama(32, 2, 4, head_dim=8, scaling=arch.NTKScaling(4.0))
   values = hf.config_to_hf(config)
