@@ -20,7 +20,7 @@ from llm_jax.config.architecture import (
 from llm_jax.config.count import blocks
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.hf.families import FAMILIES, family_of
-from llm_jax.hf.fields import MOST_EXPERTS, Fields
+from llm_jax.hf.fields import FLOATS, MOST_EXPERTS, Fields
 from llm_jax.hf.rope import without_ntk, write_rope
 
 
@@ -58,6 +58,7 @@ def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = N
   attention = config.pattern[0].attention
   if isinstance(config.positions, RoPE):
     values |= write_rope(config.positions, attention.rotary_size(config.d_model), context, _score_factor(attention))
+  values |= {key: float(values[key]) for key in FLOATS if values.get(key) is not None}
   different = difference('model', resolved(config), resolved(config_from_hf(values)))
   if different:  # what the family cannot say was lost on the way
     raise ConfigError(*different[:2], f'a {family.model_type} model cannot have this, so it cannot be exported')

@@ -18,6 +18,10 @@ HARMLESS = re.compile(
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
   r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length)$')
 
+# Numbers that `transformers` refuses where a file writes them as integers.
+FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',
+          'attn_logit_softcapping', 'final_logit_softcapping')
+
 # A table of names is made of these: a file that asks for billions must not take all memory.
 MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,
         'n_routed_experts': 10_000}

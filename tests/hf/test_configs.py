@@ -148,6 +148,19 @@ def test_key_heads_of_null_are_as_many_as_heads():
     assert hf.config_from_hf(entries).pattern[0].attention.kv_heads == 4
 
 
+@pytest.mark.parametrize('config, key', (
+  (presets.llama(32, 2, 4, eps=0), 'rms_norm_eps'),
+  (presets.mixtral(32, 2, 4, 2, 64, balance_weight=0), 'router_aux_loss_coef'),
+  (presets.gemma2(32, 2, 4, 2, 64, head_dim=8, attention_soft_cap=50), 'attn_logit_softcapping'),
+  (presets.gemma2(32, 2, 4, 2, 64, head_dim=8, logit_soft_cap=30), 'final_logit_softcapping'),
+  (dataclasses.replace(presets.deepseek_v3(router_scale=2), multi_token=()), 'routed_scaling_factor'),
+))
+def test_whole_numbers_are_exported_as_floats(config, key):
+  values = hf.config_to_hf(config)
+  assert isinstance(values[key], float)
+  assert getattr(transformers.AutoConfig.for_model(**values), key) == values[key]
+
+
 def test_ntk_scaling_is_another_base():
   config = presets.llama(32, 2, 4, head_dim=8, scaling=arch.NTKScaling(4.0))
   values = hf.config_to_hf(config)
