@@ -275,3 +275,11 @@ def test_standard_library(tmp_path):
   assert {'dataclasses.py', 'json/decoder.py'} <= names
   assert not any('/test/' in name or 'site-packages' in name for name in names)
   assert {**train, **held_out}['textwrap.py'] == pathlib.Path(textwrap.__file__).read_text()
+
+
+def test_the_standard_librarys_sources_hold_out_the_same_files_by_default(tmp_path):
+  kinds = (config.StandardLibrary, config.StandardLibraryChats, config.StandardLibraryPreferences,
+           config.StandardLibraryFunctions)
+  made = [opened(kind(), tmp_path) for kind in kinds]
+  assert not any(mine.trains_on(other) for mine in made for other in made)
+  assert made[0].trains_on(opened(config.StandardLibraryChats(held_out=0.1), tmp_path))
