@@ -112,7 +112,10 @@ class Scorer:
     and in those before it, and of xz -9. Empty where nothing was trained on, the data is not all text, or there is too
     much of it."""
     stages = (*self.context.run.ancestors(self.stage), self.stage)
-    steps = [*(self.context.store(stage.name).steps()[0] for stage in stages[:-1]), step]
+    saved = [self.context.store(stage.name).steps() for stage in stages[:-1]]
+    if not all(saved):  # nobody knows what was trained on
+      return {}
+    steps = [*(each[0] for each in saved), step]
     tokens = sum(stage.tokens_after(count) for stage, count in zip(stages, steps, strict=True))
     data = [self.stage.scored_on, *(stage.data for stage in stages)]
     plain = all(each.template is None and each.labels is None for each in data)

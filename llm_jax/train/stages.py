@@ -123,10 +123,14 @@ def report(workdir: pathlib.Path) -> None:
 
 
 def is_finished(context: Context, stage: Stage) -> bool:
-  """Whether the stage's last checkpoint is there and its result is written."""
+  """Whether the stage's result is written and its last checkpoint is there, or was: once a later stage that comes from
+  it has checkpoints of its own, those of the stage may go."""
   recorded = cluster.on_first(lambda: has_result(context.workdir, stage.name))
   newest = context.store(stage.name).latest_valid() if recorded else None
   finished = newest is not None and newest.facts['final']
+  if recorded and newest is None:
+    later = [other.name for other in context.run.stages if stage in context.run.ancestors(other)]
+    finished = cluster.on_first(lambda: any(context.store(name).steps() for name in later))
   if finished and context.primary:
     say(f'{stage.name}: finished before, skipped')
   return finished
@@ -143,8 +147,8 @@ def check_starts(context: Context, todo: list[Stage]) -> None:
     for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
       newest = context.store(parent).latest_valid()
       if newest is None or not newest.facts['final']:
-        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has not finished: '
-                          'run that first')
+        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has not finished '
+                          'or has lost its checkpoints: run that first, or bring them back')
 
 
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:

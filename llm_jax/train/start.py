@@ -131,7 +131,8 @@ class Starter:
     store = self.context.store(name)
     checkpoint = store.latest_valid()
     if checkpoint is None or not checkpoint.facts['final']:
-      raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished: run it first')
+      raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished or has lost its '
+                            'checkpoints: run it first, or bring them back')
     if step not in (None, checkpoint.step):
       checkpoint = store.at(step)
     check_tokenizer(checkpoint, self.context.tokenizer)

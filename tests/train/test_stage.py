@@ -1,11 +1,14 @@
 """What a stage does once even where a run is stopped or killed at an awkward moment."""
 import types
+from pathlib import Path
 
 import pytest
 
+from launch.experiment_file import load_run
 from llm_jax.config.errors import ConfigError
-from llm_jax.train import scores
+from llm_jax.train import scores, stages
 from llm_jax.train import stage as stage_module
+from llm_jax.train.checkpoint import CheckpointStore
 from llm_jax.train.hooks import Diverged, check_result
 from llm_jax.train.metrics import MetricsWriter, read_samples
 from llm_jax.train.scores import Scorer
@@ -63,6 +66,21 @@ def test_another_held_out_text_is_refused(run):
   run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
   with pytest.raises(ConfigError, match=r"held_out\.data = 'new': the checkpoint was made with old"):
     run.begin()
+
+
+def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_one_has_begun(tmp_path):
+  """They may be deleted then, to save space: days of training would begin again without a word."""
+  run = load_run(f'{Path(__file__).with_name("tiny_experiment.py")}:{tmp_path}', ())
+  first, second = run.stages
+  context = types.SimpleNamespace(run=run, workdir=tmp_path, primary=True,
+                                  store=lambda name: CheckpointStore(tmp_path / 'checkpoints' / name))
+  MetricsWriter(tmp_path, tensorboard=False).write('final', first.name, first.steps)
+  assert not stages.is_finished(context, first)
+  (tmp_path / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
+  assert stages.is_finished(context, first) and not stages.is_finished(context, second)
+  scorer = object.__new__(Scorer)
+  scorer.context, scorer.stage = context, second
+  assert scorer.baselines(second.steps) == {}  # what the first was trained on is not known
 
 
 def test_a_stage_that_ends_diverged_has_no_result(run):
