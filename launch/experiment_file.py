@@ -214,3 +214,16 @@ def walk(value: Any, path: str):
       yield from walk(item, f'{path}[{i}]')
   else:
     yield path, value
+
+
+def settings(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+  """Yields (path, value) for every plain value, and every list of such, of a tree that `door.to_json` made: what
+  `set_field` can set."""
+  if isinstance(tree, dict):
+    for name, value in tree.items():
+      yield from settings(value, f'{path}.{name}')
+  elif isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+    for i, item in enumerate(tree):
+      yield from settings(item, f'{path}[{i}]')
+  else:
+    yield path, tree

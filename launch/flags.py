@@ -12,8 +12,8 @@ from typing import NoReturn
 
 from absl import flags
 
-from launch.experiment_file import Refused, check_files, load_run, split_overrides
-from llm_jax.config.door import suggest
+from launch.experiment_file import Refused, check_files, load_run, settings, split_overrides
+from llm_jax.config.door import suggest, to_json
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.sharding.check import check_divides, row_shards
@@ -22,8 +22,9 @@ from llm_jax.train.address import split_address
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 
 FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
---config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon
+--config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon. With --config=FILE.py, --help prints them all.
 """
+HELP = ('help', 'h', 'helpfull', 'helpshort')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,11 @@ def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
     flags.DEFINE_integer(name, None, words, flag_values=values)
   with refusing():
     overrides, rest = split_overrides(argv)
-    read_flags(values, rest, f'{usage}\n{FIELDS}')
+    rest, asked = [arg for arg in rest if not is_help(arg)], any(map(is_help, rest))
+    if asked:
+      print_help(values, rest, overrides, f'{usage}\n{FIELDS}')
+      sys.exit(0)
+    read_flags(values, rest)
     run = load_run(values.config, overrides)
     check_files(run, values.config)
     check_mesh(run)
@@ -74,12 +79,23 @@ def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
                     values.process_id)
 
 
-def read_flags(values: flags.FlagValues, argv: Sequence[str], usage: str) -> None:
-  """Fills `values` from `argv`; on `--help` prints `usage` and the flags, and exits with 0."""
-  if any(arg.lstrip('-') in ('help', 'h', 'helpfull', 'helpshort') and arg.startswith('-') for arg in argv[1:]):
-    print(usage)
-    print('\n'.join(f'  --{name:<14} {values[name].help}' for name in values))
-    sys.exit(0)
+def is_help(arg: str) -> bool:
+  return arg.startswith('-') and arg.lstrip('-') in HELP
+
+
+def print_help(values: flags.FlagValues, argv: Sequence[str], overrides: Sequence[tuple[str, str]], usage: str) -> None:
+  """Prints `usage`, the flags and, of an experiment that is named, every field with its value."""
+  lines = [usage, *(f'  --{name:<14} {values[name].help}' for name in values)]
+  read_flags(values, argv)
+  if values.config:
+    lines.append(f'\nFields of {values.config}:')
+    for path, value in settings(to_json(load_run(values.config, overrides)), 'config'):
+      lines.append(f'  --{path}={tuple(value) if isinstance(value, list) else value}')
+  print('\n'.join(lines))
+
+
+def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:
+  """Fills `values` from `argv`."""
   try:
     positional = values(list(argv))[1:]
   except flags.Error as error:

@@ -65,7 +65,10 @@ def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None
 
 def _open(folder: pathlib.Path, config: Architecture | None) -> tuple[Architecture, TensorFiles]:
   """What the folder holds, which must be `config` where that is given."""
-  found = config_from_hf(read_json(folder, 'config.json'))
+  values = read_json(folder, 'config.json')
+  require('stages' not in values, str(folder), 'a run',
+          f'it is of launch.train, not of Hugging Face: use launch.convert --checkpoint={folder}')
+  found = config_from_hf(values)
   tensors = TensorFiles(_weight_files(folder))
   if not any(name.endswith('.eh_proj.weight') for name in tensors):  # `transformers` leaves them out
     found = dataclasses.replace(found, multi_token=())

@@ -231,3 +231,9 @@ def test_numbers_that_hold_no_parameters_are_refused(folders, tmp_path):
   wanted = dataclasses.replace(config, num_layers=config.num_layers + 1)
   with pytest.raises(ConfigError, match='model.num_layers = 3: .* has 2: set it to that'):
     hf.load_pretrained(folder, config=wanted)
+
+
+def test_the_folder_of_a_run_is_told_apart(tmp_path):
+  (tmp_path / 'config.json').write_text('{"model": {}, "stages": []}')
+  with pytest.raises(ConfigError, match='launch.train, not of Hugging Face: use launch.convert --checkpoint='):
+    hf.load_pretrained(tmp_path)

@@ -164,3 +164,17 @@ def test_help_says_what_there_is(capsys):
   assert out.startswith('What it does.')
   for name in ('config', 'workdir', 'stage', 'coordinator', 'num_processes', 'process_id'):
     assert f'--{name}' in out
+
+
+def test_help_of_an_experiment_lists_its_fields(capsys):
+  """Every one of them can be set to what is printed."""
+  with pytest.raises(SystemExit) as caught:
+    parse(ONE_STAGE, '--config.seed=3', '--help', workdir=None)
+  out = capsys.readouterr().out
+  fields = [line.strip() for line in out.splitlines() if line.startswith('  --config.')]
+  assert caught.value.code == 0 and len(fields) > 50
+  for field in ('--config.seed=3', '--config.stages[0].ema=None', "--config.stages[0].init=('scratch',)",
+                '--config.stages[0].learning_rate.kind=Cosine', '--config.mesh.data=-1'):
+    assert field in fields
+  assert parse(ONE_STAGE, *fields).run == parse(ONE_STAGE, '--config.seed=3').run
+  assert refused(capsys, ONE_STAGE, '--nonsense') == "Unknown command line flag 'nonsense'"
