@@ -39,6 +39,7 @@ def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[s
   that learnt from conversations their template too.
 
   Their library reads the name of a control token in a text as that token; ours never does.
+  The `bos_token`, which stands before every text that is learnt, is not put there by itself.
   """
   match tokenizer:
     case HuggingFaceTokenizer():
