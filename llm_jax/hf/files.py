@@ -58,6 +58,12 @@ def float_type(dtype: Any) -> np.dtype:
   return found
 
 
+def read_config(directory: str | os.PathLike) -> Architecture:
+  """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `('hf', folder)`. No
+  weight is read; raises as `load_pretrained`."""
+  return _open(pathlib.Path(directory), None)[0]
+
+
 def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
   """Refuses, as `load_pretrained` does, a folder that cannot be opened or holds another model; no weight is read."""
   _open(pathlib.Path(directory), config)

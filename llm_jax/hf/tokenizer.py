@@ -1,12 +1,18 @@
 """Tokenizers of ours as files that `transformers.AutoTokenizer` reads."""
 import json
+import os
+import pathlib
 import re
 from collections.abc import Mapping
 
+from llm_jax.config.errors import require
+from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer
 from llm_jax.data.chat import end_of_turn
 from llm_jax.data.huggingface import HuggingFaceTokenizer, byte_alphabet
 from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.hf.configs import listed
+from llm_jax.hf.files import read_json
 
 # Ours of data/chat.py, as transformers applies them.
 JINJA = {
@@ -55,6 +61,25 @@ def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[s
     config['eos_token'] = _name(end_of_turn(template, tokenizer)[0], tokenizer)
     config['chat_template'] = chat_template(template, tokenizer)
   return {'tokenizer.json': content, 'tokenizer_config.json': json.dumps(config, indent=2).encode() + b'\n'}
+
+
+def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
+  """The tokenizer of a Hugging Face folder, for an experiment; the first id that ends a text there is its end of text.
+
+  Raises:
+    ConfigError: names the file that is missing or does not tell.
+  """
+  folder = pathlib.Path(directory)
+  values = read_json(folder, 'config.json')
+  if (folder / 'generation_config.json').is_file():
+    values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if ids is not None}
+  ends = listed(values.get('eos_token_id'))
+  added = read_json(folder, 'tokenizer.json').get('added_tokens') or []
+  names = {token.get('id'): token.get('content') for token in added if isinstance(token, dict)}
+  found = [names[end] for end in ends if end in names]
+  require(bool(found), f'{folder}/config.json: eos_token_id', values.get('eos_token_id'),
+          f'none of the added tokens in tokenizer.json: give HuggingFaceFile(path, end_of_text), one of {names}')
+  return HuggingFaceFile(str(folder / 'tokenizer.json'), found[0])
 
 
 def _name(control_id: int, tokenizer: Tokenizer) -> str:

@@ -169,8 +169,8 @@ def test_training_with_control_tokens(texts, tmp_path):
 @pytest.mark.parametrize('pattern', [r'\w+', r'\S+|\n', r'[^a]'])
 def test_a_pattern_that_leaves_text_out_is_refused(pattern, texts, tmp_path):
   """tiktoken drops what no alternative matches, without a word."""
-  (tmp_path / 'x.tiktoken').write_bytes(tokenizers.dump_ranks(tokenizers.train(texts, 300, 'cl100k').ranks))
-  for make in (lambda pattern: tokenizers.train(texts, 300, pattern),
+  (tmp_path / 'x.tiktoken').write_bytes(byte_level.dump_ranks(byte_level.train(texts, 300, 'cl100k').ranks))
+  for make in (lambda pattern: byte_level.train(texts, 300, pattern),
                lambda pattern: tokenizers.make_tokenizer(config.TiktokenFile(str(tmp_path / 'x.tiktoken'), pattern))):
     with pytest.raises(ConfigError, match=r"tokenizer\.pattern = .*leaves out text, before ' naïve'|before 'a naïve'"):
       make(pattern).encode('a naïve')
