@@ -16,7 +16,11 @@ HARMLESS = re.compile(
   r'_token_id$|^summary_|^(transformers_version|architectures|model_type|_name_or_path|torch_dtype|dtype|use_cache|'
   r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
-  r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length)$')
+  r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length|is_decoder|'
+  r'output_hidden_states|output_attentions|'
+  # How text is generated, which old files have here.
+  r'max_length|min_length|do_sample|num_beams|num_return_sequences|temperature|top_k|top_p|typical_p|'
+  r'repetition_penalty|length_penalty|early_stopping|no_repeat_ngram_size)$')
 
 # Numbers that `transformers` refuses where a file writes them as integers.
 FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',

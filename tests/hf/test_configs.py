@@ -121,6 +121,14 @@ def test_configs_round_trip(case):
   assert resolved(hf.config_from_hf(again)) == resolved(config)
 
 
+def test_what_old_files_say_of_generation_changes_no_decoder():
+  old = dict(max_length=4_096, min_length=0, do_sample=True, num_beams=4, num_return_sequences=1, temperature=0.6,
+             top_k=50, top_p=0.9, typical_p=1.0, repetition_penalty=1.0, length_penalty=1.0, early_stopping=True,
+             no_repeat_ngram_size=3, is_decoder=True, output_hidden_states=True, output_attentions=True)
+  values = peers.llama().to_dict()
+  assert hf.config_from_hf(values | old) == hf.config_from_hf(values)
+
+
 def test_both_ways_to_state_rope():
   old = dict(model_type='llama', rope_theta=5e5, rope_scaling=None)
   new = dict(model_type='llama', rope_parameters=dict(rope_type='default', rope_theta=5e5))
