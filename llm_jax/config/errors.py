@@ -3,7 +3,7 @@ import contextlib
 import math
 from collections.abc import Iterator
 
-LONGEST = 300  # characters of a value that are shown
+LONGEST = 500  # characters of a value that are shown
 
 
 class ConfigError(ValueError):
