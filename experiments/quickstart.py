@@ -9,9 +9,10 @@ library's own functions (a signature and what it does ask for the body, fenced) 
 ones. Annealing ends at 0.3 of the peak: there the mean of checkpoints is better than the last of them, which after so
 few steps it is not at zero.
 
-Six to eight minutes on two cores. The report shows what each stage did: held-out bits per byte beside a trigram model and xz -9,
-the needles found before and after the long stage at each depth, the mean beside the last checkpoint, the share of
-held-out questions answered in form before and after SFT, the share of held-out pairs that DPO has put in order.
+Six to eight minutes on two cores. The report shows what each stage did: held-out bits per byte beside a trigram model
+and xz -9, the needles found before and after the long stage at each depth, the mean beside the last checkpoint, the
+share of held-out questions answered in form before and after SFT, the share of held-out pairs that DPO has put in
+order.
 """
 from llm_jax.config.architecture import Llama3Scaling, RoPE
 from llm_jax.config.experiment import (

@@ -1,5 +1,6 @@
 """Next-token cross-entropy that never holds the logits of the whole batch."""
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,7 @@ import jax.numpy as jnp
 from llm_jax.modules.kernels import resolve, wide
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
-from llm_jax.sharding.context_split import devices_in_time
-from llm_jax.sharding.rules import constrain
+from llm_jax.sharding.rules import constrain, split_counts
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -62,7 +62,7 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
   w = w_VD.astype(x_BTD.dtype)
 
   def step(carry, inputs):
-    sums, dw_DV = carry
+    sums, dw = carry
     x_BCD, targets_BC, weights_BC = inputs
     logits_BCV = _logits(x_BCD, w, soft_cap)
     per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
@@ -77,11 +77,14 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
     d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
     dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())), preferred_element_type=wide(x_BCD))
     dx_BCD = (scale_BC1 * dx_BCD).astype(x_BCD.dtype)
-    dw_DV += _head_gradient((scale_BC1 * x_BCD).astype(x_BCD.dtype), d_BCV, dw_DV.dtype)
-    return (_add(sums, per_token, weights_BC), dw_DV), (dx_BCD, per_token['total'])
+    dw += _head_gradient((scale_BC1 * x_BCD).astype(x_BCD.dtype), d_BCV, devices, dw.dtype)
+    return (_add(sums, per_token, weights_BC), dw), (dx_BCD, per_token['total'])
 
-  carry = _zero_sums(x_BTD, per_row), jnp.zeros(w_VD.shape[::-1], wide(x_BTD))
-  (sums, dw_DV), (dx, dweights) = jax.lax.scan(step, carry, split(chunk, x_BTD, targets_BT, weights_BT))
+  inputs = split(chunk, x_BTD, targets_BT, weights_BT)
+  devices = _devices(inputs[1][0])
+  carry = _zero_sums(x_BTD, per_row), jnp.zeros((*devices, *w_VD.shape[::-1]), wide(x_BTD))
+  (sums, dw), (dx, dweights) = jax.lax.scan(step, carry, inputs)
+  dw_DV = dw.sum(tuple(range(len(devices))))
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
   return (sums.pop('total'), sums), (dx_BTD, barrier(dw_DV).T.astype(w_VD.dtype), dweights_BT)
 
@@ -100,14 +103,25 @@ def _logits(x_BCD, w_VD, soft_cap):
   return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
 
 
-def _head_gradient(x_BCD, d_BCV, dtype):
-  """x' d of all tokens, [D, V]."""
+def _devices(targets_BC):
+  """How many share the rows, and the time, of a chunk; nothing where there is one device."""
+  counts = split_counts(targets_BC.shape, 'batch', 'seq')
+  return counts if math.prod(counts) > 1 else ()
+
+
+def _head_gradient(x_BCD, d_BCV, devices, dtype):
+  """x' d of the tokens that each device holds, [*devices, D, V]. Summed over devices here, all of it would go over the
+  network once a chunk."""
+  rows, times = devices or (1, 1)
+
+  def by_device(a):  # [B, C, K] -> [*devices, tokens, K]
+    B, C, K = a.shape
+    return jnp.moveaxis(a.reshape(rows, B // rows, times, C // times, K), 2, 1).reshape(*devices, -1, K)
+
   # Not d' x, [V, D]: XLA on CPU would transpose d, the larger, and take the slower of its two products.
-  x_DBC, tokens = jnp.moveaxis(x_BCD, 2, 0), ((1, 2), (0, 1))
-  if devices_in_time() == 1:  # else rows and time, both split, could only be one axis after an all-gather
-    # Flattened, because XLA makes a transposed copy of d_BCV to contract two axes.
-    x_DBC, d_BCV, tokens = x_DBC.reshape(x_DBC.shape[0], -1), d_BCV.reshape(-1, d_BCV.shape[-1]), ((1,), (0,))
-  return jax.lax.dot_general(barrier(x_DBC), d_BCV, (tokens, ((), ())), preferred_element_type=dtype)
+  x, d, n = barrier(jnp.swapaxes(by_device(x_BCD), -1, -2)), by_device(d_BCV), len(devices)
+  dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (tuple(range(n)),) * 2), preferred_element_type=dtype)
+  return constrain(dw, *('batch', 'seq')[:n], None, 'vocab')
 
 
 def _losses(logits_BCV, targets_BC, z_loss):

@@ -3,6 +3,7 @@
 No module names a mesh axis: changing a strategy changes a row of `STRATEGIES`, a new parameter needs a row of
 `PARAMETER_AXES`.
 """
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -144,14 +145,24 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, logical, mesh.shape))
 
 
+def split_counts(shape: tuple[int, ...], *logical: str | None) -> tuple[int, ...]:
+  """Over how many devices `constrain` splits each dimension of an array of this shape."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return tuple(math.prod(sizes[axis] for axis in axes) for axes in _dividing_axes(shape, logical, sizes))
+
+
 def activation_spec(shape: tuple[int, ...], logical: tuple[str | None, ...], sizes: Mapping[str, int]) -> PartitionSpec:
   """The mesh axes of each dimension, those left out that do not divide it."""
-  spec: list[tuple[str, ...] | None] = []
+  return PartitionSpec(*(axes or None for axes in _dividing_axes(shape, logical, sizes)))
+
+
+def _dividing_axes(shape, logical, sizes) -> list[tuple[str, ...]]:
+  found = []
   for name, left in zip(logical, shape, strict=True):
     axes = []
     for axis in mesh_axes(name, 'activations', sizes) if name else ():
       if left % sizes[axis] == 0:
         axes.append(axis)
         left //= sizes[axis]
-    spec.append(tuple(axes) or None)
-  return PartitionSpec(*spec)
+    found.append(tuple(axes))
+  return found

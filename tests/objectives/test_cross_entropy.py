@@ -1,5 +1,7 @@
 """Chunked cross-entropy against float64 NumPy, optax and itself on other devices."""
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from llm_jax.config.run import Mesh
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import batch_sharding
 
 B, T, D, V = 4, 11, 6, 24
 
@@ -155,6 +160,30 @@ def test_sharded_is_unsharded(inputs, kernels, batch, vocab):
     got = run(put(x, batch), put(w, vocab), put(targets, batch), put(weights, batch))
   for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     close(g, e)
+
+
+@pytest.mark.parametrize('sizes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(data=2, expert=2, context=2)],
+                         ids=str)
+def test_the_heads_gradient_crosses_the_network_once(sizes):
+  """Not once a chunk: no collective in the loop is nearly as large. And the gradient is that of one device."""
+  b, t, d, v = 8, 16, 16, 64
+  rng = np.random.default_rng(0)
+  x, w = rng.standard_normal((b, t, d), np.float32), rng.standard_normal((v, d), np.float32)
+  targets, weights = rng.integers(0, v, (b, t)), rng.random((b, t), np.float32)
+  gradient = jax.jit(jax.grad(lambda x, w: chunked_cross_entropy(x, w, targets, weights, chunk=4, kernels='xla')[0], 1))
+  mesh, want = make_mesh(Mesh(**sizes)), gradient(x, w)
+  with jax.set_mesh(mesh):
+    rows = NamedSharding(mesh, PartitionSpec(*batch_sharding(mesh).spec, None))
+    compiled = gradient.lower(jax.device_put(x, rows), w).compile()
+    close(compiled(jax.device_put(x, rows), w), want)
+  text = compiled.as_text()
+  found = {True: [], False: []}  # elements of each result, by whether a loop makes it
+  for computation in re.split(r'\n(?=%|ENTRY)', text):
+    in_loop = f'body={computation.split(" ", 1)[0]},' in text
+    for results in re.findall(r'= (.*?) (?:all-reduce|all-gather|reduce-scatter)(?:-start)?\(', computation):
+      found[in_loop] += [math.prod(map(int, shape.split(','))) for shape in re.findall(r'\[([\d,]+)\]', results)]
+  whole = d * v // sizes.get('tensor', 1)
+  assert whole in found[False] and max(found[True], default=0) <= whole // 4
 
 
 def test_the_logits_of_the_batch_never_exist():
