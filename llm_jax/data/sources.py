@@ -38,7 +38,7 @@ class DocumentSource:
   kind: its name in messages. fingerprint: sha256 of names, contents and of what selects the text in them.
   files: by the names that begin the keys of their documents.
   records: a fresh pass over (key, read). changed: whether a file is not as it was when the fingerprint was taken.
-  num_bytes: size of the files, an estimate of the text.
+  num_bytes: size of the files, an estimate of the text.   whole: whether every file is one document.
   chat: the configuration of a source of dialogues, of which only what the assistant says is a target.
   labelled: the configuration of a source of texts with classes.
   skipped: how many bad rows the passes so far left out, by reason (only with on_error='skip').
@@ -51,6 +51,7 @@ class DocumentSource:
   changed: Callable[[], bool]
   num_bytes: int
   tokenised: bool = False
+  whole: bool = False
   chat: config.Dialogues | None = None
   labelled: config.Labelled | None = None
   skip: bool = False
@@ -87,11 +88,16 @@ class DocumentSource:
 
   def trains_on(self, other: 'DocumentSource') -> bool:
     """Whether text that `other` holds out may be training text of this one: a file of both, split in another way."""
-    mine = {os.path.realpath(path): name for name, path in self.files.items()}
-    shared = [(mine[place], name) for name, path in other.files.items() if (place := os.path.realpath(path)) in mine]
-    by_part = [source.kind == 'Text' and len(source.files) == 1 for source in (self, other)]
+    mine = {place: name for name, place in self.places.items()}
+    shared = [(mine[place], name) for name, place in other.places.items() if place in mine]
+    by_part = [source.whole and len(source.files) == 1 for source in (self, other)]
     alike = all(a == b for a, b in shared) and by_part[0] == by_part[1] and self.held_out >= other.held_out
     return bool(shared) and other.held_out > 0 and not alike
+
+  @functools.cached_property  # every two sources of a run are compared, and a path is looked up folder by folder
+  def places(self) -> dict[str, str]:
+    """Where each file really is."""
+    return {name: os.path.realpath(path) for name, path in self.files.items()}
 
   def _part(self, document: str | np.ndarray, split: Split) -> Content:
     """Of a single document the last `held_out` of its characters (or tokens), or those before."""
@@ -154,6 +160,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), files=files,
     held_out=source.held_out, records=lambda: read(files), changed=lambda: _stamps(files) != seen,
     num_bytes=num_bytes, tokenised=kind == 'TokenFile',
+    whole=read is _whole_files or kind == 'TokenFile' and source.separator is None,
     chat=source if isinstance(source, config.Dialogues) else None,
     labelled=source if isinstance(source, config.Labelled) else None,
     skip=kind == 'StandardLibrary' or getattr(source, 'on_error', 'fail') == 'skip')

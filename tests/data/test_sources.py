@@ -113,6 +113,21 @@ def test_held_out_text_that_another_source_trains_on_is_known(tmp_path):
   assert [[a.trains_on(b) for b in whole] for a in whole] == [[False, True], [True, False]]  # a tail, and by hash
 
 
+def test_needles_and_ids_of_one_document_hold_out_its_tail(tmp_path):
+  (tmp_path / 'ids').mkdir()
+  for name in ('text.txt', 'ids/a.bin', 'ids/b.bin'):
+    (tmp_path / name).write_text('hello world. ' * 100)
+  text = config.Text(str(tmp_path / 'text.txt'), 0.3)
+  needles, text = opened(config.Needles(text), tmp_path), opened(text, tmp_path)
+  assert list(needles.documents('held_out')) == list(text.documents('held_out'))
+  assert not needles.trains_on(text) and not text.trains_on(needles)
+  one, both = [opened(config.TokenFile(str(tmp_path / name), held_out=0.3), tmp_path) for name in ('ids/a.bin', 'ids')]
+  assert one.trains_on(both) and not one.trains_on(one) and not both.trains_on(both)
+  one, both = [opened(config.TokenFile(str(tmp_path / name), separator=104, held_out=0.3), tmp_path)
+               for name in ('ids/a.bin', 'ids')]
+  assert not one.trains_on(both) and not both.trains_on(one)
+
+
 @pytest.mark.parametrize('pattern, new', [('', '0/00.txt'), ('/0/*.txt', '0/00.txt'), ('/[0-8]/1*.txt', '2/1.txt'),
                                           ('/**/*.txt', 'new/0.txt')])
 def test_a_new_file_moves_no_other(tmp_path, pattern, new):
