@@ -221,7 +221,7 @@ def code_digest() -> str:
   """sha256 of the package's sources. A commit would not tell apart two clones that are changed beside it, nor would a
   version two packages that are."""
   digest = hashlib.sha256()
-  for file in sorted(PACKAGE.rglob('*.py')):
+  for file in sorted(file for file in PACKAGE.rglob('*.py') if file.is_file()):  # an editor's lock is a broken link
     digest.update(file.relative_to(PACKAGE).as_posix().encode() + b'\0' + file.read_bytes() + b'\0')
   return digest.hexdigest()
 

@@ -209,6 +209,7 @@ def test_processes_whose_sources_differ_do_not_agree(tmp_path, monkeypatch):
 
   monkeypatch.setattr(stages.cluster, 'agree', agree)
   clone = shutil.copytree(stages.PACKAGE, tmp_path / 'llm_jax', ignore=shutil.ignore_patterns('__pycache__'))
+  (clone / 'train/.#step.py').symlink_to('me@machine.123')  # Emacs, while the file is changed
   for change in ('', '# mine', '# yours', '# yours'):
     (clone / 'train/step.py').write_text((stages.PACKAGE / 'train/step.py').read_text() + change)
     with monkeypatch.context() as m, pytest.raises(InterruptedError):
