@@ -116,10 +116,11 @@ class RankTokenizer:
     ids = self._tiktoken.encode_to_numpy(piece, disallowed_special=())
     if not self._safe:  # tiktoken drops what a pattern does not match
       text, kept = piece.encode(), self._tiktoken.decode_bytes(ids.tolist())
-      at = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), len(kept))
-      require(kept == text, 'tokenizer.pattern', self.pattern,
-              f'leaves out text, before {text[at:at + 16].decode(errors="replace")!r}: let it match every character, '
-              r'such as by |[\s\S] at its end')
+      if kept != text:
+        at = next((i for i, (a, b) in enumerate(zip(text, kept, strict=False)) if a != b), len(kept))
+        raise ConfigError('tokenizer.pattern', self.pattern, f'leaves out text, before '
+                          f'{text[at:at + 16].decode(errors="replace")!r}: let it match every character, '
+                          r'such as by |[\s\S] at its end')
     return ids
 
   def _cut(self, text: str) -> list[str]:
