@@ -5,6 +5,7 @@ W beams of each prompt, best first (B x W rows run through the model); N new tok
 """
 import dataclasses
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def beam_search(config: Architecture, params: Any, prompts: Sequence[Sequence[in
     ConfigError: as `generate`, or every token is a stop token.
   """
   check_count('num_beams', num_beams)
-  require(isinstance(length_penalty, int | float), 'length_penalty', length_penalty, 'use a number, such as 1.0')
+  require(isinstance(length_penalty, numbers.Real), 'length_penalty', length_penalty, 'use a number, such as 1.0')
   _, stop_tokens = make_choice(GREEDY, None, stop_tokens)
   require(early_stopping in (True, False, 'never'), 'early_stopping', early_stopping, "use True, False or 'never'")
   require(max(2, 1 + len(stop_tokens)) <= config.vocab_size, 'stop_tokens', stop_tokens,

@@ -82,6 +82,7 @@ def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens:
   typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
   require(ndim == 0 if typed else dtype == np.uint32 and ndim == 1, 'rng', rng,
           'give one random key, such as jax.random.key(0)')
+  stop_tokens = list(stop_tokens) if np.iterable(stop_tokens) else stop_tokens  # a set, too
   return rng, tuple(token_ids('stop_tokens', stop_tokens, 'give a list of token ids').tolist())
 
 

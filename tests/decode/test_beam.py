@@ -61,7 +61,7 @@ CASES = [
   ('gpt2', 3, (), {}),
   ('gpt2', 3, (4, 17, 20, 30, 8, 12), {}),
   pytest.param('gpt2', 3, (4, 17, 20, 30, 8), dict(length_penalty=-1.0), marks=pytest.mark.slow),
-  ('gpt2', 7, (4, 17, 20, 30), dict(early_stopping='never', length_penalty=0.0)),
+  ('gpt2', 7, (4, 17, 20, 30), dict(early_stopping='never', length_penalty=np.float32(0.0))),
   pytest.param('llama', 3, (4, 17, 20, 30, 8), dict(length_penalty=0.0), marks=pytest.mark.slow),
   ('llama', 4, (4, 17, 20, 30, 8, 12, 3), dict(early_stopping=True)),
   ('llama', 3, (4, 17, 20, 30, 8, 12, 3), dict(early_stopping='never', length_penalty=0.7)),

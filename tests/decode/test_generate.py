@@ -14,7 +14,7 @@ from llm_jax.config.architecture import GLU, MLP, Attention, Block, LayerNorm, R
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
 from llm_jax.decode.generate import Run, bucket, generate, prefill, stream
-from llm_jax.decode.request import make_request
+from llm_jax.decode.request import make_choice, make_request
 from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -247,6 +247,11 @@ def test_arguments_of_the_wrong_kind_are_named(arguments, line):
 def test_sampling_takes_numbers(settings):
   with pytest.raises(ConfigError, match=f'{next(iter(settings))} = .*: use a (whole )?number'):
     Sampling(**settings)
+
+
+@pytest.mark.parametrize('stops', [{7}, frozenset([7]), {7: 'end'}.keys(), iter([7]), np.array([7]), [np.int32(7)]])
+def test_stop_tokens_may_be_a_set(stops):
+  assert make_choice(GREEDY, None, stops)[1] == (7,)
 
 
 def test_numbers_of_numpy_serve():
