@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.architecture import Architecture
@@ -54,6 +55,7 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
             f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
             'for fewer tokens')
   check_params(config, params)
+  params = jax.tree.map(jnp.asarray, params)  # of NumPy, each compiled call would copy them to the device again
   lengths = np.array([len(prompt) for prompt in rows], np.int32)
   padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
   for row, prompt in zip(padded, rows, strict=True):

@@ -70,7 +70,7 @@ def test_every_cache_equals_full_forward(name):
 
 
 def test_weights_outside_of_the_pattern_are_not_copied():
-  params = make_params(MIXED)
+  params = jax.tree.map(jnp.asarray, make_params(MIXED))
   unrolled = make_request(MIXED, params, PROMPTS, 1, Execution(unroll=True)).params
   assert unrolled['embedding']['w'] is params['embedding']['w'] and unrolled['head']['w'] is params['head']['w']
 
@@ -247,6 +247,13 @@ def test_arguments_of_the_wrong_kind_are_named(arguments, line):
 def test_sampling_takes_numbers(settings):
   with pytest.raises(ConfigError, match=f'{next(iter(settings))} = .*: use a (whole )?number'):
     Sampling(**settings)
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+def test_parameters_of_numpy_go_to_the_device_once_a_request(unroll):
+  params = jax.tree.map(np.asarray, make_params(MIXED))
+  request = make_request(MIXED, params, PROMPTS, 1, Execution(unroll=unroll))
+  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(request.params))
 
 
 @pytest.mark.parametrize('stops', [{7}, frozenset([7]), {7: 'end'}.keys(), iter([7]), np.array([7]), [np.int32(7)]])
