@@ -17,7 +17,7 @@ HARMLESS = re.compile(
   r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
   r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length|is_decoder|'
-  r'output_hidden_states|output_attentions|'
+  r'output_hidden_states|output_attentions|output_past|_?num_labels|'
   # How text is generated, which old files have here.
   r'max_length|min_length|do_sample|num_beams|num_return_sequences|temperature|top_k|top_p|typical_p|'
   r'repetition_penalty|length_penalty|early_stopping|no_repeat_ngram_size)$')
