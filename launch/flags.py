@@ -85,13 +85,12 @@ def is_help(arg: str) -> bool:
 
 def print_help(values: flags.FlagValues, argv: Sequence[str], overrides: Sequence[tuple[str, str]], usage: str) -> None:
   """Prints `usage`, the flags and, of an experiment that is named, every field with its value."""
-  lines = [usage, *(f'  --{name:<14} {values[name].help}' for name in values)]
+  print('\n'.join([usage, *(f'  --{name:<14} {values[name].help}' for name in values)]))  # whatever is wrong below
   read_flags(values, argv)
   if values.config:
-    lines.append(f'\nFields of {values.config}:')
-    for path, value in settings(to_json(load_run(values.config, overrides)), 'config'):
-      lines.append(f'  --{path}={tuple(value) if isinstance(value, list) else value}')
-  print('\n'.join(lines))
+    fields = settings(to_json(load_run(values.config, overrides)), 'config')
+    lines = (f'  --{path}={tuple(value) if isinstance(value, list) else value}' for path, value in fields)
+    print('\n'.join([f'\nFields of {values.config}:', *lines]))
 
 
 def read_flags(values: flags.FlagValues, argv: Sequence[str]) -> None:

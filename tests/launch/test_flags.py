@@ -166,6 +166,14 @@ def test_help_says_what_there_is(capsys):
     assert f'--{name}' in out
 
 
+@pytest.mark.parametrize('wrong', ['--config=nothing.py', '--nonsense', '--workdir'])
+def test_help_comes_before_what_is_wrong(wrong, capsys):
+  with pytest.raises(SystemExit):
+    parse_train(['launch.train', '--help', wrong], 'What it does.')
+  out, error = capsys.readouterr()
+  assert out.startswith('What it does.') and '--process_id' in out and wrong.strip('-').split('=')[0] in error
+
+
 def test_help_of_an_experiment_lists_its_fields(capsys):
   """Every one of them can be set to what is printed."""
   with pytest.raises(SystemExit) as caught:
