@@ -147,8 +147,10 @@ def check_starts(context: Context, todo: list[Stage]) -> None:
     for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
       newest = context.store(parent).latest_valid()
       if newest is None or not newest.facts['final']:
-        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has not finished '
-                          'or has lost its checkpoints: run that first, or bring them back')
+        lost = newest is None and cluster.on_first(lambda name=parent: has_result(context.workdir, name))
+        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has ' + (
+          'lost its checkpoints: bring them back, or train it again in another workdir' if lost else
+          'not finished: run that first'))
 
 
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:

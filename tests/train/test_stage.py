@@ -1,4 +1,5 @@
 """What a stage does once even where a run is stopped or killed at an awkward moment."""
+import dataclasses
 import types
 from pathlib import Path
 
@@ -78,6 +79,9 @@ def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_
   assert not stages.is_finished(context, first)
   (tmp_path / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
   assert stages.is_finished(context, first) and not stages.is_finished(context, second)
+  branch = dataclasses.replace(second, name='branch')
+  with pytest.raises(ConfigError, match=f'{first.name}, which has lost its checkpoints: bring them back'):
+    stages.check_starts(context, [branch])
   scorer = object.__new__(Scorer)
   scorer.context, scorer.stage = context, second
   assert scorer.baselines(second.steps) == {}  # what the first was trained on is not known
