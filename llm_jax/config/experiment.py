@@ -75,7 +75,8 @@ def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'spli
   rows = []
   for i, source in enumerate(sources):
     given = source if isinstance(source, tuple) else (source, 1.0)
-    if len(given) != 2 or not isinstance(given[0], Source | Weighted):
+    # A Weighted beside a weight would have two.
+    if len(given) != 2 or not isinstance(given[0], Source if given is source else Source | Weighted):
       raise ConfigError(f'mix[{i}]', source, 'give a source, such as Text(path), or (source, weight)')
     source, weight = given
     row = source if isinstance(source, Weighted) else {'source': source, 'weight': weight}

@@ -176,6 +176,13 @@ def test_an_experiment_refuses_its_mistakes_at_once():
     assert str(caught.value) == line
 
 
+def test_a_source_has_one_weight():
+  weighted = mix((StandardLibrary(), 2)).sources[0]
+  assert mix(weighted).sources == (weighted,)
+  with pytest.raises(ConfigError, match=r'mix\[0\] = .*: give a source, such as Text\(path\), or \(source, weight\)'):
+    mix((weighted, 3))
+
+
 def test_a_long_value_is_cut_and_stays_in_one_line():
   with pytest.raises(ConfigError, match=r'^config.stages = Stage.*\.\.\.: give a tuple, not Stage, such as') as caught:
     experiment(model=run().model, stages=(run().stages[0]))
