@@ -75,8 +75,7 @@ def build_llm_jax(case):
   positions = np.broadcast_to(np.arange(case['context'], dtype=np.int32), ones.shape)
   batches = [LanguageModelBatch(x.astype(np.int32), y.astype(np.int32), ones.astype(np.float32), positions, ones)
              for x, y in tokens(case)]
-  step = step.lower(state, None, put(batches[0])).compile()
-  cpu.release_free_memory()
+  step = cpu.compile_step(step.lower(state, None, put(batches[0])))
 
   def run(i):
     nonlocal state

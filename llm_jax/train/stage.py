@@ -137,8 +137,7 @@ class StageRun:
                            microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
-    compiled = jitted.lower(self.abstract, self.reference, source.abstract()).compile()
-    cpu.release_free_memory()
+    compiled = cpu.compile_step(jitted.lower(self.abstract, self.reference, source.abstract()))
     cluster.barrier('compiled')
     if self.context.primary:
       tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)
