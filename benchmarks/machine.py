@@ -3,18 +3,21 @@ import json
 import os
 import pathlib
 import platform
+import re
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
 
 def machine():
+  """name: of result files, by cores and maker of the CPU: 'cpu2_intel'."""
   try:
     with open('/proc/cpuinfo') as f:
       cpu = next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
   except (OSError, StopIteration):
     cpu = platform.processor()
-  return {'name': f'cpu{os.cpu_count()}', 'cpu': cpu, 'cores': os.cpu_count(), 'system': platform.platform(terse=True),
-          'python': platform.python_version()}
+  vendor = re.match('[a-z]*', cpu.lower()).group()
+  return {'name': f'cpu{os.cpu_count()}_{vendor}'.rstrip('_'), 'cpu': cpu, 'cores': os.cpu_count(),
+          'system': platform.platform(terse=True), 'python': platform.python_version()}
 
 
 def write_results(benchmark, results, output=None):
