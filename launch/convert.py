@@ -22,6 +22,7 @@ from llm_jax.config import door
 from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Constant, Data, HuggingFaceFile, Run, Stage, StandardLibrary, Weighted
+from llm_jax.config.sources import TEMPLATES
 
 SOURCES, TARGETS = ('from_hf', 'from_meta', 'checkpoint'), ('to', 'to_hf', 'to_meta')
 STAGE = 'imported'
@@ -180,7 +181,8 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
   else:
     tokenizer = HuggingFaceTokenizer(model.files['tokenizer.json'], end)
   if 'chat_template.jinja' in model.files or b'"chat_template"' in model.files.get('tokenizer_config.json', b''):
-    print('warning: its chat template is not read: launch.sample continues text, it does not chat', file=sys.stderr)
+    print(f'warning: its chat template is not read: to chat, name one of {", ".join(TEMPLATES)} to launch.sample as '
+          '--template; it continues text without', file=sys.stderr)
   data = Data((Weighted(StandardLibrary()),))  # no step will read it
   longest = getattr(model.config.positions, 'max_length', None) or 1_024
   stage = Stage(STAGE, data, 0, min(1_024, longest), 1, Constant(0.0))

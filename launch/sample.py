@@ -3,7 +3,7 @@
   python -m launch.sample --checkpoint=runs/quickstart --stage=average --prompt='def '
 
 A model whose last stage learnt from conversations answers the prompt as its chat template has it; with --raw it goes on
-from the text as any other model.
+from the text as any other model. One that was imported is told its template: --template=llama3.
 
 Without --prompt it chats: each line that is typed, or comes through a pipe, is added to the conversation, and the model
 answers, or goes on from there. /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops the current answer.
@@ -21,6 +21,7 @@ from launch.flags import refuse, refusing
 from llm_jax.config import door
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
+from llm_jax.config.sources import TEMPLATES
 
 HEADS = 'heads'  # --draft with the model's own
 NO_READER = 128 + 13  # the exit code of a program whose reader has left, as a shell has it: SIGPIPE
@@ -51,6 +52,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
            'stays distributed as without it')
   add('--draft_tokens', type=int, help='tokens drafted at a time; default 4, or one for each head')
   add('--raw', action='store_true', help='continue the text itself, also with a model trained on conversations')
+  add('--template', choices=TEMPLATES,
+      help='the chat template to answer by; default: that of the conversations that were learnt')
+  add('--system', metavar='TEXT', help='what a chat model is told before the conversation')
   add('--dtype', choices=('float32', 'bfloat16'), help="of the computation; default: the run's own")
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
@@ -80,6 +84,8 @@ def check(args: argparse.Namespace) -> None:
   if args.draft is None:
     require(args.draft_tokens is None, '--draft_tokens', args.draft_tokens, 'name the model that drafts with --draft')
   require(not (args.draft and args.log_probs), '--log_probs', True, 'does not go with --draft: leave one of them out')
+  require(not (args.raw and args.template), '--raw', True, 'does not go with --template: leave one of them out')
+  require(args.system is None or bool(args.system.strip()), '--system', args.system, 'empty: leave it out')
   if args.prompt is None:
     require(args.num_samples == 1, '--num_samples', args.num_samples, 'a chat has one answer: give --prompt')
     require(not args.log_probs, '--log_probs', True, 'give --prompt')

@@ -44,17 +44,20 @@ class Sampler:
       stage, params = read_params('draft', folder, draft_run, fingerprint)
       self.draft = draft_run.model_of(stage), params
     stage, self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
-    self.config, self.template = run.model_of(stage), None if args.raw else stage.data.template
+    self.config, self.template = run.model_of(stage), None if args.raw else args.template or stage.data.template
     self.begins, self.stops = text_borders(args.checkpoint / 'tokenizer', self.tokenizer)
     if self.template is not None:
-      self.stops = end_of_turn(self.template, self.tokenizer)
+      self.stops = tuple({*end_of_turn(self.template, self.tokenizer), *self.stops})
+    require(self.template is not None or args.system is None, '--system', args.system,
+            'without a chat template text is continued: put it before the prompt, or name the --template')
+    self.opening = [] if args.system is None else [{'role': 'system', 'content': args.system}]
 
   def write(self, prompt: str) -> None:
     """Prints the prompt and its continuations, or a chat model's answers, as they come."""
     if self.template is None:
       tokens, shown = [self.begins, *self.tokenizer.encode(prompt)], prompt
     else:
-      tokens, shown = self.ask([{'role': 'user', 'content': prompt}]), ''
+      tokens, shown = self.ask([*self.opening, {'role': 'user', 'content': prompt}]), ''
     tokens, new = self.fit(tokens)
     for number in range(self.args.num_samples):
       if self.args.num_samples > 1:
@@ -80,12 +83,12 @@ class Sampler:
 
   def converse(self, lines: Iterable[str]) -> None:
     """Answers line after line as the assistant of a chat template; all that was said is read again each time."""
-    messages = []
+    messages = [*self.opening]
     for turn, line in enumerate(lines):
       if line.strip() == '/quit':
         return
       if line.strip() == '/reset':
-        messages = []
+        messages = [*self.opening]
         continue
       messages.append({'role': 'user', 'content': line})
       answer: list[int] = []

@@ -92,6 +92,26 @@ def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
   assert said[-1] in ends and capsys.readouterr().out == tokenizer.decode(said[:-1]) + '\n'
 
 
+def test_an_imported_chat_model_answers_as_with_transformers(tmp_path, capsys):
+  control = '<|im_start|>', '<|im_end|>'
+  tokenizer = train(['system user assistant, a few words of text'], 300, 'llama3', control=control)
+  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size))
+  model.generation_config.eos_token_id = [tokenizer.eot, tokenizer.control_ids['<|im_end|>']]
+  model.save_pretrained(tmp_path / 'hub')
+  for name, content in tokenizer_files(tokenizer, 'chatml').items():
+    (tmp_path / 'hub' / name).write_bytes(content)
+  assert run(f'--from_hf={tmp_path / "hub"}', f'--to={tmp_path / "run"}') == 0
+  assert '--template' in capsys.readouterr().err
+  messages = [{'role': 'system', 'content': 'few words'}, {'role': 'user', 'content': 'a text'}]
+  prompt = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hub').apply_chat_template(
+    messages, add_generation_prompt=True, return_tensors='pt', return_dict=True)['input_ids']
+  said = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1]:].tolist()
+  assert sample.main([f'--checkpoint={tmp_path / "run"}', '--template=chatml', '--system=few words', '--prompt=a text',
+                      '--max_new_tokens=8', '--temperature=0']) == 0
+  said = [token for token in said if token not in model.generation_config.eos_token_id]
+  assert said and capsys.readouterr().out == tokenizer.decode(said) + '\n'
+
+
 def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   """A stage's average, in bfloat16, in several files, without the head of one that classified."""
   model = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)

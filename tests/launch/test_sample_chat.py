@@ -70,6 +70,27 @@ def test_a_chat_model_answers_as_its_template_has_it(chat_workdir, capsys, monke
   assert out == f'{decode(first)}\n{decode(again)}\n' and 'content' in err  # an empty line is no message
 
 
+def test_a_template_and_a_system_message_by_flag(workdir, chat_workdir, capsys, monkeypatch):
+  """A model that learnt from no conversations, as one that was imported, and the other: the same ids."""
+  opening = [256, *b'System: be brief\n\n']
+  first = answer_to(params(5), [*opening, *b'User: p\n\nAssistant:'], 3)
+  system = '--system=be brief', '--max_new_tokens=3'
+  for folder, flags in ((workdir, ('--template=plain', *system)), (chat_workdir, system)):
+    out, _ = chat(folder, monkeypatch, capsys, 'p\n/reset\np\n', *flags)
+    assert out == f'{decode(first)}\n' * 2
+    assert call(folder, '--prompt=p', '--temperature=0', *flags) == 0
+    assert capsys.readouterr().out == f'{decode(first)}\n'
+
+
+@pytest.mark.parametrize('flags,words', [
+    (['--template=plain', '--raw'], '--raw'), (['--system= '], '--system'),
+    (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its control tokens')])
+def test_wrong_templates(workdir, capsys, flags, words):
+  with pytest.raises(SystemExit) as caught:
+    call(workdir, '--prompt=a', *flags)
+  assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
 def test_interrupt_stops_the_answer_only(workdir, capsys, monkeypatch):
   stream = sampler.stream
 
