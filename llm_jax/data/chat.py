@@ -101,12 +101,16 @@ EXAMPLE = ({'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b
 
 # ---------------------------------------------------------------------------------------------- what is refused
 def check_template(template: str, tokenizer: Tokenizer) -> None:
-  """Refuses a template whose control tokens the tokenizer lacks, naming both."""
+  """Refuses a template whose control tokens the tokenizer lacks, or has where it writes text; names both."""
   require(template in TEMPLATES, 'template', template, f'use one of {TEMPLATES}')
   needs = {part.control for part in WRITERS[template](EXAMPLE)} - {'', END_OF_TEXT.control, *OPTIONAL}
   missing = tuple(sorted(needs - tokenizer.control_ids.keys()))
   require(not missing, 'template', template, f'the tokenizer lacks its control tokens {missing}, it has '
           f"{tuple(tokenizer.control_ids)}: use BPE(control={tuple(sorted(needs))}), a file that has them, or 'plain'")
+  text = ''.join(part.text for part in WRITERS[template](EXAMPLE))
+  other = tuple(sorted(name for name in tokenizer.control_ids if name in text))  # as Mistral 7B v0.3 has [INST]
+  require(not other, 'template', template, f'it writes {other} as text, and to this tokenizer they are control tokens: '
+          'use the template that the model was trained with, or another tokenizer')
 
 
 def check(messages: Sequence[Message], template: str, name: str = 'messages') -> None:

@@ -225,6 +225,9 @@ def test_a_tokenizer_without_the_template_s_tokens_is_refused(texts):
   with pytest.raises(ConfigError, match="template = 'gemma': use one of"):
     chat.check_template('gemma', half)
   chat.check_template('plain', byte_level.ByteTokenizer())
+  mistral = byte_level.train(texts, 300, 'cl100k', control=('<s>', '</s>', '[INST]', '[/INST]'))
+  with pytest.raises(ConfigError, match=r"^template = 'llama2': it writes \('\[/INST\]', '\[INST\]'\) as text"):
+    chat.check_template('llama2', mistral)
 
 
 USER, ANSWER, SYSTEM = ({'role': role, 'content': 'x'} for role in ('user', 'assistant', 'system'))
