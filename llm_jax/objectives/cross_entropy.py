@@ -51,7 +51,7 @@ def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, 
 
   def step(sums, inputs):
     x_BCD, targets_BC, weights_BC = inputs
-    per_token, _ = _losses(_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
+    per_token, _ = _losses(head_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
     return _add(sums, per_token, weights_BC), None
 
   sums, _ = jax.lax.scan(step, _zero_sums(x_BTD, per_row), split(chunk, x_BTD, targets_BT, weights_BT))
@@ -64,7 +64,7 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
   def step(carry, inputs):
     sums, dw = carry
     x_BCD, targets_BC, weights_BC = inputs
-    logits_BCV = _logits(x_BCD, w, soft_cap)
+    logits_BCV = head_logits(x_BCD, w, soft_cap)
     per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
     # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot) = scale (exp - ones onehot). The scale, one
     # number a token, multiplies the vectors of length D, not the far longer ones of length V.
@@ -98,7 +98,8 @@ def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def _logits(x_BCD, w_VD, soft_cap):
+def head_logits(x_BCD: jax.Array, w_VD: jax.Array, soft_cap: float | None) -> jax.Array:
+  """x w', float32 [batch, positions, vocab], w of x's dtype; with a soft cap as in `chunked_cross_entropy`."""
   logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=wide(x_BCD))
   return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
 

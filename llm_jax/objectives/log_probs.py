@@ -1,4 +1,6 @@
 """Log-probabilities of given tokens, for objectives that are not sums over tokens."""
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -6,6 +8,7 @@ from llm_jax.batch import LanguageModelBatch
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.chunks import chunk_length, join, split
+from llm_jax.objectives.cross_entropy import chunked_cross_entropy, head_logits
 from llm_jax.objectives.loss import Params
 
 
@@ -21,17 +24,33 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
                     chunk: int | None = None, kernels: str | None = None) -> jax.Array:
   """log softmax(x w')[target], float32 [batch, time], a chunk of positions at a time; the backward pass computes a
   chunk's logits again. Arguments as in `chunked_cross_entropy`."""
-  B, T = targets_BT.shape
-  chunk = chunk_length(B, T, w_VD.shape[0], resolve(kernels)) if chunk is None else chunk
+  kernels = resolve(kernels)
+  chunk = chunk_length(*targets_BT.shape, w_VD.shape[0], kernels) if chunk is None else chunk
+  return _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels)
 
-  @jax.checkpoint
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels):
+  w = w_VD.astype(x_BTD.dtype)
+
   def one(inputs):
     x_BCD, targets_BC = inputs
-    w = w_VD.astype(x_BCD.dtype)  # here, so that the gradients of the chunks are summed in w's own dtype
-    logits_BCV = jnp.einsum('BCD,VD->BCV', x_BCD, w, preferred_element_type=jnp.float32)
-    if soft_cap is not None:
-      logits_BCV = soft_cap * jnp.tanh(logits_BCV / soft_cap)
+    logits_BCV = head_logits(x_BCD, w, soft_cap)
     chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
     return chosen_BC - jax.nn.logsumexp(logits_BCV, -1)
 
-  return join(jax.lax.map(one, split(chunk, x_BTD, targets_BT)), T)
+  return join(jax.lax.map(one, split(chunk, x_BTD, targets_BT)), targets_BT.shape[1])
+
+
+def _forward(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels):
+  return _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels), (x_BTD, w_VD, targets_BT)
+
+
+def _backward(soft_cap, chunk, kernels, saved, g_BT):
+  """Of sum g log p, which is the cross-entropy with weights -g."""
+  x_BTD, w_VD, targets_BT = saved
+  loss = lambda x, w: chunked_cross_entropy(x, w, targets_BT, -g_BT, 0.0, chunk, kernels, soft_cap)[0]
+  return *jax.grad(loss, (0, 1))(x_BTD, w_VD), None
+
+
+_log_probs.defvjp(_forward, _backward)

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llm_jax.config.run import Mesh
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
+from llm_jax.objectives.log_probs import token_log_probs
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding
 
@@ -164,13 +165,17 @@ def test_sharded_is_unsharded(inputs, kernels, batch, vocab):
 
 @pytest.mark.parametrize('sizes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2), dict(data=2, expert=2, context=2)],
                          ids=str)
-def test_the_heads_gradient_crosses_the_network_once(sizes):
+@pytest.mark.parametrize('loss', ['cross-entropy', 'log-probabilities'])
+def test_the_heads_gradient_crosses_the_network_once(sizes, loss):
   """Not once a chunk: no collective in the loop is nearly as large. And the gradient is that of one device."""
   b, t, d, v = 8, 16, 16, 64
   rng = np.random.default_rng(0)
   x, w = rng.standard_normal((b, t, d), np.float32), rng.standard_normal((v, d), np.float32)
   targets, weights = rng.integers(0, v, (b, t)), rng.random((b, t), np.float32)
-  gradient = jax.jit(jax.grad(lambda x, w: chunked_cross_entropy(x, w, targets, weights, chunk=4, kernels='xla')[0], 1))
+  gradient = jax.jit(jax.grad({
+    'cross-entropy': lambda x, w: chunked_cross_entropy(x, w, targets, weights, chunk=4, kernels='xla')[0],
+    'log-probabilities': lambda x, w: (weights * token_log_probs(x, w, targets, chunk=4, kernels='xla')).sum(),
+  }[loss], 1))
   mesh, want = make_mesh(Mesh(**sizes)), gradient(x, w)
   with jax.set_mesh(mesh):
     rows = NamedSharding(mesh, PartitionSpec(*batch_sharding(mesh).spec, None))
