@@ -10,7 +10,8 @@
 #
 # Every line of output starts with the rank it comes from. SIGTERM and SIGINT are passed on to all as SIGTERM, which
 # saves and stops. The exit code is that of the first process that failed, or 0. Exit code 75, saved and stopped on
-# request, is passed on too, but the others are left to end in their own time.
+# request, is passed on too, but the others are left to end in their own time. Where the first to fail was ended by a
+# signal, the last line names all exit codes.
 set -u
 
 if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -52,15 +53,17 @@ done
 
 status=0
 deadline=
-waiting=("${pids[@]}")
+codes=()
+waiting=("${!pids[@]}")
 while ((${#waiting[@]})); do
   still=()
-  for pid in "${waiting[@]}"; do
-    if kill -0 "$pid" 2>/dev/null; then
-      still+=("$pid")
+  for rank in "${waiting[@]}"; do
+    if kill -0 "${pids[rank]}" 2>/dev/null; then
+      still+=("$rank")
     else
-      wait "$pid"
+      wait "${pids[rank]}"
       code=$?
+      codes[rank]=$code
       if ((code != 0 && status == 0)); then
         status=$code
       fi
@@ -75,4 +78,8 @@ while ((${#waiting[@]})); do
   ((${#waiting[@]})) && sleep 0.2
 done
 wait "${labels[@]}" 2>/dev/null
+if ((status > 128)); then  # what a process says whose neighbour was lost is jax's: stacks and aborts
+  echo "error: exit codes of the processes: ${codes[*]} (128 + N: ended by signal N);" \
+    'the same command goes on from the newest checkpoint' >&2
+fi
 exit "$status"

@@ -127,6 +127,7 @@ if sys.argv[1] == 'stop':
   print('saved')
   sys.exit(75)
 if sys.argv[1] == 'fail' and os.environ['LLM_JAX_PROCESS_ID'] == '1': sys.exit(3)
+if sys.argv[1] == 'killed' and os.environ['LLM_JAX_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)
 if sys.argv[1] != 'end': time.sleep(60)
 """
 
@@ -147,8 +148,15 @@ def test_local_passes_arguments_and_labels_lines(program):
 def test_local_returns_the_failing_code_and_ends_the_others(program):
   began = time.monotonic()
   process = launch(2, 'program', 'fail', **program)
-  process.communicate(timeout=30)
-  assert process.returncode == 3 and time.monotonic() - began < 30
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == 3 and time.monotonic() - began < 30 and 'error' not in output
+
+
+def test_local_names_a_process_that_was_killed_last_of_all(program):
+  process = launch(3, 'program', 'killed', **program | {'GRACE': '0'})
+  output, _ = process.communicate(timeout=30)
+  last = output.splitlines()[-1]
+  assert process.returncode == 137 and last.startswith('error: exit codes of the processes: 137 137 137')
 
 
 def test_local_lets_a_slower_process_finish_its_save(program):
