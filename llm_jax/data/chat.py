@@ -9,6 +9,7 @@ Control tokens are put in by id. Contents go through the tokenizer, which turns 
 end a turn, or open one, by writing the name of a control token. (The marks of 'plain', and llama2's [INST] and <<SYS>>,
 are text, as published, and can be written by anyone.)
 """
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -99,15 +100,20 @@ OPTIONAL = ('<|begin_of_text|>',)
 EXAMPLE = ({'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'})
 
 
+@functools.cache  # asked for every conversation that is read
+def _example(template: str) -> tuple[Part, ...]:
+  return tuple(WRITERS[template](EXAMPLE))
+
+
 # ---------------------------------------------------------------------------------------------- what is refused
 def check_template(template: str, tokenizer: Tokenizer) -> None:
   """Refuses a template whose control tokens the tokenizer lacks, or has where it writes text; names both."""
   require(template in TEMPLATES, 'template', template, f'use one of {TEMPLATES}')
-  needs = {part.control for part in WRITERS[template](EXAMPLE)} - {'', END_OF_TEXT.control, *OPTIONAL}
+  needs = {part.control for part in _example(template)} - {'', END_OF_TEXT.control, *OPTIONAL}
   missing = tuple(sorted(needs - tokenizer.control_ids.keys()))
   require(not missing, 'template', template, f'the tokenizer lacks its control tokens {missing}, it has '
           f"{tuple(tokenizer.control_ids)}: use BPE(control={tuple(sorted(needs))}), a file that has them, or 'plain'")
-  text = ''.join(part.text for part in WRITERS[template](EXAMPLE))
+  text = ''.join(part.text for part in _example(template))
   other = tuple(sorted(name for name in tokenizer.control_ids if name in text))  # as Mistral 7B v0.3 has [INST]
   require(not other, 'template', template, f'it writes {other} as text, and to this tokenizer they are control tokens: '
           'use the template that the model was trained with, or another tokenizer')
@@ -169,7 +175,7 @@ def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer)
 def end_of_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Ids that stop an answer: the template's end of turn, then the end of text where that is another."""
   check_template(template, tokenizer)
-  [end] = [part for part in WRITERS[template](EXAMPLE) if part.said and part.control]
+  [end] = [part for part in _example(template) if part.said and part.control]
   return tuple(dict.fromkeys((_control_id(end, tokenizer), tokenizer.eot)))
 
 
