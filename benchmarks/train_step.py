@@ -66,7 +66,7 @@ def build_llm_jax(case):
   create = lambda: TrainState.create(init(), optimizer, ema=False)
   abstract = jax.eval_shape(create)
   shardings = state_shardings(abstract, abstract.params, mesh)
-  state = jax.jit(create, out_shardings=shardings)()
+  abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
   step = make_train_step(LanguageModelObjective(model), optimizer, make_schedule(Constant(LEARNING_RATE), 1_000_000))
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
   put = lambda batch: jax.device_put(batch, batch_sharding(mesh))
@@ -75,7 +75,9 @@ def build_llm_jax(case):
   positions = np.broadcast_to(np.arange(case['context'], dtype=np.int32), ones.shape)
   batches = [LanguageModelBatch(x.astype(np.int32), y.astype(np.int32), ones.astype(np.float32), positions, ones)
              for x, y in tokens(case)]
-  step = cpu.compile_step(step.lower(state, None, put(batches[0])))
+  step = cpu.compile_step(step.lower(abstract, None, put(batches[0])))  # before there is a state, as in training
+  state = jax.jit(create, out_shardings=shardings)()
+  cpu.release_free_memory()
 
   def run(i):
     nonlocal state

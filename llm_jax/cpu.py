@@ -34,17 +34,16 @@ def compute_in_calling_thread() -> None:
 
 
 def compile_step(lowered):
-  """`lowered.compile()`, freed memory handed back to the system before and after it.
-
-  What tracing and compiling free, 100 to 300 MB each, glibc would keep for later, and it would count against the peak.
-  """
-  _release_free_memory()
+  """`lowered.compile()`, freed memory handed back to the system before and after it."""
+  release_free_memory()
   compiled = lowered.compile()
-  _release_free_memory()
+  release_free_memory()
   return compiled
 
 
-def _release_free_memory() -> None:
+def release_free_memory() -> None:
+  """What tracing, compiling and making a state free, 100 to 300 MB each, glibc would keep for later, and it would count
+  against the peak of the steps."""
   try:
     ctypes.CDLL('libc.so.6').malloc_trim(0)
   except (OSError, AttributeError):  # another C library

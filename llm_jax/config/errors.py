@@ -1,6 +1,7 @@
 """The one error a wrong configuration raises: field, value, mend."""
 import contextlib
 import math
+import os
 from collections.abc import Iterator
 
 LONGEST = 500  # characters of a value that are shown
@@ -15,7 +16,9 @@ class ConfigError(ValueError):
     super().__init__(f'{field} = {shown if len(shown) <= LONGEST else shown[:LONGEST] + "..."}: {mend}')
 
   def under(self, path: str) -> 'ConfigError':
-    """The same error with its field named from the root of the configuration."""
+    """The same error with its field named from the root of the configuration; a file's path is its own name."""
+    if os.sep in self.field:
+      return self
     join = '' if self.field.startswith('[') else '.'
     return ConfigError(f'{path}{join}{self.field}' if self.field else path, self.value, self.mend)
 

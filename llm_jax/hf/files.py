@@ -1,4 +1,5 @@
 """Folders of safetensors with a `config.json`, as `transformers` writes and reads them."""
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,13 @@ from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generat
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
 from llm_jax.hf.tensor_file import TensorFiles, write_file
-from llm_jax.hf.weights import FLOATS, described_tensors, params_from_state_dict, tensors_from_params
+from llm_jax.hf.weights import (
+  FLOATS,
+  check_state_dict,
+  described_tensors,
+  params_from_state_dict,
+  tensors_from_params,
+)
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
@@ -65,8 +72,12 @@ def read_config(directory: str | os.PathLike) -> Architecture:
 
 
 def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
-  """Refuses, as `load_pretrained` does, a folder that cannot be opened or holds another model; no weight is read."""
-  _open(pathlib.Path(directory), config)
+  """Refuses, as `load_pretrained` does, a folder that cannot be opened or holds another model or only parts of one. No
+  weight is read, but those that must be copies of others."""
+  folder = pathlib.Path(directory)
+  _, tensors = _open(folder, config)
+  with _naming(folder):
+    check_state_dict(config, tensors)
 
 
 def _open(folder: pathlib.Path, config: Architecture | None) -> tuple[Architecture, TensorFiles]:
@@ -106,8 +117,15 @@ def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles
     if progress:
       progress(finished, total)
 
-  try:
+  with _naming(folder):
     return params_from_state_dict(config, tensors, mesh, dtype, family=family, done=done)
+
+
+@contextlib.contextmanager
+def _naming(folder: pathlib.Path) -> Iterator[None]:
+  """Errors name the folder."""
+  try:
+    yield
   except ConfigError as error:
     raise ConfigError(str(folder), error.value, error.mend) from error
 

@@ -37,10 +37,7 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
   Raises:
     ConfigError: listing every missing, extra and misshapen tensor.
   """
-  family, shapes = family or family_of(config), parameter_shapes(config)
-  table = _table(config, family, shapes)
-  given = _full_names(family, table, state_dict)
-  _check(state_dict, given, table, shapes)
+  table, shapes, given = _matched(config, state_dict, family)
   leaves: Leaves = HostLeaves(shapes, dtype) if mesh is None else MeshLeaves(shapes, dtype, mesh)
   for entry in table:
     if not entry.copy:
@@ -51,6 +48,11 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
       if name in given:
         done(given[name])
   return flax.traverse_util.unflatten_dict(leaves.finish(), sep='/')
+
+
+def check_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray]) -> None:
+  """Refuses tensors as `params_from_state_dict` does; of their values only those of copies are read."""
+  _matched(config, state_dict, None)
 
 
 def state_dict_from_params(config: Architecture, params: Any, *, family: Family | None = None) -> dict[str, np.ndarray]:
@@ -134,6 +136,16 @@ def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) ->
     if not family.ignored.search(name):
       full[key] = name
   return full
+
+
+def _matched(config: Architecture, tensors: Mapping[str, np.ndarray], family: Family | None
+             ) -> tuple[list[Entry], Mapping[str, Shape], dict[str, str]]:
+  """The table, our shapes, and full name -> name as given, of tensors that are checked to be the architecture's."""
+  family, shapes = family or family_of(config), parameter_shapes(config)
+  table = _table(config, family, shapes)
+  given = _full_names(family, table, tensors)
+  _check(tensors, given, table, shapes)
+  return table, shapes, given
 
 
 def _check(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], table: list[Entry], shapes: Mapping[str, Shape]

@@ -36,10 +36,13 @@ class Checkpoint:
     Raises:
       CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype.
     """
-    wanted = dict(paths.leaves(abstract))
-    self._check(wanted, self.leaves)
-    arrays = dict(paths.leaves(_read(self.path, wanted)))
+    self.check(abstract)
+    arrays = dict(paths.leaves(_read(self.path, dict(paths.leaves(abstract)))))
     return paths.map_named(lambda name, _: arrays[name], abstract)
+
+  def check(self, abstract: Any) -> None:
+    """Refuses, as `restore` does, what it could not read; nothing is read."""
+    self._check(dict(paths.leaves(abstract)), self.leaves)
 
   def read(self, keys: tuple[str, ...] = ('params',), abstract: Any = None) -> Any:
     """Reads the sub-tree under `keys` only: numpy arrays in a nested dict, or what `abstract` describes."""

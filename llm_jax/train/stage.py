@@ -31,13 +31,13 @@ from llm_jax.train.parts import best_params, init_params, make_objective, stage_
 from llm_jax.train.progress import Progress, say
 from llm_jax.train.samples import continue_prompts
 from llm_jax.train.scores import Scorer, StageData, told
-from llm_jax.train.start import Starter
+from llm_jax.train.start import Start, Starter
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
 
 
 class StageRun:
-  """A stage made ready: nothing is compiled or restored before `train`.
+  """A stage made ready: nothing is compiled or read before `train`.
 
   data: of this stage and of those that it comes from, by name.
   """
@@ -75,12 +75,14 @@ class StageRun:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
     context, stage, run = self.context, self.stage, self.context.run
     with self.store, contextlib.closing(self.source):
-      state = self.begin()
-      start = int(state.step)
+      found = self.find_start()
+      start = found.step
       context.writer.rewind(stage.name, start)
-      passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
       steps = start if self.done else stage.steps
-      train_step = self.compile_steps(start) if start < steps else None
+      train_step = self.compile_steps(start) if start < steps else None  # before there is a state: both need memory
+      state = self.begin(found)
+      cpu.release_free_memory()
+      passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
       with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         self.scorer.moves = watchdog.pause
@@ -102,10 +104,10 @@ class StageRun:
             self.save_and_wait(int(state.step), state)
         self.finish(int(state.step), state, progress)
 
-  def begin(self) -> TrainState:
-    """The state to go on from; beside it what is told of the stage's start later, while its parameters are at hand."""
+  def find_start(self) -> Start:
+    """Where to go on from, with what was noted there; refused here where it does not fit."""
     start = self.starter.start(self.store.latest_valid())
-    self.reference, self.begun = start.reference, {'parent': start.parent}
+    self.begun = {'parent': start.parent}
     if start.folder:
       self.begun['folder'] = start.folder
     if start.resumed:
@@ -113,9 +115,14 @@ class StageRun:
       if self.scorer.held_out and (scored_on := start.resumed.facts.get('held_out')):
         check_same_data(scored_on, self.scorer.held_out.fingerprint, 'held_out.')
       self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before') or {}
-    elif self.scorer.asks and self.stage.init[0] != 'scratch':
-      self.before = self.scorer.asked(best_params(start.state), before=True)
-    return start.state
+    return start
+
+  def begin(self, start: Start) -> TrainState:
+    """The state to go on from; a fresh one is asked what is told of the stage's start later, beside its end."""
+    state, self.reference = start.read()
+    if not start.resumed and self.scorer.asks and self.stage.init[0] != 'scratch':
+      self.before = self.scorer.asked(best_params(state), before=True)
+    return state
 
   def compile_steps(self, start: int):
     """The train step from step `start` on: compiled for every shape that is still to come, chosen by the batch's."""
@@ -137,7 +144,8 @@ class StageRun:
                            microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
     begun = time.perf_counter()
-    compiled = cpu.compile_step(jitted.lower(self.abstract, self.reference, source.abstract()))
+    reference = self.abstract.params if self.starter.referenced else None
+    compiled = cpu.compile_step(jitted.lower(self.abstract, reference, source.abstract()))
     cluster.barrier('compiled')
     if self.context.primary:
       tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)

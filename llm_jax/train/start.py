@@ -1,4 +1,4 @@
-"""Where a stage starts: its own newest checkpoint, else what its `init` names, read once."""
+"""Where a stage starts: its own newest checkpoint, else what its `init` names. Found and checked first, read later."""
 import dataclasses
 import functools
 import hashlib
@@ -24,21 +24,25 @@ from llm_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """state: to train.   reference: the parameters that the objective compares with, in memory of their own, or None.
+  """read: () -> (the state to train, the parameters that the objective compares with in memory of their own or None).
 
   parent: the checkpoints or the folder that the stage began with, for its lineage; None: nothing.
   folder: digests of a Hugging Face folder that the stage began with, for its lineage too; None: it began elsewhere.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
-  state: TrainState
-  reference: Any
-  parent: str | None
-  folder: dict[str, str] | None
-  resumed: Checkpoint | None
+  read: Callable[[], tuple[TrainState, Any]]
+  parent: str | None = None
+  folder: dict[str, str] | None = None
+  resumed: Checkpoint | None = None
+
+  @property
+  def step(self) -> int:
+    """Steps that are done."""
+    return self.resumed.step if self.resumed else 0
 
 
 class Starter:
-  """Makes a stage's start.
+  """Finds a stage's start, and refuses what can be refused before it is read.
 
   create: the jitted () -> TrainState of a stage from scratch.   abstract: its shapes, with shardings.
 
@@ -53,57 +57,71 @@ class Starter:
 
   def start(self, newest: Checkpoint | None) -> Start:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
-    referenced = isinstance(self.stage.objective, Referenced)
     if newest:
       check_tokenizer(newest, self.context.tokenizer)
       lineage = newest.facts['lineage']
       folder = lineage.get('folder')
       if folder is not None:
         check_folder(self.stage.init[1], folder)
-      reference = self.params()[0] if referenced else None
-      return Start(newest.restore(self.abstract), reference, lineage['parent'], folder, newest)
+      newest.check(self.abstract)
+      params = self.inherited()[0] if self.referenced else lambda: None
+
+      def read():
+        reference = params()
+        return newest.restore(self.abstract), reference
+      return Start(read, lineage['parent'], folder, newest)
     match self.stage.init:
       case ('scratch',):
-        return Start(self.create(), None, None, None, None)
+        return Start(lambda: (self.create(), None))
       case ('resume', name):
         checkpoint = self.finished(name)
-        state = checkpoint.restore(self.abstract)
-        state = state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
-        return Start(state, None, named(checkpoint), None, None)
-    params, parent = self.params()
-    folder = cluster.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
-    return Start(self.from_params(params, keep=referenced), params if referenced else None, parent, folder, None)
+        checkpoint.check(self.abstract)
+        return Start(lambda: (from_first_step(checkpoint.restore(self.abstract)), None), named(checkpoint))
+    params, parent = self.inherited()
 
-  def from_params(self, params: Any, keep: bool) -> TrainState:
-    """A fresh state. keep: it gets a copy, because steps are given the state's memory to write to."""
+    def read():
+      found = params()
+      return self.from_params(found), found if self.referenced else None
+    folder = cluster.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
+    return Start(read, parent, folder)
+
+  @property
+  def referenced(self) -> bool:
+    """Whether the objective compares with the parameters that the stage begins with."""
+    return isinstance(self.stage.objective, Referenced)
+
+  def from_params(self, params: Any) -> TrainState:
+    """A fresh state; a copy where the objective compares with `params`, for steps write to the state's memory."""
     def make(params):
-      params = jax.tree.map(jnp.copy, params) if keep else params
+      params = jax.tree.map(jnp.copy, params) if self.referenced else params
       return TrainState.create(params, self.optimizer, self.stage.ema is not None)
     return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(params)
 
-  def params(self) -> tuple[Any, str | None]:
-    """The parameters that the stage begins with, and where they are from. A classifier's head is a fresh one, unless
-    what it starts from was trained on the same classes."""
-    params, parent = self.inherited()
-    if HEAD in self.abstract.params and HEAD not in params:
-      shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[HEAD])
-      params = {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
-    return params, parent
-
-  def inherited(self) -> tuple[Any, str | None]:
-    """The same without a fresh head."""
+  def inherited(self) -> tuple[Callable[[], Any], str]:
+    """What reads the parameters that the stage begins with, and where they are from."""
     match self.stage.init:
       case ('params' | 'resume', name):
         checkpoint = self.finished(name)
-        return checkpoint.read_best(self.held_by(checkpoint)), named(checkpoint)
+        read, parent = lambda: checkpoint.read_best(self.held_by(checkpoint)), named(checkpoint)
       case ('average', *_):
         checkpoints, weights = zip(*self.members, strict=True)
-        return average_params(checkpoints, self.held_by(*checkpoints), weights), ' + '.join(
-          named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
-          for checkpoint, weight in self.members)
+        read = lambda: average_params(checkpoints, self.held_by(*checkpoints), weights)
+        parent = ' + '.join(named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
+                            for checkpoint, weight in self.members)
       case ('hf', folder):
-        with located('config'):
-          return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1], f'hf:{folder}'
+        read, parent = lambda: self.pretrained(folder), f'hf:{folder}'
+    return lambda: self.with_head(read()), parent
+
+  def pretrained(self, folder: str) -> Any:
+    with located('config'):
+      return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1]
+
+  def with_head(self, params: Any) -> Any:
+    """A classifier's head is a fresh one, unless what the stage starts from was trained on the same classes."""
+    if HEAD not in self.abstract.params or HEAD in params:
+      return params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[HEAD])
+    return {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
 
   @functools.cached_property
   def members(self) -> list[tuple[Checkpoint, float]]:
@@ -150,6 +168,10 @@ class Starter:
     """The abstract parameters of the stage, without the head where one of the checkpoints has none."""
     all_have = all(f'params/{HEAD}/w' in checkpoint.leaves for checkpoint in checkpoints)
     return {name: leaf for name, leaf in self.abstract.params.items() if name != HEAD or all_have}
+
+
+def from_first_step(state: TrainState) -> TrainState:
+  return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
 
 
 def named(checkpoint: Checkpoint) -> str:

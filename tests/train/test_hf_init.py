@@ -19,9 +19,12 @@ def get_config():
 '''
 
 
-def start(tmp_path, eps, before=''):
+def start(tmp_path, eps, before='', **changes):
   (tmp_path / 'text.txt').write_text('some text, and some more of it. ' * 20)
   peers.make(peers.llama(vocab_size=263)).save_pretrained(tmp_path / 'hf')
+  if changes:  # the weights of another model beside the same config.json
+    peers.make(peers.llama(vocab_size=263, **changes)).save_pretrained(tmp_path / 'other')
+    (tmp_path / 'other' / 'model.safetensors').replace(tmp_path / 'hf' / 'model.safetensors')
   (tmp_path / 'experiment.py').write_text(
     EXPERIMENT.format(text=str(tmp_path / 'text.txt'), folder=str(tmp_path / 'hf'), eps=eps, before=before))
   return train.main(['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={tmp_path}/run'])
@@ -62,11 +65,16 @@ def test_another_content_of_the_folder_is_refused_when_the_stage_goes_on(tmp_pat
   assert train.main(command) == 0
 
 
-def test_another_model_is_refused_before_any_stage_runs(tmp_path, capsys):
+@pytest.mark.parametrize('eps, changes, message', [
+  (1e-3, {}, 'error: config.model.pattern[0].norm.eps = 0.001'),
+  (1e-6, dict(intermediate_size=88), "error: {}/hf = '6 do not fit': model.layers.0.mlp.down_proj.weight is [32, 88]"),
+  (1e-6, dict(num_hidden_layers=1), "error: {}/hf = '9 do not fit': missing model.layers.1."),
+])
+def test_another_model_is_refused_before_any_stage_runs(eps, changes, message, tmp_path, capsys):
   first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, context=16, batch_size=8, " \
           'learning_rate=Constant(1e-3)), '
   with pytest.raises(SystemExit) as exit:
-    start(tmp_path, eps=1e-3, before=first)
+    start(tmp_path, eps, first, **changes)
   assert exit.value.code == 2
-  assert 'config.model.pattern[0].norm.eps = 0.001' in capsys.readouterr().err
+  assert message.format(tmp_path) in capsys.readouterr().err.strip().splitlines()[-1]
   assert not (tmp_path / 'run' / 'checkpoints').exists()

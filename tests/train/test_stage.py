@@ -58,15 +58,15 @@ def test_another_held_out_text_is_refused(run):
   """It is no part of the position in the data, and would go on with one curve on two texts."""
   facts = {'data': {}, 'final': False, 'held_out': {'data': 'old', 'seed': '0'}}
   resumed = types.SimpleNamespace(facts=facts)
-  run.starter = types.SimpleNamespace(start=lambda newest: Start(None, None, None, None, resumed))
+  run.starter = types.SimpleNamespace(start=lambda newest: Start(None, resumed=resumed))
   run.store.latest_valid = lambda: None
   run.source.restore = lambda position: None
   for now in ({'data': 'old', 'seed': '0'}, {'data': 'old', 'seed': '0', 'formats': 'that nobody noted'}):
     run.scorer.held_out = types.SimpleNamespace(fingerprint=now)
-    run.begin()
+    run.find_start()
   run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
   with pytest.raises(ConfigError, match=r"held_out\.data = 'new': the checkpoint was made with old"):
-    run.begin()
+    run.find_start()
 
 
 def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_one_has_begun(tmp_path):
