@@ -19,7 +19,7 @@ from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.speculative import stream_speculated
 from llm_jax.hf.configs import generation_ids, listed
 from llm_jax.modules.execution import Execution, dtype_of
-from llm_jax.train.checkpoint import CheckpointError, CheckpointStore, open_checkpoint
+from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
 
 
 class Sampler:
@@ -29,21 +29,14 @@ class Sampler:
 
   Raises:
     ConfigError: a setting of the sampling is wrong, or the draft has another tokenizer.
-    CheckpointError: see `read_params`.
+    CheckpointError: see `find_checkpoint`.
   """
 
   def __init__(self, args: argparse.Namespace, run: Run, draft_run: Run | None):
     self.args, self.sampling = args, make_sampling(args)
     self.execution = Execution(dtype_of(args.dtype or run.dtype))
-    self.tokenizer = load_tokenizer(args.checkpoint / 'tokenizer')
-    fingerprint, self.draft = self.tokenizer.fingerprint, None
-    if draft_run:
-      folder = pathlib.Path(args.draft)
-      require(load_tokenizer(folder / 'tokenizer').fingerprint == fingerprint, '--draft', args.draft,
-              'has another tokenizer than --checkpoint: use models trained with one tokenizer')
-      stage, params = read_params('draft', folder, draft_run, fingerprint)
-      self.draft = draft_run.model_of(stage), params
-    stage, self.params = read_params('checkpoint', args.checkpoint, run, fingerprint, args.stage, args.step)
+    self.tokenizer, self.draft = load_tokenizer(args.checkpoint / 'tokenizer'), None
+    stage, checkpoint = find_checkpoint('checkpoint', args.checkpoint, run, self.tokenizer, args.stage, args.step)
     self.config, self.template = run.model_of(stage), None if args.raw else args.template or stage.data.template
     self.begins, self.stops = text_borders(args.checkpoint / 'tokenizer', self.tokenizer)
     if self.template is not None:
@@ -51,6 +44,13 @@ class Sampler:
     require(self.template is not None or args.system is None, '--system', args.system,
             'without a chat template text is continued: put it before the prompt, or name the --template')
     self.opening = [] if args.system is None else [{'role': 'system', 'content': args.system}]
+    if draft_run:
+      folder = pathlib.Path(args.draft)
+      require(load_tokenizer(folder / 'tokenizer').fingerprint == self.tokenizer.fingerprint, '--draft', args.draft,
+              'has another tokenizer than --checkpoint: use models trained with one tokenizer')
+      stage, drafter = find_checkpoint('draft', folder, draft_run, self.tokenizer)
+      self.draft = draft_run.model_of(stage), read_params(drafter)
+    self.params = read_params(checkpoint)
 
   def write(self, prompt: str) -> None:
     """Prints the prompt and its continuations, or a chat model's answers, as they come."""
@@ -221,10 +221,9 @@ def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
   yield text
 
 
-def read_params(flag: str, workdir: pathlib.Path, run: Run, fingerprint: str, stage: str | None = None,
-                step: int | None = None) -> tuple[Stage, Any]:
-  """The stage and the parameters of the checkpoint that was asked for, the average (EMA) where one is kept; tells where
-  they are from.
+def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Tokenizer, stage: str | None = None,
+                    step: int | None = None) -> tuple[Stage, Checkpoint]:
+  """The stage and the checkpoint that were asked for, verified.
 
   Raises:
     CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
@@ -241,9 +240,13 @@ def read_params(flag: str, workdir: pathlib.Path, run: Run, fingerprint: str, st
   if step is not None and step not in store.steps():
     refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
   checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
-  if checkpoint.facts['tokenizer'] != fingerprint:
+  if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
     raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.facts["tokenizer"][:16]}, the '
-                          f'workdir has {fingerprint[:16]}: bring the first one back')
+                          f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')
+  return next(each for each in run.stages if each.name == store.folder.name), checkpoint
+
+
+def read_params(checkpoint: Checkpoint) -> Any:
+  """The parameters, the average (EMA) where one is kept; tells where they are from."""
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
-  found = next(each for each in run.stages if each.name == store.folder.name)
-  return found, jax.device_put(checkpoint.read_best())
+  return jax.device_put(checkpoint.read_best())
