@@ -1,4 +1,5 @@
 """Many processes as one run: joining them, agreeing, and noticing the one that no longer moves."""
+import contextlib
 import faulthandler
 import hashlib
 import itertools
@@ -9,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ SHUTDOWN_SECONDS = 5
 ANSWER_SECONDS = 300  # that a process waits for process 0 to be there
 SHARED_SECONDS = 90  # that a network file system may take to show one machine what another one wrote
 BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
+PATIENT_SECONDS = 60  # that a process waits for others before it says for whom; the next time after twice as long
 _barriers = itertools.count()
 
 
@@ -112,9 +114,37 @@ def _launched_as_many(env: os._Environ | dict[str, str]) -> bool:
 
 def barrier(name: str) -> None:
   """Waits until every process is here, through the coordinator and not the devices: the first collective among CPUs
-  (gloo) fails when one process comes 30 seconds late, so whoever may be slow is waited for here."""
-  if jax.process_count() > 1:
-    multihost.get_barrier_sync_fn()(key=f'llm_jax_{name}_{next(_barriers)}', timeout_ms=1_000 * BARRIER_SECONDS)
+  (gloo) fails when one process comes 30 seconds late, so whoever may be slow is waited for here, and named."""
+  if jax.process_count() == 1:
+    return
+  client, rank, key = multihost.get_jax_distributed_client(), jax.process_index(), f'llm_jax_{name}_{next(_barriers)}'
+  client.key_value_set(f'{key}/{rank}', '')
+  with _naming_who_is_missing(client, rank, key, name):
+    multihost.get_barrier_sync_fn()(key=key, timeout_ms=1_000 * BARRIER_SECONDS)
+  if rank == 0:
+    client.key_value_delete(f'{key}/')
+
+
+@contextlib.contextmanager
+def _naming_who_is_missing(client: Any, rank: int, key: str, name: str) -> Iterator[None]:
+  """Says now and then which processes have not set `key/<rank>`; the lowest of those that have speaks."""
+  ended, count = threading.Event(), jax.process_count()
+
+  def watch() -> None:
+    begun, pause = time.monotonic(), PATIENT_SECONDS
+    while not ended.wait(pause):
+      here = {int(path.rpartition('/')[2]) for path, _ in client.key_value_dir_get(f'{key}/')}
+      if here and rank == min(here):  # none: all have come
+        missing = ', '.join(str(other) for other in range(count) if other not in here)
+        print(f'process {rank} has waited {time.monotonic() - begun:.0f} s for process {missing} ({name})',
+              file=sys.stderr, flush=True)
+      pause *= 2
+
+  threading.Thread(target=watch, name='waiting', daemon=True).start()
+  try:
+    yield
+  finally:
+    ended.set()
 
 
 def gather(value: int) -> list[int]:

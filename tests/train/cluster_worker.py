@@ -57,6 +57,11 @@ def main(folder):
   say(shared=error_of(cluster.check_shared, folder.parent), apart=error_of(cluster.check_shared, own),
       left=[path.name for path in own.iterdir()])
 
+  cluster.PATIENT_SECONDS = 0.2
+  time.sleep(2 * rank)
+  cluster.barrier('late')  # process 0 says on stderr for whom it waits
+  cluster.PATIENT_SECONDS = 60
+
   mesh = jax.sharding.Mesh(jax.devices(), ('data',), axis_types=(AxisType.Auto,))
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), make_state(0, mesh))
   warnings = []

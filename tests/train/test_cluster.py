@@ -1,6 +1,7 @@
 """Several real processes on this machine: they join, agree, save together, stop together; and the launcher of them."""
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -58,6 +59,11 @@ def test_a_folder_that_they_do_not_share_is_refused(two):
   for rank, s in enumerate(said):
     assert s['shared'] == 'None' and s['left'] == []
     assert f'disk_of_{rank}: process 1 does not see what process 0 writes there' in s['apart'].replace("'", '')
+
+
+def test_who_is_late_is_named(two):
+  waits = re.findall(r'\[(\d)\] process (\d) has waited \d s for process (\d) \(late\)', two[3])
+  assert set(waits) == {('0', '0', '1')} and 1 <= len(waits) <= 4, two[3]  # at 0.2, 0.6, 1.4 s
 
 
 def test_what_the_first_finds_all_know(two):
