@@ -1,7 +1,10 @@
 """The device mesh: five named axes, always all there, so that a strategy is only a choice of sizes."""
+import math
 from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from llm_jax.config.run import Mesh
@@ -18,4 +21,29 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
+  return jax.sharding.Mesh(arrange(tuple(sizes.values()), devices), tuple(sizes),
+                           axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+  """The devices as an array of `sizes`, the later an axis, the faster the links along it.
+
+  Devices of one slice (of a TPU pod; GPUs of one host) have fast links to each other. Where there are several slices,
+  the first axes lead from one to another: data as far as its size goes, then fsdp, and the others last.
+  """
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  between, left = [], slices
+  for size in sizes:
+    between.append(math.gcd(size, left))
+    left //= between[-1]
+  within = [size // factor for size, factor in zip(sizes, between, strict=True)]
+
+  def place(**options) -> np.ndarray:
+    if slices == 1:
+      return mesh_utils.create_device_mesh(within, devices, **options)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, **options)
+
+  try:
+    return place()
+  except NotImplementedError:  # an axis of 8 on a torus of 4 x 4 x 4: it takes a part of one of the torus's
+    return place(allow_split_physical_axes=True)
