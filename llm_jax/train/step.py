@@ -39,15 +39,24 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
         params = objective.after_step(params, loss.loads)
       return params, opt_state, None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
 
-    # A branch, not a select of new or old: that would keep both in memory (two more copies of the parameters on CPU).
-    trained = state.params, state.opt_state, state.ema
-    trained = jax.lax.cond(finite, update, lambda *old: old, *trained)
+    trained = update_if(finite, update, state.params, state.opt_state, state.ema)
     new_state = TrainState(state.step + 1, *trained, jnp.where(finite, 0, state.nonfinite + 1))
     metrics = {'loss': loss.total / weight, **{k: v / weight for k, v in loss.metrics.items()}, 'grad_norm': norm,
                'learning_rate': rate, 'weight': loss.weight, 'nonfinite': new_state.nonfinite}
     return new_state, metrics
 
   return train_step
+
+
+def update_if(finite: jax.Array, update: Callable, *old: Any) -> tuple[Any, ...]:
+  """update(*old) where `finite`, else `old`, in the memory of `old` when that is donated.
+
+  On CPU XLA gives a branch that memory, and keeps new and old beside each other for a select (two more copies of the
+  parameters). On GPU and TPU it is the select that takes no memory, and the branch that makes another state.
+  """
+  if jax.default_backend() == 'cpu':
+    return jax.lax.cond(finite, update, lambda *old: old, *old)
+  return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(*old), old)
 
 
 def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: jax.Array, microbatches: int,

@@ -183,9 +183,11 @@ def test_update_is_the_schedules_rate_times_the_clipped_gradient(clip_norm):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), state.params, want)
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
 @pytest.mark.parametrize('bad', (np.nan, np.inf, 3e38))
-def test_a_step_that_is_not_finite_changes_nothing_but_counters(bad):
-  """NaN, infinity, and an overflow in the sum of squares alone."""
+def test_a_step_that_is_not_finite_changes_nothing_but_counters(bad, backend, monkeypatch):
+  """NaN, infinity, and an overflow in the sum of squares alone; in the form for CPU, and in that for others."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
   step, state = toy(make_optimizer(AdamW(), toy_params()), make_schedule(Cosine(0.1), 9), clip_norm=1.0, ema=0.9)
   state, _ = step(state, None, rows())
   before = jax.device_get(state)
