@@ -21,11 +21,15 @@ FOLDER_NAME = re.compile(r'(\d{8,})(\.old)?')
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array."""
+  """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array.
+
+  stamps: of its files, when it was verified; minutes may go by until it is read.
+  """
   step: int
   path: Path
   facts: dict[str, Any]
   leaves: dict[str, list[Any]]
+  stamps: dict[str, Any]
 
   def restore(self, abstract: Any) -> Any:
     """Reads the state back, bit for bit.
@@ -34,10 +38,11 @@ class Checkpoint:
       number of processes than the one that saved. Without a sharding an array goes to the default device.
 
     Raises:
-      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype.
+      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype; or its files have
+        changed since they were verified.
     """
     self.check(abstract)
-    arrays = dict(paths.leaves(_read(self.path, dict(paths.leaves(abstract)))))
+    arrays = dict(paths.leaves(self._read(dict(paths.leaves(abstract)))))
     return paths.map_named(lambda name, _: arrays[name], abstract)
 
   def check(self, abstract: Any) -> None:
@@ -52,19 +57,19 @@ class Checkpoint:
       tops = ', '.join(sorted({name.split('/')[0] for name in self.leaves}))
       raise CheckpointError(f'{self.path}: holds no {prefix[:-1]}, only {tops}')
     if abstract is None:
-      tree = _read(self.path, {name: None for name in saved})
+      tree = self._read({name: None for name in saved})
       for key in keys:
         tree = tree[key]
       return tree
     wanted = {prefix + name: leaf for name, leaf in paths.leaves(abstract)}
     self._check(wanted, saved)
-    arrays = dict(paths.leaves(_read(self.path, wanted)))
+    arrays = dict(paths.leaves(self._read(wanted)))
     return paths.map_named(lambda name, _: arrays[prefix + name], abstract)
 
   def read_leaf(self, name: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads one array, by its path."""
     self._check({name: abstract}, {k: v for k, v in self.leaves.items() if k == name})
-    [(_, array)] = paths.leaves(_read(self.path, {name: abstract}))
+    [(_, array)] = paths.leaves(self._read({name: abstract}))
     return array
 
   @property
@@ -75,6 +80,11 @@ class Checkpoint:
   def read_best(self, abstract: Any = None) -> Any:
     """The parameters to go on with: their moving average where the run kept one, else the parameters themselves."""
     return self.read(('ema' if self.averaged else 'params',), abstract)
+
+  def _read(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    if stamps(self.path) != self.stamps:
+      raise CheckpointError(f'{self.path}: has changed since it was verified a moment ago: give the command again')
+    return _read(self.path, wanted)
 
   def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
@@ -113,7 +123,7 @@ def from_manifest(path: Path, manifest: Manifest) -> Checkpoint:
   match = FOLDER_NAME.fullmatch(Path(path).name)
   if match is None or int(match[1]) != step:
     raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return Checkpoint(step, Path(path), facts, leaves)
+  return Checkpoint(step, Path(path), facts, leaves, stamps(Path(path)))
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +139,12 @@ def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path.absolute() / 'state',
                           args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
+
+
+def stamps(path: Path) -> dict[str, tuple[int, int]]:
+  """Size and time of change of every file below `path`."""
+  return {str(file.relative_to(path)): (file.stat().st_size, file.stat().st_mtime_ns)
+          for file in path.rglob('*') if file.is_file()}
 
 
 def nest(named: dict[str, Any]) -> dict[str, Any]:

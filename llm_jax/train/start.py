@@ -78,11 +78,13 @@ class Starter:
         checkpoint.check(self.abstract)
         return Start(lambda: (from_first_step(checkpoint.restore(self.abstract)), None), named(checkpoint))
     params, parent = self.inherited()
+    folder = cluster.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
 
     def read():
       found = params()
+      if folder is not None:
+        check_folder(self.stage.init[1], folder)
       return self.from_params(found), found if self.referenced else None
-    folder = cluster.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
     return Start(read, parent, folder)
 
   @property
@@ -109,6 +111,8 @@ class Starter:
         parent = ' + '.join(named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
                             for checkpoint, weight in self.members)
       case ('hf', folder):
+        with located('config'):
+          hf.check_pretrained(folder, self.context.run.model)
         read, parent = lambda: self.pretrained(folder), f'hf:{folder}'
     return lambda: self.with_head(read()), parent
 

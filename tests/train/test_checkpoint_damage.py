@@ -57,6 +57,16 @@ def test_a_thousand_flipped_bits_are_all_noticed(folder):
   assert verify(folder / '00000020').facts['step'] == 20
 
 
+@pytest.mark.parametrize('damage', [lambda path: flip(path, 77), Path.unlink])
+def test_damage_between_verifying_and_reading_is_noticed(folder, damage):
+  """A step is compiled in between, for minutes."""
+  checkpoint = CheckpointStore(folder).latest_valid()
+  damage(max(files(checkpoint.path / 'state'), key=lambda path: path.stat().st_size))
+  for read in (lambda: checkpoint.restore(abstract(make_state(0))), checkpoint.read):
+    with pytest.raises(CheckpointError, match=f'{checkpoint.path}: has changed since it was verified'):
+      read()
+
+
 def test_without_verification_a_flipped_bit_would_be_restored(folder, monkeypatch):
   """The mutation: were nothing verified, damage in the arrays would become parameters: the test above has a point."""
   monkeypatch.setattr(restore, 'verify', read_manifest)

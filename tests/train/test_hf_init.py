@@ -5,6 +5,7 @@ import pytest
 from launch import train
 from llm_jax import hf, paths
 from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.train.stage import StageRun
 from tests.hf import peers
 
 EXPERIMENT = '''
@@ -78,3 +79,36 @@ def test_another_model_is_refused_before_any_stage_runs(eps, changes, message, t
   assert exit.value.code == 2
   assert message.format(tmp_path) in capsys.readouterr().err.strip().splitlines()[-1]
   assert not (tmp_path / 'run' / 'checkpoints').exists()
+
+
+@pytest.mark.parametrize('content, code, message', [
+  (None, 2, 'config.json = None: there is no such file'), (b'{}', 2, 'model_type'),
+])
+def test_a_folder_that_goes_while_an_earlier_stage_trains(content, code, message, tmp_path, capsys, monkeypatch):
+  first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, context=16, batch_size=8, " \
+          'learning_rate=Constant(1e-3)), '
+  finish, config = StageRun.finish, tmp_path / 'hf' / 'config.json'
+
+  def finish_and_lose(self, *args):
+    finish(self, *args)
+    config.unlink()
+    if content is not None:
+      config.write_bytes(content)
+
+  monkeypatch.setattr(StageRun, 'finish', finish_and_lose)
+  with pytest.raises(SystemExit) as exit:
+    start(tmp_path, 1e-6, first)
+  assert exit.value.code == code and message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_folder_that_changes_while_the_step_is_compiled_is_refused(tmp_path, capsys, monkeypatch):
+  """Else the lineage would tell of weights that the stage did not begin with."""
+  begin, weights = StageRun.begin, tmp_path / 'hf' / 'model.safetensors'
+
+  def change_and_begin(self, found):
+    weights.write_bytes(weights.read_bytes()[:-1] + b'\x00')
+    return begin(self, found)
+
+  monkeypatch.setattr(StageRun, 'begin', change_and_begin)
+  assert start(tmp_path, eps=1e-6) == 1
+  assert f'{tmp_path / "hf"} has changed since the stage began with it' in capsys.readouterr().err
