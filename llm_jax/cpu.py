@@ -33,6 +33,18 @@ def compute_in_calling_thread() -> None:
   jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
+def compile_anew() -> None:
+  """From here on programs are not taken from the cache on disk.
+
+  For those that pass arrays round a ring of several CPU devices: what XLA brings back from the cache starts its
+  exchanges in another order on each device, and at times all wait for ever.
+  """
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()  # whether there is one is asked once
+
+
 def compile_step(lowered):
   """`lowered.compile()`, freed memory handed back to the system before and after it."""
   release_free_memory()

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from llm_jax import hf
+from llm_jax import cpu, hf
 from llm_jax.config import door
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run, Stage
@@ -58,6 +58,8 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None) -> None:
                       f'{stage.name}.needles')
     mesh = make_mesh(run.mesh)
   execution = Execution(dtype_of(run.dtype), context=run.context_attention)
+  if jax.default_backend() == 'cpu' and run.context_attention == 'ring':
+    cpu.compile_anew()
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
   primary = jax.process_index() == 0
   folder = Workdir(workdir)
