@@ -14,7 +14,8 @@ class Execution:
   dtype: of the computation ('float32' or 'bfloat16'). Parameters, softmax, norms and logits stay float32.
   remat: 'none' keeps activations, 'block' recomputes each block in the backward pass, 'dots' keeps matmul results.
   unroll: write the layers out (shorter steps on CPU) or scan over them (compile time independent of depth).
-  kernels: 'cpu' (written for XLA:CPU) or 'xla' (plain operations, for accelerators and for adapters).
+  kernels: 'cpu' (written for XLA:CPU), 'xla' (plain operations, for accelerators and for adapters) or 'tpu' (the same,
+    with attention as a kernel for TPU).
   context: attention where rows are split over devices, 'gather' (all keys and values come to every device) or 'ring'
     (they go round).
   """

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from llm_jax.sharding.context_split import devices_in_time
 from llm_jax.sharding.rules import constrain
 
-CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28}  # of float32 logits that a device holds at once
+CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28, 'tpu': 2**28}  # of float32 logits that a device holds at once
 CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads and writes all of the head's gradient
 
 

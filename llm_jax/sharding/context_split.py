@@ -37,7 +37,7 @@ class ContextSplit:
 
   def starts(self, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Where this device's two chunks begin in the row, for use under `shard_map`. chunk: tokens in each."""
-    return self.starts_of(jax.lax.axis_index(self.axis), chunk)
+    return self.starts_of(jax.lax.axis_index(self.axis) if self.devices > 1 else 0, chunk)
 
   def starts_of(self, device: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     return device * chunk, (2 * self.devices - 1 - device) * chunk

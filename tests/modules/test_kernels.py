@@ -9,52 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from llm_jax.modules.kernels import blocked_attention
+from llm_jax.config.run import Mesh
+from llm_jax.modules.kernels import attention, blocked_attention, context_attention
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
+from llm_jax.sharding.mesh import make_mesh
+from tests.modules.references import close, normal, packed, torch_attention
 
 KERNELS = ('cpu', 'xla')
-
-
-def normal(seed, *shape, dtype=np.float32):
-  return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def close(got, want, tolerance=1e-6, scale=None):
-  """Relative to `scale`, by default the largest entry: what float32 sums can promise."""
-  got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-  assert got.shape == want.shape
-  assert np.abs(got - want).max() <= tolerance * (np.abs(want).max() if scale is None else scale)
-
-
-def torch_attention(q, k, v, segments=None, dy=None, window=None, soft_cap=None, scale=None):
-  """float64, all scores at once: the result and, with dy, the gradients in q, k and v."""
-  q, k, v = (torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in (q, k, v))
-  T, repeats = q.shape[1], q.shape[2] // k.shape[2]
-  keys, values = (a.repeat_interleave(repeats, dim=2) for a in (k, v))
-  scores = torch.einsum('bthk,bshk->bhts', q, keys) * (q.shape[-1] ** -0.5 if scale is None else scale)
-  if soft_cap is not None:
-    scores = soft_cap * torch.tanh(scores / soft_cap)
-  back = torch.arange(T)[:, None] - torch.arange(T)
-  mask = (back >= 0) & (back < (window or T))
-  if segments is not None:
-    segments = torch.tensor(segments)
-    mask = mask & (segments[:, :, None] == segments[:, None])[:, None]
-  y = torch.einsum('bhts,bshk->bthk', scores.masked_fill(~mask, -torch.inf).softmax(-1), values)
-  if dy is None:
-    return y.detach()
-  return [y.detach(), *torch.autograd.grad(y, (q, k, v), torch.tensor(np.asarray(dy, np.float64)))]
-
-
-def packed(B, T):
-  """Segment ids with several documents a row and padding (0) at the end of some."""
-  ids = np.sort(np.random.default_rng(5).integers(1, 4, (B, T)), axis=1).astype(np.int32)
-  ids[0, T - T // 5:] = 0
-  return ids
 
 
 @pytest.fixture
@@ -106,6 +71,38 @@ def test_attention_and_its_gradient_match_torch(small_blocks, kernels, H, G, V, 
   largest = max(float(want.abs().max()) for want in wants)
   for got, want in zip(run(q, k, v, dy), wants, strict=True):
     close(got, want, scale=float(want.abs().max()) or largest)  # with a window of 1, q and k have no gradient
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_attention_by_blocks_of_keys_matches_torch(monkeypatch, form):
+  """What 'xla' does where the scores would be too many, also with rows and heads over a mesh."""
+  monkeypatch.setattr(attention, 'MOST_SCORES', 0)
+  monkeypatch.setattr(context_attention, 'BLOCK', 4)
+  T, form = 24, FORMS[form]
+  q, k, v, dy = normal(0, 2, T, 6, 6), normal(1, 2, T, 2, 6), normal(2, 2, T, 2, 10), normal(3, 2, T, 6, 10)
+  segments = packed(2, T)
+
+  @jax.jit
+  def run(q, k, v, dy):
+    y, pull = jax.vjp(lambda *a: causal_attention(*a, segments, kernels='xla', **form), q, k, v)
+    return y, *pull(dy)
+
+  wants = torch_attention(q, k, v, segments, dy, **form)
+  largest = max(float(want.abs().max()) for want in wants)
+  with jax.set_mesh(make_mesh(Mesh(data=2, fsdp=2, tensor=2))):
+    sharded = run(q, k, v, dy)
+  for got, placed, want in zip(run(q, k, v, dy), sharded, wants, strict=True):
+    close(got, want, scale=float(want.abs().max()) or largest)
+    close(placed, want, scale=float(want.abs().max()) or largest)
+
+
+def test_scores_of_a_long_text_never_exist():
+  """8,192 tokens of 9 heads are 2.25 GiB of scores, 4,096 a quarter of that."""
+  def temporaries(T):
+    q, k = jax.ShapeDtypeStruct((1, T, 9, 4), jnp.float32), jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
+    grad = jax.grad(lambda *a: causal_attention(*a, kernels='xla').sum(), (0, 1, 2))
+    return jax.jit(grad).lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
+  assert temporaries(8_192) < 2**30 < temporaries(4_096)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)

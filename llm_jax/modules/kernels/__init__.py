@@ -1,15 +1,16 @@
 """Where the platform shows: each function has a plain form for the compilers of GPU and TPU ('xla') and one for XLA on
-CPU ('cpu'), with equal values. What each trick of the latter buys is measured in benchmarks/train_step.py."""
+CPU ('cpu'), with equal values. What each trick of the latter buys is measured in benchmarks/train_step.py. On TPU
+attention is a kernel of its own ('tpu'), and everything else plain."""
 import jax
 import jax.numpy as jnp
 
-KERNELS = ('cpu', 'xla')
+KERNELS = ('cpu', 'xla', 'tpu')
 
 
 def resolve(kernels: str | None) -> str:
-  """'cpu' | 'xla'; None means the one for the default backend."""
+  """One of KERNELS; None means the one for the default backend."""
   if kernels is None:
-    return 'cpu' if jax.default_backend() == 'cpu' else 'xla'
+    return jax.default_backend() if jax.default_backend() in KERNELS else 'xla'
   if kernels not in KERNELS:
     raise ValueError(f'kernels={kernels!r}: use one of {KERNELS}, or None to choose by backend')
   return kernels

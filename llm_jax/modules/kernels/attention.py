@@ -5,8 +5,11 @@ import jax.numpy as jnp
 from llm_jax.modules.kernels import resolve, wide
 from llm_jax.modules.kernels.blocked_attention import blocked_attention
 from llm_jax.modules.kernels.context_attention import context_attention
+from llm_jax.modules.kernels.flash_attention import flash_attention
 from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
+
+MOST_SCORES = 2**31  # bytes: the scores of a layer that a device holds at once with 'xla'
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,
@@ -24,8 +27,10 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
     k_BSGK: keys, S = T.
     v_BSGK: values; their head size may be another than that of queries and keys.
     segment_ids_BT: int32, the document of each position; None means one document a row.
-    kernels: 'xla' is `jax.nn.dot_product_attention` where that can say it, else the formula as it stands. 'cpu' works
-      in blocks of queries and skips what the causal mask and the window hide: cost O(T window), not O(T^2).
+    kernels: 'xla' is `jax.nn.dot_product_attention` where that can say it, else the formula as it stands; from
+      MOST_SCORES on it goes over blocks of keys, as long as no weights are dropped. 'cpu' works in blocks of queries
+      and skips what the causal mask and the window hide: cost O(T window), not O(T^2). 'tpu' is such a kernel for TPU,
+      which pads T to a multiple of 128.
     window: the query at position p sees p - window + 1 .. p (Child et al. 2019; Mistral 7B, section 2); None means all.
     soft_cap: scores become soft_cap tanh(score / soft_cap) before the mask (Gemma 2, section 2).
     scale: None means 1 / sqrt(K).
@@ -36,7 +41,7 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
   Returns:
     [B, T, H, the values' head size] in q's dtype.
   """
-  K = q_BTHK.shape[-1]
+  B, T, H, K = q_BTHK.shape
   form = Form(K**-0.5 if scale is None else scale, soft_cap, window)
   if split.devices > 1:
     return context_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, split)
@@ -44,6 +49,10 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
     return _plain_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, dropout_rate, dropout_rng)
   if resolve(kernels) == 'cpu':
     return blocked_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
+  if resolve(kernels) == 'tpu':
+    return flash_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
+  if 4 * B * H * T * T >= MOST_SCORES * max(1, jax.sharding.get_abstract_mesh().size) and T % 2 == 0:
+    return context_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, WHOLE)
   if soft_cap is not None or v_BSGK.shape[-1] != K:
     return _plain_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
   same_B1TS = None if segment_ids_BT is None else same_segment(segment_ids_BT, segment_ids_BT)[:, None]

@@ -1,4 +1,5 @@
-"""Causal attention of rows that are split over devices in time, each holding two chunks (`sharding/context_split.py`).
+"""Causal attention of rows that are split over devices in time, each holding two chunks (`sharding/context_split.py`),
+or of long rows that one device holds.
 
 'gather': every device gathers all keys and values, and computes what its queries see (Llama 3, section 3.3.2). They are
 gathered again in the backward pass, and their gradients scattered.
@@ -16,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.modules.kernels import wide
+from llm_jax.modules.kernels.on_devices import on_each_device
 from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 from llm_jax.sharding.context_split import ContextSplit
-from llm_jax.sharding.rules import activation_spec
 
 BLOCK = 512  # keys a step, at most
 
@@ -41,25 +42,13 @@ class Keys(NamedTuple):
 def context_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None,
                       form: Form, split: ContextSplit) -> jax.Array:
   """`causal_attention` of rows in the order of `split.arrange`, as the result is; each device computes its queries."""
-  sizes = jax.sharding.get_abstract_mesh().shape
-  spec = lambda x: activation_spec(x.shape, ('batch', 'seq', 'heads', None)[:x.ndim], sizes)
-  q_spec, kv_spec, H, G = spec(q_BTHK), spec(k_BSGK), q_BTHK.shape[2], k_BSGK.shape[2]
-  segment_spec = None if segment_ids_BT is None else spec(segment_ids_BT)
-
-  def local(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
-    if q_spec[2] != kv_spec[2]:  # queries are split over heads, keys not: take those of one's own queries
-      few, each = q_BTHK.shape[2], H // G
-      heads = (jax.lax.axis_index(q_spec[2]) * few + jnp.arange(few)) // each
-      heads = heads[:1] if each % few == 0 else heads
-      k_BSGK, v_BSGK = k_BSGK[:, :, heads], v_BSGK[:, :, heads]
-    B, T, h, K = q_BTHK.shape
+  def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
+    B, T, H, K = q_BTHK.shape
     q_BGRTK = q_BTHK.reshape(B, T, k_BSGK.shape[2], -1, K).transpose(0, 2, 3, 1, 4)
     y_BGRTV = _attend(q_BGRTK, k_BSGK, v_BSGK, segment_ids_BT, form, split)
-    return y_BGRTV.transpose(0, 3, 1, 2, 4).reshape(B, T, h, -1)
+    return y_BGRTV.transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
-  # check_vma=False: as in `sharding/experts.py`.
-  return jax.shard_map(local, in_specs=(q_spec, kv_spec, kv_spec, segment_spec), out_specs=q_spec, check_vma=False)(
-    q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+  return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, split)
 
 
 # ------------------------------------------------------------------------------------------- on one device
@@ -221,6 +210,9 @@ def _pass_on(split, tree):
 
 def _gathered(split, *held):
   """All keys in the order of time."""
+  if split.devices == 1:
+    return Keys(jnp.int32(0), *held)
+
   def gather(x):
     heads, tails = (jax.lax.all_gather(half, split.axis, axis=1) for half in jnp.split(x, 2, axis=1))
     chunks = jnp.concatenate([heads, jnp.flip(tails, axis=1)], axis=1)
@@ -230,6 +222,8 @@ def _gathered(split, *held):
 
 def _scattered(split, d_BSGK):
   """The sums over devices of the gradients of all keys, to the devices that hold them."""
+  if split.devices == 1:
+    return d_BSGK
   chunks = d_BSGK.reshape(d_BSGK.shape[0], 2 * split.devices, -1, *d_BSGK.shape[2:])
   heads, tails = jnp.split(chunks, 2, axis=1)
   sums = (jax.lax.psum_scatter(half, split.axis, scatter_dimension=1) for half in (heads, jnp.flip(tails, axis=1)))
