@@ -6,7 +6,7 @@ PYTHONPATH=chips python benchmarks/accelerator_memory.py [--chips v5p h100] [--c
 (For jax 0.10.2; 0.0.48.* and the plugin's own version for jax 0.11.2.) Compiled by the compilers for 16 TPU v5p and for
 8 H100, which need none, and never run. Llama 3.1 8B, one sequence a chip, parameters and AdamW split over all of them
 (fsdp), bfloat16, blocks rematerialised. 'plain' holds all scores of a layer at once; 'xla', the default on GPU, is the
-same below 2 GiB of them, and goes over blocks of keys from there on; 'tpu', the default there, is the kernel in
+same below 256 MiB of them, and goes over blocks of keys from there on; 'tpu', the default there, is the kernel in
 `modules/kernels/flash_attention.py`. A step that does not fit is refused by the compiler, which says by how much.
 """
 import argparse

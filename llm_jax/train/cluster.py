@@ -133,7 +133,10 @@ def _naming_who_is_missing(client: Any, rank: int, key: str, name: str) -> Itera
   def watch() -> None:
     begun, pause = time.monotonic(), PATIENT_SECONDS
     while not ended.wait(pause):
-      here = {int(path.rpartition('/')[2]) for path, _ in client.key_value_dir_get(f'{key}/')}
+      try:
+        here = {int(path.rpartition('/')[2]) for path, _ in client.key_value_dir_get(f'{key}/')}
+      except jax.errors.JaxRuntimeError:  # process 0 has gone, which jax says
+        return
       if here and rank == min(here):  # none: all have come
         missing = ', '.join(str(other) for other in range(count) if other not in here)
         print(f'process {rank} has waited {time.monotonic() - begun:.0f} s for process {missing} ({name})',

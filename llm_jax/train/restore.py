@@ -38,8 +38,8 @@ class Checkpoint:
       number of processes than the one that saved. Without a sharding an array goes to the default device.
 
     Raises:
-      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype; or its files have
-        changed since they were verified.
+      CheckpointError: naming the leaves that are missing, unknown, or of another shape or dtype; or a file that has
+        been damaged since all were verified.
     """
     self.check(abstract)
     arrays = dict(paths.leaves(self._read(dict(paths.leaves(abstract)))))
@@ -83,7 +83,7 @@ class Checkpoint:
 
   def _read(self, wanted: dict[str, Any]) -> dict[str, Any]:
     if stamps(self.path) != self.stamps:
-      raise CheckpointError(f'{self.path}: has changed since it was verified a moment ago: give the command again')
+      verify(self.path)
     return _read(self.path, wanted)
 
   def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:

@@ -97,12 +97,12 @@ def test_attention_by_blocks_of_keys_matches_torch(monkeypatch, form):
 
 
 def test_scores_of_a_long_text_never_exist():
-  """8,192 tokens of 9 heads are 2.25 GiB of scores, 4,096 a quarter of that."""
+  """4,096 tokens of 9 heads are 576 MiB of scores, 2,048 a quarter of that, and they are several times there."""
   def temporaries(T):
     q, k = jax.ShapeDtypeStruct((1, T, 9, 4), jnp.float32), jax.ShapeDtypeStruct((1, T, 1, 4), jnp.float32)
     grad = jax.grad(lambda *a: causal_attention(*a, kernels='xla').sum(), (0, 1, 2))
     return jax.jit(grad).lower(q, k, k).compile().memory_analysis().temp_size_in_bytes
-  assert temporaries(8_192) < 2**30 < temporaries(4_096)
+  assert temporaries(4_096) < 2**28 < temporaries(2_048)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)

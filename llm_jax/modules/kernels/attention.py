@@ -9,7 +9,7 @@ from llm_jax.modules.kernels.flash_attention import flash_attention
 from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
-MOST_SCORES = 2**31  # bytes: the scores of a layer that a device holds at once with 'xla'
+MOST_SCORES = 2**28  # bytes: the scores of a layer that a device holds at once with 'xla'
 
 
 def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None = None,

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from llm_jax.modules.kernels import wide
 from llm_jax.modules.kernels.on_devices import on_each_device
 from llm_jax.modules.kernels.scores import Form
 
@@ -19,7 +20,7 @@ def flash_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seg
     # What is padded stands behind every query and is seen by none.
     pad = lambda x: jnp.pad(x, ((0, 0), (0, -T % BLOCKS[-1]), *((0, 0),) * (x.ndim - 2)))
     ids = None if segment_ids_BT is None else splash.SegmentIds(*[pad(segment_ids_BT)] * 2)
-    scaled_BTHK = (q_BTHK * form.scale).astype(q_BTHK.dtype)
+    scaled_BTHK = (q_BTHK.astype(wide(q_BTHK)) * form.scale).astype(q_BTHK.dtype)
     q_BHTK, k_BGSK, v_BGSK = (pad(x).swapaxes(1, 2) for x in (scaled_BTHK, k_BSGK, v_BSGK))
     y_BHTK = jax.vmap(_kernel(*q_BHTK.shape[1:3], form))(q_BHTK, k_BGSK, v_BGSK, ids)
     return y_BHTK.swapaxes(1, 2)[:, :T]
