@@ -7,6 +7,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
+from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
 from llm_jax.sharding.check import mesh_sizes
 
@@ -17,12 +18,16 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
   The axes are Auto: `constrain` states where an activation lives and the compiler chooses the rest. Enter it with
   `jax.set_mesh(mesh)`; under `with mesh:` the constraints are silently nothing.
 
-  Raises: ConfigError where the sizes do not multiply to the number of devices.
+  Raises: ConfigError where the sizes do not multiply to the number of devices, or the slices are not equal.
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
-  return jax.sharding.Mesh(arrange(tuple(sizes.values()), devices), tuple(sizes),
-                           axis_types=(AxisType.Auto,) * len(sizes))
+  try:
+    array = arrange(tuple(sizes.values()), devices)
+  except (ValueError, AssertionError) as error:
+    raise ConfigError('mesh', sizes, f'the {len(devices)} devices do not lie so that they make this mesh '
+                      f'({str(error)[:200]}): use whole slices (hosts, of GPUs) of one size') from error
+  return jax.sharding.Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:

@@ -45,6 +45,11 @@ def _print_warning(text: str) -> None:
   print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
+def _verified(path: Path) -> list[Any]:
+  """What process 0 tells the others of a checkpoint that it has verified: its name, and the stamps of its files."""
+  return [path.name, open_checkpoint(path).stamps]
+
+
 class CheckpointStore:
   """The checkpoints of one stage. Every process of a run makes the same calls; process 0 commits and deletes.
 
@@ -85,8 +90,8 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there are checkpoints and none is valid: training must not silently begin again.
     """
-    name = cluster.on_first(self._newest_valid_name)
-    return None if name is None else from_manifest(self.folder / name, read_manifest(self.folder / name))
+    found = cluster.on_first(self._newest_valid)
+    return found and self._opened(*found)
 
   def newest(self, count: int) -> list[Checkpoint]:
     """The checkpoints of the `count` highest steps, all verified, highest first.
@@ -94,12 +99,11 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there are fewer, or one of them is damaged.
     """
-    names = cluster.on_first(lambda: [open_checkpoint(path).path.name
-                                      for path in self._regular(self._committed())[:count]])
-    if len(names) < count:
-      raise CheckpointError(f'{self.folder}: holds {len(names)} checkpoints, {count} are to be averaged: save more '
+    found = cluster.on_first(lambda: [_verified(path) for path in self._regular(self._committed())[:count]])
+    if len(found) < count:
+      raise CheckpointError(f'{self.folder}: holds {len(found)} checkpoints, {count} are to be averaged: save more '
                             'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
-    return [from_manifest(self.folder / name, read_manifest(self.folder / name)) for name in names]
+    return [self._opened(*each) for each in found]
 
   def at(self, step: int) -> Checkpoint:
     """The checkpoint of `step`, verified.
@@ -107,22 +111,24 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there is none, or it is damaged.
     """
-    def name() -> str | None:
+    def find() -> list[Any] | None:
       path = next((path for other, path in self._committed() if other == step), None)
-      return path and open_checkpoint(path).path.name
+      return path and _verified(path)
 
-    found = cluster.on_first(name)
+    found = cluster.on_first(find)
     if found is None:
       raise CheckpointError(f'{self.folder}: has no checkpoint of step {step}, only of '
                             f'{", ".join(map(str, self.steps())) or "none"}: bring it back from a copy')
-    return from_manifest(self.folder / found, read_manifest(self.folder / found))
+    return self._opened(*found)
 
-  def _newest_valid_name(self) -> str | None:
+  def _opened(self, name: str, stamps: dict[str, Any]) -> Checkpoint:
+    return from_manifest(self.folder / name, read_manifest(self.folder / name), stamps)
+
+  def _newest_valid(self) -> list[Any] | None:
     bad = []
     for _, path in self._committed():
       try:
-        open_checkpoint(path)
-        return path.name
+        return _verified(path)
       except CheckpointError as error:
         bad.append(str(error))
         self.warn(f'checkpoint not used: {error}')

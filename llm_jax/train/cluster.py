@@ -137,8 +137,8 @@ def _naming_who_is_missing(client: Any, rank: int, key: str, name: str) -> Itera
         here = {int(path.rpartition('/')[2]) for path, _ in client.key_value_dir_get(f'{key}/')}
       except jax.errors.JaxRuntimeError:  # process 0 has gone, which jax says
         return
-      if here and rank == min(here):  # none: all have come
-        missing = ', '.join(str(other) for other in range(count) if other not in here)
+      missing = ', '.join(str(other) for other in range(count) if other not in here)
+      if here and missing and rank == min(here):  # all may have come, and process 0 have deleted their keys
         print(f'process {rank} has waited {time.monotonic() - begun:.0f} s for process {missing} ({name})',
               file=sys.stderr, flush=True)
       pause *= 2

@@ -3,6 +3,7 @@
 What is stored is nested dicts of arrays whose names are the leaves' paths (`params/embedding/w`), whatever classes the
 state is made of, so that a reader needs neither the model nor the optimizer.
 """
+import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from llm_jax import paths
+from llm_jax.train import cluster
 from llm_jax.train.manifest import CheckpointError, Manifest, verify
 
 # .old: replaced by another save of the same step, and not yet deleted
@@ -23,7 +25,7 @@ FOLDER_NAME = re.compile(r'(\d{8,})(\.old)?')
 class Checkpoint:
   """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array.
 
-  stamps: of its files, when it was verified; minutes may go by until it is read.
+  stamps: of its files, from before they were verified; minutes may go by until they are read.
   """
   step: int
   path: Path
@@ -82,9 +84,12 @@ class Checkpoint:
     return self.read(('ema' if self.averaged else 'params',), abstract)
 
   def _read(self, wanted: dict[str, Any]) -> dict[str, Any]:
+    cluster.on_first(self._verify_again)
+    return _read(self.path, wanted)
+
+  def _verify_again(self) -> None:
     if stamps(self.path) != self.stamps:
       verify(self.path)
-    return _read(self.path, wanted)
 
   def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
@@ -104,7 +109,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
   Raises:
     CheckpointError: naming the bad file.
   """
-  return from_manifest(path, verify(path))
+  before = stamps(path)
+  return from_manifest(path, verify(path), before)
 
 
 def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
@@ -112,8 +118,8 @@ def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('para
   return open_checkpoint(path).read(keys, abstract)
 
 
-def from_manifest(path: Path, manifest: Manifest) -> Checkpoint:
-  """The checkpoint at `path`, whose manifest has been read.
+def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> Checkpoint:
+  """The checkpoint at `path`, whose manifest has been read. stamps: of its files, from before they were verified.
 
   Raises:
     CheckpointError: when the folder's name states another step.
@@ -123,7 +129,7 @@ def from_manifest(path: Path, manifest: Manifest) -> Checkpoint:
   match = FOLDER_NAME.fullmatch(Path(path).name)
   if match is None or int(match[1]) != step:
     raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return Checkpoint(step, Path(path), facts, leaves, stamps(Path(path)))
+  return Checkpoint(step, Path(path), facts, leaves, stamps)
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +147,14 @@ def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                           args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
 
 
-def stamps(path: Path) -> dict[str, tuple[int, int]]:
-  """Size and time of change of every file below `path`."""
-  return {str(file.relative_to(path)): (file.stat().st_size, file.stat().st_mtime_ns)
-          for file in path.rglob('*') if file.is_file()}
+def stamps(path: Path) -> dict[str, list[int]]:
+  """Size and time of change of every file below `path`; one that goes meanwhile is left out."""
+  found = {}
+  for file in Path(path).rglob('*'):
+    with contextlib.suppress(FileNotFoundError):
+      if file.is_file():
+        found[str(file.relative_to(path))] = [file.stat().st_size, file.stat().st_mtime_ns]
+  return found
 
 
 def nest(named: dict[str, Any]) -> dict[str, Any]:

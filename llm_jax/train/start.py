@@ -68,6 +68,8 @@ class Starter:
 
       def read():
         reference = params()
+        if folder is not None:
+          check_folder(self.stage.init[1], folder)  # once more: it may have changed while the step was compiled
         return newest.restore(self.abstract), reference
       return Start(read, lineage['parent'], folder, newest)
     match self.stage.init:

@@ -85,6 +85,7 @@ def test_a_model_on_a_mesh(mesh):
   want = run(params, 'xla')
   with jax.set_mesh(make_mesh(mesh)):
     got = run(params, 'tpu')
+    assert 'shard_map' in str(jax.make_jaxpr(loss, static_argnums=1)(params, 'tpu'))  # XLA cannot split it on TPU
   for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     close(g, e, 1e-5)
 

@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from llm_jax.sharding.mesh import arrange
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.run import Mesh
+from llm_jax.sharding.mesh import arrange, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +59,8 @@ def test_an_axis_may_take_a_part_of_a_torus_axis(sizes):
   devices = tpus(4, 4, 4)
   mesh = arrange(sizes, devices)
   assert mesh.shape == sizes and set(mesh.flat) == set(devices)
+
+
+def test_slices_of_different_sizes_are_refused():
+  with pytest.raises(ConfigError, match="mesh = .*'fsdp': 12.*use whole slices"):
+    make_mesh(Mesh(data=1, fsdp=12), gpus(2)[:12])

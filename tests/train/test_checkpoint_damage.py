@@ -71,6 +71,22 @@ def test_damage_between_verifying_and_reading_is_noticed(folder, damage):
       read()
 
 
+def test_damage_while_the_rest_is_verified_is_noticed(folder, monkeypatch):
+  largest = max(files(folder / '00000020' / 'state'), key=lambda path: path.stat().st_size)
+
+  def verify_and_damage(path):
+    manifest = verify(path)
+    flip(largest, 77)
+    monkeypatch.setattr(restore, 'verify', verify)
+    return manifest
+
+  monkeypatch.setattr(restore, 'verify', verify_and_damage)
+  checkpoint = CheckpointStore(folder).latest_valid()
+  assert checkpoint.step == 20
+  with pytest.raises(CheckpointError, match=re.escape(str(largest))):
+    checkpoint.read()
+
+
 def test_without_verification_a_flipped_bit_would_be_restored(folder, monkeypatch):
   """The mutation: were nothing verified, damage in the arrays would become parameters: the test above has a point."""
   monkeypatch.setattr(restore, 'verify', read_manifest)

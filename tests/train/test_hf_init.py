@@ -1,4 +1,7 @@
 """A stage that starts from a Hugging Face folder."""
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -17,6 +20,17 @@ def get_config():
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4),
     stages=({before}stage('start', Text({text!r}), steps=0, context=16, batch_size=8, learning_rate=Constant(1e-3),
                           init=('hf', {folder!r})),))
+'''
+
+PREFERENCES = '''
+from llm_jax.config.experiment import DPO, Bytes, Checkpoints, Constant, Mesh, Preferences, experiment, presets, stage
+
+def get_config():
+  return experiment(
+    model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps=1e-6),
+    tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4), checkpoints=Checkpoints(every=1, keep=2),
+    stages=(stage('start', Preferences({pairs!r}, held_out=0.0, template='plain'), steps=2, context=64, batch_size=8,
+                  learning_rate=Constant(1e-3), objective=DPO(), init=('hf', {folder!r})),))
 '''
 
 
@@ -103,12 +117,32 @@ def test_a_folder_that_goes_while_an_earlier_stage_trains(content, code, message
 
 def test_a_folder_that_changes_while_the_step_is_compiled_is_refused(tmp_path, capsys, monkeypatch):
   """Else the lineage would tell of weights that the stage did not begin with."""
-  begin, weights = StageRun.begin, tmp_path / 'hf' / 'model.safetensors'
+  change_before_reading(monkeypatch, tmp_path / 'hf' / 'model.safetensors')
+  assert start(tmp_path, eps=1e-6) == 1
+  assert f'{tmp_path / "hf"} has changed since the stage began with it' in capsys.readouterr().err
+
+
+def test_a_reference_that_changes_while_the_step_is_compiled_is_refused(tmp_path, capsys, monkeypatch):
+  """A stage that goes on compares with what it compared with before."""
+  pairs, folder, run = tmp_path / 'pairs.jsonl', tmp_path / 'hf', tmp_path / 'run'
+  pairs.write_text(''.join(json.dumps({'prompt': f'ask {i}', 'chosen': f'yes {i}', 'rejected': f'no {i}'}) + '\n'
+                           for i in range(40)))
+  peers.make(peers.llama(vocab_size=263)).save_pretrained(folder)
+  (tmp_path / 'experiment.py').write_text(PREFERENCES.format(pairs=str(pairs), folder=str(folder)))
+  command = ['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={run}']
+  assert train.main(command) == 0
+  shutil.rmtree(run / 'checkpoints' / 'start' / '00000002')  # as if it had been stopped after the first step
+  (run / 'metrics.jsonl').unlink()
+  change_before_reading(monkeypatch, folder / 'model.safetensors')
+  assert train.main(command) == 1
+  assert f'{folder} has changed since the stage began with it' in capsys.readouterr().err
+
+
+def change_before_reading(monkeypatch, weights):
+  begin = StageRun.begin
 
   def change_and_begin(self, found):
     weights.write_bytes(weights.read_bytes()[:-1] + b'\x00')
     return begin(self, found)
 
   monkeypatch.setattr(StageRun, 'begin', change_and_begin)
-  assert start(tmp_path, eps=1e-6) == 1
-  assert f'{tmp_path / "hf"} has changed since the stage began with it' in capsys.readouterr().err

@@ -1,4 +1,6 @@
 """Causal attention over packed documents."""
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -6,9 +8,11 @@ from llm_jax.modules.kernels import resolve, wide
 from llm_jax.modules.kernels.blocked_attention import blocked_attention
 from llm_jax.modules.kernels.context_attention import context_attention
 from llm_jax.modules.kernels.flash_attention import flash_attention
-from llm_jax.modules.kernels.scores import MASKED, Form, same_segment
+from llm_jax.modules.kernels.scores import MASKED, Form, pad_time, same_segment
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
+from llm_jax.sharding.rules import split_counts
 
+BLOCK = 128  # of which rows are a multiple that go over blocks of keys
 MOST_SCORES = 2**28  # bytes: the scores of a layer that a device holds at once with 'xla'
 
 
@@ -51,8 +55,9 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
     return blocked_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
   if resolve(kernels) == 'tpu':
     return flash_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
-  if 4 * B * H * T * T >= MOST_SCORES * max(1, jax.sharding.get_abstract_mesh().size) and T % 2 == 0:
-    return context_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form, WHOLE)
+  if 4 * B * H * T * T >= MOST_SCORES * math.prod(split_counts(q_BTHK.shape, 'batch', None, 'heads', None)):
+    padded = pad_time(BLOCK, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+    return context_attention(*padded, form, WHOLE)[:, :T]
   if soft_cap is not None or v_BSGK.shape[-1] != K:
     return _plain_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, form)
   same_B1TS = None if segment_ids_BT is None else same_segment(segment_ids_BT, segment_ids_BT)[:, None]

@@ -36,3 +36,9 @@ def same_segment(rows_BT: jax.Array, columns_BS: jax.Array) -> jax.Array:
   """bool [B, T, S]: whether two positions belong to one document."""
   return rows_BT[:, :, None] == columns_BS[:, None, :]
 
+
+
+def pad_time(multiple: int, *arrays_BT: jax.Array | None) -> tuple[jax.Array | None, ...]:
+  """[B, T, ...] padded with zeros to a multiple in T. What is padded stands behind every query, and none sees it."""
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *((0, 0),) * (x.ndim - 2)))
+  return tuple(x if x is None else pad(x) for x in arrays_BT)
