@@ -29,7 +29,7 @@ from llm_jax.train.workdir import sync_folder
 __all__ = ['Checkpoint', 'CheckpointError', 'CheckpointStore', 'open_checkpoint', 'read_params']
 
 # Orbax gives a save up after 20 minutes of the wall clock: a large state on a slow disk would never be saved, and a
-# clock that is set right meanwhile would end the run. Who no longer moves is noticed elsewhere (`cluster.py`).
+# clock that is set right meanwhile would end the run. Who no longer moves is noticed elsewhere (`watchdog.py`).
 SAVE_SECONDS = 7 * 24 * 3_600
 KILL_POINTS = ('before_write', 'mid_array', 'before_manifest', 'before_commit', 'after_commit', 'mid_gc')
 

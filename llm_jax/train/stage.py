@@ -21,7 +21,6 @@ from llm_jax.optim.schedules import make_schedule
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
 from llm_jax.train import cluster
-from llm_jax.train.cluster import Watchdog
 from llm_jax.train.context import Context
 from llm_jax.train.hardware import training_flops_per_token
 from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
@@ -34,6 +33,7 @@ from llm_jax.train.scores import Scorer, StageData, told
 from llm_jax.train.start import Start, Starter
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
+from llm_jax.train.watchdog import Watchdog
 
 
 class StageRun:

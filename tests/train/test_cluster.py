@@ -241,38 +241,6 @@ def test_launchers(env, many):
   assert cluster._launched_as_many(env) is many
 
 
-WATCHED = """
-import time
-from llm_jax.train.cluster import Watchdog
-watchdog = Watchdog(0.5)
-time.sleep(0.8)
-watchdog.beat(6)
-watchdog.pause()
-time.sleep(0.8)
-watchdog.beat(7)
-print('stuck now', flush=True)
-def stuck():
-  while True: pass
-stuck()
-"""
-
-
-def test_watchdog_ends_a_stuck_process_naming_the_step_and_the_place():
-  done = subprocess.run([sys.executable, '-c', WATCHED], env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
-                        capture_output=True, timeout=60)
-  assert done.returncode == cluster.EXIT_STALLED
-  assert 'stuck now' in done.stdout  # it slept through the times when nothing was to be watched
-  assert 'process 0 finished no step for 0.5 s after step 7' in done.stderr and 'in stuck' in done.stderr
-
-
-def test_watchdog_lets_a_moving_process_live():
-  watchdog = cluster.Watchdog(20)
-  for step in range(3):
-    watchdog.beat(step)
-    time.sleep(0.1)
-  watchdog.close()
-
-
 def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
   before = signal.getsignal(signal.SIGTERM)
   for number in (signal.SIGTERM, signal.SIGINT):
