@@ -39,7 +39,6 @@ def worker(name, args):
   import numpy as np
   from train_step import peak_memory
 
-  from llm_jax import cpu
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
   from llm_jax.config.run import AdamW, Constant
@@ -47,6 +46,7 @@ def worker(name, args):
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer
   from llm_jax.optim.schedules import make_schedule
+  from llm_jax.runtime import cpu
   from llm_jax.train.state import TrainState
   from llm_jax.train.step import make_train_step
 

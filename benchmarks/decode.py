@@ -5,7 +5,8 @@ python benchmarks/decode.py [--cases gpt2-tiny llama-small] [--batches 1 8] [--r
 Each implementation runs in a process of its own; all are built and warmed up, then they take turns, so that whatever
 else the machine does meets them alike. Ours is `llm_jax.generate`, from lists of tokens to lists of tokens. Theirs is
 `generate` in eager mode with its default dynamic cache, and with its static cache. Same weights (a random model of
-transformers, saved and loaded by `llm_jax.hf`), prompts, float32, threads and allocator settings (llm_jax/cpu.py).
+transformers, saved and loaded by `llm_jax.hf`), prompts, float32, threads and allocator settings
+(llm_jax/runtime/cpu.py).
 The tokens must be the same: another token is an error.
 
 Two things keep a busy machine from deciding. A turn during which other processes used more than --max_other cores is
@@ -64,7 +65,8 @@ def build_llm_jax(folder):
   import jax
 
   import llm_jax
-  from llm_jax import cpu, hf
+  from llm_jax import hf
+  from llm_jax.runtime import cpu
   cpu.compute_in_calling_thread()  # as launch.sample does
   config, params = hf.load_pretrained(folder)
   params = jax.device_put(params)
@@ -117,7 +119,7 @@ def worker(name, folder, case, batches, threads):
 
 
 def start_worker(name, folder, case, args):
-  from llm_jax import cpu
+  from llm_jax.runtime import cpu
   env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(args.threads), 'JAX_PLATFORMS': 'cpu'}
   env['XLA_FLAGS'] = f'--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}'
   command = [sys.executable, __file__, '--worker', name, folder, '--cases', case, '--batches', *map(str, args.batches)]

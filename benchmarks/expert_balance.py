@@ -29,7 +29,7 @@ def text():
   import numpy as np
 
   from llm_jax.config.run import StandardLibrary
-  from llm_jax.data.sources import open_source
+  from llm_jax.data.sources.documents import open_source
   documents = [content.encode() for _, content in open_source(StandardLibrary()).documents('train')]
   return np.frombuffer(b'\0'.join(documents), np.uint8)
 
@@ -40,7 +40,7 @@ def train(bias_rate, steps, data):
   import numpy as np
 
   from llm_jax.batch import LanguageModelBatch
-  from llm_jax.config.architecture import (
+  from llm_jax.config.model.architecture import (
     GLU,
     Architecture,
     Attention,

@@ -6,8 +6,8 @@ Each implementation runs in a process of its own; both are built and warmed up, 
 else the machine does meets both alike. Ours is what `launch.train` runs: `Transformer`, `LanguageModelObjective`,
 `make_optimizer` and `make_train_step`, jitted with the state donated, with segment ids (one document a row).
 transformers is its model in its default eager mode with its own loss and torch's fused AdamW. Same shapes, same scale
-of weights, float32, same threads, same allocator settings (llm_jax/cpu.py). Memory is the peak resident memory of the
-whole process, imports and compilation included.
+of weights, float32, same threads, same allocator settings (llm_jax/runtime/cpu.py). Memory is the peak resident memory
+of the whole process, imports and compilation included.
 """
 import argparse
 import datetime
@@ -39,7 +39,6 @@ def build_llm_jax(case):
   import jax
   import numpy as np
 
-  from llm_jax import cpu
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
   from llm_jax.config.run import AdamW, Constant, Mesh
@@ -47,6 +46,7 @@ def build_llm_jax(case):
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer
   from llm_jax.optim.schedules import make_schedule
+  from llm_jax.runtime import cpu
   from llm_jax.sharding.mesh import make_mesh
   from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
   from llm_jax.train.state import TrainState
@@ -159,7 +159,7 @@ def worker(name, case):
 
 
 def start_worker(name, case, args):
-  from llm_jax import cpu
+  from llm_jax.runtime import cpu
   env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(args.threads), 'JAX_PLATFORMS': 'cpu'}
   process = subprocess.Popen([sys.executable, __file__, '--worker', name, '--cases', case], text=True, env=env,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -2,9 +2,9 @@
 
 python -m launch.train --config=experiments/family.py:gemma2 --workdir=runs/gemma2
 """
-from llm_jax.config.architecture import Llama3Scaling, YaRNScaling
 from llm_jax.config.errors import require
 from llm_jax.config.experiment import BPE, AdamW, Checkpoints, Cosine, StandardLibrary, experiment, presets, stage
+from llm_jax.config.model.architecture import Llama3Scaling, YaRNScaling
 
 SIZE = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
 GPT = dict(SIZE, max_length=256)

@@ -11,7 +11,6 @@ and weights of alignment (4.1.3, 4.1.4), 16,384 chips, 8 to a tensor and 16 to a
 contexts, the rate of the long stages, 2,000 steps of annealing (the paper's 40M tokens would be three), batches after
 pretraining, and fsdp where the paper has pipelines. Steps until the schedule's end; the paper stops at 15.6T tokens.
 """
-from llm_jax.config.architecture import Llama3Scaling, RoPE
 from llm_jax.config.experiment import (
   DPO,
   AdamW,
@@ -30,6 +29,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
+from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
 CONTEXTS = (12_288, 16_384, 32_768, 65_536, 98_304, 131_072)
 LONG_TOKENS = 800_000_000_000  # over all of them

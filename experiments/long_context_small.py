@@ -11,7 +11,6 @@ stage only those near the question, at most 3 % in the first three eighths of th
 The base of 500 is to 128 tokens what 10,000 is to 2,560. Another scaling is another SCALING: YaRNScaling(FACTOR,
 CONTEXT), NTKScaling(FACTOR), LinearScaling(FACTOR), or None with a larger base.
 """
-from llm_jax.config.architecture import Llama3Scaling, RoPE
 from llm_jax.config.experiment import (
   BPE,
   WSD,
@@ -27,6 +26,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
+from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
 BASE, CONTEXT, FACTOR = 500.0, 128, 8
 SCALING = Llama3Scaling(factor=FACTOR, original_length=CONTEXT)

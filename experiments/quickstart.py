@@ -14,7 +14,6 @@ and xz -9, the needles found before and after the long stage at each depth, the 
 share of held-out questions answered in form before and after SFT, the share of held-out pairs that DPO has put in
 order.
 """
-from llm_jax.config.architecture import Llama3Scaling, RoPE
 from llm_jax.config.experiment import (
   BPE,
   DPO,
@@ -35,6 +34,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
+from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
 FUNCTION = 'def is_empty(self):\n    """Return True if the queue is empty."""'
 BASE = 250.0  # is to 64 tokens what 10,000 is to 2,560

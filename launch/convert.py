@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from launch import runtime
 from launch.flags import refuse, refusing
-from llm_jax.config import door
-from llm_jax.config.architecture import Architecture
+from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.run import Constant, Data, HuggingFaceFile, Run, Stage, StandardLibrary, Weighted
 from llm_jax.config.sources import TEMPLATES
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   runtime.prepare()  # jax starts here, after the command line has been checked
   import jax
   jax.config.update('jax_platforms', 'cpu')  # a model may be larger than one accelerator
-  from llm_jax.train.checkpoint import CheckpointError
+  from llm_jax.runtime.errors import CheckpointError
   try:
     with refusing():
       model = read(args)
@@ -121,12 +121,12 @@ def read(args: argparse.Namespace) -> Model:
 
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   from launch.sample import read_config
-  from llm_jax.data.byte_level import META_FILE
-  from llm_jax.data.chat import end_of_turn
-  from llm_jax.data.tokenizers import load_tokenizer
+  from llm_jax.checkpoints.store import CheckpointStore, open_checkpoint
+  from llm_jax.data.tokenizers.base import load_tokenizer
+  from llm_jax.data.tokenizers.byte_level import META_FILE
+  from llm_jax.data.tokenizers.chat_templates import end_of_turn
   from llm_jax.hf import tokenizer_files
   from llm_jax.objectives.classification import HEAD
-  from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
   run = read_config('checkpoint', workdir)
   stores = {each.name: CheckpointStore(workdir / 'checkpoints' / each.name) for each in run.stages}
   found = [name for name, store in stores.items() if store.steps()]
@@ -171,10 +171,11 @@ def write(args: argparse.Namespace, model: Model) -> None:
 
 def write_run(workdir: pathlib.Path, model: Model) -> None:
   """A run of one finished stage without steps: its configuration, tokenizer and checkpoint."""
-  from llm_jax.data.huggingface import HuggingFaceTokenizer
-  from llm_jax.train.checkpoint import CheckpointStore
-  from llm_jax.train.stages import make_lineage
-  from llm_jax.train.workdir import Workdir, write_atomic
+  from llm_jax.checkpoints.store import CheckpointStore
+  from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+  from llm_jax.runtime.files import write_atomic
+  from llm_jax.tracking.lineage import make_lineage
+  from llm_jax.tracking.run_folder import Workdir
   end, tokenizer = end_of_text(model), None
   if end is None:
     print('warning: no tokenizer.json with an end of text: launch.sample cannot use the run', file=sys.stderr)
@@ -197,11 +198,11 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
   if tokenizer:
     tokenizer.save(path)
   write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
-  facts = {'config': door.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
+  facts = {'config': schema.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
            'tokenizer': tokenizer and tokenizer.fingerprint, 'lineage': {**lineage, 'parent': None}}
   with CheckpointStore(workdir / 'checkpoints' / STAGE) as store:
     store.save(0, {'params': model.params}, facts, wait=True)
-  folder.bind(door.to_json(run))
+  folder.bind(schema.to_json(run))
 
 
 def end_of_text(model: Model) -> str | None:
@@ -232,7 +233,7 @@ class Bar:
     self.stack.close()
 
   def __call__(self, done: int, total: int) -> None:
-    from llm_jax.train.progress import task
+    from llm_jax.tracking.progress import task
     self.advance = self.advance or self.stack.enter_context(task(self.title, total, unit='B'))
     self.advance(done - self.done)
     self.done = done

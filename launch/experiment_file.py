@@ -16,8 +16,9 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llm_jax.config import architecture, door, experiment, presets
+from llm_jax.config import experiment, presets, schema
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model import architecture
 from llm_jax.config.run import Run
 
 LITERALS = {'none': None, 'true': True, 'false': False, 'nan': float('nan'), 'inf': float('inf'), '-inf': -float('inf')}
@@ -40,12 +41,12 @@ def load_run(config: str | None, overrides: Sequence[tuple[str, str]] = ()) -> R
   """
   if not config:
     raise Refused('--config is missing: name an experiment, such as --config=experiments/quickstart.py')
-  tree = door.plain(call_get_config(config))
+  tree = schema.plain(call_get_config(config))
   if not isinstance(tree, dict):
     raise Refused(f'{config}: get_config() returned {type(tree).__name__}: return experiment(...)')
   for path, text in overrides:
     set_field(tree, path, text)
-  return door.from_json(tree)
+  return schema.from_json(tree)
 
 
 def call_get_config(config: str) -> Any:
@@ -56,7 +57,7 @@ def call_get_config(config: str) -> Any:
     known = [os.path.join(folder, name) for name in sorted(glob.glob('*.py', root_dir=folder or '.')) if name[0] != '_']
     if os.path.isdir(path):
       raise Refused(f'--config={path}: a folder: name one Python file' + (f', such as {known[0]}' if known else ''))
-    raise Refused(f'--config={path}: no such file' + (f'; {door.suggest(path, known)}' if known else ''))
+    raise Refused(f'--config={path}: no such file' + (f'; {schema.suggest(path, known)}' if known else ''))
   try:
     spec = importlib.util.spec_from_file_location('experiment_file', path)
     if spec is None:
@@ -88,7 +89,7 @@ def explain(error: Exception) -> str:
     part = frame.f_locals.get('self')
     if frame.f_code.co_name == '__post_init__' and dataclasses.is_dataclass(part):
       try:
-        door.read(type(part), door.to_json(part), type(part).__name__)
+        schema.read(type(part), schema.to_json(part), type(part).__name__)
       except ConfigError as found:
         return str(found)
       except Exception:  # its own mistake then
@@ -97,7 +98,8 @@ def explain(error: Exception) -> str:
     name, argument = found.groups()
     for made in (getattr(module, name, None) for module in (experiment, presets, architecture)):
       if made:
-        return f'{name}({argument}=...): no such argument; {door.suggest(argument, inspect.signature(made).parameters)}'
+        known = inspect.signature(made).parameters
+        return f'{name}({argument}=...): no such argument; {schema.suggest(argument, known)}'
   return f'{type(error).__name__}: {error}'
 
 
@@ -159,9 +161,9 @@ def set_field(tree: dict[str, Any], path: str, text: str) -> None:
   key = keys[-1]
   if isinstance(holder, dict) and isinstance(key, str):
     value = parse(text, holder.get(key))
-    kinds = {cls.__name__: cls for cls in door.dataclasses_of(Run)}
-    if key == door.KIND and value in kinds:
-      for name in set(holder) - set(door.hints(kinds[value])):
+    kinds = {cls.__name__: cls for cls in schema.dataclasses_of(Run)}
+    if key == schema.KIND and value in kinds:
+      for name in set(holder) - set(schema.hints(kinds[value])):
         del holder[name]
     holder[key] = value
   else:
@@ -177,7 +179,7 @@ def step_into(holder: Any, key: str | int, where: str) -> tuple[Any, str]:
   if isinstance(key, str) and isinstance(holder, dict):
     if key in holder:
       return holder[key], f'{where}.{key}'
-    raise Refused(f'{where}.{key}: no such field; {door.suggest(key, holder)}')
+    raise Refused(f'{where}.{key}: no such field; {schema.suggest(key, holder)}')
   if isinstance(holder, list):
     raise Refused(f'{where}.{key}: {where} is a tuple: use {where}[0] and so on')
   raise Refused(f'{where}{f"[{key}]" if isinstance(key, int) else f".{key}"}: {where} = {holder!r} has no parts')
@@ -217,7 +219,7 @@ def walk(value: Any, path: str):
 
 
 def settings(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
-  """Yields (path, value) for every plain value, and every list of such, of a tree that `door.to_json` made: what
+  """Yields (path, value) for every plain value, and every list of such, of a tree that `schema.to_json` made: what
   `set_field` can set."""
   if isinstance(tree, dict):
     for name, value in tree.items():

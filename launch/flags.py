@@ -13,11 +13,11 @@ from typing import NoReturn
 from absl import flags
 
 from launch.experiment_file import Refused, check_files, load_run, settings, split_overrides
-from llm_jax.config.door import suggest, to_json
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
+from llm_jax.config.schema import suggest, to_json
+from llm_jax.runtime.address import split_address
 from llm_jax.sharding.check import check_divides, row_shards
-from llm_jax.train.address import split_address
 
 BAD_INPUT = 2  # the exit code of wrong flags and wrong configurations
 

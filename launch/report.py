@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   with refusing():
     check(args)
     if len(args.workdir) == 1:
-      from llm_jax.train.report import write_report
+      from llm_jax.report.page import write_report
       print(write_report(args.workdir[0]))
     else:
-      from llm_jax.train.report_comparison import write_comparison
+      from llm_jax.report.comparison import write_comparison
       print(write_comparison(args.workdir, args.output or args.workdir[0].parent / 'comparison.html'))
   return 0
 

@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from llm_jax import cpu
 from llm_jax.data.fingerprints import cache_folder
+from llm_jax.runtime import cpu
 
 STOPPED = 75  # the exit code of a program that was asked to stop; `EXIT_PREEMPTED`, which cannot be imported before jax
 INTERRUPTED = 128 + signal.SIGINT  # as a shell has it

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 from launch import runtime
 from launch.flags import refuse, refusing
-from llm_jax.config import door
+from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
 from llm_jax.config.sources import TEMPLATES
@@ -122,7 +122,7 @@ def answer(args: argparse.Namespace, run: Run, draft_run: Run | None) -> int:
   with runtime.leaving_on_interrupt():
     runtime.prepare()  # jax starts here, after the command line has been checked
     from launch.sampler import Sampler
-    from llm_jax.train.checkpoint import CheckpointError
+    from llm_jax.runtime.errors import CheckpointError
   try:
     with refusing():
       with runtime.leaving_on_interrupt():
@@ -145,7 +145,7 @@ def read_config(flag: str, workdir: pathlib.Path) -> Run:
   if not os.path.isfile(path):
     refuse(f'--{flag}={workdir}: there is no config.json: name the folder that launch.train was given as --workdir')
   try:
-    return door.from_json(json.loads(path.read_text()))
+    return schema.from_json(json.loads(path.read_text()))
   except ValueError as error:
     if isinstance(error, ConfigError):
       raise

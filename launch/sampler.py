@@ -8,18 +8,19 @@ from typing import Any
 import jax
 
 from launch.flags import refuse
-from llm_jax.config import door
+from llm_jax.checkpoints.store import Checkpoint, CheckpointStore, open_checkpoint
+from llm_jax.config import schema
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run, Stage
-from llm_jax.data.chat import Message, end_of_turn, prompt_ids
-from llm_jax.data.tokenizers import Tokenizer, load_tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
+from llm_jax.data.tokenizers.chat_templates import Message, end_of_turn, prompt_ids
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate, stream
 from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.speculative import stream_speculated
 from llm_jax.hf.configs import generation_ids, listed
 from llm_jax.modules.execution import Execution, dtype_of
-from llm_jax.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, open_checkpoint
+from llm_jax.runtime.errors import CheckpointError
 
 
 class Sampler:
@@ -232,7 +233,7 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   stages = [stage.name for stage in run.stages]
   with_checkpoints = [name for name in stages if CheckpointStore(folder / name).steps()]
   if stage is not None and stage not in stages:
-    refuse(f'--stage={stage}: no such stage; {door.suggest(stage, stages)}')
+    refuse(f'--stage={stage}: no such stage; {schema.suggest(stage, stages)}')
   if not with_checkpoints or stage not in (None, *with_checkpoints):
     refuse(f'--{flag}={workdir}: no checkpoint{f" of stage {stage}" if stage else ""} yet: '
            'launch.train writes one every checkpoints.every steps and at the end of a stage')

@@ -5,6 +5,7 @@
 Exit codes: 0 done; 2 wrong input; 75 asked to stop (SIGTERM, Ctrl-C) and everything saved: the same command goes on;
 70 a process stalled; 1 anything else.
 """
+import pathlib
 import sys
 
 from launch import runtime
@@ -15,14 +16,14 @@ from llm_jax.config.errors import ConfigError
 def main(argv: list[str]) -> int:
   flags = parse_train(argv, __doc__)
   runtime.prepare()  # jax starts here, after the command line has been checked
-  from llm_jax.train import cluster
-  from llm_jax.train.checkpoint import CheckpointError
+  from llm_jax.runtime import processes
+  from llm_jax.runtime.errors import CheckpointError
+  from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted
   from llm_jax.train.hooks import Diverged
-  from llm_jax.train.preemption import EXIT_PREEMPTED, Preempted
-  from llm_jax.train.stages import train
+  from llm_jax.train.run import train
   try:
-    cluster.join(flags.coordinator, flags.num_processes, flags.process_id)
-    train(flags.run, flags.workdir, flags.stage)
+    processes.join(flags.coordinator, flags.num_processes, flags.process_id)
+    train(flags.run, flags.workdir, flags.stage, at_end=report)
   except ConfigError as error:
     refuse(str(error))
   except Preempted as stopped:
@@ -34,6 +35,16 @@ def main(argv: list[str]) -> int:
   finally:
     runtime.end()
   return 0
+
+
+def report(workdir: pathlib.Path) -> None:
+  """Writes the run's report. A disk that is full must not hide what else went wrong."""
+  from llm_jax.report.page import write_report
+  from llm_jax.tracking.progress import say
+  try:
+    say(f'report: {write_report(workdir)}')
+  except Exception as error:
+    print(f'warning: no report was written: {error}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

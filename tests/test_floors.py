@@ -4,23 +4,25 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
-  ('llm_jax/config', 'llm_jax/batch.py', 'llm_jax/paths.py', 'llm_jax/cpu.py'),
-  ('llm_jax/data', 'llm_jax/sharding', 'llm_jax/optim', 'llm_jax/plan'),
+  ('llm_jax/config', 'llm_jax/batch.py', 'llm_jax/paths.py'),
+  ('llm_jax/runtime',),
+  ('llm_jax/data', 'llm_jax/sharding', 'llm_jax/optim'),
   ('llm_jax/modules',),
-  ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/adapters.py'),
-  ('llm_jax/rollout', 'llm_jax/evaluation'),
-  ('llm_jax/train',),
+  ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/checkpoints', 'llm_jax/tracking'),
+  ('llm_jax/evaluation',),
+  ('llm_jax/train', 'llm_jax/report'),
   ('experiments', 'launch'),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing inside the house imports it
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
 # A wrong command line is refused at once, so what reads it must not wait for jax.
-LIGHT = ('llm_jax/config/', 'llm_jax/sharding/check.py', 'launch/flags.py', 'launch/experiment_file.py', 'experiments/')
+LIGHT = ('llm_jax/config/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
+         'launch/flags.py', 'launch/experiment_file.py', 'experiments/')
 
 
 def room_of(path: str) -> str | None:
-  """`llm_jax/data/sources.py` -> `llm_jax/data`; None for what is in no room."""
+  """`llm_jax/data/sources/documents.py` -> `llm_jax/data`; None for what is in no room."""
   return next((room for room in FLOOR if path == room or path.startswith(room + '/')), None)
 
 
@@ -76,12 +78,13 @@ def test_files_import_only_from_lower_floors():
 
 def test_a_violation_is_caught():
   for path, source, words in (
-    ('llm_jax/data/x.py', 'from llm_jax.train import loop', 'floor 1 (llm_jax/data) imports llm_jax.train.loop of'),
-    ('llm_jax/data/x.py', 'from llm_jax.sharding import mesh', 'of floor 1 (llm_jax/sharding)'),
+    ('llm_jax/data/x.py', 'from llm_jax.train import loop', 'floor 2 (llm_jax/data) imports llm_jax.train.loop of'),
+    ('llm_jax/data/x.py', 'from llm_jax.sharding import mesh', 'of floor 2 (llm_jax/sharding)'),
     ('llm_jax/config/x.py', 'def f():\n  from llm_jax import batch', 'x.py:2: floor 0'),
-    ('llm_jax/modules/x.py', 'from ..decode import generate', 'of floor 3 (llm_jax/decode)'),
-    ('llm_jax/train/x.py', 'import launch.train', 'of floor 6 (launch)'),
+    ('llm_jax/modules/x.py', 'from ..decode import generate', 'of floor 4 (llm_jax/decode)'),
+    ('llm_jax/train/x.py', 'import launch.train', 'of floor 7 (launch)'),
     ('llm_jax/train/x.py', 'from llm_jax import Transformer', 'from the face of the house'),
+    ('llm_jax/train/x.py', 'from llm_jax.report import page', 'of floor 6 (llm_jax/report)'),
     ('llm_jax/config/presets/x.py', 'import jax.numpy as jnp', 'must start in milliseconds'),
     ('llm_jax/config/x.py', 'import numpy', 'must start in milliseconds'),
     ('llm_jax/misc/x.py', '', 'is on no floor'),
@@ -91,10 +94,20 @@ def test_a_violation_is_caught():
 
 def test_what_the_floors_allow():
   for path, source in (
-    ('llm_jax/train/x.py', 'from llm_jax.train import state\nfrom llm_jax.data.sources import open_source'),
+    ('llm_jax/train/x.py', 'from llm_jax.train import state\nfrom llm_jax.data.mixture import make_mixture'),
     ('llm_jax/modules/kernels/x.py', 'from llm_jax.modules import cache\nimport jax'),
     ('llm_jax/data/x.py', 'from llm_jax import batch, paths\nfrom llm_jax.config.errors import require'),
     ('launch/x.py', 'from launch.flags import refuse\nfrom llm_jax.train import loop'),
     ('llm_jax/__init__.py', 'from llm_jax.decode import generate'),
   ):
     assert violations(source, path) == []
+
+
+def test_every_room_exists():
+  assert [room for room in FLOOR if not (ROOT / room).exists()] == []
+
+
+def test_what_needs_no_trainer_imports_none():
+  for command in ('convert', 'sample', 'sampler', 'report'):
+    source = (ROOT / f'launch/{command}.py').read_text(encoding='utf-8')
+    assert not [name for _, name in imports(source, f'launch/{command}.py') if name.startswith('llm_jax.train.')]

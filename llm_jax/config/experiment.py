@@ -2,7 +2,6 @@
 from typing import Any
 
 from llm_jax.config import presets
-from llm_jax.config.door import read, to_config_dict
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import (
   BPE,
@@ -46,6 +45,7 @@ from llm_jax.config.run import (
   TokenFile,
   Weighted,
 )
+from llm_jax.config.schema import read, to_config_dict
 
 __all__ = [
   'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Classification', 'Constant',

@@ -5,10 +5,10 @@ Its parts are in `stage.py`, `data.py`, `sources.py`, `tokenizers.py`, `objectiv
 """
 import dataclasses
 
-from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.evaluations import NeedleTest
+from llm_jax.config.model.architecture import Architecture, RoPE
 from llm_jax.config.objectives import (
   DPO,
   IPO,
@@ -22,7 +22,7 @@ from llm_jax.config.objectives import (
   SimPO,
 )
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
-from llm_jax.config.phases import Phase, Ramp
+from llm_jax.config.ramp import Phase, Ramp
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 from llm_jax.config.sources import (
   ArrayRecord,
@@ -46,7 +46,7 @@ from llm_jax.config.sources import (
   TokenFile,
 )
 from llm_jax.config.stage import Stage
-from llm_jax.config.starts import Member, members_of
+from llm_jax.config.stage_init import Member, members_of
 from llm_jax.config.tokenizers import BPE, Bytes, HuggingFaceFile, TiktokenFile, Tokenizer
 
 __all__ = [

@@ -5,13 +5,13 @@ import functools
 from llm_jax.config.data import Data
 from llm_jax.config.errors import require
 from llm_jax.config.evaluations import NeedleTest
+from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import Classification, LanguageModel, Objective, Preference, Referenced
 from llm_jax.config.optimizers import AdamW, Optimizer
-from llm_jax.config.phases import Phase, Ramp, make_phases
-from llm_jax.config.positions import RoPE
+from llm_jax.config.ramp import Phase, Ramp, make_phases
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Plain
-from llm_jax.config.starts import Init, check_init, parents_of
+from llm_jax.config.stage_init import Init, check_init, parents_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The kinds of tokenizer; `llm_jax/data/tokenizers.py` makes them."""
+"""The kinds of tokenizer; `llm_jax/data/tokenizers/base.py` makes them."""
 import dataclasses
 import re
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm_jax.batch import LabelledBatch, LanguageModelBatch, PreferenceBatch
 from llm_jax.config.errors import require
-from llm_jax.data.pipeline import Dataset, Row
+from llm_jax.data.dataset import Dataset, Row
 
 Batch = LanguageModelBatch | LabelledBatch | PreferenceBatch
 

@@ -28,8 +28,10 @@ from typing import BinaryIO
 import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data import chat, dialogues, fingerprints, labelled, sources
-from llm_jax.data.tokenizers import Tokenizer, bytes_per_token
+from llm_jax.data import fingerprints
+from llm_jax.data.sources import dialogues, documents, labelled
+from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.base import Tokenizer, bytes_per_token
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
 BATCH_BYTES = 4 << 20  # text between two lines of the journal
@@ -66,7 +68,7 @@ class TokenStore:
     return self.num_tokens - self.num_documents if self.counts is None else int(self.counts.sum(dtype=np.int64))
 
 
-def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
+def open_store(source: documents.DocumentSource, split: documents.Split, tokenizer: Tokenizer,
                cache_dir: str | os.PathLike | None = None, progress: Progress | None = None) -> TokenStore:
   """The store for a split of a source, built first where the cache has none, or a broken one.
 
@@ -74,7 +76,7 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
   and where the split holds no text.
   """
   if source.chat:
-    chat.check_template(source.chat.template, tokenizer)
+    chat_templates.check_template(source.chat.template, tokenizer)
   if source.labelled:
     labelled.check_marks(source.labelled, tokenizer)
   fingerprint = fingerprints.of({**formats(source), 'source': source.fingerprint, 'split': split,
@@ -95,9 +97,9 @@ def open_store(source: sources.DocumentSource, split: sources.Split, tokenizer: 
   return store
 
 
-def formats(source: sources.DocumentSource) -> dict[str, int]:
+def formats(source: documents.DocumentSource) -> dict[str, int]:
   """The versions of what writes the source's text out as tokens."""
-  return {'format': FORMAT, **({'chat': chat.FORMAT} if source.chat else {}),
+  return {'format': FORMAT, **({'chat': chat_templates.FORMAT} if source.chat else {}),
           **({'labelled': labelled.FORMAT} if source.labelled else {})}
 
 
@@ -139,7 +141,7 @@ def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike |
   return TokenStore(tokens, offsets, int(documents[:, 1].sum()), fingerprint, meta['skipped'], counts)
 
 
-def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.Split, tokenizer: Tokenizer,
+def _build(folder: pathlib.Path, source: documents.DocumentSource, split: documents.Split, tokenizer: Tokenizer,
            progress: Progress | None) -> None:
   building = folder.with_suffix('.building')
   building.mkdir(exist_ok=True)
@@ -185,7 +187,7 @@ def _build(folder: pathlib.Path, source: sources.DocumentSource, split: sources.
 Parts = dict[str, list]  # what is appended to each file: arrays, and (tokens, bytes) per document
 
 
-def _batches(source: sources.DocumentSource, readers: Iterator[sources.Record],
+def _batches(source: documents.DocumentSource, readers: Iterator[documents.Record],
              tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
   """(documents read, what to append), each of about BATCH_BYTES of text."""
   if source.tokenised:
@@ -216,7 +218,7 @@ def _text_parts(texts: list[str], tokenizer: Tokenizer) -> Parts:
           'documents': [(len(ids) + 2, len(text.encode())) for ids, text in zip(encoded, texts, strict=True)]}
 
 
-def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: sources.DocumentSource,
+def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: documents.DocumentSource,
                     tokenizer: Tokenizer) -> Parts:
   documents = [dialogue for row in rows for dialogue in row]
   encoded = [dialogues.encode(dialogue, source.chat, tokenizer) for dialogue in documents]
@@ -225,14 +227,14 @@ def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: sources.
           'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
 
 
-def _labelled_parts(examples: list[labelled.Example], source: sources.DocumentSource, tokenizer: Tokenizer) -> Parts:
+def _labelled_parts(examples: list[labelled.Example], source: documents.DocumentSource, tokenizer: Tokenizer) -> Parts:
   encoded = labelled.encode(examples, source.labelled, tokenizer)
   sizes = [len(''.join(example.texts).encode()) for example in examples]
   return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
           'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
 
 
-def _tokenised(source: sources.DocumentSource, readers: Iterator[sources.Record],
+def _tokenised(source: documents.DocumentSource, readers: Iterator[documents.Record],
                tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
   eot, widths = np.array([tokenizer.eot]), bytes_per_token(tokenizer)
   for _, reader in readers:

@@ -13,8 +13,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.request import bucket, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
 from llm_jax.modules.cache import Cache, init_cache

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.sampling import Greedy, Sampling
 from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.execution import Execution

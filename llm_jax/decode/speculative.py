@@ -21,8 +21,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
 from llm_jax.decode.generate import Run
 from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of

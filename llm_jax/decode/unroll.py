@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from llm_jax.config.architecture import Architecture
-from llm_jax.config.count import blocks
+from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.model.count import blocks
 
 
 def unroll_config(config: Architecture) -> Architecture:

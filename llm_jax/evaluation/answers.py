@@ -2,10 +2,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.config.architecture import Architecture
-from llm_jax.data import library
-from llm_jax.data.pipeline import Dataset
-from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.config.model.architecture import Architecture
+from llm_jax.data.dataset import Dataset
+from llm_jax.data.sources import standard_library
+from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.decode.generate import generate
 from llm_jax.modules.execution import Execution
 
@@ -46,5 +46,5 @@ def in_form(answers: Sequence[Sequence[int]], given: Sequence[Sequence[int]], st
 
 def _is_python(answer: Sequence[int], tokenizer: Tokenizer) -> bool:
   """Of an answer whose last id ends the turn."""
-  code = library.code_in(tokenizer.decode(answer[:-1]))
-  return code is not None and library.parses(code)
+  code = standard_library.code_in(tokenizer.decode(answer[:-1]))
+  return code is not None and standard_library.parses(code)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.data.needles import VALUES, Facts
+from llm_jax.data.packing.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
-from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.decode.request import fetch
 from llm_jax.modules.transformer import Transformer
 

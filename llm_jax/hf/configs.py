@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_jax.config.architecture import (
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import (
   AnyBlock,
   Architecture,
   Attention,
@@ -17,8 +18,7 @@ from llm_jax.config.architecture import (
   SigmoidRouter,
   SoftmaxRouter,
 )
-from llm_jax.config.count import blocks
-from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.count import blocks
 from llm_jax.hf.families import FAMILIES, family_of
 from llm_jax.hf.fields import FLOATS, MOST_EXPERTS, Fields
 from llm_jax.hf.rope import without_ntk, write_rope

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from llm_jax.config.architecture import AnyBlock, Architecture
+from llm_jax.config.model.architecture import AnyBlock, Architecture
 from llm_jax.hf.fields import Fields
 from llm_jax.hf.layouts import Shape, parse
 

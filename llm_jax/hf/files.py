@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.config.architecture import Architecture, RoPE
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture, RoPE
 from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generation_config, resolved
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family

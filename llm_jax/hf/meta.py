@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, Block, Llama3Scaling, RMSNorm, RoPE
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, Llama3Scaling, RMSNorm, RoPE
 from llm_jax.hf.configs import difference, resolved
 from llm_jax.hf.families.llama import LLAMA
 from llm_jax.hf.fields import Fields

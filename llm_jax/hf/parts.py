@@ -2,8 +2,8 @@
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from llm_jax.config.architecture import AnyBlock, Architecture, Attention
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import AnyBlock, Architecture, Attention
 from llm_jax.hf.fields import Fields
 
 T = TypeVar('T')

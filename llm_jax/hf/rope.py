@@ -3,8 +3,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llm_jax.config.architecture import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
 from llm_jax.hf.fields import Fields, is_number, is_size
 
 KINDS = {  # their entries by kind, beside rope_theta

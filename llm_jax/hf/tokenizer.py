@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from llm_jax.config.errors import require
 from llm_jax.config.tokenizers import HuggingFaceFile
-from llm_jax.data.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer
-from llm_jax.data.chat import end_of_turn
-from llm_jax.data.huggingface import HuggingFaceTokenizer, byte_alphabet
-from llm_jax.data.tokenizers import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer
+from llm_jax.data.tokenizers.chat_templates import end_of_turn
+from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
 from llm_jax.hf.configs import listed
 from llm_jax.hf.files import read_json
 

@@ -3,8 +3,8 @@ import dataclasses
 from typing import Any
 
 from llm_jax import paths
-from llm_jax.config.architecture import AnyBlock, Architecture, Attention
 from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import AnyBlock, Architecture, Attention
 
 
 def group_heads(config: Architecture, params: Any, num_kv_heads: int) -> tuple[Architecture, Any]:

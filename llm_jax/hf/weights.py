@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from llm_jax import paths
-from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs

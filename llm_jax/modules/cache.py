@@ -14,8 +14,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.architecture import AnyAttention, AnyBlock, Architecture, Attention, LatentAttention
-from llm_jax.config.count import blocks
+from llm_jax.config.model.architecture import AnyAttention, AnyBlock, Architecture, Attention, LatentAttention
+from llm_jax.config.model.count import blocks
 from llm_jax.sharding.rules import constrain
 
 EMPTY = jnp.iinfo(jnp.int32).max  # later than every position, so no query sees it

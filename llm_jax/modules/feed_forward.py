@@ -4,7 +4,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from llm_jax.config import architecture as config
+from llm_jax.config.model import architecture as config
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.ordering import elementwise
 from llm_jax.modules.layers import Linear

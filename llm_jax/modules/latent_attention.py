@@ -3,7 +3,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config import architecture as config
+from llm_jax.config.model import architecture as config
 from llm_jax.modules.cache import KVCache
 from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config import architecture as config
+from llm_jax.config.model import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache, KVCache, init_cache
 from llm_jax.modules.context import Context

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import paths
-from llm_jax.config.architecture import Architecture
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.modules.transformer import Transformer
 
 MAIN = re.compile(r'(embedding|positions|prefix_\d+|blocks|final_norm|head)/')  # what the logits are computed from

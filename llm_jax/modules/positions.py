@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
   NTKScaling,

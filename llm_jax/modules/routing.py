@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config import architecture as config
+from llm_jax.config.model import architecture as config
 
 
 @flax.struct.dataclass

@@ -5,8 +5,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config import architecture as config
 from llm_jax.config.errors import require
+from llm_jax.config.model import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.context import Context

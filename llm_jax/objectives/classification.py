@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import LabelledBatch
-from llm_jax.config.architecture import Architecture
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.transformer import Transformer

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
-from llm_jax.config.architecture import MixtureOfExperts, SigmoidRouter
+from llm_jax.config.model.architecture import MixtureOfExperts, SigmoidRouter
 from llm_jax.modules.routing import Routing
 from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy

@@ -2,8 +2,8 @@
 import dataclasses
 import math
 
-from llm_jax.config.architecture import Architecture, LatentAttention, MixtureOfExperts
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture, LatentAttention, MixtureOfExperts
 from llm_jax.config.run import Mesh
 
 

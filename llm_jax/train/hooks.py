@@ -7,12 +7,12 @@ import jax
 
 from llm_jax.config.run import Stage
 from llm_jax.objectives.loss import means_by_source
-from llm_jax.train.hardware import memory_in_use
-from llm_jax.train.metrics import MetricsWriter
-from llm_jax.train.preemption import Preempted, Preemption
-from llm_jax.train.progress import Progress
+from llm_jax.runtime.hardware import memory_in_use
+from llm_jax.runtime.preemption import Preempted, Preemption
+from llm_jax.runtime.watchdog import Watchdog
+from llm_jax.tracking.metrics import MetricsWriter
+from llm_jax.tracking.progress import Progress
 from llm_jax.train.state import TrainState
-from llm_jax.train.watchdog import Watchdog
 
 
 class Diverged(RuntimeError):

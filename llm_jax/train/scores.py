@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from llm_jax.config.architecture import Architecture
-from llm_jax.config.phases import Phase, spans
+from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.ramp import Phase, spans
 from llm_jax.config.run import Stage
 from llm_jax.data.batches import Batch, held_out_batches
-from llm_jax.data.pipeline import Dataset
+from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.answers import check_answers
 from llm_jax.evaluation.baselines import bits_per_byte, trigram_bits_per_byte, xz_bits_per_byte
 from llm_jax.evaluation.held_out import evaluate, make_eval_step
@@ -18,7 +18,7 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Objective
 from llm_jax.sharding.rules import batch_sharding
-from llm_jax.train.context import Context
+from llm_jax.train.session import Context
 
 BASELINE_TOKENS = 50_000_000  # more training tokens than that and no trigram model is fitted
 

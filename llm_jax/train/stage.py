@@ -9,31 +9,30 @@ from typing import Any
 
 import jax
 
-from llm_jax import cpu
-from llm_jax.config import door
-from llm_jax.config.count import count_parameters
+from llm_jax.config import schema
+from llm_jax.config.model.count import count_parameters
 from llm_jax.config.run import Phase, Stage
 from llm_jax.data.batches import RampSource, TrainSource, check_same_data
-from llm_jax.data.shares import shares
+from llm_jax.data.mixture_stats import shares
+from llm_jax.evaluation.generations import continue_prompts
 from llm_jax.modules.transformer import Transformer
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
+from llm_jax.runtime import cpu, processes
+from llm_jax.runtime.hardware import training_flops_per_token
+from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
-from llm_jax.train import cluster
-from llm_jax.train.context import Context
-from llm_jax.train.hardware import training_flops_per_token
+from llm_jax.tracking.metrics import read_metrics, read_samples
+from llm_jax.tracking.progress import Progress, say
+from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
 from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
 from llm_jax.train.loop import train_loop
-from llm_jax.train.metrics import read_metrics, read_samples
-from llm_jax.train.parts import best_params, init_params, make_objective, stage_seed
-from llm_jax.train.progress import Progress, say
-from llm_jax.train.samples import continue_prompts
 from llm_jax.train.scores import Scorer, StageData, told
-from llm_jax.train.start import Start, Starter
+from llm_jax.train.session import Context
+from llm_jax.train.starting_point import Start, Starter
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
-from llm_jax.train.watchdog import Watchdog
 
 
 class StageRun:
@@ -146,7 +145,7 @@ class StageRun:
     begun = time.perf_counter()
     reference = self.abstract.params if self.starter.referenced else None
     compiled = cpu.compile_step(jitted.lower(self.abstract, reference, source.abstract()))
-    cluster.barrier('compiled')
+    processes.barrier('compiled')
     if self.context.primary:
       tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)
       say(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
@@ -160,7 +159,7 @@ class StageRun:
     if step == self.saved:
       self.store.wait()
       return
-    facts = {'config': door.to_json(context.run), 'stage': self.stage.name,
+    facts = {'config': schema.to_json(context.run), 'stage': self.stage.name,
              'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
              'data': self.source.position(), 'held_out': self.scorer.held_out and self.scorer.held_out.fingerprint,
              'before': self.before, 'lineage': {**context.lineage, **self.begun}}
@@ -200,7 +199,7 @@ class StageRun:
   def finish(self, step: int, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
     context, stage, writer = self.context, self.stage, self.context.writer
-    if cluster.on_first(lambda: has_result(context.workdir, stage.name)):
+    if processes.on_first(lambda: has_result(context.workdir, stage.name)):
       return
     self.write_samples(step, state)
     scores = self.scorer.scores(best_params(state), self.reference, everything=True)
@@ -223,7 +222,7 @@ class StageRun:
       if row.source not in there:  # a kill between these and the result leaves them
         writer.write('data', stage.name, step, **row._asdict())
     writer.write('final', stage.name, step, **scores)
-    cluster.barrier('result')  # the others wait for the baselines
+    processes.barrier('result')  # the others wait for the baselines
 
   def alone(self, scores: dict[str, float], progress: Progress) -> dict[str, float]:
     """Beside the result of a stage that starts from an average: that of the last averaged checkpoint alone, `_before`,

@@ -7,9 +7,9 @@ import pytest
 from experiments.family import FAMILIES
 from launch.experiment_file import load_run
 from llm_jax.config import presets
-from llm_jax.config.architecture import Architecture, Attention, LearnedPositions, MixtureOfExperts, RoPE
-from llm_jax.config.count import blocks, count_active_parameters, count_parameters
-from llm_jax.config.diagram import draw
+from llm_jax.config.model.architecture import Architecture, Attention, LearnedPositions, MixtureOfExperts, RoPE
+from llm_jax.config.model.count import blocks, count_active_parameters, count_parameters
+from llm_jax.report.model_diagram import draw
 
 ROOT = pathlib.Path(__file__).parents[2]
 INDEX = ROOT / 'docs' / 'README.md'
@@ -44,7 +44,7 @@ def test_every_preset_is_in_one_table():
 
 @pytest.mark.parametrize('picture', PICTURES, ids=name_of)
 def test_pictures_are_those_of_the_code(picture):
-  """Otherwise: python -m llm_jax.config.diagram NAME > docs/families/NAME.svg"""
+  """Otherwise: python -m llm_jax.report.model_diagram NAME > docs/families/NAME.svg"""
   assert picture.read_text(encoding='utf-8') == draw(getattr(presets, picture.stem)(), picture.stem)
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 import transformers
 
-from llm_jax.config import door, presets
-from llm_jax.config.architecture import (
+from llm_jax.config import presets, schema
+from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, experiment, stage
+from llm_jax.config.model.architecture import (
   LearnedPositions,
   Llama3Scaling,
   NormalInit,
@@ -16,8 +17,7 @@ from llm_jax.config.architecture import (
   SandwichBlock,
   YaRNScaling,
 )
-from llm_jax.config.count import blocks, count_active_parameters, count_multi_token, count_parameters
-from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, experiment, stage
+from llm_jax.config.model.count import blocks, count_active_parameters, count_multi_token, count_parameters
 from llm_jax.hf import config_from_hf
 
 # Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2 and Mixtral
@@ -187,9 +187,9 @@ def test_released_files_give_the_presets(name):
 def test_through_the_door_and_back(name):
   """As an experiment, and as the JSON of a run's folder."""
   model = getattr(presets, name)()
-  run = door.from_config_dict(experiment(tokenizer=Bytes(), model=model, stages=(
+  run = schema.from_config_dict(experiment(tokenizer=Bytes(), model=model, stages=(
     stage('a', StandardLibrary(), steps=1, context=8, batch_size=1, learning_rate=Constant(0.0)),)))
-  assert run.model == model and door.from_json(json.loads(json.dumps(door.to_json(run)))) == run
+  assert run.model == model and schema.from_json(json.loads(json.dumps(schema.to_json(run)))) == run
 
 
 @pytest.mark.parametrize('name', presets.NAMES)

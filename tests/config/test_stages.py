@@ -5,8 +5,7 @@ import re
 import pytest
 
 from launch.experiment_file import set_field
-from llm_jax.config import door
-from llm_jax.config.architecture import RoPE, YaRNScaling
+from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import (
   BPE,
@@ -30,6 +29,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
+from llm_jax.config.model.architecture import RoPE, YaRNScaling
 from llm_jax.config.run import Phase, Run, Stage
 
 TEXT, PAIRS = Text('text'), Preferences('pairs.jsonl')
@@ -76,24 +76,24 @@ def test_the_mean_of_named_checkpoints_comes_from_all_of_their_stages():
   assert made.stages[3].parents == ('a', 'b') and made.stages[1].parents == ('trunk',)
   assert [each.name for each in made.ancestors(made.stages[4])] == ['trunk', 'a', 'b', 'mean']
   assert [each.name for each in made.ancestors(made.stages[2])] == ['trunk']
-  assert door.from_json(json.loads(json.dumps(door.to_json(made)))) == made
-  assert door.from_config_dict(door.to_config_dict(made)) == made
-  tree = door.to_json(made)
+  assert schema.from_json(json.loads(json.dumps(schema.to_json(made)))) == made
+  assert schema.from_config_dict(schema.to_config_dict(made)) == made
+  tree = schema.to_json(made)
   set_field(tree, 'stages[3].init[2].weight', '3.5')
   set_field(tree, 'stages[3].init[3].step', '4')
-  assert door.from_json(tree).stages[3].init == ('average', Member('a', 4), Member('a', 8, 3.5), Member('b', 4))
+  assert schema.from_json(tree).stages[3].init == ('average', Member('a', 4), Member('a', 8, 3.5), Member('b', 4))
 
 
 def test_positions_that_are_none_are_set_field_by_field_from_the_command_line():
-  tree = door.to_json(several(Member('a')))
+  tree = schema.to_json(several(Member('a')))
   for path, text in (('base', '500000.0'), ('scaling.original_length', '8'), ('scaling.kind', 'YaRNScaling'),
                      ('scaling.factor', '4.0')):
     set_field(tree, f'stages[1].positions.{path}', text)
-  assert door.from_json(tree).stages[1].positions == RoPE(500_000.0, YaRNScaling(4.0, 8))
-  tree = door.to_json(several(Member('a')))
+  assert schema.from_json(tree).stages[1].positions == RoPE(500_000.0, YaRNScaling(4.0, 8))
+  tree = schema.to_json(several(Member('a')))
   set_field(tree, 'stages[1].positions.bse', '1')
   with pytest.raises(ConfigError, match=r"stages\[1\].positions.bse = 1: no such field in RoPE; did you mean 'base'"):
-    door.from_json(tree)
+    schema.from_json(tree)
 
 
 def test_the_mean_of_stages_with_other_positions_says_which_it_has():

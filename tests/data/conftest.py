@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from llm_jax.data import byte_level
+from llm_jax.data.tokenizers import byte_level
 
 CONTROL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '</s>')
 WORDS = ["don't", "WE'LL", "it'ſ", 'def f(x):\n    return x', '\r\n\r\n', '\t\t', '   ', '\n \n', '٣٤٥', '½²', '日本語',

@@ -3,7 +3,8 @@ import json
 import pathlib
 
 from llm_jax.config import run as config
-from llm_jax.data import byte_level, pipeline
+from llm_jax.data import dataset
+from llm_jax.data.tokenizers import byte_level
 
 CONTROL = ('<|im_start|>', '<|im_end|>')
 QUESTIONS = [f'What is {i} and {i}? ' + 'Think. ' * (i % 4) for i in range(40)]
@@ -47,6 +48,6 @@ def preferences(folder, **options) -> config.Preferences:
   return config.Preferences(str(folder / 'pairs.jsonl'), **{'held_out': 0.25, **options})
 
 
-def open_data(folder, tokenizer, *parts, split='train', context=64, packing='best_fit', seed=0) -> pipeline.Dataset:
+def open_data(folder, tokenizer, *parts, split='train', context=64, packing='best_fit', seed=0) -> dataset.Dataset:
   data = config.Data(tuple(config.Weighted(part) for part in parts), packing)
-  return pipeline.open_dataset(data, tokenizer, context=context, seed=seed, split=split, cache_dir=folder / 'cache')
+  return dataset.open_dataset(data, tokenizer, context=context, seed=seed, split=split, cache_dir=folder / 'cache')

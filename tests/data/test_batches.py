@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.phases import make_phases
-from llm_jax.data import pipeline, token_store
+from llm_jax.config.ramp import make_phases
+from llm_jax.data import dataset, token_store
 from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
 from tests.data.two_sources import BYTES, make_data, open_data, write_sources
 
@@ -147,7 +147,7 @@ def test_a_scheduled_mixture_goes_on_after_any_step_on_any_number_of_processes(f
   data = make_data(folder, weights=(1.0, ((0, 0.0), (1, 3.0))))
 
   def open_phases():
-    return [pipeline.open_dataset(data, BYTES, context=phase.context, seed=0, split='train', steps=8, phases=phases,
+    return [dataset.open_dataset(data, BYTES, context=phase.context, seed=0, split='train', steps=8, phases=phases,
                                   cache_dir=folder / 'cache') for phase in phases]
 
   def source_of(opened):

@@ -9,10 +9,10 @@ from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Phase
 from llm_jax.config.sources import Text
-from llm_jax.data.byte_level import ByteTokenizer
+from llm_jax.data.dataset import open_dataset
 from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture
-from llm_jax.data.pipeline import open_dataset
-from llm_jax.data.shares import shares
+from llm_jax.data.mixture_stats import shares
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 
 
 def parts_of(*weights):

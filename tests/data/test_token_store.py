@@ -11,7 +11,9 @@ import pytest
 
 from llm_jax.config import run as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data import byte_level, sources, token_store
+from llm_jax.data import token_store
+from llm_jax.data.sources import documents
+from llm_jax.data.tokenizers import byte_level
 
 TEXTS = [f'Document number {i}. ' * (1 + i % 7) for i in range(60)]
 
@@ -29,11 +31,11 @@ def path(tmp_path) -> pathlib.Path:
 
 
 def open_store(path, tmp_path, tokenizer=None, split='train', progress=None, **options):
-  source = sources.open_source(config.Jsonl(str(path), **{'held_out': 0.0, **options}), tmp_path / 'cache')
+  source = documents.open_source(config.Jsonl(str(path), **{'held_out': 0.0, **options}), tmp_path / 'cache')
   return token_store.open_store(source, split, tokenizer or byte_level.ByteTokenizer(), tmp_path / 'cache', progress)
 
 
-def documents(store) -> list[list[int]]:
+def stored_documents(store) -> list[list[int]]:
   return [store.tokens[a:b].tolist() for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True)]
 
 
@@ -49,7 +51,7 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
 def test_documents_come_back_between_ends_of_text(path, tmp_path, bpe):
   calls = []
   store = open_store(path, tmp_path, bpe, progress=lambda *numbers: calls.append(numbers))
-  assert documents(store) == [[bpe.eot, *bpe.encode(text), bpe.eot] for text in TEXTS]
+  assert stored_documents(store) == [[bpe.eot, *bpe.encode(text), bpe.eot] for text in TEXTS]
   assert store.tokens.dtype == np.uint16 and store.num_tokens == len(store.tokens)
   assert store.num_bytes == sum(len(text) for text in TEXTS) and store.num_documents == len(TEXTS)
   assert len(calls) > 10 and calls == sorted(calls) and calls[-1][0] == store.num_bytes
@@ -67,7 +69,7 @@ def test_each_tokenizer_split_and_fraction_has_its_own(path, tmp_path, bpe):
   stores = [open_store(path, tmp_path), open_store(path, tmp_path, bpe), open_store(path, tmp_path, held_out=0.3),
             open_store(path, tmp_path, split='held_out', held_out=0.3)]
   assert len({store.fingerprint for store in stores}) == 4
-  assert sorted(documents(stores[2]) + documents(stores[3])) == sorted(documents(stores[0]))
+  assert sorted(stored_documents(stores[2]) + stored_documents(stores[3])) == sorted(stored_documents(stores[0]))
 
 
 KILLED = '''
@@ -88,7 +90,7 @@ def killed_at(function):
 # every place where bytes reach the disk
 token_store._sync = killed_at(token_store._sync)
 token_store.os.replace = killed_at(token_store.os.replace)
-source = sources.open_source(config.Jsonl(path, held_out=0.0), cache)
+source = documents.open_source(config.Jsonl(path, held_out=0.0), cache)
 token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
 print(calls)
 '''
@@ -114,7 +116,7 @@ def test_killed_anywhere_it_goes_on(path, tmp_path):
 
 
 def open_store_counting(path, cache, read: list) -> token_store.TokenStore:
-  source = sources.open_source(config.Jsonl(str(path), held_out=0.0), cache)
+  source = documents.open_source(config.Jsonl(str(path), held_out=0.0), cache)
   plain = source.read
   source.read = lambda reader: read.append(1) or plain(reader)
   return token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
@@ -151,7 +153,7 @@ import sys, time
 from llm_jax.config import run as config
 from llm_jax.data import byte_level, sources, token_store
 token_store.BATCH_BYTES, calls = 200, []
-source = sources.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])
+source = documents.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])
 progress = lambda *numbers: (calls.append(numbers), time.sleep(0.01))
 store = token_store.open_store(source, 'train', byte_level.ByteTokenizer(), sys.argv[2], progress)
 '''
@@ -192,7 +194,7 @@ def test_splits_without_text(path, tmp_path):
 
 def test_cache_folder(path, tmp_path, monkeypatch):
   monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'elsewhere'))
-  source = sources.open_source(config.Jsonl(str(path)))
+  source = documents.open_source(config.Jsonl(str(path)))
   token_store.open_store(source, 'train', byte_level.ByteTokenizer())
   assert list((tmp_path / 'elsewhere' / 'tokens').iterdir())
   (tmp_path / 'file').touch()
@@ -203,7 +205,7 @@ def test_cache_folder(path, tmp_path, monkeypatch):
 def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
   """Also where it is what its fingerprint says before and after."""
   content = path.read_bytes()
-  source = sources.open_source(config.Jsonl(str(path), held_out=0.0), tmp_path / 'cache')
+  source = documents.open_source(config.Jsonl(str(path), held_out=0.0), tmp_path / 'cache')
   path.write_bytes(content.replace(b'Document', b'Forgery!'))
 
   def restore(done, total):
@@ -211,15 +213,15 @@ def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
 
   with pytest.raises(ConfigError, match='Jsonl.* changed while it was read'):
     token_store.open_store(source, 'train', byte_level.ByteTokenizer(), tmp_path / 'cache', restore)
-  assert documents(open_store(path, tmp_path)) == [[256, *text.encode(), 256] for text in TEXTS]
+  assert stored_documents(open_store(path, tmp_path)) == [[256, *text.encode(), 256] for text in TEXTS]
 
 
 def test_token_files(tmp_path, bpe):
   documents_ = [bpe.encode(text) for text in TEXTS]
   np.concatenate([[*ids, bpe.eot] for ids in documents_]).astype(np.uint32).tofile(tmp_path / 'a.bin')
-  source = sources.open_source(config.TokenFile(str(tmp_path / 'a.bin'), 'uint32', bpe.eot, held_out=0.0), tmp_path)
+  source = documents.open_source(config.TokenFile(str(tmp_path / 'a.bin'), 'uint32', bpe.eot, held_out=0.0), tmp_path)
   store = token_store.open_store(source, 'train', bpe, tmp_path / 'cache')
-  assert documents(store) == [[bpe.eot, *ids, bpe.eot] for ids in documents_]
+  assert stored_documents(store) == [[bpe.eot, *ids, bpe.eot] for ids in documents_]
   assert store.num_bytes == sum(len(text) for text in TEXTS)
   with pytest.raises(ConfigError, match='beyond the vocabulary of 257'):
     token_store.open_store(source, 'train', byte_level.ByteTokenizer(), tmp_path / 'cache')

@@ -3,7 +3,8 @@ import json
 import pathlib
 
 from llm_jax.config import run as config
-from llm_jax.data import byte_level, pipeline
+from llm_jax.data import dataset
+from llm_jax.data.tokenizers import byte_level
 
 BYTES = byte_level.ByteTokenizer()
 
@@ -21,6 +22,6 @@ def make_data(folder, weights=(0.7, 0.3), packing='split', held_out=0.2) -> conf
                            for name, weight in zip('ab', weights, strict=False)), packing)
 
 
-def open_data(folder, split='train', context=16, seed=0, tokenizer=BYTES, **options) -> pipeline.Dataset:
-  return pipeline.open_dataset(make_data(folder, **options), tokenizer, context=context, seed=seed, split=split,
+def open_data(folder, split='train', context=16, seed=0, tokenizer=BYTES, **options) -> dataset.Dataset:
+  return dataset.open_dataset(make_data(folder, **options), tokenizer, context=context, seed=seed, split=split,
                                cache_dir=folder / 'cache')

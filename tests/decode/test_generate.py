@@ -10,8 +10,8 @@ import torch
 
 import llm_jax
 from llm_jax.config import presets
-from llm_jax.config.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.run import Mesh
 from llm_jax.decode.generate import Run, bucket, generate, prefill, stream
 from llm_jax.decode.request import make_choice, make_request
@@ -20,7 +20,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
-from tests.hf import peers
+from tests.hf import hf_models
 from tests.modules.decoders import DECODERS, make_params
 
 VOCAB, NEW = 64, 12
@@ -105,17 +105,18 @@ def test_bfloat16_follows_the_full_forward():
     np.testing.assert_allclose(log_probs, expected_row, atol=0.05)
 
 
-PEERS = {'gpt2': peers.gpt2(), 'openai': peers.openai(), 'llama': peers.llama(), 'mistral': peers.mistral(),
-         'mixtral': peers.mixtral(sliding_window=7), 'gemma': peers.gemma(num_key_value_heads=1),
-         'gemma2': peers.gemma2(), 'deepseek': peers.deepseek()}
+PEERS = {'gpt2': hf_models.gpt2(), 'openai': hf_models.openai(), 'llama': hf_models.llama(),
+         'mistral': hf_models.mistral(),
+         'mixtral': hf_models.mixtral(sliding_window=7), 'gemma': hf_models.gemma(num_key_value_heads=1),
+         'gemma2': hf_models.gemma2(), 'deepseek': hf_models.deepseek()}
 
 
 @pytest.mark.parametrize('name', PEERS)
 def test_greedy_tokens_equal_transformers(name):
   """Past four windows of 7, from prompts below, at and beyond one."""
-  theirs, new = peers.make(PEERS[name]), 30
+  theirs, new = hf_models.make(PEERS[name]), 30
   prompts = [[5], [1, 2, 3, 4, 5, 6, 7], [7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]
-  ours = generate(*peers.to_ours(theirs), prompts, new, prefill_chunk=12)
+  ours = generate(*hf_models.to_ours(theirs), prompts, new, prefill_chunk=12)
   for prompt, tokens in zip(prompts, ours.tokens, strict=True):
     given = torch.tensor([prompt])
     expected = theirs.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=new, min_new_tokens=new,

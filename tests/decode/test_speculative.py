@@ -10,8 +10,8 @@ import pytest
 import scipy.stats
 
 from llm_jax.config import presets
-from llm_jax.config.architecture import GLU, Block, LatentAttention, MixtureOfExperts, RMSNorm
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import GLU, Block, LatentAttention, MixtureOfExperts, RMSNorm
 from llm_jax.config.run import Mesh
 from llm_jax.decode.drafting import HeadsDraft, ModelDraft
 from llm_jax.decode.generate import Run, generate

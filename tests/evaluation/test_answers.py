@@ -5,7 +5,8 @@ import pytest
 
 from llm_jax.config import presets
 from llm_jax.config import run as config
-from llm_jax.data import byte_level, pipeline
+from llm_jax.data import dataset
+from llm_jax.data.tokenizers import byte_level
 from llm_jax.evaluation.answers import check_answers, in_form
 from llm_jax.modules.transformer import Transformer
 from tests.data.dialogue_files import write
@@ -42,7 +43,7 @@ def test_a_model_s_answers(tmp_path):
   answer = {'role': 'assistant', 'content': '```python\n0\n```'}
   rows = [{'messages': [{'role': 'user', 'content': 'a' * (1 + i)}, answer]} for i in range(40)]
   source = config.Conversations(write(tmp_path / 'chats.jsonl', rows), 'plain', held_out=0.4)
-  held_out = pipeline.open_dataset(config.Data((config.Weighted(source),)), BYTES, context=64, seed=0, split='held_out',
+  held_out = dataset.open_dataset(config.Data((config.Weighted(source),)), BYTES, context=64, seed=0, split='held_out',
                                    cache_dir=tmp_path)
   model = presets.llama(d_model=260, num_layers=1, num_heads=2, d_ff=8, vocab_size=257, tied_head=False)
   params = Transformer(model).init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']

@@ -8,7 +8,7 @@ import pytest
 
 from llm_jax.data import token_store
 from llm_jax.evaluation.needles import find_needles
-from tests.data.test_needles import tokenizer  # noqa: F401
+from tests.data.packing.test_needles import tokenizer  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)

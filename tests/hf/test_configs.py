@@ -8,13 +8,13 @@ import torch
 import transformers
 
 from llm_jax import hf
-from llm_jax.config import architecture as arch
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model import architecture as arch
 from llm_jax.hf.configs import resolved
 from llm_jax.hf.parts import arrange
 from llm_jax.hf.weights import parameter_shapes
-from tests.hf import peers
+from tests.hf import hf_models
 
 GPT2_ENTRIES = dict(
   activation_function='gelu_new', architectures=['GPT2LMHeadModel'], attn_pdrop=0.1, bos_token_id=50256,
@@ -109,10 +109,10 @@ def test_exported_configs_give_the_same_decoder(name):
   assert sum(map(math.prod, shapes.values())) == count + buffers
 
 
-@pytest.mark.parametrize('case', peers.CASES)
+@pytest.mark.parametrize('case', hf_models.CASES)
 def test_configs_round_trip(case):
   """As transformers writes it, to ours, out and in again; their class reads what we wrote."""
-  theirs = peers.CASES[case]
+  theirs = hf_models.CASES[case]
   config = hf.config_from_hf(theirs.to_dict())
   values = hf.config_to_hf(config)
   assert resolved(hf.config_from_hf(values)) == resolved(config)
@@ -126,7 +126,7 @@ def test_what_old_files_say_of_the_output_changes_no_decoder():
              top_k=50, top_p=0.9, typical_p=1.0, repetition_penalty=1.0, length_penalty=1.0, early_stopping=True,
              no_repeat_ngram_size=3, is_decoder=True, output_hidden_states=True, output_attentions=True,
              output_past=True, num_labels=1, _num_labels=1)  # as the larger GPT-2 and DistilGPT-2 have them
-  values = peers.llama().to_dict()
+  values = hf_models.llama().to_dict()
   assert hf.config_from_hf(values | old) == hf.config_from_hf(values)
 
 

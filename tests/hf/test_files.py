@@ -11,19 +11,19 @@ import torch
 import transformers
 
 from llm_jax import hf
-from llm_jax.config import architecture as arch
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model import architecture as arch
 from llm_jax.modules.transformer import Transformer
-from tests.hf import peers
+from tests.hf import hf_models
 
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   """Every case as `transformers` writes it: those of one layer's size in one file, Llama in several with an index."""
   made = {}
-  for case, config in peers.CASES.items():
+  for case, config in hf_models.CASES.items():
     folder = made[case] = tmp_path_factory.mktemp('theirs')
-    peers.make(config).save_pretrained(folder, max_shard_size='20KB' if config.model_type == 'llama' else '1GB')
+    hf_models.make(config).save_pretrained(folder, max_shard_size='20KB' if config.model_type == 'llama' else '1GB')
     assert (len(list(folder.glob('*.safetensors'))) > 2) == (config.model_type == 'llama')
   return made
 
@@ -35,19 +35,19 @@ def same(got, want):
     assert got[name].tobytes() == want[name].tobytes(), name
 
 
-@pytest.mark.parametrize('case', peers.CASES)
+@pytest.mark.parametrize('case', hf_models.CASES)
 def test_round_trip_is_byte_identical_and_loads_in_transformers(case, folders, tmp_path):
   config, params = hf.load_pretrained(folders[case])
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
   hf.save_pretrained(tmp_path / 'ours', config, params, max_shard_bytes=30_000 if 'mixtral' in case else 10**9)
   assert (tmp_path / 'ours' / 'model.safetensors.index.json').exists() == ('mixtral' in case)
-  same(peers.tensors(tmp_path / 'ours'), peers.tensors(folders[case]))
+  same(hf_models.tensors(tmp_path / 'ours'), hf_models.tensors(folders[case]))
   assert [path.name for path in tmp_path.iterdir()] == ['ours']
   again, values = hf.load_pretrained(tmp_path / 'ours')
   assert parts(again) == parts(config)
   jax.tree.map(np.testing.assert_array_equal, values, params)
 
-  tokens = torch.tensor(np.asarray(peers.batch().tokens)).long()
+  tokens = torch.tensor(np.asarray(hf_models.batch().tokens)).long()
   load = transformers.AutoModelForCausalLM.from_pretrained
   theirs, info = load(tmp_path / 'ours', output_loading_info=True, attn_implementation='eager', trust_remote_code=False)
   assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
@@ -56,10 +56,10 @@ def test_round_trip_is_byte_identical_and_loads_in_transformers(case, folders, t
 
 
 def test_gemma2_without_windows_runs_in_transformers(tmp_path):
-  model = peers.make(peers.gemma2(layer_types=['full_attention'] * 2, num_hidden_layers=2))
-  hf.save_pretrained(tmp_path / 'ours', *peers.to_ours(model))
+  model = hf_models.make(hf_models.gemma2(layer_types=['full_attention'] * 2, num_hidden_layers=2))
+  hf.save_pretrained(tmp_path / 'ours', *hf_models.to_ours(model))
   ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'ours', attn_implementation='eager')
-  tokens = torch.tensor(np.asarray(peers.batch().tokens)).long()
+  tokens = torch.tensor(np.asarray(hf_models.batch().tokens)).long()
   with torch.no_grad():
     assert torch.equal(ours(tokens).logits, model(tokens).logits)
 
@@ -85,7 +85,7 @@ def test_bfloat16_files(folders, tmp_path):
     half = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if 'balance' in str(path) else leaf.astype(
       ml_dtypes.bfloat16).astype(np.float32), params)
     hf.save_pretrained(tmp_path / case, config, params, dtype='bfloat16')
-    dtypes = {name: str(t.dtype) for name, t in peers.tensors(tmp_path / case).items()}
+    dtypes = {name: str(t.dtype) for name, t in hf_models.tensors(tmp_path / case).items()}
     assert {name for name, dtype in dtypes.items() if dtype != 'bfloat16'} == {
       name for name in dtypes if name.endswith('e_score_correction_bias')}
     jax.tree.map(np.testing.assert_array_equal, hf.load_pretrained(tmp_path / case)[1], half)
@@ -152,7 +152,7 @@ def test_names_of_the_bare_decoder_buffers_and_a_repeated_head(folders):
 def test_parameters_work_as_they_come(folders):
   """As an argument and as constants of a jitted function."""
   config, params = hf.load_pretrained(folders['gpt2'])
-  model, tokens = Transformer(config), peers.batch().tokens
+  model, tokens = Transformer(config), hf_models.batch().tokens
   want = jax.jit(model.apply)({'params': params}, tokens)
   got = jax.jit(lambda tokens: model.apply({'params': params}, tokens))(tokens)
   np.testing.assert_allclose(got, want, atol=1e-6)
@@ -162,7 +162,7 @@ def test_parameters_work_as_they_come(folders):
 def broken(folder, target, change):
   """A copy of `folder` in one file, with `change` applied to its tensors."""
   target.mkdir(exist_ok=True)
-  state = peers.tensors(folder)
+  state = hf_models.tensors(folder)
   change(state)
   (target / 'config.json').write_text((folder / 'config.json').read_text())
   safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in state.items()}, target / 'model.safetensors')
@@ -183,7 +183,7 @@ def test_every_wrong_tensor_is_listed(folders, tmp_path):
   assert str(tmp_path) in message and '5 do not fit' in message and '\n' not in message
   for part in ('missing model.norm.weight [32]', 'extra model.layers.2.mlp.up_proj.weight [72, 32]',
                'model.layers.0.self_attn.q_proj.weight is [32, 96], the architecture needs [96, 32]: transposed?',
-               f'lm_head.weight is [{peers.VOCAB - 1}, 32]', 'model.layers.1.input_layernorm.weight is int8'):
+               f'lm_head.weight is [{hf_models.VOCAB - 1}, 32]', 'model.layers.1.input_layernorm.weight is int8'):
     assert part in message
 
 

@@ -8,14 +8,14 @@ import safetensors.numpy
 import torch
 
 from llm_jax import hf
-from llm_jax.config import architecture as arch
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model import architecture as arch
 from llm_jax.hf.meta import load_meta, save_meta
 from llm_jax.modules.transformer import Transformer
-from tests.hf import peers
+from tests.hf import hf_models
 
-D, H, G, K, V, F, N = 32, 4, 2, 8, peers.VOCAB, 96, 2
+D, H, G, K, V, F, N = 32, 4, 2, 8, hf_models.VOCAB, 96, 2
 PARAMS = dict(dim=D, n_layers=N, n_heads=H, n_kv_heads=G, vocab_size=-1, multiple_of=32, ffn_dim_multiplier=1.1,
               norm_eps=1e-5, rope_theta=5e5)
 
@@ -64,7 +64,7 @@ def test_logits(tmp_path):
   state = make(tmp_path / 'meta')
   config, params = load_meta(tmp_path / 'meta')
   assert config == presets.llama(D, N, H, G, d_ff=F, vocab_size=V, rope_base=5e5)
-  tokens = peers.batch().tokens
+  tokens = hf_models.batch().tokens
   got = jax.jit(Transformer(config).apply)({'params': params}, tokens)
   np.testing.assert_allclose(got, forward(state, torch.tensor(np.asarray(tokens)).long()), rtol=0, atol=1e-5)
 
@@ -73,7 +73,7 @@ def test_round_trip_through_hugging_face(tmp_path):
   state = make(tmp_path / 'meta')
   hf.save_pretrained(tmp_path / 'hf', *load_meta(tmp_path / 'meta'))
   save_meta(tmp_path / 'again', *hf.load_pretrained(tmp_path / 'hf'), dtype='float32')
-  again = peers.tensors(tmp_path / 'again')
+  again = hf_models.tensors(tmp_path / 'again')
   assert again.keys() == state.keys() - {'rope.freqs'}
   assert all(again[name].tobytes() == state[name].tobytes() for name in again)
   assert load_meta(tmp_path / 'again')[0] == load_meta(tmp_path / 'meta')[0]

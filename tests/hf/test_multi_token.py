@@ -12,19 +12,19 @@ from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
-from tests.hf import peers
+from tests.hf import hf_models
 
-LAYERS = peers.CASES['deepseek'].num_hidden_layers
+LAYERS = hf_models.CASES['deepseek'].num_hidden_layers
 AHEAD = f'model.layers.{LAYERS}.'
 
 
 @pytest.fixture(scope='module')
 def made():
   """A random decoder with one such block, large enough that no part of it is close to linear."""
-  config = hf.config_from_hf(peers.CASES['deepseek'].to_dict())
+  config = hf.config_from_hf(hf_models.CASES['deepseek'].to_dict())
   assert len(config.multi_token) == 1
   model = Transformer(config, Execution(kernels='xla', unroll=False))
-  params = jax.jit(lambda key: model.init(key, peers.batch().tokens)['params'])(jax.random.key(0))
+  params = jax.jit(lambda key: model.init(key, hf_models.batch().tokens)['params'])(jax.random.key(0))
   leaves, tree = jax.tree.flatten(params)
   random = np.random.default_rng(1)
   params = tree.unflatten([np.float32((leaf.ndim == 1) + 0.1 * random.standard_normal(leaf.shape)) for leaf in leaves])
@@ -40,7 +40,7 @@ def folder(made, tmp_path_factory):
 
 def test_transformers_predicts_the_same(made, folder):
   config, params, model = made
-  tokens = peers.batch().tokens
+  tokens = hf_models.batch().tokens
 
   @jax.jit
   def both(params):
@@ -68,14 +68,14 @@ def test_round_trip(made, folder, tmp_path):
   assert again.multi_token == config.multi_token
   jax.tree.map(np.testing.assert_array_equal, values, params)
   hf.save_pretrained(tmp_path / 'again', again, values)
-  first, second = peers.tensors(folder), peers.tensors(tmp_path / 'again')
+  first, second = hf_models.tensors(folder), hf_models.tensors(tmp_path / 'again')
   assert first.keys() == second.keys() and all(first[name].tobytes() == second[name].tobytes() for name in first)
 
 
 def test_repeated_embedding_and_head(made, folder):
   """Published files repeat them in the layer: they may be absent, and must not differ."""
   config, params, _ = made
-  state = peers.tensors(folder)
+  state = hf_models.tensors(folder)
   copies = {f'{AHEAD}embed_tokens.weight': 'model.embed_tokens.weight',
             f'{AHEAD}shared_head.head.weight': 'lm_head.weight'}
   for copy, original in copies.items():
@@ -89,7 +89,7 @@ def test_repeated_embedding_and_head(made, folder):
 
 def test_files_without_the_block(made, tmp_path):
   """transformers' own class neither reads nor writes it, and states it all the same."""
-  peers.make(peers.CASES['deepseek']).save_pretrained(tmp_path)
+  hf_models.make(hf_models.CASES['deepseek']).save_pretrained(tmp_path)
   config, _ = hf.load_pretrained(tmp_path)
   assert config == dataclasses.replace(made[0], multi_token=())
   assert hf.config_to_hf(config)['num_nextn_predict_layers'] == 0

@@ -18,7 +18,7 @@ from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
-from tests.hf import peers
+from tests.hf import hf_models
 
 # Both kernel sets; one unrolled, one scanned.
 EXECUTIONS = {'cpu': Execution(kernels='cpu', unroll=True), 'xla': Execution(kernels='xla', unroll=False)}
@@ -26,12 +26,12 @@ EXECUTIONS = {'cpu': Execution(kernels='cpu', unroll=True), 'xla': Execution(ker
 
 @functools.cache
 def pair(case):
-  model = peers.make(peers.CASES[case])
-  return model, *peers.to_ours(model)
+  model = hf_models.make(hf_models.CASES[case])
+  return model, *hf_models.to_ours(model)
 
 
 # In turn, so that every family runs on both.
-RUNS = [(case, ('cpu', 'xla')[i % 2]) for i, case in enumerate(peers.CASES)]
+RUNS = [(case, ('cpu', 'xla')[i % 2]) for i, case in enumerate(hf_models.CASES)]
 
 
 def compare(name, got, want):
@@ -43,7 +43,7 @@ def compare(name, got, want):
 def test_logits_and_gradients(case, kernels):
   """Every tensor of the gradient is compared by the names that files of `transformers` have."""
   torch_model, config, params = pair(case)
-  batch, model = peers.batch(), Transformer(config, EXECUTIONS[kernels])
+  batch, model = hf_models.batch(), Transformer(config, EXECUTIONS[kernels])
 
   def mean(params):
     logits = model.apply({'params': params}, batch.tokens)
@@ -58,10 +58,10 @@ def test_logits_and_gradients(case, kernels):
   np.testing.assert_array_equal(np.argmax(got_logits, -1), want_logits.argmax(-1))
 
   torch_model.zero_grad()
-  want_loss = peers.torch_loss(torch_model, batch)
+  want_loss = hf_models.torch_loss(torch_model, batch)
   want_loss.backward()
   assert abs(got_loss - want_loss.item()) <= 1e-6 * want_loss.item()
-  got, want = hf.state_dict_from_params(config, got), peers.gradient_in_files(torch_model)
+  got, want = hf.state_dict_from_params(config, got), hf_models.gradient_in_files(torch_model)
   learnt = {name for name in want if not name.endswith('e_score_correction_bias')}
   assert got.keys() == want.keys() and sum(np.any(want[name]) for name in learnt) > 0.8 * len(learnt)
   for name in learnt:
@@ -72,8 +72,8 @@ def test_logits_and_gradients(case, kernels):
 def test_objective(case, kernels, monkeypatch):
   """What training computes: the loss and its gradient in five chunks."""
   torch_model, config, params = pair(case)
-  batch = peers.batch()
-  monkeypatch.setitem(chunks.CHUNK_BYTES, kernels, 4 * batch.tokens.shape[0] * peers.VOCAB * 8)
+  batch = hf_models.batch()
+  monkeypatch.setitem(chunks.CHUNK_BYTES, kernels, 4 * batch.tokens.shape[0] * hf_models.VOCAB * 8)
   objective = LanguageModelObjective(Transformer(config, EXECUTIONS[kernels]))
 
   def mean(params):
@@ -82,10 +82,10 @@ def test_objective(case, kernels, monkeypatch):
 
   got_loss, got = jax.jit(jax.value_and_grad(mean))(params)
   torch_model.zero_grad()
-  want_loss = peers.torch_loss(torch_model, batch)
+  want_loss = hf_models.torch_loss(torch_model, batch)
   want_loss.backward()
   assert abs(got_loss - want_loss.item()) <= 1e-6 * want_loss.item()
-  got, want = hf.state_dict_from_params(config, got), peers.gradient_in_files(torch_model)
+  got, want = hf.state_dict_from_params(config, got), hf_models.gradient_in_files(torch_model)
   for name in want:
     compare(name, got[name], want[name])
 
@@ -95,9 +95,9 @@ def test_hundred_training_steps(case):
   """The whole step (loss, gradient, clipping, AdamW with its decay mask, schedule) beside a plain loop in torch."""
   steps, warmup, peak, final, clip = 100, 10, 3e-3, 0.1, 1.0
   # A seed whose weights do not amplify rounding: with some, two right programs end 2e-5 apart in a tensor.
-  model = peers.make(peers.CASES[case], seed=4)
-  config, params = peers.to_ours(model)
-  batches = [peers.batch(seed, rows=2, time=16) for seed in range(4)]
+  model = hf_models.make(hf_models.CASES[case], seed=4)
+  config, params = hf_models.to_ours(model)
+  batches = [hf_models.batch(seed, rows=2, time=16) for seed in range(4)]
 
   decayed = [p for p in model.parameters() if p.ndim > 1]
   others = [p for p in model.parameters() if p.ndim == 1]
@@ -110,7 +110,7 @@ def test_hundred_training_steps(case):
     for group in adamw.param_groups:
       group['lr'] = rate
     adamw.zero_grad()
-    loss = peers.torch_loss(model, batches[step % len(batches)])
+    loss = hf_models.torch_loss(model, batches[step % len(batches)])
     loss.backward()
     want_norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item())
     adamw.step()

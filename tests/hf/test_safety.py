@@ -12,13 +12,13 @@ import safetensors.numpy
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.hf.tensor_file import TensorFiles, read_header
-from tests.hf import peers
+from tests.hf import hf_models
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('good')
-  peers.make(peers.CASES['llama gqa']).save_pretrained(folder)
+  hf_models.make(hf_models.CASES['llama gqa']).save_pretrained(folder)
   return folder
 
 
@@ -124,7 +124,7 @@ def test_a_tensor_in_two_files(copy):
 
 
 def test_two_models_in_one_folder(copy):
-  peers.make(peers.CASES['llama gqa'], seed=1).save_pretrained(copy, max_shard_size=20_000)
+  hf_models.make(hf_models.CASES['llama gqa'], seed=1).save_pretrained(copy, max_shard_size=20_000)
   with pytest.raises(ConfigError, match='remove the one that is out of date'):
     hf.load_pretrained(copy)
 

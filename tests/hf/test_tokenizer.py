@@ -7,9 +7,9 @@ import pytest
 import transformers
 
 from llm_jax.config.tokenizers import HuggingFaceFile
-from llm_jax.data import chat
-from llm_jax.data.byte_level import ByteTokenizer, train
-from llm_jax.data.tokenizers import make_tokenizer
+from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.base import make_tokenizer
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
 from llm_jax.hf.tokenizer import oniguruma, tokenizer_files
 
 TEXT = ("It's 1,234,567 o'clock;\n\n\tdef f(x):\r\n    return x ** 2  # naïve café — 東京 \U0001f600\n" * 40
@@ -60,10 +60,10 @@ def test_a_chat_template_gives_the_ids_that_are_learnt(template, tmp_path):
       messages = [{'role': 'system', 'content': say()}] * system + [
         {'role': role, 'content': say()} for _ in range(rounds) for role in ('user', 'assistant')]
       ids = lambda messages, **options: theirs.apply_chat_template(messages, return_dict=True, **options)['input_ids']
-      assert ids(messages) == chat.render(messages, template, ours)[0].tolist()
-      prompt = chat.prompt_ids(messages[:-1], template, ours).tolist()
+      assert ids(messages) == chat_templates.render(messages, template, ours)[0].tolist()
+      prompt = chat_templates.prompt_ids(messages[:-1], template, ours).tolist()
       assert ids(messages[:-1], add_generation_prompt=True) == prompt
-  assert theirs.eos_token_id == chat.end_of_turn(template, ours)[0]
+  assert theirs.eos_token_id == chat_templates.end_of_turn(template, ours)[0]
 
 
 def test_a_hugging_face_file_stays_as_it_is(tmp_path):

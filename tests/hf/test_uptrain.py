@@ -11,12 +11,12 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.hf.uptrain import group_heads
 from llm_jax.hf.weights import parameter_shapes
 from llm_jax.modules.transformer import Transformer
-from tests.hf import peers
+from tests.hf import hf_models
 
 
 @pytest.fixture(scope='module')
 def model():
-  return peers.to_ours(peers.make(peers.llama(num_key_value_heads=4, attention_bias=True)))
+  return hf_models.to_ours(hf_models.make(hf_models.llama(num_key_value_heads=4, attention_bias=True)))
 
 
 @pytest.mark.parametrize('groups', (1, 2, 4))
@@ -45,7 +45,7 @@ def test_equal_heads_of_a_group_change_nothing(model):
   blocks = {'block_0': params['blocks']['block_0'] | {'attention': attention | equal}}
   repeated = params | {'blocks': blocks}
   grouped, pooled = group_heads(config, repeated, 2)
-  tokens = peers.batch().tokens
+  tokens = hf_models.batch().tokens
   want = jax.jit(Transformer(config).apply)({'params': repeated}, tokens)
   got = jax.jit(Transformer(grouped).apply)({'params': pooled}, tokens)
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-6)

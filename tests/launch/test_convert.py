@@ -12,15 +12,15 @@ import transformers
 
 from launch import convert, sample
 from llm_jax import hf
-from llm_jax.config import door, presets
+from llm_jax.checkpoints.store import CheckpointStore, open_checkpoint
+from llm_jax.config import presets, schema
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
 from llm_jax.config.run import Data, Run, Stage, Weighted
-from llm_jax.data.byte_level import ByteTokenizer, train
-from llm_jax.data.tokenizers import load_tokenizer
+from llm_jax.data.tokenizers.base import load_tokenizer
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
 from llm_jax.hf.tokenizer import tokenizer_files
 from llm_jax.hf.weights import parameter_shapes
-from llm_jax.train.checkpoint import CheckpointStore, open_checkpoint
-from tests.hf import peers
+from tests.hf import hf_models
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
   """A Llama with its tokenizer, as on the Hub."""
   folder = tmp_path_factory.mktemp('hub')
   tokenizer = train(['a few words of text, and a few more'] * 9, 300, 'llama3')
-  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size, num_key_value_heads=4))
+  model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size, num_key_value_heads=4))
   model.generation_config.eos_token_id, model.generation_config.bos_token_id = [tokenizer.eot, 3], tokenizer.eot
   model.save_pretrained(folder)
   for name, content in tokenizer_files(tokenizer).items():
@@ -52,13 +52,13 @@ def test_a_folder_becomes_a_run_and_a_folder_again(folder, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, checkpoint.read(), params)
   assert checkpoint.facts['final'] and checkpoint.facts['tokenizer'] == load_tokenizer(
     tmp_path / 'run' / 'tokenizer').fingerprint
-  assert door.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
+  assert schema.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
 
   assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
   before, after = files(folder), files(tmp_path / 'out')
   for name in ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json'):
     assert after[name] == before[name]
-  theirs, ours = (peers.tensors(at) for at in (folder, tmp_path / 'out'))
+  theirs, ours = (hf_models.tensors(at) for at in (folder, tmp_path / 'out'))
   assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs) and ours.keys() == theirs.keys()
   again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out', trust_remote_code=False)
   assert again.generation_config.eos_token_id[1] == 3
@@ -77,7 +77,7 @@ def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
   """Its own first id, which is not that of the end, and any of its ends; and with fewer positions than 1,024."""
   tokenizer = train(['a few words of text'], 300, 'llama3', control=('<s>',))
   begin = tokenizer.control_ids['<s>']
-  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512))
+  model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512))
   prompt = torch.tensor([[begin, *tokenizer.encode('a few')]])
   say = lambda ends: model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=ends)[0, 1:].tolist()
   ends = [tokenizer.eot, say(None)[prompt.shape[1] + 3]]  # one that it is sure to meet
@@ -95,7 +95,7 @@ def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
 def test_an_imported_chat_model_answers_as_with_transformers(tmp_path, capsys):
   control = '<|im_start|>', '<|im_end|>'
   tokenizer = train(['system user assistant, a few words of text'], 300, 'llama3', control=control)
-  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size))
+  model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size))
   model.generation_config.eos_token_id = [tokenizer.eot, tokenizer.control_ids['<|im_end|>']]
   model.save_pretrained(tmp_path / 'hub')
   for name, content in tokenizer_files(tokenizer, 'chatml').items():
@@ -119,7 +119,7 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   random = np.random.default_rng(0)
   params, ema = ({path: jax.numpy.asarray(random.standard_normal(shape), 'float32') for path, shape in
                   parameter_shapes(model).items()} for _ in range(2))
-  (tmp_path / 'config.json').write_text(json.dumps(door.to_json(Run(model, (stage,), Bytes()))))
+  (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(Run(model, (stage,), Bytes()))))
   ByteTokenizer().save(tmp_path / 'tokenizer')
   head = {'classifier/w': jax.numpy.ones((16, 2))}
   with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:
@@ -138,7 +138,7 @@ def test_layouts_and_heads(folder, tmp_path):
   """Hugging Face to Meta's layout and back; then with fewer key and value heads."""
   assert run(f'--from_hf={folder}', f'--to_meta={tmp_path / "meta"}') == 0
   assert run(f'--from_meta={tmp_path / "meta"}', f'--to_hf={tmp_path / "hf"}') == 0
-  theirs, ours = (peers.tensors(at) for at in (folder, tmp_path / 'hf'))
+  theirs, ours = (hf_models.tensors(at) for at in (folder, tmp_path / 'hf'))
   assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs) and ours.keys() == theirs.keys()
   assert run(f'--from_hf={folder}', f'--to_hf={tmp_path / "mqa"}', '--num_kv_heads=1') == 0
   assert hf.load_pretrained(tmp_path / 'mqa')[0].pattern[0].attention.num_kv_heads == 1

@@ -6,7 +6,7 @@ import pytest
 
 from launch.experiment_file import load_run
 from launch.flags import check_mesh
-from llm_jax.config import door
+from llm_jax.config import schema
 from llm_jax.config.run import DPO, Cosine, LinearToZero
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
@@ -61,7 +61,7 @@ def test_the_schedule_of_llama_3(name, peak):
 @pytest.mark.parametrize('name, changed', [('quickstart_no_averaging', r'stages\[\d\].init\[1\]'),
                                            ('quickstart_no_scaling', r'stages\[\d\].positions.scaling')])
 def test_an_ablation_changes_one_thing_in_few_lines(name, changed):
-  found = differences(door.to_json(load('quickstart')), door.to_json(load(name)))
+  found = differences(schema.to_json(load('quickstart')), schema.to_json(load(name)))
   assert len(found) == 1 and re.fullmatch(rf'\.{changed}', found[0]), found
   assert len((EXPERIMENTS / f'{name}.py').read_text().splitlines()) < 15
 
@@ -73,7 +73,7 @@ def test_an_experiment_imports_its_neighbour(tmp_path):
   second = tmp_path / 'second.py'
   second.write_text('import the_first_of_mine\n\n\ndef get_config():\n  config = the_first_of_mine.get_config()\n'
                     '  config.stages[0].steps += 1\n  return config\n')
-  found = differences(door.to_json(load('quickstart')), door.to_json(load_run(str(second))))
+  found = differences(schema.to_json(load('quickstart')), schema.to_json(load_run(str(second))))
   assert found == ['.stages[0].steps']
   with pytest.raises(ModuleNotFoundError):
     import second as none  # noqa: F401

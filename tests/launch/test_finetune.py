@@ -12,9 +12,9 @@ from launch import convert, train
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.tokenizers import HuggingFaceFile
-from llm_jax.data.byte_level import train as train_tokenizer
-from llm_jax.train.metrics import read_metrics
-from tests.hf import peers
+from llm_jax.data.tokenizers.byte_level import train as train_tokenizer
+from llm_jax.tracking.metrics import read_metrics
+from tests.hf import hf_models
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / 'experiments/finetune.py'
 SMALL = ('steps=3', 'context=64', 'batch_size=8', 'microbatches=1', 'eval_every=3',
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
   chats = [[{'role': 'user', 'content': f'What is {i} plus one?'}, {'role': 'assistant', 'content': f'It is {i + 1}.'}]
            for i in range(200)]
   tokenizer = train_tokenizer([json.dumps(chats)], 400, 'llama3')
-  model = peers.make(peers.llama(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eot))
+  model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eot))
   model.save_pretrained(folder)
   for name, content in hf.tokenizer_files(tokenizer).items():
     (folder / name).write_bytes(content)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from launch import runtime
-from llm_jax.train.preemption import EXIT_PREEMPTED
+from llm_jax.runtime.preemption import EXIT_PREEMPTED
 
 ASKED = """
 import os, signal, sys

@@ -10,11 +10,11 @@ import pytest
 
 from launch import runtime, sampler
 from llm_jax.config.experiment import Bytes
-from llm_jax.data.tokenizers import make_tokenizer
+from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Greedy, Sampling
-from tests.launch.sampled import MODEL, call, decode, params, text_of, write_run
+from tests.launch.sample_runs import MODEL, call, decode, params, text_of, write_run
 
 
 @pytest.fixture(scope='module')

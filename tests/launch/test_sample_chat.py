@@ -5,12 +5,12 @@ import json
 import pytest
 
 from launch import sampler
-from llm_jax.config import door
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config import schema
 from llm_jax.config.experiment import Bytes, Constant, Conversations
 from llm_jax.config.run import Data, Run, Stage, Weighted
-from llm_jax.data.tokenizers import make_tokenizer
-from llm_jax.train.checkpoint import CheckpointStore
-from tests.launch.sampled import MODEL, answer_to, call, decode, params, text_of, write_run
+from llm_jax.data.tokenizers.base import make_tokenizer
+from tests.launch.sample_runs import MODEL, answer_to, call, decode, params, text_of, write_run
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +24,7 @@ def chat_workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('chat')
   data = Data((Weighted(Conversations('chats.jsonl', 'plain')),))
   run = Run(MODEL, (Stage('sft', data, 5, 32, 8, Constant(1e-3)),))
-  (folder / 'config.json').write_text(json.dumps(door.to_json(run)))
+  (folder / 'config.json').write_text(json.dumps(schema.to_json(run)))
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')
   with CheckpointStore(folder / 'checkpoints' / 'sft', keep=1) as store:
@@ -86,7 +86,7 @@ def test_a_template_and_a_system_message_by_flag(workdir, chat_workdir, capsys, 
     (['--template=plain', '--raw'], '--raw'), (['--system= '], '--system'),
     (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its control tokens')])
 def test_wrong_templates(workdir, capsys, flags, words, monkeypatch):
-  monkeypatch.setattr('llm_jax.train.checkpoint.Checkpoint.read', lambda *_: pytest.fail('parameters were read'))
+  monkeypatch.setattr('llm_jax.checkpoints.store.Checkpoint.read', lambda *_: pytest.fail('parameters were read'))
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
   assert caught.value.code == 2 and words in capsys.readouterr().err
@@ -116,7 +116,7 @@ def test_chat_survives_a_line_it_cannot_encode(workdir, capsys, monkeypatch):
       raise ValueError('not\nthis')
     return encode(text)
 
-  monkeypatch.setattr('llm_jax.data.byte_level.ByteTokenizer.encode', refuse)
+  monkeypatch.setattr('llm_jax.data.tokenizers.byte_level.ByteTokenizer.encode', refuse)
   out, err = chat(workdir, monkeypatch, capsys, 'bad\np\n')
   assert out == f'{text_of(params(5), "p", 4)}\n' and 'error: not this\n' in err
 

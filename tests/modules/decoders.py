@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax import paths
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   MLP,
   Architecture,

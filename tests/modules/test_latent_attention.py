@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 
-from llm_jax.config.architecture import GLU, Architecture, Block, LatentAttention, RMSNorm, RoPE
+from llm_jax.config.model.architecture import GLU, Architecture, Block, LatentAttention, RMSNorm, RoPE
 from llm_jax.modules import latent_attention
 from llm_jax.modules.cache import init_cache
 from llm_jax.modules.context import Context

@@ -11,7 +11,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 
 from llm_jax import paths
-from llm_jax.config.architecture import GLU, MLP, MixtureOfExperts, SigmoidRouter, SoftmaxRouter
+from llm_jax.config.model.architecture import GLU, MLP, MixtureOfExperts, SigmoidRouter, SoftmaxRouter
 from llm_jax.modules import mixture
 from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax import paths
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Attention,

@@ -9,7 +9,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
   NTKScaling,

@@ -8,9 +8,9 @@ import pytest
 
 from llm_jax import paths
 from llm_jax.config import presets
-from llm_jax.config.architecture import NormalInit
-from llm_jax.config.count import count_parameters
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import NormalInit
+from llm_jax.config.model.count import count_parameters
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from tests.modules.packed import (

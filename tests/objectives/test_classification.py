@@ -16,20 +16,20 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, class_logits, init_head
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, param_shardings
-from tests.hf import peers
+from tests.hf import hf_models
 
 CLASSES = 3
 LENGTHS = (9, 5, 12, 2)  # tokens of each text, its last mark included
 LABELS = (2, 0, 1, 0)
 CASES = {
-  'gpt2': (peers.gpt2, transformers.GPT2ForSequenceClassification),
-  'llama': (peers.llama, transformers.LlamaForSequenceClassification),
+  'gpt2': (hf_models.gpt2, transformers.GPT2ForSequenceClassification),
+  'llama': (hf_models.llama, transformers.LlamaForSequenceClassification),
 }
 
 
 def texts():
   rng = np.random.default_rng(0)
-  return [rng.integers(2, peers.VOCAB, length) for length in LENGTHS]
+  return [rng.integers(2, hf_models.VOCAB, length) for length in LENGTHS]
 
 
 def batch(rows=((0, 1), (2, 3)), time=16):
@@ -51,12 +51,12 @@ def batch(rows=((0, 1), (2, 3)), time=16):
 def models(name):
   """Their decoder with a head on classes, their decoder with a head on tokens, our model and parameters."""
   config, kind = CASES[name]
-  decoder = peers.make(config())
+  decoder = hf_models.make(config())
   torch.manual_seed(1)
   classifier = kind(config(num_labels=CLASSES, pad_token_id=0)).eval()
   base = classifier.base_model
   base.load_state_dict(decoder.base_model.state_dict())
-  architecture, params = peers.to_ours(decoder)
+  architecture, params = hf_models.to_ours(decoder)
   w = classifier.score.weight.detach().numpy().T.copy()
   return classifier, decoder, Transformer(architecture), {**params, HEAD: {'w': w}}
 

@@ -16,7 +16,7 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
 from llm_jax.objectives.loss import means_by_source
 from llm_jax.objectives.preference import PreferenceObjective, _log1mexp
-from tests.hf import peers
+from tests.hf import hf_models
 
 FORMS = {
   'dpo': (config.DPO(beta=0.3), dict(loss_type='sigmoid', beta=0.3)),
@@ -33,9 +33,9 @@ FORMS = {
 @functools.cache
 def models():
   """Policy and reference: transformers' and ours."""
-  policy, reference = (peers.make(peers.llama(pad_token_id=0, eos_token_id=1), seed) for seed in (0, 1))
-  architecture, ours = peers.to_ours(policy)
-  return policy, reference, Transformer(architecture), ours, peers.to_ours(reference)[1]
+  policy, reference = (hf_models.make(hf_models.llama(pad_token_id=0, eos_token_id=1), seed) for seed in (0, 1))
+  architecture, ours = hf_models.to_ours(policy)
+  return policy, reference, Transformer(architecture), ours, hf_models.to_ours(reference)[1]
 
 
 def pairs(rows=3, time=20):
@@ -43,7 +43,7 @@ def pairs(rows=3, time=20):
   rng = np.random.default_rng(0)
 
   def side():
-    tokens = rng.integers(2, peers.VOCAB, (rows, time)).astype(np.int32)
+    tokens = rng.integers(2, hf_models.VOCAB, (rows, time)).astype(np.int32)
     weights, segments = np.zeros((rows, time), np.float32), np.zeros((rows, time), np.int32)
     for row, prompt in enumerate((4, 6, 9)):
       weights[row, prompt - 1:prompt + 5] = 1  # six targets
@@ -98,7 +98,7 @@ def make_trainer(folder, **options):
   import tokenizers
   import transformers
   import trl
-  words = {f'w{i}': i for i in range(peers.VOCAB)}
+  words = {f'w{i}': i for i in range(hf_models.VOCAB)}
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w2')), unk_token='w2',
     pad_token='w0', eos_token='w1')

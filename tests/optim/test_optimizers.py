@@ -8,7 +8,7 @@ import torch
 
 from llm_jax import paths
 from llm_jax.config import presets
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Block,

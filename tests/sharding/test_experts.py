@@ -10,7 +10,8 @@ import pytest
 
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
-from llm_jax.config.architecture import (
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Attention,
@@ -22,7 +23,6 @@ from llm_jax.config.architecture import (
   SigmoidRouter,
   SoftmaxRouter,
 )
-from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import AdamW, Constant, Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer

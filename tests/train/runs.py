@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from llm_jax import paths
-from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.checkpoints.store import CheckpointStore
 
 ROOT = pathlib.Path(__file__).parents[2]
 

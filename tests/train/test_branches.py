@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from llm_jax import paths
-from llm_jax.config import door
-from llm_jax.train.checkpoint import CheckpointStore
-from llm_jax.train.metrics import read_metrics
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config import schema
+from llm_jax.tracking.metrics import read_metrics
 from tests.train import runs
 
 
@@ -71,7 +71,7 @@ def test_the_report_draws_an_arrow_from_every_parent(done):
 
 
 def test_the_config_in_the_folder_is_the_same_run(done):
-  run = door.from_json(json.loads((done[0] / 'config.json').read_text()))
+  run = schema.from_json(json.loads((done[0] / 'config.json').read_text()))
   assert [each.name for each in run.ancestors(run.stages[3])] == ['trunk', 'plain', 'mixed']
 
 

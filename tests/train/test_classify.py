@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from llm_jax import paths
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import (
   Classification,
@@ -18,8 +19,7 @@ from llm_jax.config.experiment import (
   stage,
 )
 from llm_jax.objectives.classification import init_head
-from llm_jax.train.checkpoint import CheckpointStore
-from llm_jax.train.metrics import read_metrics
+from llm_jax.tracking.metrics import read_metrics
 from tests.train import runs
 
 LABELS = ('even', 'odd')

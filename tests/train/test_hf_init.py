@@ -7,9 +7,9 @@ import pytest
 
 from launch import train
 from llm_jax import hf, paths
-from llm_jax.train.checkpoint import CheckpointStore
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.train.stage import StageRun
-from tests.hf import peers
+from tests.hf import hf_models
 
 EXPERIMENT = '''
 from llm_jax.config.experiment import Bytes, Constant, Mesh, Text, experiment, presets, stage
@@ -36,9 +36,9 @@ def get_config():
 
 def start(tmp_path, eps, before='', **changes):
   (tmp_path / 'text.txt').write_text('some text, and some more of it. ' * 20)
-  peers.make(peers.llama(vocab_size=263)).save_pretrained(tmp_path / 'hf')
+  hf_models.make(hf_models.llama(vocab_size=263)).save_pretrained(tmp_path / 'hf')
   if changes:  # the weights of another model beside the same config.json
-    peers.make(peers.llama(vocab_size=263, **changes)).save_pretrained(tmp_path / 'other')
+    hf_models.make(hf_models.llama(vocab_size=263, **changes)).save_pretrained(tmp_path / 'other')
     (tmp_path / 'other' / 'model.safetensors').replace(tmp_path / 'hf' / 'model.safetensors')
   (tmp_path / 'experiment.py').write_text(
     EXPERIMENT.format(text=str(tmp_path / 'text.txt'), folder=str(tmp_path / 'hf'), eps=eps, before=before))
@@ -127,7 +127,7 @@ def test_a_reference_that_changes_while_the_step_is_compiled_is_refused(tmp_path
   pairs, folder, run = tmp_path / 'pairs.jsonl', tmp_path / 'hf', tmp_path / 'run'
   pairs.write_text(''.join(json.dumps({'prompt': f'ask {i}', 'chosen': f'yes {i}', 'rejected': f'no {i}'}) + '\n'
                            for i in range(40)))
-  peers.make(peers.llama(vocab_size=263)).save_pretrained(folder)
+  hf_models.make(hf_models.llama(vocab_size=263)).save_pretrained(folder)
   (tmp_path / 'experiment.py').write_text(PREFERENCES.format(pairs=str(pairs), folder=str(folder)))
   command = ['launch.train', f'--config={tmp_path}/experiment.py', f'--workdir={run}']
   assert train.main(command) == 0

@@ -1,8 +1,8 @@
 """Stages that are asked for needles: one ends as soon as it finds enough, the next tells before from after."""
 import pytest
 
-from llm_jax.train.checkpoint import CheckpointStore
-from llm_jax.train.metrics import read_metrics
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.tracking.metrics import read_metrics
 from tests.train import runs
 
 

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from launch.experiment_file import load_run
-from llm_jax.train.checkpoint import KILL_POINTS, CheckpointStore
-from llm_jax.train.metrics import read_metrics, read_samples
-from tests.train import runs, shrunk
+from llm_jax.checkpoints.store import KILL_POINTS, CheckpointStore
+from llm_jax.tracking.metrics import read_metrics, read_samples
+from tests.train import runs, small_quickstart
 
 QUICKSTART = str(runs.ROOT / 'experiments/quickstart.py')
 CLOCK = ('time', 'step_seconds', 'tokens_per_second', 'mfu')  # numbers that no two runs share
@@ -47,11 +47,12 @@ def test_an_ablation_differs_from_where_it_changes_something(folder, untouched, 
   names = [stage.name for stage in load_run(QUICKSTART).stages]
   same = {name for name in names if runs.state_hash(tmp_path, name) == runs.state_hash(untouched, name)}
   assert same == set(names) - {'sft', 'dpo'}
-  assert facts(tmp_path, 'sft')['lineage']['parent'] == f'anneal/{shrunk.STEPS}'
+  assert facts(tmp_path, 'sft')['lineage']['parent'] == f'anneal/{small_quickstart.STEPS}'
 
 
 def start(folder, workdir, experiment=QUICKSTART, kill_at=''):
-  return runs.start(folder / 'none', workdir, *shrunk.flags(experiment), experiment=experiment, kill_at=kill_at)
+  flags = small_quickstart.flags(experiment)
+  return runs.start(folder / 'none', workdir, *flags, experiment=experiment, kill_at=kill_at)
 
 
 def finish(folder, workdir, experiment=QUICKSTART):

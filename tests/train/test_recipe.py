@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llm_jax import paths
-from llm_jax.train.checkpoint import CheckpointStore
-from llm_jax.train.metrics import read_metrics, read_samples
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.tracking.metrics import read_metrics, read_samples
 from tests.train import runs
 
 STAGES = ('pretrain', 'anneal', 'average', 'sft', 'dpo')

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from launch.experiment_file import load_run
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.train import scores, stages
+from llm_jax.tracking.metrics import MetricsWriter, read_samples
+from llm_jax.train import scores
 from llm_jax.train import stage as stage_module
-from llm_jax.train.checkpoint import CheckpointStore
 from llm_jax.train.hooks import Diverged, check_result
-from llm_jax.train.metrics import MetricsWriter, read_samples
 from llm_jax.train.scores import Scorer
 from llm_jax.train.stage import StageRun
-from llm_jax.train.start import Start
+from llm_jax.train.starting_point import Start
 
 
 class Store:
@@ -76,12 +76,12 @@ def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_
   context = types.SimpleNamespace(run=run, workdir=tmp_path, primary=True,
                                   store=lambda name: CheckpointStore(tmp_path / 'checkpoints' / name))
   MetricsWriter(tmp_path, tensorboard=False).write('final', first.name, first.steps)
-  assert not stages.is_finished(context, first)
+  assert not run.is_finished(context, first)
   (tmp_path / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
-  assert stages.is_finished(context, first) and not stages.is_finished(context, second)
+  assert run.is_finished(context, first) and not run.is_finished(context, second)
   branch = dataclasses.replace(second, name='branch')
   with pytest.raises(ConfigError, match=f'{first.name}, which has lost its checkpoints: bring them back'):
-    stages.check_starts(context, [branch])
+    run.check_starts(context, [branch])
   scorer = object.__new__(Scorer)
   scorer.context, scorer.stage = context, second
   assert scorer.baselines(second.steps) == {}  # what the first was trained on is not known

@@ -1,5 +1,4 @@
 """A model that learns to find a few needles and is then done, and a stage of twice the context. FILE is its text."""
-from llm_jax.config.architecture import LinearScaling, RoPE
 from llm_jax.config.experiment import (
   BPE,
   Checkpoints,
@@ -13,6 +12,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
+from llm_jax.config.model.architecture import LinearScaling, RoPE
 
 
 def get_config(path):

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from functools import partial
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Block,

@@ -3,7 +3,7 @@ heads of 256; the 2B has a single key/value head."""
 import math
 from functools import partial
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, Block, RoPE, ZeroCenteredRMSNorm
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, RoPE, ZeroCenteredRMSNorm
 
 
 def gemma(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int | None, d_ff: int, head_dim: int = 256,

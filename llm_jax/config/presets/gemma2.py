@@ -4,7 +4,7 @@ import dataclasses
 import math
 from functools import partial
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, RoPE, SandwichBlock, ZeroCenteredRMSNorm
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, RoPE, SandwichBlock, ZeroCenteredRMSNorm
 
 
 def gemma2(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int, head_dim: int = 256,

@@ -2,7 +2,7 @@
 of Vaswani et al. 2017, LayerNorm after each sum, with learned positions and GELU."""
 from functools import partial
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   MLP,
   Architecture,
   Attention,

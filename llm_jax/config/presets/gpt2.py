@@ -2,7 +2,7 @@
 of attention and feed-forward, one more stands before the head; learned positions, GELU, biases, tied head."""
 from functools import partial
 
-from llm_jax.config.architecture import MLP, Architecture, Attention, Block, LayerNorm, LearnedPositions
+from llm_jax.config.model.architecture import MLP, Architecture, Attention, Block, LayerNorm, LearnedPositions
 
 
 def gpt2(d_model: int, num_layers: int, num_heads: int, vocab_size: int = 50_257, max_length: int = 1_024,

@@ -3,7 +3,7 @@ dense and locally banded attention, and twice the context."""
 import dataclasses
 from functools import partial
 
-from llm_jax.config.architecture import MLP, Architecture, Attention, Block, LayerNorm, LearnedPositions
+from llm_jax.config.model.architecture import MLP, Architecture, Attention, Block, LayerNorm, LearnedPositions
 
 
 def gpt3(d_model: int, num_layers: int, num_heads: int, window: int = 256, vocab_size: int = 50_257,

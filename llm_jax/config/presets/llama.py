@@ -5,7 +5,7 @@ LLaMA (Touvron et al. 2023, table 2), Llama 2 (Touvron et al. 2023b, table 1), C
 """
 from functools import partial
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, Block, Llama3Scaling, RMSNorm, RoPE, Scaling
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, Llama3Scaling, RMSNorm, RoPE, Scaling
 
 
 def llama(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int | None = None, d_ff: int | None = None,

@@ -1,7 +1,7 @@
 """Mistral 7B (Jiang et al. 2023, table 1): Llama with grouped queries and a sliding window."""
 from functools import partial
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, Block, RMSNorm, RoPE
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, RMSNorm, RoPE
 
 
 def mistral(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int, window: int | None = 4_096,

@@ -2,7 +2,7 @@
 router picks 2 for every token."""
 from functools import partial
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Attention,

@@ -1,5 +1,5 @@
 """The families of `transformers` that are read and written: weight table and configuration of each in one file."""
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   Architecture,
   LatentAttention,
   MixtureOfExperts,

@@ -3,7 +3,8 @@ tokens. Rotary numbers stand in pairs in its files."""
 import re
 from typing import Any
 
-from llm_jax.config.architecture import (
+from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Block,
@@ -13,8 +14,7 @@ from llm_jax.config.architecture import (
   RMSNorm,
   SigmoidRouter,
 )
-from llm_jax.config.count import blocks
-from llm_jax.config.errors import require
+from llm_jax.config.model.count import blocks
 from llm_jax.hf.families.llama import BUFFERS
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields

@@ -5,7 +5,8 @@ Gemma 2 norms what each half of a block adds, caps scores and logits, and altern
 import dataclasses
 from typing import Any
 
-from llm_jax.config.architecture import (
+from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Attention,
@@ -14,8 +15,7 @@ from llm_jax.config.architecture import (
   SandwichBlock,
   ZeroCenteredRMSNorm,
 )
-from llm_jax.config.count import blocks
-from llm_jax.config.errors import require
+from llm_jax.config.model.count import blocks
 from llm_jax.hf.families.llama import BUFFERS, LLAMA
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields

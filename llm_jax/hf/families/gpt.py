@@ -2,7 +2,8 @@
 import re
 from typing import Any
 
-from llm_jax.config.architecture import (
+from llm_jax.config.errors import require
+from llm_jax.config.model.architecture import (
   MLP,
   Architecture,
   Attention,
@@ -12,7 +13,6 @@ from llm_jax.config.architecture import (
   NormalInit,
   PostNormBlock,
 )
-from llm_jax.config.errors import require
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
 from llm_jax.hf.parts import expect_kind

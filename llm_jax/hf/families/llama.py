@@ -2,7 +2,7 @@
 import re
 from typing import Any
 
-from llm_jax.config.architecture import GLU, Architecture, Attention, Block, NormalInit, RMSNorm, RoPE
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, NormalInit, RMSNorm, RoPE
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
 from llm_jax.hf.parts import ATTENTION, FEED_FORWARD_NORM, GATED, MODEL, expect_kind, read_attention, write_attention

@@ -1,7 +1,7 @@
 """Mixtral: Mistral with a sparse mixture of experts in every layer."""
 from typing import Any
 
-from llm_jax.config.architecture import (
+from llm_jax.config.model.architecture import (
   GLU,
   Architecture,
   Attention,

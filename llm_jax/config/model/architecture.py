@@ -1,0 +1,144 @@
+"""A whole decoder: its blocks and their order.
+
+What blocks are made of is in `attention.py`, `feed_forward.py`, `norms.py` and `positions.py`; import it from here.
+"""
+import dataclasses
+
+from llm_jax.config.errors import require
+from llm_jax.config.model.attention import AnyAttention, Attention, LatentAttention
+from llm_jax.config.model.feed_forward import (
+  ACTIVATIONS,
+  GLU,
+  MLP,
+  FeedForward,
+  MixtureOfExperts,
+  Router,
+  SigmoidRouter,
+  SoftmaxRouter,
+)
+from llm_jax.config.model.norms import LayerNorm, Norm, RMSNorm, ZeroCenteredRMSNorm
+from llm_jax.config.model.positions import (
+  LearnedPositions,
+  LinearScaling,
+  Llama3Scaling,
+  NTKScaling,
+  Positions,
+  RoPE,
+  Scaling,
+  SinusoidalPositions,
+  YaRNScaling,
+)
+
+__all__ = [
+  'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'FeedForward', 'GLU',
+  'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP', 'MixtureOfExperts',
+  'NTKScaling', 'Norm', 'NormalInit', 'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE', 'Router', 'SandwichBlock',
+  'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling', 'ZeroCenteredRMSNorm',
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class PostNormBlock:
+  """norm(x + attention(x)), then norm(x + feed_forward(x)) (Vaswani et al. 2017, GPT-1)."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class SandwichBlock:
+  """x + norm(attention(norm(x))), then x + norm(feed_forward(norm(x))) (Gemma 2)."""
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+AnyBlock = Block | PostNormBlock | SandwichBlock
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalInit:
+  """Normal initialisation as GPT-2 states it (section 2.3): std 0.02, and the projections that write to the residual
+  stream scaled by 1/sqrt(2 num_layers). LLaMA's papers state none; it is used there too.
+
+  residual_std: None means std / sqrt(2 num_layers).
+  """
+  std: float = 0.02
+  residual_std: float | None = None
+  positions_std: float = 0.01
+
+  def __post_init__(self):
+    for field in ('std', 'residual_std', 'positions_std'):
+      value = getattr(self, field)
+      require(value is None or value >= 0, field, value, 'use 0 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """A decoder: `prefix` blocks once, then `pattern` repeated until there are `num_layers`.
+
+  norm: after the last block; None means none (GPT-1, whose blocks end in one).
+  embedding_scale: what token embeddings are multiplied by (sqrt(d_model) in Vaswani et al. 2017 and Gemma).
+  logit_soft_cap: logits become cap tanh(logits / cap) (Gemma 2, section 2).
+  multi_token: blocks that predict one token further each, used in training and to draft while decoding; they are not
+    among the `num_layers` (DeepSeek-V3, section 2.2).
+  """
+  vocab_size: int
+  d_model: int
+  num_layers: int
+  pattern: tuple[AnyBlock, ...]
+  positions: Positions
+  norm: Norm | None
+  tied_head: bool
+  prefix: tuple[AnyBlock, ...] = ()
+  dropout: float = 0.0
+  init: NormalInit = NormalInit()
+  embedding_scale: float = 1.0
+  logit_soft_cap: float | None = None
+  multi_token: tuple[AnyBlock, ...] = ()
+
+  def __post_init__(self):
+    for field in ('vocab_size', 'd_model', 'num_layers'):
+      require(getattr(self, field) > 0, field, getattr(self, field), 'use a positive integer')
+    require(len(self.pattern) > 0, 'pattern', self.pattern, 'give at least one block')
+    rest = self.num_layers - len(self.prefix)
+    require(rest >= 0 and rest % len(self.pattern) == 0, 'num_layers', self.num_layers,
+            f'must be len(prefix)={len(self.prefix)} plus a multiple of len(pattern)={len(self.pattern)}')
+    require(0 <= self.dropout < 1, 'dropout', self.dropout, 'use a probability in [0, 1)')
+    require(self.embedding_scale > 0, 'embedding_scale', self.embedding_scale, 'use a positive number')
+    require(self.logit_soft_cap is None or self.logit_soft_cap > 0, 'logit_soft_cap', self.logit_soft_cap,
+            'use a positive number, or None')
+    for group in ('prefix', 'pattern', 'multi_token'):
+      for i, block in enumerate(getattr(self, group)):
+        self._check_attention(block.attention, f'{group}[{i}].attention')
+
+  def _check_attention(self, attention: AnyAttention, where: str) -> None:
+    rotary = isinstance(self.positions, RoPE)
+    if isinstance(attention, Attention):
+      require(attention.head_dim is not None or self.d_model % attention.num_heads == 0, f'{where}.num_heads',
+              attention.num_heads, f'use a divisor of d_model={self.d_model}, or set head_dim')
+    else:
+      require(rotary, f'{where}', 'LatentAttention', 'it needs rotary positions: use positions=RoPE(...)')
+    size = attention.rotary_size(self.d_model)
+    field = 'head_dim' if isinstance(attention, Attention) else 'rope_dim'
+    require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even head size')
+    require(not rotary or not isinstance(self.positions.scaling, NTKScaling) or size > 2, f'{where}.{field}', size,
+            'NTKScaling needs a head size above 2')
+
+  @property
+  def repeats(self) -> int:
+    """How often `pattern` runs."""
+    return (self.num_layers - len(self.prefix)) // len(self.pattern)
+
+  @property
+  def max_length(self) -> int | None:
+    """The longest context that the positions allow; None means any."""
+    return self.positions.max_length if isinstance(self.positions, LearnedPositions) else None

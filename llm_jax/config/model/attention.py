@@ -1,0 +1,76 @@
+"""The kinds of attention.
+
+`None` in a size means "derived": the docstring gives the formula, and a number overrides it.
+"""
+import dataclasses
+
+from llm_jax.config.errors import require, require_sizes
+from llm_jax.config.model.norms import Norm, RMSNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+  """Causal multi-head attention; multi-query and grouped-query by `num_kv_heads`.
+
+  head_dim: None means d_model / num_heads.   num_kv_heads: None means num_heads.
+  window: a query sees this many positions, its own included (banded, GPT-3; sliding, Mistral); None means all.
+  soft_cap: scores become soft_cap tanh(score / soft_cap) (Gemma 2, section 2).
+  scale: what q k' is multiplied by; None means 1 / sqrt(head_dim).
+  """
+  num_heads: int
+  num_kv_heads: int | None = None
+  head_dim: int | None = None
+  bias: bool = False
+  window: int | None = None
+  soft_cap: float | None = None
+  scale: float | None = None
+
+  def __post_init__(self):
+    require(self.num_heads > 0, 'num_heads', self.num_heads, 'use at least one head')
+    require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'num_kv_heads', self.num_kv_heads,
+            f'use a divisor of num_heads={self.num_heads}')
+    require(self.window is None or self.window > 0, 'window', self.window, 'use 1 or more, or None for all positions')
+    require_sizes(self, 'head_dim', 'soft_cap', 'scale')
+
+  @property
+  def kv_heads(self) -> int:
+    return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+  def head_size(self, d_model: int) -> int:
+    return self.head_dim or d_model // self.num_heads
+
+  def rotary_size(self, d_model: int) -> int:
+    """The part of a head that rotary positions turn."""
+    return self.head_size(d_model)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention:
+  """Multi-head latent attention: keys and values of all heads are made from one compressed vector of `kv_rank`, and one
+  rotary key of `rope_dim` is shared by all heads (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1).
+
+  nope_dim: size of the part of a head that carries no position.   v_dim: size of a head's value.
+  q_rank: rank of the compressed query; None means queries are projected directly.
+  norm: of the compressed vectors.   scale: None means 1 / sqrt(nope_dim + rope_dim).
+  """
+  num_heads: int
+  kv_rank: int
+  nope_dim: int
+  rope_dim: int
+  v_dim: int
+  q_rank: int | None = None
+  norm: Norm = RMSNorm(1e-6)
+  scale: float | None = None
+
+  def __post_init__(self):
+    for field in ('num_heads', 'kv_rank', 'nope_dim', 'rope_dim', 'v_dim'):
+      require(getattr(self, field) > 0, field, getattr(self, field), 'use a positive integer')
+    require_sizes(self, 'q_rank', 'scale')
+
+  def rotary_size(self, d_model: int) -> int:
+    """The part of a head that rotary positions turn."""
+    del d_model
+    return self.rope_dim
+
+
+AnyAttention = Attention | LatentAttention

@@ -1,0 +1,108 @@
+"""Parameter counts by arithmetic over an `Architecture`: what the modules will make, known before anything is made."""
+from llm_jax.config.model.architecture import (
+  GLU,
+  MLP,
+  AnyAttention,
+  AnyBlock,
+  Architecture,
+  Attention,
+  FeedForward,
+  LatentAttention,
+  LayerNorm,
+  LearnedPositions,
+  MixtureOfExperts,
+  Norm,
+  SandwichBlock,
+  SigmoidRouter,
+)
+
+
+def count_parameters(architecture: Architecture) -> int:
+  """All parameters of the main model, embeddings included; a tied head counts once.
+
+  GPT-2 124M gives 124,439,808 and Llama-3 8B 8,030,261,248, as their published checkpoints hold. Blocks that predict
+  further tokens are not in it, as in DeepSeek-V3's 671B: `count_multi_token`.
+  """
+  return _total(architecture, active=False)
+
+
+def count_active_parameters(architecture: Architecture) -> int:
+  """Those that one token uses: of each mixture the `top_k` experts and the shared one. Embeddings and head are counted
+  whole, as in Mixtral's 12.9B. DeepSeek-V3 gives 37.55B; without its input embeddings, 36.6B, of which the paper says
+  37B."""
+  return _total(architecture, active=True)
+
+
+def count_multi_token(architecture: Architecture) -> int:
+  """The blocks that predict further tokens, with their norms and projections; embeddings and head are the main model's
+  (DeepSeek-V3, section 2.2)."""
+  return _further(architecture, active=False)
+
+
+def count_matmul_parameters(architecture: Architecture) -> int:
+  """Parameters that multiply a token in training: the active ones but the look-up tables (learned positions; the
+  embedding, unless it is also the head), and for each further token its block and the head again. Norms and biases stay
+  in, far below 1 %."""
+  table = architecture.vocab_size * architecture.d_model
+  looked_up = count_positions(architecture) + (0 if architecture.tied_head else table)
+  further = _further(architecture, active=True) + len(architecture.multi_token) * table
+  return count_active_parameters(architecture) - looked_up + further
+
+
+def count_positions(architecture: Architecture) -> int:
+  positions = architecture.positions
+  return positions.max_length * architecture.d_model if isinstance(positions, LearnedPositions) else 0
+
+
+def blocks(architecture: Architecture) -> tuple[AnyBlock, ...]:
+  """Every block in the order that it runs: `num_layers` of them."""
+  return architecture.prefix + architecture.pattern * architecture.repeats
+
+
+def _total(architecture: Architecture, active: bool) -> int:
+  d_model = architecture.d_model
+  tables = architecture.vocab_size * d_model * (1 if architecture.tied_head else 2) + count_positions(architecture)
+  layers = sum(_block(block, d_model, active) for block in blocks(architecture))
+  return tables + layers + _norm(architecture.norm, d_model)
+
+
+def _further(architecture: Architecture, active: bool) -> int:
+  d_model = architecture.d_model
+  around = lambda block: 3 * _norm(block.norm, d_model) + 2 * d_model * d_model  # hidden, embedding, output; [2 D, D]
+  return sum(around(block) + _block(block, d_model, active) for block in architecture.multi_token)
+
+
+def _norm(norm: Norm | None, size: int) -> int:
+  if norm is None:
+    return 0
+  return 2 * size if isinstance(norm, LayerNorm) else size
+
+
+def _block(block: AnyBlock, d_model: int, active: bool) -> int:
+  norms = (4 if isinstance(block, SandwichBlock) else 2) * _norm(block.norm, d_model)
+  return norms + _attention(block.attention, d_model) + _feed_forward(block.feed_forward, d_model, active)
+
+
+def _attention(attention: AnyAttention, d_model: int) -> int:
+  match attention:
+    case Attention():
+      query = attention.num_heads * attention.head_size(d_model)
+      key_value = 2 * attention.kv_heads * attention.head_size(d_model)
+      return d_model * (2 * query + key_value) + (query + key_value + d_model if attention.bias else 0)
+    case LatentAttention(num_heads=heads, kv_rank=kv_rank, q_rank=q_rank, nope_dim=nope, rope_dim=rope, v_dim=v):
+      query = heads * (nope + rope)
+      queries = d_model * query if q_rank is None else q_rank * (d_model + query) + _norm(attention.norm, q_rank)
+      keys_values = d_model * (kv_rank + rope) + _norm(attention.norm, kv_rank) + kv_rank * heads * (nope + v)
+      return queries + keys_values + heads * v * d_model
+
+
+def _feed_forward(feed_forward: FeedForward, d_model: int, active: bool) -> int:
+  match feed_forward:
+    case MLP() | GLU():
+      width = feed_forward.width(d_model)
+      inward = 2 if isinstance(feed_forward, GLU) else 1
+      return (inward + 1) * d_model * width + (inward * width + d_model if feed_forward.bias else 0)
+    case MixtureOfExperts(num_experts=experts, top_k=top_k, expert=expert, shared=shared, router=router):
+      balance = experts if isinstance(router, SigmoidRouter) else 0
+      return (d_model * experts + balance + (top_k if active else experts) * _feed_forward(expert, d_model, active)
+              + (0 if shared is None else _feed_forward(shared, d_model, active)))

@@ -1,0 +1,274 @@
+"""From a configuration to rows: sources, tokenised and packed, mixed and shuffled.
+
+One number says where a run is: the global sample index. Sample i is the same row however often the run was restarted.
+"""
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from llm_jax.config import run as config
+from llm_jax.config.errors import located
+from llm_jax.data import fingerprints, token_store
+from llm_jax.data.mixture import AnyMixture, make_mixture
+from llm_jax.data.packing.labelled import LabelledRows, check_labels
+from llm_jax.data.packing.needles import NeedleRows
+from llm_jax.data.packing.pairs import PairRows
+from llm_jax.data.packing.ramp import Stretches, stretches_of
+from llm_jax.data.packing.text import Rows, assemble
+from llm_jax.data.sources import dialogues, documents
+from llm_jax.data.sources.labelled import Example
+from llm_jax.data.tokenizers.base import Tokenizer
+
+Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
+
+AnyRows = Rows | PairRows | LabelledRows | NeedleRows | Stretches
+
+
+class Dataset:
+  """Rows of one split of a mixture: dicts of arrays [context] with the fields of LanguageModelBatch, or, of
+  preferences, {'chosen', 'rejected'} of such dicts, or, of labelled texts, {'text', 'labels'}.
+
+  fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
+  of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
+  pairs: whether rows are pairs. skipped: bad rows left out, by reason.
+  names: of the mixture's sources; where there are several, every row has 'sources' too, the place in it of its own.
+  """
+
+  def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[AnyRows],
+               mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, context: int, seed: int,
+               fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
+    self.split, self.context, self.fingerprint, self.names, self._numbers = split, context, fingerprint, names, numbers
+    self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
+    stores = [part.store for part in rows]
+    self.num_tokens = sum(store.num_tokens for store in stores)
+    self.num_documents = sum(store.num_documents for store in stores)
+    self.num_targets = sum(part.num_targets for part in rows)
+    self.num_bytes = sum(store.num_bytes for store in stores)
+    self.rows_per_epoch = sum(len(part) for part in rows)
+    self.pairs = isinstance(rows[0], PairRows)
+    self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
+                    for store in stores for reason in store.skipped}
+    if split == 'train':
+      self._mixture = mixture
+      self._orders = [part.row_of if isinstance(part, Stretches) else _epochs(len(part), _seed('rows', seed, i))
+                      for i, part in enumerate(rows)]
+    else:
+      self._ends = np.cumsum([len(part) for part in rows])
+
+  def locate(self, sample: int) -> tuple[int, int]:
+    """(source, row of that source) of a global sample.
+
+    train: mixed by weight, every source shuffled anew each epoch, endless. held_out: in order.
+    """
+    if self.split == 'train':
+      source, count = self._mixture.locate(sample)
+      return source, self._orders[source](count)
+    if not 0 <= sample < self.rows_per_epoch:
+      raise IndexError(f'row {sample} of {self.rows_per_epoch}')
+    source = int(np.searchsorted(self._ends, sample, side='right'))
+    return source, sample - (int(self._ends[source - 1]) if source else 0)
+
+  def given(self, samples: int) -> dict[str, int]:
+    """How many of a training split's first samples are from each source."""
+    return dict(zip(self.parts, self._mixture.given(samples).tolist(), strict=True))
+
+  @property
+  def parts(self) -> dict[str, AnyRows]:
+    """The rows of each source that has a part in the split, by its name."""
+    return {self.names[number]: rows for number, rows in zip(self._numbers, self._rows, strict=True)}
+
+  def row(self, sample: int) -> Row:
+    """The row of a global sample."""
+    source, row = self.locate(sample)
+    return self._with_source(self._rows[source][row], self._numbers[source])
+
+  @property
+  def padding(self) -> Row:
+    """A row without targets."""
+    row = assemble((), self.context, 0)
+    if self.pairs:
+      row = {'chosen': row, 'rejected': row}
+    elif isinstance(self._rows[0], LabelledRows):
+      row = {'text': row, 'labels': np.full(self.context, -1, np.int32)}
+    return self._with_source(row, 0)
+
+  @property
+  def most_common_class(self) -> float:
+    """Of labelled texts, the share of the class that most of them have."""
+    labels = np.concatenate([part.labels for part in self._rows])
+    return float(np.bincount(labels).max() / len(labels))
+
+  def _with_source(self, row: Row, number: int) -> Row:
+    return {**row, 'sources': np.int32(number)} if len(self.names) > 1 else row
+
+  @property
+  def rows(self) -> Iterator[Row]:
+    """Every row of the split once, in the order of `row` for held_out: all its tokens, each a target once."""
+    return (part[i] for part in self._rows for i in range(len(part)))
+
+  def tokens_seen(self, samples: range) -> Iterator[np.ndarray]:
+    """The ids in these samples, a piece of one document at a time, with the last target of each piece."""
+    for sample in samples:
+      source, row = self.locate(sample)
+      for ids in self._rows[source].documents(row):
+        yield np.array(ids)
+
+  def token_documents(self) -> Iterator[np.ndarray]:
+    """The ids of every document of the split, `eot tokens eot`; of a dialogue, those of its template."""
+    for part in self._rows:
+      for start, end in zip(part.store.offsets[:-1], part.store.offsets[1:], strict=True):
+        yield np.array(part.store.tokens[start:end])
+
+  def questions(self, count: int, longest: int) -> list[tuple[list[int], list[int]]]:
+    """(prompt, answer) ids of up to `count` dialogues, spread over the split: all before the first answer that is
+    learnt, at most `longest` ids, and that answer with what ends its turn."""
+    fit = []
+    for store in [part.store for part in self._rows if part.store.counts is not None]:
+      for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
+        counts = np.append(store.counts[start:end], 0)
+        first = int(np.argmax(counts))
+        if first <= longest:
+          fit.append((store, start, start + first, start + first + int(np.argmin(counts[first:]))))
+    chosen = [fit[i * len(fit) // count] for i in range(count)] if len(fit) > count else fit
+    return [(store.tokens[a:b].tolist(), store.tokens[b:c].tolist()) for store, a, b, c in chosen]
+
+  @property
+  def haystack(self) -> token_store.TokenStore:
+    """The tokens of its first source."""
+    return self._rows[0].store
+
+  @property
+  def changed(self) -> bool:
+    """Whether the text is no longer as it was when the dataset was opened; its tokens are."""
+    return any(source.changed() for source in self._sources)
+
+  def seen_in(self, trained: 'Dataset') -> list[str]:
+    """What of this held-out split may be in the training split `trained`, one line for each two sources."""
+    return [f'{self.names[i]} (held_out={ours.held_out}) holds out text of {trained.names[k]} '
+            f'(held_out={theirs.held_out})'
+            for i, ours in zip(self._numbers, self._sources, strict=True)
+            for k, theirs in zip(trained._numbers, trained._sources, strict=True) if theirs.trains_on(ours)]
+
+  def byte_documents(self) -> Iterator[bytes]:
+    """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
+    for source in self._sources:
+      for _, document in source.documents(self.split):
+        if source.chat:
+          yield from (''.join(dialogue.answers).encode() for dialogue in document)
+        else:
+          yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
+
+
+def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: documents.Split,
+                 steps: int = 1, phases: Sequence[config.Phase] = (), cache_dir: str | os.PathLike | None = None,
+                 progress: token_store.Progress | None = None, name: str = '') -> Dataset | None:
+  """Opens the sources, tokenises what the cache does not hold, and plans the rows.
+
+  steps, phases: of the stage; they matter where a source's weight changes with the step, or the context does.
+  progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
+  in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
+  are cut are counted in a warning, under `name`.
+  """
+  opened, parts, used, numbers = [], [], [], []
+  train = split == 'train'
+  mixture, stretches = make_mixture(data.sources, steps, phases) if train else None, stretches_of(phases)
+  for i, weighted in enumerate(data.sources):
+    if split == 'held_out' and not weighted.source.held_out:
+      continue
+    with located(f'data.sources[{i}].source'):
+      source = documents.open_source(weighted.source, cache_dir)
+      store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
+    order = _seed('documents', seed, i) if train else None
+    opened.append(source)
+    part = make_rows(weighted.source, store, data.packing, tokenizer, context, order)
+    if isinstance(part, Rows) and train and len(stretches) > 1:
+      starts = [(stretch.context, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
+      part = Stretches(part, starts, _seed('rows', seed, i))
+    parts.append(part)
+    used.append(weighted)
+    numbers.append(i)
+    if source.chat or source.labelled:
+      where = f'data.sources[{i}] ({split})'
+      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], context, data.packing)
+  fingerprint = {
+    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
+    'weights': ', '.join(repr(part.weight) for part in used) + (
+      f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
+    'packing': data.packing, 'context': str(context), 'seed': str(seed),
+    'tokenizer': tokenizer.fingerprint,
+    'formats': '; '.join(repr(token_store.formats(source)) for source in opened)}
+  if not opened:
+    return None
+  if data.labels and split == 'train':
+    with located('data.sources[0].source'):
+      check_labels(parts, data.labels)
+  return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
+
+
+def make_rows(source: config.Source, store: token_store.TokenStore, packing: str, tokenizer: Tokenizer, context: int,
+              order: int | None) -> AnyRows:
+  """The rows of one source; `order` seeds that of its documents, None leaves them as they come."""
+  match source:
+    case config.Needles(spacing=spacing):
+      return NeedleRows(store, tokenizer, context, order, spacing)
+    case source if isinstance(source, config.Pairs):
+      return PairRows(store, context, tokenizer.eot)
+    case source if isinstance(source, config.Labelled):
+      return LabelledRows(store, context, order, tokenizer.eot)
+    case _:
+      return Rows(store, packing, context, order, tokenizer.eot)
+
+
+def _tell_cuts(where: str, rows: AnyRows, context: int, packing: str) -> None:
+  if isinstance(rows, PairRows):
+    for count, why in ((rows.num_left_out, 'their prompt fills'), (rows.num_equal, 'their answers are equal within')):
+      if count:
+        logging.warning('%s: %d of %d pairs left out, %s context=%d', where, count, rows.store.num_documents // 2, why,
+                        context)
+  if rows.num_cut:
+    kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
+      'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)
+    why = f'are longer than context={context} and are cut'
+    if kind == 'conversations' and packing == 'split':
+      why = f"go on in another row of context={context}, where answers lack their questions: use packing='best_fit'"
+    logging.warning('%s: %d of %d %s %s', where, rows.num_cut, count, kind, why)
+
+
+def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
+  """Training text for a tokenizer: documents of all sources that hold text, each time of the one that is furthest
+  behind its share of the bytes (by weight, the highest that it reaches), until all are used up. Of dialogues, all that
+  is said; of labelled texts, these."""
+  unread = {}
+  for i, weighted in enumerate(data.sources):
+    if not isinstance(weighted.source, config.Needles):  # they have no text of their own
+      with located(f'data.sources[{i}].source'):
+        source = documents.open_source(weighted.source, cache_dir)
+      if not source.tokenised:
+        unread[i] = source.documents('train')
+  given = dict.fromkeys(unread, 0)
+  while unread:
+    i = min(unread, key=lambda i: given[i] / data.sources[i].most)
+    with located(f'data.sources[{i}].source'):
+      found = next(unread[i], None)
+    if found is None:
+      del unread[i]
+      continue
+    document = found[1]
+    if not isinstance(document, str):
+      document = document.text if isinstance(document, Example) else dialogues.said(document)
+    given[i] += len(document)
+    yield document
+
+
+def _epochs(num_rows: int, seed: int) -> Callable[[int], int]:
+  """The row that comes after so many others: all of them in another order each epoch."""
+  import grain
+  order = grain.MapDataset.range(num_rows).shuffle(seed=seed).repeat()
+  return lambda count: int(order[count])
+
+
+def _seed(purpose: str, seed: int, source: int) -> int:
+  """A 32-bit seed of its own for every use, so that no two orders are alike."""
+  return int(fingerprints.of([purpose, seed, source])[:8], 16)

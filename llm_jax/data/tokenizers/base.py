@@ -1,0 +1,110 @@
+"""Text to token ids and back: what a tokenizer is, how one is made of a configuration and read from a folder.
+
+Every tokenizer encodes untrusted text without ever yielding a control id, and has a fingerprint: the sha256 of all that
+determines its ids.
+"""
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llm_jax.config import run as config
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.data.tokenizers.byte_level import (
+  END_OF_TEXT,
+  META_FILE,
+  RANKS_FILE,
+  ByteTokenizer,
+  RankTokenizer,
+  load_ranks,
+  pattern_for,
+  train,
+)
+from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
+
+HUGGING_FACE_FILE = 'tokenizer.json'
+
+
+class Tokenizer(Protocol):
+  """What the rest of the code needs of a tokenizer. `eot` is the control id at both ends of every document.
+
+  control_ids: every control token by name, `eot` among them; no text is ever encoded to one of these ids.
+  """
+  vocab_size: int
+  eot: int
+  control_ids: dict[str, int]
+  fingerprint: str
+
+  def encode(self, text: str) -> list[int]: ...
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+  def decode(self, ids: Iterable[int]) -> str: ...
+  def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
+  def save(self, folder: str | os.PathLike) -> None: ...
+
+
+def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str]] | None = None) -> Tokenizer:
+  """The tokenizer that a configuration describes. `texts` gives training text; only BPE asks for it."""
+  match tokenizer:
+    case config.Bytes():
+      return ByteTokenizer()
+    case config.BPE(vocab_size, pattern, split_digits, sample_bytes, control):
+      require(texts is not None, 'tokenizer', tokenizer, 'needs text to train on: give `texts`')
+      return train(texts(), vocab_size, pattern, split_digits, sample_bytes, control)
+    case config.TiktokenFile(path, pattern, control, split_digits):
+      named = [name for name in control if name]
+      require(bool(named), 'tokenizer.control', control, f'name the end of text, such as ({END_OF_TEXT!r},)')
+      require(len(set(named)) == len(named), 'tokenizer.control', control, 'names must differ')
+      end_of_text = tokenizer.end_of_text or named[0]
+      require(end_of_text in named, 'tokenizer.end_of_text', end_of_text, f'name one of control={control}')
+      return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), control, end_of_text)
+    case config.HuggingFaceFile(path, end_of_text):
+      try:
+        return HuggingFaceTokenizer(pathlib.Path(path).read_bytes(), end_of_text)
+      except OSError as error:
+        mend = f'cannot be read ({error.strerror}): name a tokenizer.json'
+        raise ConfigError('tokenizer.path', path, mend) from error
+  raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+  """What `save` wrote. Files that do not give the saved fingerprint are an error."""
+  folder = pathlib.Path(folder)
+  try:
+    meta = json.loads((folder / META_FILE).read_bytes())
+    match meta['kind']:
+      case 'bytes':
+        tokenizer = ByteTokenizer()
+      case 'ranks':
+        ranks = load_ranks(folder / RANKS_FILE)
+        tokenizer = RankTokenizer(ranks, meta['pattern'], meta['control'], meta['end_of_text'])
+      case 'huggingface':
+        tokenizer = HuggingFaceTokenizer((folder / HUGGING_FACE_FILE).read_bytes(), meta['end_of_text'])
+      case kind:
+        raise ConfigError('tokenizer.kind', kind, 'written by another version of llm_jax')
+    saved = meta['fingerprint']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    mend = f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}'
+    raise ConfigError('tokenizer', str(folder), mend) from error
+  require(tokenizer.fingerprint == saved, 'tokenizer', str(folder),
+          f'changed since it was saved: fingerprint {tokenizer.fingerprint[:16]}, saved {saved[:16]}')
+  return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+  """Refuses a model whose vocabulary is smaller than the tokenizer's."""
+  require(vocab_size >= tokenizer.vocab_size, 'model.vocab_size', vocab_size,
+          f"smaller than the tokenizer's: use {tokenizer.vocab_size} or more")
+
+
+def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
+  """How many bytes of text each id stands for, int32 [vocab_size]; 0 for the end of text."""
+  # Behind another token, since some tokenizers drop the space of a first word.
+  size = lambda *ids: len(tokenizer.decode_bytes(ids))
+  sizes = np.array([size(i, i) - size(i) for i in range(tokenizer.vocab_size)], np.int32)
+  sizes[tokenizer.eot] = 0
+  return sizes

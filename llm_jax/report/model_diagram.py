@@ -1,0 +1,237 @@
+"""A decoder's architecture as a picture (SVG), made from its configuration alone.
+
+python -m llm_jax.report.model_diagram llama3_8b > llama3_8b.svg
+"""
+import itertools
+import sys
+
+from llm_jax.config import presets
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.model.architecture import (
+  GLU,
+  MLP,
+  AnyAttention,
+  AnyBlock,
+  Architecture,
+  Attention,
+  Block,
+  FeedForward,
+  LatentAttention,
+  LayerNorm,
+  LearnedPositions,
+  LinearScaling,
+  Llama3Scaling,
+  MixtureOfExperts,
+  Norm,
+  NTKScaling,
+  Positions,
+  PostNormBlock,
+  RoPE,
+  SandwichBlock,
+  SigmoidRouter,
+  SinusoidalPositions,
+  YaRNScaling,
+  ZeroCenteredRMSNorm,
+)
+from llm_jax.config.model.count import count_active_parameters, count_parameters
+from llm_jax.report.canvas import GAP, Canvas
+
+ACTIVATIONS = {'gelu_tanh': 'GELU, tanh form', 'gelu': 'GELU', 'gelu_sigmoid': 'GELU, sigmoid form', 'silu': 'SiLU',
+               'relu': 'ReLU'}
+GATED = {'gelu_tanh': 'GeGLU', 'gelu': 'GeGLU', 'gelu_sigmoid': 'GeGLU', 'silu': 'SwiGLU', 'relu': 'ReGLU'}
+
+
+def draw(architecture: Architecture, title: str = '') -> str:
+  """The decoder from its tokens (bottom) to its logits (top), as the text of an SVG file.
+
+  Legible on light and on dark backgrounds; without scripts, links, or fonts of its own.
+  """
+  c, canvas = architecture, Canvas()
+  rotary = isinstance(c.positions, RoPE)
+  canvas.label('tokens')
+  canvas.arrow()
+  scale = '' if c.embedding_scale == 1 else f' · scaled by {c.embedding_scale:.4g}'
+  canvas.box('table', 'Embedding', [f'{c.vocab_size:,} tokens of width {c.d_model:,}{scale}'])
+  canvas.positions(*_positions(c.positions), added=not rotary)
+  for group, repeats in [*_runs(c.prefix), (c.pattern, c.repeats)]:
+    if repeats:
+      bottom = canvas.y
+      for block in group:
+        _draw_block(canvas, block, c.d_model, rotary)
+      canvas.bracket(bottom, f'× {repeats}')
+  if c.norm is not None:
+    canvas.arrow()
+    canvas.norm(_norm(c.norm))
+  start = canvas.branch() if c.multi_token else None
+  canvas.arrow()
+  cap = '' if c.logit_soft_cap is None else f' · soft cap {c.logit_soft_cap:g}'
+  head = f'{c.d_model:,} → {c.vocab_size:,}{" · tied to the embedding" if c.tied_head else ""}{cap}'
+  canvas.box('table', 'Head', [head])
+  canvas.arrow()
+  canvas.label('logits of the next token')
+  for depth, block in enumerate(c.multi_token, 1):
+    start = _draw_further_token(canvas, block, c.d_model, start, depth)
+  return canvas.svg(title, _summary(c))
+
+
+def _summary(c: Architecture) -> str:
+  total, active = count_parameters(c), count_active_parameters(c)
+  parameters = f'{_short(total)} parameters' + ('' if active == total else f', {_short(active)} for a token')
+  context = c.positions.max_length if isinstance(c.positions, LearnedPositions | RoPE) else None
+  return ' · '.join([parameters, f'{c.num_layers} layers', f'width {c.d_model:,}',
+                     *([f'context {context:,}'] if context else [])])
+
+
+def _short(count: int) -> str:
+  """Three digits and a unit: 8030261248 is 8.03B."""
+  for unit, letter in ((10**9, 'B'), (10**6, 'M'), (10**3, 'K')):
+    if count >= unit:
+      digits = 2 if count < 10 * unit else 1 if count < 100 * unit else 0
+      return f'{count / unit:.{digits}f}{letter}'
+  return str(count)
+
+
+def _runs(prefix: tuple[AnyBlock, ...]) -> list[tuple[tuple[AnyBlock], int]]:
+  """Equal neighbours as one block and how often it runs."""
+  return [((block,), len(list(same))) for block, same in itertools.groupby(prefix)]
+
+
+def _norm(norm: Norm) -> str:
+  match norm:
+    case LayerNorm():
+      return 'LayerNorm'
+    case ZeroCenteredRMSNorm():
+      return 'RMSNorm, times 1 + scale'
+  return 'RMSNorm'
+
+
+def _positions(positions: Positions) -> tuple[str, list[str]]:
+  match positions:
+    case LearnedPositions():
+      return 'Learned positions', [f'{positions.max_length:,} vectors']
+    case SinusoidalPositions():
+      return 'Sinusoidal positions', [f'base {positions.base:,.0f}']
+  lines = [f'base {positions.base:,.0f}']
+  match positions.scaling:
+    case LinearScaling(factor=factor):
+      lines.append(f'linear scaling × {factor:g}')
+    case NTKScaling(factor=factor):
+      lines.append(f'NTK-aware scaling × {factor:g}')
+    case Llama3Scaling(factor=factor):
+      lines.append(f'Llama 3 scaling × {factor:g}')
+    case YaRNScaling(factor=factor):
+      lines.append(f'YaRN scaling × {factor:g}')
+  return 'Rotary positions', lines
+
+
+# ---------------------------------------------------------------------------------------------- a block
+def _draw_block(canvas: Canvas, block: AnyBlock, d_model: int, rotary: bool) -> None:
+  """The two halves, each with its norms where the block's type has them, inside a frame."""
+  bottom = canvas.y
+  canvas.line(GAP / 2)
+  before, inside, after = {Block: (True, False, False), SandwichBlock: (True, True, False),
+                           PostNormBlock: (False, False, True)}[type(block)]
+  for draw_half in (lambda: _draw_attention(canvas, block.attention, d_model, rotary),
+                    lambda: _draw_feed_forward(canvas, block.feed_forward, d_model)):
+    split = canvas.residual()
+    if before:
+      canvas.norm(_norm(block.norm))
+      canvas.arrow()
+    draw_half()
+    canvas.arrow()
+    if inside:
+      canvas.norm(_norm(block.norm))
+      canvas.arrow()
+    canvas.plus(split)
+    if after:
+      canvas.arrow()
+      canvas.norm(_norm(block.norm))
+    canvas.line(GAP)
+  canvas.frame(bottom)
+
+
+def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
+  """Title and lines."""
+  match attention:
+    case Attention(num_heads=heads, kv_heads=groups):
+      kind = 'Multi-head' if groups == heads else 'Multi-query' if groups == 1 else 'Grouped-query'
+      title = f'{kind} attention'
+      shared = '' if groups == heads else f' · {groups} for keys and values'
+      lines = [f'{heads} heads of {attention.head_size(d_model)}{shared}']
+      more = [] if attention.window is None else [f'window of {attention.window:,} tokens']
+      more += [] if attention.soft_cap is None else [f'soft cap {attention.soft_cap:g}']
+      more += ['biases'] if attention.bias else []
+    case LatentAttention(num_heads=heads, nope_dim=nope, rope_dim=rope, v_dim=v):
+      title = 'Multi-head latent attention'
+      lines = [f'{heads} heads of {nope} + {rope} rotary · values of {v}']
+      more = [f'keys and values from {attention.kv_rank:,}']
+      more += [] if attention.q_rank is None else [f'queries from {attention.q_rank:,}']
+  together = ' · '.join(lines + more)
+  return title, [together] if len(together) < 44 else lines + [' · '.join(more)]
+
+
+def _draw_attention(canvas: Canvas, attention: AnyAttention, d_model: int, rotary: bool) -> None:
+  window = attention.window if isinstance(attention, Attention) else None
+  canvas.box('attention', *_attention(attention, d_model), icon='band' if window else 'causal')
+  latent = isinstance(attention, LatentAttention)
+  canvas.heads(attention.num_heads, 0 if latent else attention.kv_heads)
+  if rotary:
+    canvas.rotate()
+
+
+def _dense(feed_forward: MLP | GLU, d_model: int) -> tuple[str, str]:
+  """Title and sizes."""
+  width = feed_forward.width(d_model)
+  if isinstance(feed_forward, GLU):
+    return GATED[feed_forward.activation], f'{d_model:,} → gate and up of {width:,} → {d_model:,}'
+  return f'Feed-forward, {ACTIVATIONS[feed_forward.activation]}', f'{d_model:,} → {width:,} → {d_model:,}'
+
+
+def _feed_forward(feed_forward: FeedForward, d_model: int) -> tuple[str, list[str]]:
+  """Title and lines."""
+  if isinstance(feed_forward, MixtureOfExperts):
+    router = 'sigmoid' if isinstance(feed_forward.router, SigmoidRouter) else 'softmax'
+    name, sizes = _dense(feed_forward.expert, d_model)
+    lines = [f'{feed_forward.top_k} of {feed_forward.num_experts} experts by a {router} router', f'{name}: {sizes}']
+    if isinstance(feed_forward.router, SigmoidRouter) and feed_forward.router.groups > 1:
+      lines.insert(1, f'from {feed_forward.router.top_groups} of {feed_forward.router.groups} groups, '
+                      'balanced by a bias')
+    if feed_forward.shared is not None:
+      lines.append(f'and one for all tokens of {feed_forward.shared.width(d_model):,}')
+    return 'Mixture of experts', lines
+  title, sizes = _dense(feed_forward, d_model)
+  return title, [sizes + (' · biases' if feed_forward.bias else '')]
+
+
+def _draw_feed_forward(canvas: Canvas, feed_forward: FeedForward, d_model: int) -> None:
+  title, lines = _feed_forward(feed_forward, d_model)
+  match feed_forward:
+    case MixtureOfExperts(num_experts=experts, top_k=top_k, router=router):
+      groups = (router.groups, router.top_groups) if isinstance(router, SigmoidRouter) else (1, 1)
+      canvas.box('experts', title, lines, icon='router', below=canvas.experts_height(experts))
+      canvas.experts(experts, top_k, *groups)
+    case _:
+      canvas.box('dense', title, lines, icon='gated' if isinstance(feed_forward, GLU) else 'mlp')
+
+
+def _draw_further_token(canvas: Canvas, block: AnyBlock, d_model: int, start: tuple[float, float], depth: int
+                        ) -> tuple[float, float]:
+  """A depth of multi-token prediction (DeepSeek-V3, figure 3), beside what it reads from; where the next one starts."""
+  feed_forward = 'experts' if isinstance(block.feed_forward, MixtureOfExperts) else 'dense'
+  return canvas.panel(start, f'embedding of token t + {depth}', [
+    ('norm', f'{_norm(block.norm)} of each'), ('table', f'projection, {2 * d_model:,} → {d_model:,}'),
+    ('attention', _attention(block.attention, d_model)[0]),
+    (feed_forward, _feed_forward(block.feed_forward, d_model)[0])], [
+      ('norm', _norm(block.norm)), ('table', 'the same head')], f'logits of token t + {depth + 1}')
+
+
+def main(arguments: list[str]) -> None:
+  """Prints the picture of a named preset; wrong input is one line and exit code 2."""
+  if len(arguments) != 1 or arguments[0] not in presets.NAMES:
+    print(ConfigError('preset', ' '.join(arguments), f'give one of {", ".join(presets.NAMES)}'), file=sys.stderr)
+    raise SystemExit(2)
+  print(draw(getattr(presets, arguments[0])(), arguments[0]), end='')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

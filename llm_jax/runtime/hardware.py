@@ -1,0 +1,135 @@
+"""What the machine could do, and what a token costs: the two halves of model FLOPs utilisation (MFU)."""
+import functools
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from llm_jax.config.model.architecture import AnyAttention, Architecture, LatentAttention
+from llm_jax.config.model.count import blocks, count_matmul_parameters
+
+# Dense peaks of one jax device in FLOP/s, by (bfloat16, float32); the first name found in `device_kind` decides.
+# float32 is what XLA's default precision uses there: TF32 tensor cores on NVIDIA GPUs since Ampere, one bfloat16 pass
+# on TPUs. Sources: NVIDIA's data sheets (T4 2018, A100 2020, H100, L4, L40S 2023, H200, B200, GB200 NVL72 2024), halved
+# where they print figures "with sparsity"; Google Cloud's TPU pages, which print figures per chip, halved where jax
+# shows two devices a chip (v3, TPU7x).
+PEAKS = (
+    ('GB200', 2.5e15, 1.25e15),
+    ('B200', 2.25e15, 1.125e15),
+    ('H100 PCIe', 756e12, 378e12),
+    ('H100', 989.4e12, 494.7e12),
+    ('H200', 989.4e12, 494.7e12),
+    ('A100', 312e12, 156e12),
+    ('L40S', 362e12, 183e12),
+    ('L4', 121e12, 60e12),
+    ('T4', 65e12, 8.1e12),  # no bfloat16 tensor cores: the float16 figure
+    ('TPU7x', 1153.5e12, 1153.5e12),
+    ('TPU v6', 918e12, 918e12),
+    ('TPU v5 lite', 197e12, 197e12),
+    ('TPU v5e', 197e12, 197e12),
+    ('TPU v5', 459e12, 459e12),
+    ('TPU v4', 275e12, 275e12),
+    ('TPU v3', 61.5e12, 61.5e12),
+)
+
+
+def peak_flops(device: Any, dtype: Any) -> float:
+  """FLOP/s that `device` can reach at best in `dtype` ('bfloat16' or 'float32'; others count as float32).
+
+  A device that the table lacks, and every CPU, is measured once a process: see `measured_matmul_flops`.
+  """
+  half = jnp.dtype(dtype).itemsize == 2
+  if device.platform != 'cpu':
+    for name, bfloat16, float32 in PEAKS:
+      if name.lower() in device.device_kind.lower():
+        return bfloat16 if half else float32
+  # A CPU's own matrix units are rarely reached in bfloat16; its float32 roofline is the honest yardstick for both.
+  local = next(d for d in jax.local_devices(backend=device.platform) if d.device_kind == device.device_kind)
+  return measured_matmul_flops(local, 'bfloat16' if half and device.platform != 'cpu' else 'float32')
+
+
+def total_peak_flops(devices: Iterable[Any], dtype: Any) -> float:
+  """FLOP/s of all `devices` together. Virtual CPU devices of one process share its cores, so they count once."""
+  devices = list(devices)
+  if devices[0].platform == 'cpu':
+    return len({d.process_index for d in devices}) * peak_flops(devices[0], dtype)
+  return sum(peak_flops(d, dtype) for d in devices)
+
+
+@functools.cache
+def measured_matmul_flops(device: Any, dtype: str) -> float:
+  """The best FLOP/s of a square matmul on `device`, in about 0.3 s.
+
+  1,024^3 on a CPU (4 MiB a matrix; about 10 ms on two cores), 8,192^3 elsewhere; the fastest of the repetitions that
+  fit in 0.25 s, after one that compiles. Other work on the same cores lowers it.
+  """
+  size = 1_024 if device.platform == 'cpu' else 8_192
+  x = jax.device_put(jnp.ones((size, size), dtype), device)
+  matmul = jax.jit(lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=jax.lax.Precision.DEFAULT))
+  jax.block_until_ready(matmul(x))
+  best, end = float('inf'), time.perf_counter() + 0.25
+  while time.perf_counter() < end or best == float('inf'):
+    start = time.perf_counter()
+    jax.block_until_ready(matmul(x))
+    best = min(best, time.perf_counter() - start)
+  return 2 * size ** 3 / best
+
+
+def training_flops_per_token(architecture: Architecture, context: int) -> float:
+  """FLOPs that one token costs forward and backward: 6 N + 12 sum over layers of H K T (PaLM, appendix B).
+
+  N counts parameters that multiply a token (`count_matmul_parameters`), H query heads, K head size, T the context, or a
+  layer's window where that is shorter. As in the paper, attention counts the whole T x T square although a causal model
+  needs half of it, and recomputation (remat) does not count: so the figure compares with published ones, and skipping
+  the masked half raises MFU. In latent attention K is the mean of what scores and values contract.
+  """
+  layers = blocks(architecture) + architecture.multi_token
+  attention = sum(_attended(block.attention, architecture.d_model, context) for block in layers)
+  return 6.0 * count_matmul_parameters(architecture) + 12.0 * attention
+
+
+def _attended(attention: AnyAttention, d_model: int, context: int) -> float:
+  """H K T of one layer."""
+  if isinstance(attention, LatentAttention):
+    return attention.num_heads * (attention.nope_dim + attention.rope_dim + attention.v_dim) / 2 * context
+  return attention.num_heads * attention.head_size(d_model) * min(context, attention.window or context)
+
+
+def memory_in_use() -> int:
+  """Bytes in use: the fullest local device's, or this process's resident memory where devices do not tell (CPU)."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  in_use = max((s.get('bytes_in_use', 0) for s in stats), default=0)
+  return in_use or resident_memory()
+
+
+def resident_memory() -> int:
+  """Bytes of this process in RAM (its peak where the system has no /proc)."""
+  try:
+    with open('/proc/self/statm') as f:
+      return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def describe_machine() -> dict[str, Any]:
+  """Where a run ran, for its lineage and its report: plain strings and numbers."""
+  device = jax.devices()[0]
+  kind = _cpu_name() if device.platform == 'cpu' else device.device_kind
+  return {'devices': f'{jax.device_count()} x {device.platform} ({kind})', 'processes': jax.process_count(),
+          'cpu_cores': os.cpu_count(), 'system': platform.platform(terse=True), 'python': platform.python_version(),
+          'jax': jax.__version__}
+
+
+def _cpu_name() -> str:
+  try:
+    with open('/proc/cpuinfo') as f:
+      return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
+  except (OSError, StopIteration):
+    return platform.processor() or platform.machine()

@@ -1,0 +1,37 @@
+"""What the stages of a run share."""
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config.run import Run
+from llm_jax.config.stage_init import members_of
+from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.modules.execution import Execution
+from llm_jax.runtime.preemption import Preemption
+from llm_jax.tracking.metrics import MetricsWriter
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """lineage: where and with what the run was made.   peak_flops: FLOP/s of all devices together."""
+  run: Run
+  workdir: pathlib.Path
+  mesh: jax.sharding.Mesh
+  execution: Execution
+  tokenizer: Tokenizer
+  writer: MetricsWriter
+  preemption: Preemption
+  lineage: dict[str, Any]
+  peak_flops: float
+  primary: bool
+
+  def store(self, stage: str) -> CheckpointStore:
+    """The checkpoints of the stage of that name."""
+    averaged = any(other.init[:2] == ('average', stage) for other in self.run.stages)
+    named = [member for other in self.run.stages for member in members_of(other.init) if member.stage == stage]
+    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
+                           every=self.run.checkpoints.every if averaged else 0,
+                           pinned=[member.step for member in named if member.step])
