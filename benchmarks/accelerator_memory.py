@@ -47,7 +47,9 @@ def compile_step(devices, platform, context, kernels):
 
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
-  from llm_jax.config.run import AdamW, Constant, Mesh
+  from llm_jax.config.optimizers import AdamW
+  from llm_jax.config.run import Mesh
+  from llm_jax.config.schedules import Constant
   from llm_jax.modules.execution import Execution
   from llm_jax.modules.transformer import Transformer
   from llm_jax.objectives.language_model import LanguageModelObjective

@@ -28,7 +28,7 @@ def text():
   """The standard library's bytes, one file after another."""
   import numpy as np
 
-  from llm_jax.config.run import StandardLibrary
+  from llm_jax.config.sources import StandardLibrary
   from llm_jax.data.sources.documents import open_source
   documents = [content.encode() for _, content in open_source(StandardLibrary()).documents('train')]
   return np.frombuffer(b'\0'.join(documents), np.uint8)
@@ -50,7 +50,8 @@ def train(bias_rate, steps, data):
     RoPE,
     SigmoidRouter,
   )
-  from llm_jax.config.run import AdamW, Constant
+  from llm_jax.config.optimizers import AdamW
+  from llm_jax.config.schedules import Constant
   from llm_jax.modules.transformer import Transformer
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer

@@ -41,7 +41,9 @@ def build_llm_jax(case):
 
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
-  from llm_jax.config.run import AdamW, Constant, Mesh
+  from llm_jax.config.optimizers import AdamW
+  from llm_jax.config.run import Mesh
+  from llm_jax.config.schedules import Constant
   from llm_jax.modules.transformer import Transformer
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer

@@ -18,7 +18,7 @@ from llm_jax.config.experiment import (
   LinearToZero,
   Muon,
   Needles,
-  NeedleTest,
+  NeedleTexts,
   Ramp,
   StandardLibrary,
   experiment,
@@ -33,7 +33,7 @@ SCALING = Llama3Scaling(factor=FACTOR, original_length=CONTEXT)
 
 
 def get_config():
-  text, test = StandardLibrary(held_out=0.05), NeedleTest((CONTEXT, 4 * CONTEXT, FACTOR * CONTEXT), depths=9, rows=32)
+  text, test = StandardLibrary(held_out=0.05), Needles((CONTEXT, 4 * CONTEXT, FACTOR * CONTEXT), depths=9, rows=32)
   common = dict(optimizer=Muon(), eval_every=100, needles=test)
   return experiment(
     seed=0,
@@ -41,10 +41,10 @@ def get_config():
     model=presets.llama(d_model=128, num_layers=3, num_heads=2, vocab_size=1_024, tied_head=True, rope_base=BASE),
     checkpoints=Checkpoints(every=100),
     stages=(
-      stage('short', mix((text, .3), (Needles(text, spacing=10), .7)), **common, context=32, batch_size=128, steps=700,
-            ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),), learning_rate=WSD(peak=7e-3, warmup=20)),
-      stage('long', mix((text, .5), (Needles(text, spacing=64), .5)), **common, context=FACTOR * CONTEXT, batch_size=4,
-            steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
+      stage('short', mix((text, .3), (NeedleTexts(text, spacing=10), .7)), **common, context=32, batch_size=128,
+            steps=700, ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),), learning_rate=WSD(peak=7e-3, warmup=20)),
+      stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, context=FACTOR * CONTEXT,
+            batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
             positions=RoPE(BASE, SCALING, max_length=FACTOR * CONTEXT)),
     ),
   )

@@ -24,7 +24,7 @@ from llm_jax.config.experiment import (
   LinearToZero,
   Muon,
   Needles,
-  NeedleTest,
+  NeedleTexts,
   Ramp,
   StandardLibrary,
   StandardLibraryChats,
@@ -49,7 +49,7 @@ def get_config():
   # The same held_out in all: questions about files that pretraining has not seen.
   library, chats = StandardLibrary(held_out=0.05), StandardLibraryChats(held_out=0.05)
   pairs = StandardLibraryPreferences(held_out=0.05)
-  needles, far, test = Needles(library, spacing=10), Needles(library, spacing=40), NeedleTest((64, 256))
+  needles, far, test = NeedleTexts(library, spacing=10), NeedleTexts(library, spacing=40), Needles((64, 256))
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, control=('<|im_start|>', '<|im_end|>')),

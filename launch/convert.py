@@ -19,10 +19,14 @@ from typing import Any, NamedTuple
 from launch import runtime
 from launch.flags import refuse, refusing
 from llm_jax.config import schema
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.run import Constant, Data, HuggingFaceFile, Run, Stage, StandardLibrary, Weighted
-from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.run import Run
+from llm_jax.config.schedules import Constant
+from llm_jax.config.sources import TEMPLATES, StandardLibrary
+from llm_jax.config.stage import Stage
+from llm_jax.config.tokenizers import HuggingFaceFile
 
 SOURCES, TARGETS = ('from_hf', 'from_meta', 'checkpoint'), ('to', 'to_hf', 'to_meta')
 STAGE = 'imported'
@@ -198,10 +202,10 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
   if tokenizer:
     tokenizer.save(path)
   write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
-  facts = {'config': schema.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
+  metadata = {'config': schema.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
            'tokenizer': tokenizer and tokenizer.fingerprint, 'lineage': {**lineage, 'parent': None}}
   with CheckpointStore(workdir / 'checkpoints' / STAGE) as store:
-    store.save(0, {'params': model.params}, facts, wait=True)
+    store.save(0, {'params': model.params}, metadata, wait=True)
   folder.bind(schema.to_json(run))
 
 

@@ -75,14 +75,14 @@ def call_get_config(config: str) -> Any:
   except SyntaxError as error:
     where = f'{error.filename}:{error.lineno}' if error.filename else path  # a NUL byte has no place
     raise Refused(f'{where}: SyntaxError: {error.msg}') from None
-  except Exception as error:  # Whatever a user's file raises is the user's to mend: one line that says where.
+  except Exception as error:  # Whatever a user's file raises is the user's to correct: one line that says where.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path)]
     raise Refused(f'{path}{f":{lines[-1]}" if lines else ""}: {explain(error)}') from None
 
 
 def explain(error: Exception) -> str:
   """What an experiment file raised, in one line. Of a part that was made with a value of the wrong type, or with a name
-  that it does not have, Python names no field, or no mend."""
+  that it does not have, Python names no field, or nothing to change."""
   if isinstance(error, ConfigError):
     return str(error)
   for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):

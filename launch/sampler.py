@@ -11,7 +11,8 @@ from launch.flags import refuse
 from llm_jax.checkpoints.store import Checkpoint, CheckpointStore, open_checkpoint
 from llm_jax.config import schema
 from llm_jax.config.errors import require
-from llm_jax.config.run import Run, Stage
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import Message, end_of_turn, prompt_ids
 from llm_jax.decode.beam import beam_search
@@ -241,8 +242,8 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   if step is not None and step not in store.steps():
     refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
   checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
-  if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
-    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.facts["tokenizer"][:16]}, the '
+  if checkpoint.metadata['tokenizer'] != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.metadata["tokenizer"][:16]}, the '
                           f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')
   return next(each for each in run.stages if each.name == store.folder.name), checkpoint
 

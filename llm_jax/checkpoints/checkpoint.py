@@ -24,13 +24,13 @@ FOLDER_NAME = re.compile(r'(\d{8,})(\.old)?')
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """A verified checkpoint. facts: what `save` was given.  leaves: name -> [shape, dtype] of every array.
+  """A verified checkpoint. metadata: what `save` was given.  leaves: name -> [shape, dtype] of every array.
 
   stamps: of its files, from before they were verified; minutes may go by until they are read.
   """
   step: int
   path: Path
-  facts: dict[str, Any]
+  metadata: dict[str, Any]
   leaves: dict[str, list[Any]]
   stamps: dict[str, Any]
 
@@ -125,12 +125,12 @@ def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> Che
   Raises:
     CheckpointError: when the folder's name states another step.
   """
-  facts = dict(manifest.facts)
-  step, leaves = facts.pop('step'), facts.pop('leaves')
+  metadata = dict(manifest.metadata)
+  step, leaves = metadata.pop('step'), metadata.pop('leaves')
   match = FOLDER_NAME.fullmatch(Path(path).name)
   if match is None or int(match[1]) != step:
     raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return Checkpoint(step, Path(path), facts, leaves, stamps)
+  return Checkpoint(step, Path(path), metadata, leaves, stamps)
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:

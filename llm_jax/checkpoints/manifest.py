@@ -1,4 +1,4 @@
-"""`manifest.json`: the sha256 of every file in a folder, with facts about them, and a checksum of itself.
+"""`manifest.json`: the sha256 of every file in a folder, with metadata, and a checksum of itself.
 
 A folder is believed only when exactly these files are there with exactly these bytes. Nothing is unpickled.
 """
@@ -20,15 +20,15 @@ _THREADS = 8  # hashing releases the GIL, so this is bounded by the disk or by t
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """facts: what the writer stated.  files: relative path -> [bytes, sha256]."""
-  facts: dict[str, Any]
+  """metadata: what the writer stated.  files: relative path -> [bytes, sha256]."""
+  metadata: dict[str, Any]
   files: dict[str, list[Any]]
 
 
-def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
   """Hashes every file under `folder`, makes them durable, then writes the manifest atomically.
 
-  facts: JSON values.
+  metadata: JSON values.
   """
   folder = Path(folder)
   names = _names(folder)
@@ -37,7 +37,7 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     files = dict(zip(names, entries, strict=True))
   for inner in (path for path in folder.rglob('*') if path.is_dir()):
     sync_folder(inner)
-  write_atomic(folder / NAME, _encode({'facts': facts, 'files': files}))
+  write_atomic(folder / NAME, _encode({'metadata': metadata, 'files': files}))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> Manifest:
     # Comparing with a fresh encoding leaves no byte unchecked: not white space, not the case of a digit.
     if raw != _encode(body):
       raise ValueError('its checksum does not match')
-    return Manifest(body['facts'], body['files'])
+    return Manifest(body['metadata'], body['files'])
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise CheckpointError(f'{path}: damaged ({type(error).__name__}: {error})') from error
 
@@ -109,6 +109,6 @@ def _entry(path: Path, durable: bool = False) -> list[Any]:
 
 
 def _encode(body: dict[str, Any]) -> bytes:
-  """The one way that these facts and files are written, with the checksum of itself."""
+  """The one way that the metadata and the files are written, with the checksum of itself."""
   checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
   return json.dumps({**body, 'sha256': checksum}, sort_keys=True, indent=1).encode()

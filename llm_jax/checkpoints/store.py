@@ -1,7 +1,7 @@
 """Checkpoints that are believed only when verified.
 
 <folder>/<step:08d>/state/         arrays, written by Orbax
-<folder>/<step:08d>/manifest.json  sha256 of every file there, the step, and the facts that the caller states
+<folder>/<step:08d>/manifest.json  sha256 of every file there, the step, and the metadata that the caller states
 
 A checkpoint is prepared under `<step>.saving` and committed by one rename, so that a folder with a plain name has been
 complete once: whatever is missing from it later is damage, not an interrupted save.
@@ -143,11 +143,11 @@ class CheckpointStore:
                             'Bring one back from a copy, or start in another workdir')
     return None
 
-  def save(self, step: int, state: Any, facts: dict[str, Any], *, wait: bool = False) -> None:
+  def save(self, step: int, state: Any, metadata: dict[str, Any], *, wait: bool = False) -> None:
     """Starts saving `state` (a pytree of jax arrays) as the checkpoint of `step`; returns when the arrays have left the
     devices, so that they may be donated. Waits first for the save before.
 
-    facts: JSON values: config, fingerprints, data position, lineage ('step' and 'leaves' are added here).
+    metadata: JSON values: config, fingerprints, data position, lineage ('step' and 'leaves' are added here).
 
     Raises:
       CheckpointError: when this save, or the one before, cannot be written. Earlier checkpoints stay as they are.
@@ -157,8 +157,8 @@ class CheckpointStore:
     self._saving = step
     staging = self.folder / f'{step:08d}.saving'
     named = dict(paths.leaves(state))
-    facts = json.loads(json.dumps(facts))  # as they are now: they are written later, beside the next steps
-    facts = {**facts, 'step': step, 'leaves': {name: describe(leaf) for name, leaf in named.items()}}
+    metadata = json.loads(json.dumps(metadata))  # as they are now: they are written later, beside the next steps
+    metadata = {**metadata, 'step': step, 'leaves': {name: describe(leaf) for name, leaf in named.items()}}
     try:
       processes.on_first(lambda: self._clear(staging))
       if self._orbax is None:
@@ -167,7 +167,7 @@ class CheckpointStore:
       self._orbax.save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(nest(named)))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._failure(error) from error
-    self._thread = threading.Thread(target=self._commit, args=(step, staging, facts), name='checkpoint')
+    self._thread = threading.Thread(target=self._commit, args=(step, staging, metadata), name='checkpoint')
     self._thread.start()
     if wait:
       self.wait()
@@ -195,7 +195,7 @@ class CheckpointStore:
         self._orbax.close()
         self._orbax = None
 
-  def _commit(self, step: int, staging: Path, facts: dict[str, Any]) -> None:
+  def _commit(self, step: int, staging: Path, metadata: dict[str, Any]) -> None:
     """In the background: the manifest, the rename that commits, then the deletion of older checkpoints."""
     try:
       kill_point('mid_array', step)
@@ -205,7 +205,7 @@ class CheckpointStore:
       if jax.process_index() != 0:
         return
       kill_point('before_manifest', step)
-      write_manifest(staging, facts)
+      write_manifest(staging, metadata)
       kill_point('before_commit', step)
       final = self.folder / f'{step:08d}'
       if final.exists():

@@ -7,6 +7,8 @@ import re
 from llm_jax.config.errors import require
 from llm_jax.config.sources import Dialogues, Labelled, Pairs, Source
 
+__all__ = ['Data', 'Weight', 'Weighted']
+
 Weight = float | tuple[tuple[float, ...], ...]
 
 

@@ -1,4 +1,4 @@
-"""The one error a wrong configuration raises: field, value, mend."""
+"""The one error a wrong configuration raises: field, value, hint."""
 import contextlib
 import math
 import os
@@ -10,22 +10,22 @@ LONGEST = 500  # characters of a value that are shown
 class ConfigError(ValueError):
   """A wrong value in the configuration. `str()` is one line: `config.mesh.fsdp = 3: why and what to change`."""
 
-  def __init__(self, field: str, value: object, mend: str):
-    self.field, self.value, self.mend = field, value, mend
+  def __init__(self, field: str, value: object, hint: str):
+    self.field, self.value, self.hint = field, value, hint
     shown = ' '.join(repr(value).splitlines())  # an array has several
-    super().__init__(f'{field} = {shown if len(shown) <= LONGEST else shown[:LONGEST] + "..."}: {mend}')
+    super().__init__(f'{field} = {shown if len(shown) <= LONGEST else shown[:LONGEST] + "..."}: {hint}')
 
   def under(self, path: str) -> 'ConfigError':
     """The same error with its field named from the root of the configuration; a file's path is its own name."""
     if os.sep in self.field:
       return self
     join = '' if self.field.startswith('[') else '.'
-    return ConfigError(f'{path}{join}{self.field}' if self.field else path, self.value, self.mend)
+    return ConfigError(f'{path}{join}{self.field}' if self.field else path, self.value, self.hint)
 
 
-def require(condition: bool, field: str, value: object, mend: str) -> None:
+def require(condition: bool, field: str, value: object, hint: str) -> None:
   if not condition:
-    raise ConfigError(field, value, mend)
+    raise ConfigError(field, value, hint)
 
 
 def require_sizes(part: object, *fields: str) -> None:

@@ -3,9 +3,11 @@ import dataclasses
 
 from llm_jax.config.errors import require
 
+__all__ = ['Needles']
+
 
 @dataclasses.dataclass(frozen=True)
-class NeedleTest:
+class Needles:
   """Needle in a haystack (Kamradt 2023): a fact somewhere in held-out text, asked for at its end, of the model that the
   stage starts from and of the one that it makes.
 

@@ -1,59 +1,23 @@
-"""All that an experiment file imports: `from llm_jax.config.experiment import WSD, experiment, presets, stage, ...`."""
+"""All that an experiment file imports: `from llm_jax.config.experiment import WSD, experiment, presets, stage, ...`.
+
+Every name of `__all__` in the modules below can be imported from here.
+"""
 from typing import Any
 
 from llm_jax.config import presets
+from llm_jax.config.data import *
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.run import (
-  BPE,
-  DPO,
-  IPO,
-  ORPO,
-  WSD,
-  AdamW,
-  ArrayRecord,
-  Bytes,
-  Checkpoints,
-  Classification,
-  Constant,
-  Conversations,
-  Cosine,
-  Data,
-  Hinge,
-  HuggingFaceFile,
-  Jsonl,
-  LabelledJsonl,
-  LanguageModel,
-  LinearToZero,
-  Member,
-  Mesh,
-  Muon,
-  Needles,
-  NeedleTest,
-  Parquet,
-  Preferences,
-  Ramp,
-  Run,
-  SimPO,
-  Source,
-  Stage,
-  StandardLibrary,
-  StandardLibraryChats,
-  StandardLibraryFunctions,
-  StandardLibraryPreferences,
-  Text,
-  TiktokenFile,
-  TokenFile,
-  Weighted,
-)
+from llm_jax.config.evaluations import *
+from llm_jax.config.objectives import *
+from llm_jax.config.optimizers import *
+from llm_jax.config.ramp import *
+from llm_jax.config.run import *
+from llm_jax.config.schedules import *
 from llm_jax.config.schema import read, to_config_dict
-
-__all__ = [
-  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Checkpoints', 'Classification', 'Constant',
-  'Conversations', 'Cosine', 'Data', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'LabelledJsonl', 'LanguageModel',
-  'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Parquet', 'Preferences', 'Ramp', 'SimPO',
-  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'Text',
-  'TiktokenFile', 'TokenFile', 'Weighted', 'experiment', 'mix', 'presets', 'stage',
-]
+from llm_jax.config.sources import *
+from llm_jax.config.stage import *
+from llm_jax.config.stage_init import *
+from llm_jax.config.tokenizers import *
 
 
 def experiment(**fields: Any):

@@ -3,6 +3,10 @@ import dataclasses
 
 from llm_jax.config.errors import require
 
+__all__ = [
+  'Classification', 'DPO', 'IPO', 'LanguageModel', 'ORPO', 'Objective', 'Preference', 'Referenced', 'SLiC', 'SimPO',
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
@@ -60,7 +64,7 @@ class IPO:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hinge:
+class SLiC:
   """max(0, 1 - margin) (Zhao et al. 2023, SLiC-HF, on DPO's margin)."""
   beta: float = 0.1
 
@@ -93,6 +97,6 @@ def _check_beta(beta: float) -> None:
   require(beta > 0, 'beta', beta, 'use a number above 0')
 
 
-Referenced = DPO | IPO | Hinge  # those that compare with a frozen reference
+Referenced = DPO | IPO | SLiC  # those that compare with a frozen reference
 Preference = Referenced | ORPO | SimPO
-Objective = LanguageModel | Classification | DPO | IPO | Hinge | ORPO | SimPO
+Objective = LanguageModel | Classification | DPO | IPO | SLiC | ORPO | SimPO

@@ -4,6 +4,8 @@ import math
 
 from llm_jax.config.errors import require
 
+__all__ = ['AdamW', 'Muon', 'Optimizer']
+
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from llm_jax.config.errors import require
 
+__all__ = ['Phase', 'Ramp']
+
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:

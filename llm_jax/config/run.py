@@ -5,58 +5,13 @@ Its parts are in `stage.py`, `data.py`, `sources.py`, `tokenizers.py`, `objectiv
 """
 import dataclasses
 
-from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.config.evaluations import NeedleTest
 from llm_jax.config.model.architecture import Architecture, RoPE
-from llm_jax.config.objectives import (
-  DPO,
-  IPO,
-  ORPO,
-  Classification,
-  Hinge,
-  LanguageModel,
-  Objective,
-  Preference,
-  Referenced,
-  SimPO,
-)
-from llm_jax.config.optimizers import AdamW, Muon, Optimizer
-from llm_jax.config.ramp import Phase, Ramp
-from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
-from llm_jax.config.sources import (
-  ArrayRecord,
-  Chats,
-  Conversations,
-  Dialogues,
-  Jsonl,
-  Labelled,
-  LabelledJsonl,
-  Needles,
-  Pairs,
-  Parquet,
-  Plain,
-  Preferences,
-  Source,
-  StandardLibrary,
-  StandardLibraryChats,
-  StandardLibraryFunctions,
-  StandardLibraryPreferences,
-  Text,
-  TokenFile,
-)
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Member, members_of
-from llm_jax.config.tokenizers import BPE, Bytes, HuggingFaceFile, TiktokenFile, Tokenizer
+from llm_jax.config.tokenizers import BPE, Bytes, Tokenizer
 
-__all__ = [
-  'BPE', 'DPO', 'IPO', 'ORPO', 'WSD', 'AdamW', 'ArrayRecord', 'Bytes', 'Chats', 'Checkpoints', 'Classification',
-  'Constant', 'Conversations', 'Cosine', 'Data', 'Dialogues', 'Hinge', 'HuggingFaceFile', 'Jsonl', 'Labelled',
-  'LabelledJsonl', 'LanguageModel', 'LinearToZero', 'Member', 'Mesh', 'Muon', 'NeedleTest', 'Needles', 'Objective',
-  'Optimizer', 'Pairs', 'Parquet', 'Phase', 'Plain', 'Preference', 'Preferences', 'Ramp', 'Referenced', 'Run',
-  'Schedule', 'SimPO', 'Source', 'Stage', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
-  'StandardLibraryPreferences', 'Text', 'TiktokenFile', 'TokenFile', 'Tokenizer', 'Weighted',
-]
+__all__ = ['Checkpoints', 'Mesh', 'Run']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ import math
 
 from llm_jax.config.errors import require
 
+__all__ = ['Constant', 'Cosine', 'LinearToZero', 'Schedule', 'WSD']
+
 
 @dataclasses.dataclass(frozen=True)
 class Constant:

@@ -2,7 +2,7 @@
 
 A tree is nested mappings and sequences of plain values. A dataclass is a mapping of its fields; where a field's type
 is a union of dataclasses, the mapping also carries the class's name under `kind`. Everything that enters is checked:
-every error is a `ConfigError` that names the field from the root, the value and the mend.
+every error is a `ConfigError` that names the field from the root, the value and what to change.
 """
 import dataclasses
 import difflib

@@ -8,6 +8,12 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require
 
+__all__ = [
+  'ArrayRecord', 'Chats', 'Conversations', 'Dialogues', 'Jsonl', 'Labelled', 'LabelledJsonl', 'NeedleTexts', 'Pairs',
+  'Parquet', 'Plain', 'Preferences', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'StandardLibraryPreferences', 'Text', 'TokenFile',
+]
+
 TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
 
 
@@ -124,7 +130,7 @@ Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
 
 
 @dataclasses.dataclass(frozen=True)
-class Needles:
+class NeedleTexts:
   """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's context. Only the
   answers are targets. Rows are made as they are read; held out there are none (`NeedleTest` asks about the haystack's).
 
@@ -187,4 +193,4 @@ Chats = Conversations | StandardLibraryChats
 Pairs = Preferences | StandardLibraryPreferences
 Dialogues = Chats | Pairs  # written out by a template, and only what the assistant says is learnt
 Labelled = LabelledJsonl | StandardLibraryFunctions
-Source = Plain | Needles | Dialogues | Labelled
+Source = Plain | NeedleTexts | Dialogues | Labelled

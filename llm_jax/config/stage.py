@@ -4,7 +4,7 @@ import functools
 
 from llm_jax.config.data import Data
 from llm_jax.config.errors import require
-from llm_jax.config.evaluations import NeedleTest
+from llm_jax.config.evaluations import Needles
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import Classification, LanguageModel, Objective, Preference, Referenced
 from llm_jax.config.optimizers import AdamW, Optimizer
@@ -12,6 +12,8 @@ from llm_jax.config.ramp import Phase, Ramp, make_phases
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Plain
 from llm_jax.config.stage_init import Init, check_init, parents_of
+
+__all__ = ['Stage']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Stage:
   sample_every: int = 0          # steps between samples; 0: none
   prompts: tuple[str, ...] = ()
   sample_tokens: int = 96
-  needles: NeedleTest | None = None
+  needles: Needles | None = None
 
   def __post_init__(self):
     plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')

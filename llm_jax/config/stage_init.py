@@ -4,6 +4,8 @@ import math
 
 from llm_jax.config.errors import require
 
+__all__ = ['Init', 'Member']
+
 
 @dataclasses.dataclass(frozen=True)
 class Member:

@@ -4,6 +4,8 @@ import re
 
 from llm_jax.config.errors import require
 
+__all__ = ['BPE', 'Bytes', 'HuggingFaceFile', 'TiktokenFile', 'Tokenizer']
+
 PATTERNS = ('gpt2', 'cl100k', 'llama3')
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import located
 from llm_jax.data import fingerprints, token_store
 from llm_jax.data.mixture import AnyMixture, make_mixture
@@ -211,7 +211,7 @@ def make_rows(source: config.Source, store: token_store.TokenStore, packing: str
               order: int | None) -> AnyRows:
   """The rows of one source; `order` seeds that of its documents, None leaves them as they come."""
   match source:
-    case config.Needles(spacing=spacing):
+    case config.NeedleTexts(spacing=spacing):
       return NeedleRows(store, tokenizer, context, order, spacing)
     case source if isinstance(source, config.Pairs):
       return PairRows(store, context, tokenizer.eot)
@@ -242,7 +242,7 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
   is said; of labelled texts, these."""
   unread = {}
   for i, weighted in enumerate(data.sources):
-    if not isinstance(weighted.source, config.Needles):  # they have no text of their own
+    if not isinstance(weighted.source, config.NeedleTexts):  # they have no text of their own
       with located(f'data.sources[{i}].source'):
         source = documents.open_source(weighted.source, cache_dir)
       if not source.tokenised:

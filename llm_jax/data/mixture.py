@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from llm_jax.config.data import Weighted
-from llm_jax.config.run import Phase
+from llm_jax.config.ramp import Phase
 
 LONGEST_PERIOD = 1 << 16
 

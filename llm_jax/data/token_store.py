@@ -91,9 +91,9 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
         store = _load(folder, fingerprint, cache_dir)
   if store is None:
     raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
-  mend = (f'the {source.kind} leaves no text to train on: lower it, or name files with text' if split == 'train' else
+  hint = (f'the {source.kind} leaves no text to train on: lower it, or name files with text' if split == 'train' else
           f'sets no text of the {source.kind} aside: raise it, add documents, or use 0 to leave it out of the score')
-  require(store.num_documents > 0, 'held_out', source.held_out, mend)
+  require(store.num_documents > 0, 'held_out', source.held_out, hint)
   return store
 
 
@@ -110,8 +110,8 @@ def _only_one(folder: pathlib.Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = open(folder.with_suffix('.lock'), 'w')
   except OSError as error:
-    mend = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
-    raise ConfigError('cache_dir', str(folder.parent), mend) from error
+    hint = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
+    raise ConfigError('cache_dir', str(folder.parent), hint) from error
   with lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield

@@ -88,7 +88,7 @@ def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens:
   return rng, tuple(token_ids('stop_tokens', stop_tokens, 'give a list of token ids').tolist())
 
 
-def token_ids(field: str, prompt: Sequence[int], mend: str = 'give a list of lists of token ids') -> np.ndarray:
+def token_ids(field: str, prompt: Sequence[int], hint: str = 'give a list of lists of token ids') -> np.ndarray:
   """A prompt as integers [tokens].
 
   Raises:
@@ -99,7 +99,7 @@ def token_ids(field: str, prompt: Sequence[int], mend: str = 'give a list of lis
   except ValueError:  # rows of different lengths
     ids = np.zeros((0, 0))
   require(ids.ndim == 1 and (len(ids) == 0 or np.issubdtype(ids.dtype, np.integer)), field, prompt,
-          mend)
+          hint)
   return ids
 
 

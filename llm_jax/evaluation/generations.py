@@ -1,7 +1,7 @@
 """What the model writes while it learns."""
 import jax
 
-from llm_jax.config.run import Stage
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Sampling

@@ -127,7 +127,7 @@ def _naming(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except ConfigError as error:
-    raise ConfigError(str(folder), error.value, error.mend) from error
+    raise ConfigError(str(folder), error.value, error.hint) from error
 
 
 def save_pretrained(directory: str | os.PathLike, config: Architecture, params: Any, *, dtype: str = 'float32',

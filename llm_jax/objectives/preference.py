@@ -45,7 +45,7 @@ class PreferenceObjective:
       case config.IPO():
         rewards = [form.beta * r for r in ratio]
         loss = jnp.square(ratio[0] / tokens[0] - ratio[1] / tokens[1] - 1 / (2 * form.beta))
-      case config.Hinge():
+      case config.SLiC():
         rewards = [form.beta * r for r in ratio]
         loss = jax.nn.relu(1 - (rewards[0] - rewards[1]))
       case config.ORPO():

@@ -11,7 +11,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from llm_jax import paths
-from llm_jax.config.run import AdamW, Muon, Optimizer
+from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 
 # Weights decay, embeddings included (GPT-2, nanoGPT); biases, norms' scales and all else do not. By name, because
 # scanned layers give a bias two or three dimensions. A router's balance bias has no gradient either, so no optimizer

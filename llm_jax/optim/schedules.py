@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax.config.run import WSD, Constant, Cosine, LinearToZero, Schedule
+from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero, Schedule
 
 StepFunction = Callable[[jax.typing.ArrayLike], jax.Array]
 

@@ -110,9 +110,9 @@ def escape(value: Any) -> str:
   return html.escape(text.replace('\r\n', '\n').translate(pictures))
 
 
-def tiles(facts: Iterable[tuple[str, str]], wide: Iterable[tuple[str, str]] = ()) -> str:
+def tiles(metadata: Iterable[tuple[str, str]], wide: Iterable[tuple[str, str]] = ()) -> str:
   """Headline numbers: (label, value); `wide` ones take a row."""
-  out = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in facts]
+  out = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in metadata]
   out += [f'<div class="tile wide"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in wide]
   return f'<div class="tiles">{"".join(out)}</div>'
 

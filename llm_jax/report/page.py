@@ -14,7 +14,7 @@ from llm_jax.report.recipe_graph import stage_graph
 from llm_jax.report.records import StageRecords, by_stage, last, median, read_json
 from llm_jax.report.stages import curves, data_table, stage_table
 from llm_jax.runtime.files import write_atomic
-from llm_jax.tracking.metrics import read_metrics, read_samples
+from llm_jax.tracking.metrics import read_generations, read_metrics
 from llm_jax.tracking.numbers import NOTHING, count, duration, show, size, value
 
 SAMPLES_SHOWN = 6  # steps a prompt
@@ -44,7 +44,7 @@ def render(workdir: pathlib.Path) -> str:
       needle_tables({str(r.get('stage')): r for r in records if r.get('kind') == 'final'}),
       '<h2>Curves</h2>', curves(stages),
       '<h2>Stages</h2>', stage_table(stages), data_table(stages, records),
-      events(records), samples(read_samples(workdir)),
+      events(records), samples(read_generations(workdir)),
       '<h2>Configuration</h2><div class="card tree">' + tree(config) + '</div>' if config else '',
       '<h2>Lineage</h2>' + facts_table(lineage) if lineage else '',
       checkpoints(workdir)])
@@ -85,7 +85,7 @@ def headline(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], 
   loss = last(evals, 'loss')
   perplexity = math.exp(min(last(evals, 'nll') if math.isfinite(last(evals, 'nll')) else loss, 700))
   tokens = [s.tokens for s in stages]
-  facts = [
+  metadata = [
       ('held-out bits per byte', show(ours, '{:.3f}')),
       ('held-out loss (nats per token)', show(loss, '{:.3f}')),
       ('held-out perplexity', show(perplexity, '{:,.1f}')),
@@ -103,7 +103,7 @@ def headline(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], 
   return (f'{verdict(compared)}<div class="top">'
           f'<div class="card"><b>Held-out bits per byte</b> <span class="muted">(less is better)</span>{picture}'
           f'{note if len(compared) > 1 else ""}</div>'
-          f'{tiles(facts, [("machine", machine)] if machine else [])}</div>')
+          f'{tiles(metadata, [("machine", machine)] if machine else [])}</div>')
 
 
 def verdict(compared: Sequence[tuple[str, float, str]]) -> str:

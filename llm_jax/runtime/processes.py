@@ -220,8 +220,8 @@ def on_first(function: Callable[[], T]) -> T:
   match failure:
     case None:
       return result
-    case ['ConfigError', field, value, mend]:
-      raise ConfigError(field, value, mend)
+    case ['ConfigError', field, value, hint]:
+      raise ConfigError(field, value, hint)
     case ['CheckpointError', text]:
       raise CheckpointError(text)
     case [kind, text]:
@@ -234,7 +234,7 @@ def _describe_error(error: Exception | None) -> list[Any] | None:
       return None
     case ConfigError():
       plain = isinstance(error.value, str | int | float | None)
-      return ['ConfigError', error.field, error.value if plain else repr(error.value), error.mend]
+      return ['ConfigError', error.field, error.value if plain else repr(error.value), error.hint]
     case _:
       return [type(error).__name__, _one_line(error)]
 

@@ -18,8 +18,8 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
   if num_devices % given or (left is None and given != num_devices):
     axis = max((axis for axis in sizes if axis != left), key=sizes.__getitem__)  # the largest is the likely culprit
     product = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
-    mend = 'must multiply to' if left is None else f'and with {left}=-1 must divide'
-    raise ConfigError(f'mesh.{axis}', sizes[axis], f'{product} {mend} the number of devices, {num_devices}')
+    hint = 'must multiply to' if left is None else f'and with {left}=-1 must divide'
+    raise ConfigError(f'mesh.{axis}', sizes[axis], f'{product} {hint} the number of devices, {num_devices}')
   return sizes if left is None else {**sizes, left: num_devices // given}
 
 

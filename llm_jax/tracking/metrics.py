@@ -1,4 +1,5 @@
-"""The numbers of a run on disk: `metrics.jsonl` and `samples.jsonl`, one JSON object a line, and TensorBoard's files.
+"""The numbers of a run on disk: `metrics.jsonl` and `generations.jsonl`, one JSON object a line, and TensorBoard's
+files.
 
 A record is `{"kind", "stage", "step", "time", ...numbers}` where `step` counts the finished steps of its stage and
 `time` is Unix seconds. Floats are written so that reading gives the same bits back; NaN and infinities are written as
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-METRICS, SAMPLES, TENSORBOARD = 'metrics.jsonl', 'samples.jsonl', 'tensorboard'
+METRICS, GENERATIONS, TENSORBOARD = 'metrics.jsonl', 'generations.jsonl', 'tensorboard'
 
 
 class MetricsWriter:
@@ -26,7 +27,7 @@ class MetricsWriter:
     self._primary, self._tensorboard = primary, tensorboard and primary
     self._boards: dict[str, Any] = {}
     self._purge: dict[str, int] = {}
-    self._torn: set[str] = {METRICS, SAMPLES}  # files whose last line may be half a record
+    self._torn: set[str] = {METRICS, GENERATIONS}  # files whose last line may be half a record
     self._warned: set[str] = set()
 
   def write(self, kind: str, stage: str, step: int, **numbers: Any) -> None:
@@ -39,10 +40,10 @@ class MetricsWriter:
     if self._tensorboard:
       self._attempt(TENSORBOARD, lambda: self._scalars(record))
 
-  def sample(self, stage: str, step: int, prompt: str, text: str) -> None:
+  def generation(self, stage: str, step: int, prompt: str, text: str) -> None:
     """Appends what the model wrote: `text` goes on where `prompt` ends."""
     if self._primary:
-      self._append(SAMPLES, {'stage': stage, 'step': int(step), 'prompt': prompt, 'text': text})
+      self._append(GENERATIONS, {'stage': stage, 'step': int(step), 'prompt': prompt, 'text': text})
 
   def rewind(self, stage: str, step: int) -> None:
     """Forgets what came after `step` of `stage`, so that a resumed run's files read as one run never stopped.
@@ -56,7 +57,7 @@ class MetricsWriter:
     def kept(record: dict[str, Any]) -> bool:
       return record.get('stage') != stage or record['step'] <= step
 
-    for name in (METRICS, SAMPLES):
+    for name in (METRICS, GENERATIONS):
       self._attempt(name, lambda name=name: _rewrite(self.workdir / name, kept))
     self._attempt(TENSORBOARD, lambda: self._rewind_boards(stage, step))
 
@@ -116,9 +117,9 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   return list(_records(pathlib.Path(workdir) / METRICS))
 
 
-def read_samples(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """The records of `samples.jsonl` in order, read like `read_metrics`."""
-  return list(_records(pathlib.Path(workdir) / SAMPLES))
+def read_generations(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """The records of `generations.jsonl` in order, read like `read_metrics`."""
+  return list(_records(pathlib.Path(workdir) / GENERATIONS))
 
 
 def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:

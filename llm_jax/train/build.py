@@ -5,7 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llm_jax.config.run import Classification, Data, LanguageModel, Run, Stage
+from llm_jax.config.data import Data
+from llm_jax.config.objectives import Classification, LanguageModel
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, init_head

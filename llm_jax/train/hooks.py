@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.config.run import Stage
+from llm_jax.config.stage import Stage
 from llm_jax.objectives.loss import means_by_source
 from llm_jax.runtime.hardware import memory_in_use
 from llm_jax.runtime.preemption import Preempted, Preemption
@@ -19,13 +19,13 @@ class Diverged(RuntimeError):
   """Too many steps in a row had a gradient that is not finite."""
 
 
-MEND = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
+HINT = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
 
 
 def check_result(stage: Stage, nonfinite: int) -> None:
   """Raises Diverged for a stage whose last steps, more than one, were all skipped: its parameters are no result."""
   if nonfinite > 1:
-    raise Diverged(f'{stage.name}: the gradient of its last {nonfinite} steps was not finite: it has no result. {MEND}')
+    raise Diverged(f'{stage.name}: the gradient of its last {nonfinite} steps was not finite: it has no result. {HINT}')
 
 
 class Log:
@@ -77,7 +77,7 @@ class Log:
       self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
       raise Diverged(f'{stage}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
-                     f'nothing. {MEND}')
+                     f'nothing. {HINT}')
 
 
 class Every:

@@ -12,7 +12,8 @@ from llm_jax import hf
 from llm_jax.checkpoints.checkpoint import FOLDER_NAME
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, located
-from llm_jax.config.run import Run, Stage
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
 from llm_jax.data.mixture_stats import Share, shares
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
@@ -117,7 +118,7 @@ def is_finished(context: Context, stage: Stage) -> bool:
   it has checkpoints of its own, those of the stage may go."""
   recorded = processes.on_first(lambda: has_result(context.workdir, stage.name))
   newest = context.store(stage.name).latest_valid() if recorded else None
-  finished = newest is not None and newest.facts['final']
+  finished = newest is not None and newest.metadata['final']
   if recorded and newest is None:
     later = [other.name for other in context.run.stages if stage in context.run.ancestors(other)]
     finished = processes.on_first(lambda: any(context.store(name).steps() for name in later))
@@ -136,7 +137,7 @@ def check_starts(context: Context, todo: list[Stage]) -> None:
         hf.check_pretrained(stage.init[1], context.run.model)
     for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
       newest = context.store(parent).latest_valid()
-      if newest is None or not newest.facts['final']:
+      if newest is None or not newest.metadata['final']:
         lost = newest is None and processes.on_first(lambda name=parent: has_result(context.workdir, name))
         raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has ' + (
           'lost its checkpoints: bring them back, or train it again in another workdir' if lost else

@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.ramp import Phase, spans
-from llm_jax.config.run import Stage
+from llm_jax.config.stage import Stage
 from llm_jax.data.batches import Batch, held_out_batches
 from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.answers import check_answers

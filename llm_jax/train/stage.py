@@ -11,7 +11,8 @@ import jax
 
 from llm_jax.config import schema
 from llm_jax.config.model.count import count_parameters
-from llm_jax.config.run import Phase, Stage
+from llm_jax.config.ramp import Phase
+from llm_jax.config.stage import Stage
 from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.mixture_stats import shares
 from llm_jax.evaluation.generations import continue_prompts
@@ -23,7 +24,7 @@ from llm_jax.runtime.hardware import training_flops_per_token
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
-from llm_jax.tracking.metrics import read_metrics, read_samples
+from llm_jax.tracking.metrics import read_generations, read_metrics
 from llm_jax.tracking.progress import Progress, say
 from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
 from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
@@ -110,10 +111,10 @@ class StageRun:
     if start.folder:
       self.begun['folder'] = start.folder
     if start.resumed:
-      self.source.restore(start.resumed.facts['data'])
-      if self.scorer.held_out and (scored_on := start.resumed.facts.get('held_out')):
+      self.source.restore(start.resumed.metadata['data'])
+      if self.scorer.held_out and (scored_on := start.resumed.metadata.get('held_out')):
         check_same_data(scored_on, self.scorer.held_out.fingerprint, 'held_out.')
-      self.done, self.before = start.resumed.facts['final'], start.resumed.facts.get('before') or {}
+      self.done, self.before = start.resumed.metadata['final'], start.resumed.metadata.get('before') or {}
     return start
 
   def begin(self, start: Start) -> TrainState:
@@ -159,11 +160,11 @@ class StageRun:
     if step == self.saved:
       self.store.wait()
       return
-    facts = {'config': schema.to_json(context.run), 'stage': self.stage.name,
+    metadata = {'config': schema.to_json(context.run), 'stage': self.stage.name,
              'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
              'data': self.source.position(), 'held_out': self.scorer.held_out and self.scorer.held_out.fingerprint,
              'before': self.before, 'lineage': {**context.lineage, **self.begun}}
-    self.store.save(step, state, facts, wait=wait)
+    self.store.save(step, state, metadata, wait=wait)
     self.saved = step
 
   def save_and_wait(self, step: int, state: TrainState) -> None:
@@ -190,11 +191,11 @@ class StageRun:
   def write_samples(self, step: int, state: TrainState) -> None:
     """Those of a stage's end may be there already: a kill between them and the result leaves them."""
     context, key = self.context, (self.stage.name, step)
-    there = {r['prompt'] for r in read_samples(context.workdir) if (r['stage'], r['step']) == key}
+    there = {r['prompt'] for r in read_generations(context.workdir) if (r['stage'], r['step']) == key}
     for prompt, text in continue_prompts(self.model, self.execution, best_params(state), context.tokenizer, self.stage,
                                          context.run.seed):
       if prompt not in there:
-        context.writer.sample(self.stage.name, step, prompt, text)
+        context.writer.generation(self.stage.name, step, prompt, text)
 
   def finish(self, step: int, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""

@@ -14,7 +14,8 @@ from llm_jax import hf
 from llm_jax.checkpoints.average import average_params
 from llm_jax.checkpoints.store import Checkpoint
 from llm_jax.config.errors import located
-from llm_jax.config.run import Referenced, Stage
+from llm_jax.config.objectives import Referenced
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.objectives.classification import HEAD
 from llm_jax.runtime import processes
@@ -60,7 +61,7 @@ class Starter:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
     if newest:
       check_tokenizer(newest, self.context.tokenizer)
-      lineage = newest.facts['lineage']
+      lineage = newest.metadata['lineage']
       folder = lineage.get('folder')
       if folder is not None:
         check_folder(self.stage.init[1], folder)
@@ -155,7 +156,7 @@ class Starter:
     """The last checkpoint of an earlier stage, or that of `step`."""
     store = self.context.store(name)
     checkpoint = store.latest_valid()
-    if checkpoint is None or not checkpoint.facts['final']:
+    if checkpoint is None or not checkpoint.metadata['final']:
       raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished or has lost its '
                             'checkpoints: run it first, or bring them back')
     if step not in (None, checkpoint.step):
@@ -165,7 +166,7 @@ class Starter:
 
   def without_other_head(self, checkpoint: Checkpoint) -> Checkpoint:
     """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
-    labels = next(stage.data.labels for stage in self.context.run.stages if stage.name == checkpoint.facts['stage'])
+    labels = next(stage.data.labels for stage in self.context.run.stages if stage.name == checkpoint.metadata['stage'])
     if labels == self.stage.data.labels:
       return checkpoint
     leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}
@@ -183,7 +184,7 @@ def from_first_step(state: TrainState) -> TrainState:
 
 def named(checkpoint: Checkpoint) -> str:
   """`stage/step`, as lineage has it."""
-  return f'{checkpoint.facts["stage"]}/{checkpoint.step}'
+  return f'{checkpoint.metadata["stage"]}/{checkpoint.step}'
 
 
 def digests(folder: str) -> dict[str, str]:
@@ -216,6 +217,6 @@ def check_folder(folder: str, recorded: dict[str, str]) -> None:
 
 
 def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
-  if checkpoint.facts['tokenizer'] != tokenizer.fingerprint:
-    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.facts["tokenizer"]}, this run has '
-                          f'{tokenizer.fingerprint}: bring the first one back, or start in another workdir')
+  if checkpoint.metadata['tokenizer'] != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.metadata["tokenizer"]}, this run '
+                          f'has {tokenizer.fingerprint}: bring the first one back, or start in another workdir')

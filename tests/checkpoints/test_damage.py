@@ -56,7 +56,7 @@ def test_a_thousand_flipped_bits_are_all_noticed(folder):
     flip(path, bit)
     hit.add(path)
   assert hit == set(everything)
-  assert verify(folder / '00000020').facts['step'] == 20
+  assert verify(folder / '00000020').metadata['step'] == 20
 
 
 @pytest.mark.parametrize('damage', [lambda path: flip(path, 77), Path.unlink])
@@ -134,7 +134,7 @@ def test_damage_is_named_and_the_newest_valid_one_taken(folder, name, damage):
   damage(path)
   warnings = []
   found = CheckpointStore(folder, warn=warnings.append).latest_valid()
-  assert found.step == 10 and found.facts == {'position': 10}
+  assert found.step == 10 and found.metadata == {'position': 10}
   assert_same(found.restore(abstract(make_state(0))), make_state(10))
   [warning] = warnings
   assert str(path) in warning
@@ -205,7 +205,7 @@ def test_kill_in_the_middle_of_a_save(killed, point):
   with CheckpointStore(folder, keep=2) as store:
     found = store.latest_valid()
     assert found.step == (30 if point in ('after_commit', 'mid_gc') else 20)
-    assert found.facts == {'position': found.step * 4}
+    assert found.metadata == {'position': found.step * 4}
     assert_same(found.restore(abstract(make_state(0, rows=4096))), make_state(found.step, rows=4096))
     store.save(found.step + 10, make_state(found.step + 10), {}, wait=True)
   assert {path.name for path in folder.iterdir()} == {f'{found.step:08d}', f'{found.step + 10:08d}'}

@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def test_facts_and_hashes(folder):
   manifest = verify(folder)
-  assert manifest.facts == FACTS == read_manifest(folder).facts
+  assert manifest.metadata == FACTS == read_manifest(folder).metadata
   assert set(manifest.files) == {'a', 'inner/b', 'inner/empty'}
   assert manifest.files['a'] == [5, hashlib.sha256(b'alpha').hexdigest()]
 
@@ -66,7 +66,7 @@ def test_every_bit_of_the_manifest_counts(folder):
 
 def test_a_rewritten_manifest_without_the_right_checksum(folder):
   body = json.loads((folder / NAME).read_text())
-  body['facts']['step'] = 4
+  body['metadata']['step'] = 4
   (folder / NAME).write_text(json.dumps(body, sort_keys=True, indent=1))
   with pytest.raises(CheckpointError, match='checksum'):
     verify(folder)

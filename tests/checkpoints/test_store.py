@@ -36,22 +36,22 @@ def no_privileges():
 
 
 def test_restored_state_is_bitwise_what_was_saved(tmp_path):
-  facts = {'config': {'seed': 0}, 'position': {'samples': 40}, 'final': False}
+  metadata = {'config': {'seed': 0}, 'position': {'samples': 40}, 'final': False}
   with CheckpointStore(tmp_path / 'stage', keep=2) as store:
-    store.save(7, make_state(7), facts)
+    store.save(7, make_state(7), metadata)
     store.wait()
     found = store.latest_valid()
-    assert (found.step, found.facts, found.path.name) == (7, facts, '00000007')
+    assert (found.step, found.metadata, found.path.name) == (7, metadata, '00000007')
     assert_same(found.restore(abstract(make_state(0))), make_state(7))
 
 
 def test_facts_are_those_at_the_time_of_the_call(tmp_path):
-  facts = {'position': {'samples': 40}}
+  metadata = {'position': {'samples': 40}}
   with CheckpointStore(tmp_path) as store:
-    store.save(1, make_state(1), facts)
-    facts['position']['samples'] = 44
+    store.save(1, make_state(1), metadata)
+    metadata['position']['samples'] = 44
     store.wait()
-    assert store.latest_valid().facts == {'position': {'samples': 40}}
+    assert store.latest_valid().metadata == {'position': {'samples': 40}}
     with pytest.raises(TypeError):
       store.save(2, make_state(2), {'path': Path('x')})
 
@@ -118,7 +118,7 @@ def test_a_damaged_higher_step_does_not_push_out_the_one_just_saved(tmp_path):
     assert store.latest_valid().step == 15
     store.save(20, make_state(20), {'again': True}, wait=True)
     assert store.steps() == [20]
-    assert store.latest_valid().facts == {'again': True}
+    assert store.latest_valid().metadata == {'again': True}
 
 
 def test_same_step_again_replaces_it(tmp_path):
@@ -126,7 +126,7 @@ def test_same_step_again_replaces_it(tmp_path):
     store.save(5, make_state(5), {'final': False})
     store.save(5, make_state(6), {'final': True}, wait=True)
     found = store.latest_valid()
-    assert store.steps() == [5] and found.facts == {'final': True}
+    assert store.steps() == [5] and found.metadata == {'final': True}
     assert_same(found.restore(abstract(make_state(0))), make_state(6))
 
 

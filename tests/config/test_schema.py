@@ -1,4 +1,4 @@
-"""Trees become checked dataclasses and back; every wrong value is one line with its path, value and mend."""
+"""Trees become checked dataclasses and back; every wrong value is one line with its path, value and hint."""
 import dataclasses
 import json
 import math
@@ -91,7 +91,7 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   assert isinstance(new.stages[0].learning_rate.peak, float) and new.stages[0].prompts == ('x',)
 
 
-@pytest.mark.parametrize('at, value, mend', [
+@pytest.mark.parametrize('at, value, hint', [
   # unknown fields and kinds
   ('stages[0].stepz', 3, "no such field in Stage; did you mean 'steps'?"),
   ('stages[1].learning_rate.peek', 1, "no such field in LinearToZero; did you mean 'peak'?"),
@@ -129,8 +129,8 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('mesh.fsdp', 0, 'use a positive number of devices, or -1 for all that are left'),
   ('dtype', 'float16', "use 'auto', 'float32' or 'bfloat16'"),
 ])
-def test_wrong_values_are_one_line(at, value, mend):
-  assert refused(changed(**{at: value})) == f'config.{at} = {value!r}: {mend}'
+def test_wrong_values_are_one_line(at, value, hint):
+  assert refused(changed(**{at: value})) == f'config.{at} = {value!r}: {hint}'
 
 
 def test_errors_name_the_part_that_is_wrong():

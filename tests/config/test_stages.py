@@ -17,7 +17,7 @@ from llm_jax.config.experiment import (
   Conversations,
   Member,
   Muon,
-  NeedleTest,
+  Needles,
   Preferences,
   Ramp,
   SimPO,
@@ -30,7 +30,9 @@ from llm_jax.config.experiment import (
   stage,
 )
 from llm_jax.config.model.architecture import RoPE, YaRNScaling
-from llm_jax.config.run import Phase, Run, Stage
+from llm_jax.config.ramp import Phase
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 
 TEXT, PAIRS = Text('text'), Preferences('pairs.jsonl')
 
@@ -153,9 +155,9 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
    r'stages\[0\].context = 64: the learned positions end'),
   (lambda: run(row('a', context=64, positions=RoPE(max_length=32))),
    r'stages\[0\].context = 64: the positions are meant for 32 tokens \(max_length\): stretch them'),
-  (lambda: run(row('a', needles=NeedleTest((32,), enough=0.9))), 'eval_every = 0: needles.enough is looked at then'),
-  (lambda: run(row('a', PAIRS, objective=SimPO(), needles=NeedleTest((32,)))), 'needles = .* let that be text'),
-  (lambda: run(row('a', needles=NeedleTest((32,), enough=0.9), eval_every=1), row('b', init=('average', 'a', 1))),
+  (lambda: run(row('a', needles=Needles((32,), enough=0.9))), 'eval_every = 0: needles.enough is looked at then'),
+  (lambda: run(row('a', PAIRS, objective=SimPO(), needles=Needles((32,)))), 'needles = .* let that be text'),
+  (lambda: run(row('a', needles=Needles((32,), enough=0.9), eval_every=1), row('b', init=('average', 'a', 1))),
    r'stages\[1\].init = .*: a ends when enough needles are found'),
   (lambda: row('a', init=('average', 'b')), r"init = \('average', 'b'\): use .* or \('hf', folder\)"),
   (lambda: row('a', init=('average', 'b', 0)), 'average 1 checkpoint or more'),

@@ -2,7 +2,7 @@
 import json
 import pathlib
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.data import dataset
 from llm_jax.data.tokenizers import byte_level
 

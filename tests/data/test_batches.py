@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.ramp import make_phases
 from llm_jax.data import dataset, token_store

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import dataset, mixture
 from llm_jax.data.tokenizers import base

@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.run import Phase
+from llm_jax.config.ramp import Phase
 from llm_jax.config.sources import Text
 from llm_jax.data.dataset import open_dataset
 from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture

@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import token_store
 from llm_jax.data.sources import documents
@@ -74,7 +74,7 @@ def test_each_tokenizer_split_and_fraction_has_its_own(path, tmp_path, bpe):
 
 KILLED = '''
 import os, sys
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.data import byte_level, sources, token_store
 token_store.BATCH_BYTES = 200
 path, cache, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -150,7 +150,7 @@ def test_a_damaged_store_is_built_again(name, path, tmp_path):
 
 BUILD = '''
 import sys, time
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.data import byte_level, sources, token_store
 token_store.BATCH_BYTES, calls = 200, []
 source = documents.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])

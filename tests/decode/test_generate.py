@@ -221,9 +221,9 @@ def test_what_a_decoder_does_not_read_may_stand_beside_it():
   params = make_params(LLAMA)
   assert generate(LLAMA, {**params, 'classifier': {'w': np.ones((32, 2))}, 'multi_token_0': {'w': np.ones(1)}},
                   PROMPTS, 2) == generate(LLAMA, params, PROMPTS, 2)
-  for wrong, mend in (({'params': params}, 'give what stands below it'), (None, 'nested dict of arrays'),
+  for wrong, hint in (({'params': params}, 'give what stands below it'), (None, 'nested dict of arrays'),
                       ({}, 'missing'), (jax.tree.map(lambda leaf: leaf.astype(int), params), 'floating-point')):
-    with pytest.raises(ConfigError, match=mend):
+    with pytest.raises(ConfigError, match=hint):
       generate(LLAMA, wrong, PROMPTS, 2)
 
 

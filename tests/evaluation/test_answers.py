@@ -3,8 +3,8 @@ import jax
 import numpy as np
 import pytest
 
+from llm_jax.config import experiment as config
 from llm_jax.config import presets
-from llm_jax.config import run as config
 from llm_jax.data import dataset
 from llm_jax.data.tokenizers import byte_level
 from llm_jax.evaluation.answers import check_answers, in_form

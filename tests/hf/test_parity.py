@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llm_jax import hf
-from llm_jax.config.run import AdamW, Cosine
+from llm_jax.config.optimizers import AdamW
+from llm_jax.config.schedules import Cosine
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives import chunks

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from launch import sample
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, presets
-from llm_jax.config.run import Data, Run, Stage, Weighted
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.generate import generate
 from llm_jax.modules.transformer import Transformer

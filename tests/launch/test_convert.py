@@ -14,8 +14,10 @@ from launch import convert, sample
 from llm_jax import hf
 from llm_jax.checkpoints.store import CheckpointStore, open_checkpoint
 from llm_jax.config import presets, schema
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
-from llm_jax.config.run import Data, Run, Stage, Weighted
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
 from llm_jax.hf.tokenizer import tokenizer_files
@@ -50,7 +52,7 @@ def test_a_folder_becomes_a_run_and_a_folder_again(folder, tmp_path, capsys):
   checkpoint = open_checkpoint(tmp_path / 'run' / 'checkpoints' / 'imported' / '00000000')
   config, params = hf.load_pretrained(folder)
   jax.tree.map(np.testing.assert_array_equal, checkpoint.read(), params)
-  assert checkpoint.facts['final'] and checkpoint.facts['tokenizer'] == load_tokenizer(
+  assert checkpoint.metadata['final'] and checkpoint.metadata['tokenizer'] == load_tokenizer(
     tmp_path / 'run' / 'tokenizer').fingerprint
   assert schema.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
 

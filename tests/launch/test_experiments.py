@@ -7,7 +7,8 @@ import pytest
 from launch.experiment_file import load_run
 from launch.flags import check_mesh
 from llm_jax.config import schema
-from llm_jax.config.run import DPO, Cosine, LinearToZero
+from llm_jax.config.objectives import DPO
+from llm_jax.config.schedules import Cosine, LinearToZero
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 ARGUMENTS = {'family': ':llama', 'shakespeare_char': ':a', 'gpt2_124m': ':a', 'llama3_8b': ':a', 'llama3_405b': ':a',

@@ -4,7 +4,9 @@ import pathlib
 import pytest
 
 from launch.flags import BAD_INPUT, parse_train
-from llm_jax.config.run import WSD, AdamW, Bytes, Cosine, Muon
+from llm_jax.config.optimizers import AdamW, Muon
+from llm_jax.config.schedules import WSD, Cosine
+from llm_jax.config.tokenizers import Bytes
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent.parent / 'experiments'
 QUICKSTART = f'--config={EXPERIMENTS}/quickstart.py'

@@ -7,8 +7,10 @@ import pytest
 from launch import sampler
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, Conversations
-from llm_jax.config.run import Data, Run, Stage, Weighted
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
 from tests.launch.sample_runs import MODEL, answer_to, call, decode, params, text_of, write_run
 

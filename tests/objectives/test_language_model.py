@@ -21,7 +21,8 @@ from llm_jax.config.model.architecture import (
   SigmoidRouter,
   SoftmaxRouter,
 )
-from llm_jax.config.run import AdamW, Constant, Muon
+from llm_jax.config.optimizers import AdamW, Muon
+from llm_jax.config.schedules import Constant
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective, targets_ahead

@@ -24,7 +24,7 @@ FORMS = {
   'dpo with nll': (config.DPO(beta=0.3, nll_weight=0.2), dict(loss_type=['sigmoid', 'sft'], loss_weights=[1.0, 0.2],
                                                              beta=0.3)),
   'ipo': (config.IPO(beta=0.3), dict(loss_type='ipo', beta=0.3)),
-  'hinge': (config.Hinge(beta=0.3), dict(loss_type='hinge', beta=0.3)),
+  'hinge': (config.SLiC(beta=0.3), dict(loss_type='hinge', beta=0.3)),
   'orpo': (config.ORPO(beta=0.3), None),
   'simpo': (config.SimPO(beta=2.0, gamma=0.7), None),
 }
@@ -127,7 +127,7 @@ def test_formula(name):
       want = -(1 - noise) * log_sigmoid(m) - noise * log_sigmoid(-m) - nll_weight * pc / n
     case config.IPO(beta):
       want = (((pc - qc) - (pr - qr)) / n - 1 / (2 * beta)) ** 2
-    case config.Hinge(beta):
+    case config.SLiC(beta):
       want = np.maximum(0, 1 - beta * ((pc - qc) - (pr - qr)))
     case config.ORPO(beta):
       odds = lambda p: np.exp(p / n) / (1 - np.exp(p / n))

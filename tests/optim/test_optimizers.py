@@ -18,7 +18,8 @@ from llm_jax.config.model.architecture import (
   RoPE,
   SigmoidRouter,
 )
-from llm_jax.config.run import AdamW, Constant, Muon
+from llm_jax.config.optimizers import AdamW, Muon
+from llm_jax.config.schedules import Constant
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.loss import Loss
 from llm_jax.optim.optimizers import decay_mask, make_optimizer

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config.run import WSD, Constant, Cosine, LinearToZero
+from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero
 from llm_jax.optim.schedules import make_schedule
 
 

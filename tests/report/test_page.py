@@ -9,7 +9,12 @@ import pytest
 
 from launch import report as launch_report
 from llm_jax.config import presets, schema
-from llm_jax.config.run import BPE, Checkpoints, Cosine, Data, Run, Stage, StandardLibrary, Weighted
+from llm_jax.config.data import Data, Weighted
+from llm_jax.config.run import Checkpoints, Run
+from llm_jax.config.schedules import Cosine
+from llm_jax.config.sources import StandardLibrary
+from llm_jax.config.stage import Stage
+from llm_jax.config.tokenizers import BPE
 from llm_jax.report.page import render, result, write_report
 from llm_jax.tracking.metrics import MetricsWriter, read_metrics
 from tests.report.html_page import HOSTILE, Page
@@ -33,7 +38,7 @@ def make_run(folder, stages=(('pretrain', 60),), finished=True):
                    step_seconds=0.5, tokens_per_second=256.0, mfu=0.25)
       if step % 20 == 0:
         writer.write('eval', name, step, loss=6.5 / step ** 0.3, bits_per_byte=3 / step ** 0.3)
-        writer.sample(name, step, 'def ', f'{name}_{step}(self):')
+        writer.generation(name, step, 'def ', f'{name}_{step}(self):')
   if finished:
     writer.write('final', stages[-1][0], stages[-1][1], bits_per_byte=1.25, trigram_bits_per_byte=1.5,
                  xz_bits_per_byte=2.0)
@@ -93,8 +98,8 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path):
 def test_text_from_anyone_stays_text(tmp_path):
   make_run(tmp_path)
   with MetricsWriter(tmp_path, tensorboard=False) as writer:
-    writer.sample('pretrain', 60, HOSTILE, HOSTILE)
-    writer.sample('pretrain', 60, HOSTILE, HOSTILE)  # twice, as after a kill between samples and checkpoint
+    writer.generation('pretrain', 60, HOSTILE, HOSTILE)
+    writer.generation('pretrain', 60, HOSTILE, HOSTILE)  # twice, as after a kill between samples and checkpoint
     writer.write('event', 'pretrain', 60, event=HOSTILE)
     writer.write('train', HOSTILE, 1, loss=1.0)
   (tmp_path / 'lineage.json').write_text(json.dumps({HOSTILE: HOSTILE, 'machine': HOSTILE}))

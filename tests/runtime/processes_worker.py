@@ -18,8 +18,8 @@ from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preemption
 
 
-def say(**facts):
-  print(json.dumps(facts), flush=True)
+def say(**metadata):
+  print(json.dumps(metadata), flush=True)
 
 
 def error_of(function, *args):
@@ -52,7 +52,7 @@ def main(folder):
   say(agree=error_of(processes.agree, 'config', 'same'), differ=error_of(processes.agree, 'config', f'rank {rank}'))
   say(on_first=processes.on_first(lambda: {'rank': rank, 'text': 'é'}),
       fails=error_of(processes.on_first, lambda: 1 // 0))
-  say(config=error_of(processes.on_first, lambda: require(rank != 0, 'workdir', None, 'mend')),
+  say(config=error_of(processes.on_first, lambda: require(rank != 0, 'workdir', None, 'hint')),
       checkpoint=error_of(processes.on_first, broken))
   own = folder.parent / f'disk_of_{rank}'
   own.mkdir()
@@ -74,7 +74,7 @@ def main(folder):
     store.save(step, make_state(step, mesh), {'position': step})
   store.wait()
   found = store.latest_valid()
-  say(steps=store.steps(), found=found.step, facts=found.facts)
+  say(steps=store.steps(), found=found.step, metadata=found.metadata)
   say(same=same(found.restore(abstract), make_state(30, mesh)))
 
   if rank == 0:

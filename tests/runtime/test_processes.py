@@ -72,14 +72,14 @@ def test_what_the_first_finds_all_know(two):
   assert said[0]['fails'].startswith('ZeroDivisionError')
   assert said[1]['fails'].startswith('RuntimeError: process 0: ZeroDivisionError: ')
   for s in said:
-    assert s['config'] == 'ConfigError: workdir = None: mend'
+    assert s['config'] == 'ConfigError: workdir = None: hint'
     assert s['checkpoint'] == 'CheckpointError: manifest.json: damaged'
 
 
 def test_two_save_and_restore(two):
   _, said, _, _ = two
   for s in said:
-    assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['facts'] == {'position': 30}
+    assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['metadata'] == {'position': 30}
     assert s['same'] is True
 
 

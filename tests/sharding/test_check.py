@@ -1,4 +1,4 @@
-"""A mesh that does not fit is refused by arithmetic, naming field, value and mend."""
+"""A mesh that does not fit is refused by arithmetic, naming field, value and hint."""
 import subprocess
 import sys
 

@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 from llm_jax import paths
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.run import AdamW, Mesh, Muon
+from llm_jax.config.optimizers import AdamW, Muon
+from llm_jax.config.run import Mesh
 from llm_jax.modules.transformer import Transformer
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.sharding import rules

@@ -14,7 +14,7 @@ import pytest
 from llm_jax.config import presets
 from llm_jax.config.model.count import count_matmul_parameters, count_parameters
 from llm_jax.runtime import hardware
-from llm_jax.tracking.metrics import MetricsWriter, read_metrics, read_samples
+from llm_jax.tracking.metrics import MetricsWriter, read_generations, read_metrics
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path):
@@ -36,7 +36,7 @@ def write_run(writer, first=1, last=6):
     writer.write('train', 'a', step, loss=1 / step)
     if step % 2 == 0:
       writer.write('eval', 'a', step, loss=2 / step)
-      writer.sample('a', step, 'def ', f'text {step}')
+      writer.generation('a', step, 'def ', f'text {step}')
 
 
 def without_time(records):
@@ -50,15 +50,15 @@ def test_a_resumed_run_reads_as_one_never_stopped(tmp_path, torn):
   resumed.mkdir()
   write_run(MetricsWriter(whole, tensorboard=False))
   write_run(MetricsWriter(resumed, tensorboard=False), last=5)
-  for name in ('metrics.jsonl', 'samples.jsonl'):
+  for name in ('metrics.jsonl', 'generations.jsonl'):
     with open(resumed / name, 'ab') as f:
       f.write(torn)
   writer = MetricsWriter(resumed, tensorboard=False)
   writer.rewind('a', 3)
   write_run(writer, first=4)
   assert without_time(read_metrics(resumed)) == without_time(read_metrics(whole))
-  assert read_samples(resumed) == read_samples(whole)
-  assert sorted(p.name for p in resumed.iterdir()) == ['metrics.jsonl', 'samples.jsonl']
+  assert read_generations(resumed) == read_generations(whole)
+  assert sorted(p.name for p in resumed.iterdir()) == ['metrics.jsonl', 'generations.jsonl']
 
 
 def test_rewinding_leaves_other_stages_alone(tmp_path):
@@ -88,11 +88,11 @@ def test_a_failing_disk_warns_once_and_recovers(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     for step in (2, 3, 4):
       writer.write('train', 'a', step, loss=1.0)
-      writer.sample('a', step, '', '')
+      writer.generation('a', step, '', '')
     writer.rewind('a', 2)
     writer.close()
   assert sorted(r.getMessage().split(' (')[0].rsplit('/')[-1] for r in caplog.records) == [
-      'metrics.jsonl', 'samples.jsonl', 'tensorboard']
+      'metrics.jsonl', 'generations.jsonl', 'tensorboard']
   folder.unlink()
   folder.mkdir()
   writer.write('train', 'a', 5, loss=1.0)
@@ -118,11 +118,11 @@ def test_a_full_disk_leaves_the_records_before_and_after_it(tmp_path, monkeypatc
 def test_only_the_primary_process_writes(tmp_path):
   writer = MetricsWriter(tmp_path, primary=False)
   writer.write('train', 'a', 1, loss=1.0)
-  writer.sample('a', 1, '', '')
+  writer.generation('a', 1, '', '')
   writer.rewind('a', 0)
   writer.close()
   assert not list(tmp_path.iterdir())
-  assert read_metrics(tmp_path) == read_samples(tmp_path) == []
+  assert read_metrics(tmp_path) == read_generations(tmp_path) == []
 
 
 def test_tensorboard_shows_a_resumed_run_once(tmp_path):

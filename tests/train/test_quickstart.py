@@ -8,7 +8,7 @@ import pytest
 
 from launch.experiment_file import load_run
 from llm_jax.checkpoints.store import KILL_POINTS, CheckpointStore
-from llm_jax.tracking.metrics import read_metrics, read_samples
+from llm_jax.tracking.metrics import read_generations, read_metrics
 from tests.train import runs, small_quickstart
 
 QUICKSTART = str(runs.ROOT / 'experiments/quickstart.py')
@@ -37,9 +37,9 @@ def test_killed_in_all_stages(folder, untouched, tmp_path, kills):
     died += killed_run(folder, workdir, len(read_metrics(untouched)), kills - died, rng)
     for stage in load_run(QUICKSTART).stages:
       assert runs.state_hash(workdir, stage.name) == runs.state_hash(untouched, stage.name), stage.name
-      assert facts(workdir, stage.name)['data'] == facts(untouched, stage.name)['data']
+      assert metadata(workdir, stage.name)['data'] == metadata(untouched, stage.name)['data']
     assert numbers(workdir) == numbers(untouched)
-    assert read_samples(workdir) == read_samples(untouched)
+    assert read_generations(workdir) == read_generations(untouched)
 
 
 def test_an_ablation_differs_from_where_it_changes_something(folder, untouched, tmp_path):
@@ -47,7 +47,7 @@ def test_an_ablation_differs_from_where_it_changes_something(folder, untouched, 
   names = [stage.name for stage in load_run(QUICKSTART).stages]
   same = {name for name in names if runs.state_hash(tmp_path, name) == runs.state_hash(untouched, name)}
   assert same == set(names) - {'sft', 'dpo'}
-  assert facts(tmp_path, 'sft')['lineage']['parent'] == f'anneal/{small_quickstart.STEPS}'
+  assert metadata(tmp_path, 'sft')['lineage']['parent'] == f'anneal/{small_quickstart.STEPS}'
 
 
 def start(folder, workdir, experiment=QUICKSTART, kill_at=''):
@@ -90,5 +90,5 @@ def numbers(workdir):
   return [{name: value for name, value in record.items() if name not in CLOCK} for record in read_metrics(workdir)]
 
 
-def facts(workdir, stage):
-  return CheckpointStore(workdir / 'checkpoints' / stage, 1).latest_valid().facts
+def metadata(workdir, stage):
+  return CheckpointStore(workdir / 'checkpoints' / stage, 1).latest_valid().metadata

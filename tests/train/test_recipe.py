@@ -7,7 +7,7 @@ import pytest
 
 from llm_jax import paths
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.tracking.metrics import read_metrics, read_samples
+from llm_jax.tracking.metrics import read_generations, read_metrics
 from tests.train import runs
 
 STAGES = ('pretrain', 'anneal', 'average', 'sft', 'dpo')
@@ -49,7 +49,7 @@ def test_what_each_stage_learns(untouched):
   assert abs(first['reward_margin']) < 1e-6  # the policy is the reference
   assert first['loss'] == pytest.approx(math.log(2) + 0.2 * first['nll'], rel=1e-6)
   assert last['reward_margin'] > 0 and last['loss'] < first['loss']
-  [sample] = read_samples(untouched)
+  [sample] = read_generations(untouched)
   assert sample['stage'] == 'sft' and sample['prompt'] == 'def f' and '<|im' not in sample['text']
   assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
 

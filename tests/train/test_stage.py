@@ -8,7 +8,7 @@ import pytest
 from launch.experiment_file import load_run
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.tracking.metrics import MetricsWriter, read_samples
+from llm_jax.tracking.metrics import MetricsWriter, read_generations
 from llm_jax.train import scores
 from llm_jax.train import stage as stage_module
 from llm_jax.train.hooks import Diverged, check_result
@@ -23,7 +23,7 @@ class Store:
   def __init__(self):
     self.calls = []
 
-  def save(self, step, state, facts, *, wait):
+  def save(self, step, state, metadata, *, wait):
     self.calls.append(('save', step, wait))
 
   def wait(self):
@@ -56,8 +56,8 @@ def test_a_stop_at_a_checkpoints_step_saves_once(run):
 
 def test_another_held_out_text_is_refused(run):
   """It is no part of the position in the data, and would go on with one curve on two texts."""
-  facts = {'data': {}, 'final': False, 'held_out': {'data': 'old', 'seed': '0'}}
-  resumed = types.SimpleNamespace(facts=facts)
+  metadata = {'data': {}, 'final': False, 'held_out': {'data': 'old', 'seed': '0'}}
+  resumed = types.SimpleNamespace(metadata=metadata)
   run.starter = types.SimpleNamespace(start=lambda newest: Start(None, resumed=resumed))
   run.store.latest_valid = lambda: None
   run.source.restore = lambda position: None
@@ -105,8 +105,9 @@ def test_a_long_evaluation_is_no_standstill(monkeypatch):
 
 
 def test_samples_that_a_kill_left_are_completed_and_not_repeated(run):
-  run.context.writer.sample('a', 9, 'one', 'ONE')  # and then it was killed
-  run.context.writer.sample('a', 6, 'two', 'TWO')
+  run.context.writer.generation('a', 9, 'one', 'ONE')  # and then it was killed
+  run.context.writer.generation('a', 6, 'two', 'TWO')
   run.write_samples(9, None)
   run.write_samples(9, None)
-  assert [(r['step'], r['prompt']) for r in read_samples(run.context.workdir)] == [(9, 'one'), (6, 'two'), (9, 'two')]
+  written = [(r['step'], r['prompt']) for r in read_generations(run.context.workdir)]
+  assert written == [(9, 'one'), (6, 'two'), (9, 'two')]

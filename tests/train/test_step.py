@@ -11,7 +11,9 @@ import pytest
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
-from llm_jax.config.run import AdamW, Cosine, Mesh
+from llm_jax.config.optimizers import AdamW
+from llm_jax.config.run import Mesh
+from llm_jax.config.schedules import Cosine
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective

@@ -6,7 +6,7 @@ from llm_jax.config.experiment import (
   Jsonl,
   Muon,
   Needles,
-  NeedleTest,
+  NeedleTexts,
   experiment,
   mix,
   presets,
@@ -24,10 +24,10 @@ def get_config(path):
     model=presets.llama(d_model=64, num_layers=2, num_heads=2, vocab_size=1_024, tied_head=True),
     checkpoints=Checkpoints(every=100),
     stages=(
-      stage('short', mix((text, .1), (Needles(text, spacing=10), .9)), **common, context=32, batch_size=64, steps=400,
-            eval_every=25, needles=NeedleTest((32,), depths=2, rows=32, enough=0.05)),
-      stage('long', mix((text, .5), (Needles(text), .5)), **common, context=64, batch_size=8, steps=4,
+      stage('short', mix((text, .1), (NeedleTexts(text, spacing=10), .9)), **common, context=32, batch_size=64,
+            steps=400, eval_every=25, needles=Needles((32,), depths=2, rows=32, enough=0.05)),
+      stage('long', mix((text, .5), (NeedleTexts(text), .5)), **common, context=64, batch_size=8, steps=4,
             init=('params', 'short'), positions=RoPE(10_000.0, LinearScaling(2.0)),
-            needles=NeedleTest((32, 64), depths=3, rows=4)),
+            needles=Needles((32, 64), depths=3, rows=4)),
     ),
   )

@@ -66,4 +66,4 @@ def cut(ids: np.ndarray, marks: np.ndarray, length: int) -> np.ndarray:
 def check_labels(parts: Sequence[LabelledRows], labels: Sequence[str]) -> None:
   """Refuses a class that no training text has: nothing would be learnt of it."""
   missing = tuple(label for i, label in enumerate(labels) if not any((part.labels == i).any() for part in parts))
-  require(not missing, 'labels', missing, 'no training text has such a label: leave it out, or mend the data')
+  require(not missing, 'labels', missing, 'no training text has such a label: leave it out, or correct the data')

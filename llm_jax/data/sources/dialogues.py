@@ -3,7 +3,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.sources import formats
 from llm_jax.data.tokenizers import chat_templates
@@ -93,7 +93,7 @@ def _check(messages: Any, template: str, where: str, name: str) -> None:
   try:
     chat_templates.check(messages, template, name)
   except ConfigError as error:
-    raise formats.bad(where, f'{error.field} = {error.value!r}', error.mend) from error
+    raise formats.bad(where, f'{error.field} = {error.value!r}', error.hint) from error
   for message in messages:
     formats.check_unicode(message['content'], where)
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.sources import dialogues, formats, labelled, standard_library
@@ -77,7 +77,7 @@ class DocumentSource:
     except ConfigError as error:
       if not self.skip:
         raise
-      self.skipped[error.mend.split(':')[0]] += 1
+      self.skipped[error.hint.split(':')[0]] += 1
       return ''
 
   def documents(self, split: Split) -> Iterator[tuple[str, Content]]:
@@ -112,7 +112,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   Raises ConfigError for files that are missing, unreadable or of the wrong kind, naming them.
   """
   kind = type(source).__name__
-  if isinstance(source, config.Needles):
+  if isinstance(source, config.NeedleTexts):
     haystack = open_source(source.haystack, cache_dir)
     return dataclasses.replace(haystack, kind=f'{kind} spacing={source.spacing} in {haystack.kind}')
   match source:

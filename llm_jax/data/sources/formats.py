@@ -19,8 +19,8 @@ LONGEST_ROW = 1 << 28  # bytes of one JSONL row; a longer one is refused without
 CHUNK = 1 << 22  # tokens scanned at a time for separators
 
 
-def bad(where: str, reason: str, mend: str) -> ConfigError:
-  return ConfigError('path', where, f'{reason}: {mend}')
+def bad(where: str, reason: str, hint: str) -> ConfigError:
+  return ConfigError('path', where, f'{reason}: {hint}')
 
 
 def utf8_text(content: bytes, path: str) -> str:
@@ -31,37 +31,37 @@ def utf8_text(content: bytes, path: str) -> str:
     raise bad(f'{path}:{line}', 'not UTF-8', f'byte {content[error.start]:#04x}; convert the file') from error
 
 
-def json_object(line: bytes, where: str, mend: str = 'mend the line') -> dict:
-  """One line of JSONL. `mend` ends the message that refuses it."""
+def json_object(line: bytes, where: str, hint: str = 'correct the line') -> dict:
+  """One line of JSONL. `hint` ends the message that refuses it."""
   if len(line) > LONGEST_ROW:
     raise bad(where, 'row too long', f'more than {LONGEST_ROW >> 20} MiB; split it')
   try:
     row = json.loads(line.decode())
   except UnicodeDecodeError as error:
-    raise bad(where, 'not UTF-8', f'byte {line[error.start]:#04x}; {mend}') from error
+    raise bad(where, 'not UTF-8', f'byte {line[error.start]:#04x}; {hint}') from error
   except (ValueError, RecursionError) as error:
-    raise bad(where, 'not JSON', f'{error}; {mend}') from error
+    raise bad(where, 'not JSON', f'{error}; {hint}') from error
   if not isinstance(row, dict):
-    raise bad(where, 'not a JSON object', f'a {type(row).__name__}; {mend}')
+    raise bad(where, 'not a JSON object', f'a {type(row).__name__}; {hint}')
   return row
 
 
-def check_unicode(text: str, where: str, mend: str = 'mend the line') -> None:
+def check_unicode(text: str, where: str, hint: str = 'correct the line') -> None:
   try:
     text.encode()
   except UnicodeEncodeError as error:
-    raise bad(where, 'not Unicode', f'half of a surrogate pair at {error.start}; {mend}') from error
+    raise bad(where, 'not Unicode', f'half of a surrogate pair at {error.start}; {hint}') from error
 
 
 def text_of_json(line: bytes, where: str, field: str) -> str:
   """The text under `field` of one line of JSONL."""
-  row = json_object(line, where, "mend the line or set on_error='skip'")
+  row = json_object(line, where, "correct the line or set on_error='skip'")
   if field not in row:
     raise bad(where, f'no field {field!r}', f"found {sorted(row)[:8]}; set `field`, or on_error='skip'")
   text = row[field]
   if not isinstance(text, str):
     raise bad(where, f'field {field!r} is not text', f"a {type(text).__name__}; set `field`, or on_error='skip'")
-  check_unicode(text, where, "mend the line or set on_error='skip'")
+  check_unicode(text, where, "correct the line or set on_error='skip'")
   return text
 
 

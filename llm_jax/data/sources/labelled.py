@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import require
 from llm_jax.data.sources import formats
 from llm_jax.data.tokenizers.base import Tokenizer
@@ -40,10 +40,10 @@ def read_example(line: bytes, where: str, source: config.LabelledJsonl) -> Examp
   names = (source.text,) if source.pair is None else (source.text, source.pair)
   for name in (*names, source.label):
     if name not in row:
-      raise formats.bad(where, f'no field {name!r}', f'found {sorted(row)[:8]}; mend the line, or name the field')
+      raise formats.bad(where, f'no field {name!r}', f'found {sorted(row)[:8]}; correct the line, or name the field')
   for name in names:
     if not isinstance(row[name], str):
-      raise formats.bad(where, f'field {name!r} is not text', f'a {type(row[name]).__name__}; mend the line')
+      raise formats.bad(where, f'field {name!r} is not text', f'a {type(row[name]).__name__}; correct the line')
     formats.check_unicode(row[name], where)
     if not row[name].strip():
       raise formats.bad(where, f'field {name!r} is empty', 'leave the line out')

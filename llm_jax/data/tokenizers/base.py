@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data.tokenizers.byte_level import (
   END_OF_TEXT,
@@ -64,8 +64,8 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
       try:
         return HuggingFaceTokenizer(pathlib.Path(path).read_bytes(), end_of_text)
       except OSError as error:
-        mend = f'cannot be read ({error.strerror}): name a tokenizer.json'
-        raise ConfigError('tokenizer.path', path, mend) from error
+        hint = f'cannot be read ({error.strerror}): name a tokenizer.json'
+        raise ConfigError('tokenizer.path', path, hint) from error
   raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
 
 
@@ -88,8 +88,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
   except (OSError, ValueError, KeyError, TypeError) as error:
     if isinstance(error, ConfigError):
       raise
-    mend = f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}'
-    raise ConfigError('tokenizer', str(folder), mend) from error
+    hint = f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}'
+    raise ConfigError('tokenizer', str(folder), hint) from error
   require(tokenizer.fingerprint == saved, 'tokenizer', str(folder),
           f'changed since it was saved: fingerprint {tokenizer.fingerprint[:16]}, saved {saved[:16]}')
   return tokenizer

@@ -167,8 +167,8 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
   try:
     content = pathlib.Path(path).read_bytes()
   except OSError as error:
-    mend = f'cannot be read ({error.strerror}): name a tiktoken rank file'
-    raise ConfigError('tokenizer.path', str(path), mend) from error
+    hint = f'cannot be read ({error.strerror}): name a tiktoken rank file'
+    raise ConfigError('tokenizer.path', str(path), hint) from error
   ranks: dict[bytes, int] = {}
   for number, line in enumerate(content.splitlines(), 1):
     if line.strip():
@@ -176,8 +176,8 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
         token, rank = line.split()
         ranks[base64.b64decode(token, validate=True)] = int(rank)
       except (ValueError, binascii.Error) as error:
-        mend = 'not a line of `base64 rank`: use a tiktoken rank file'
-        raise ConfigError('tokenizer.path', f'{path}:{number}', mend) from error
+        hint = 'not a line of `base64 rank`: use a tiktoken rank file'
+        raise ConfigError('tokenizer.path', f'{path}:{number}', hint) from error
   missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
   require(not missing, 'tokenizer.path', str(path), f'not byte-level: bytes {missing[:3]} have no rank')
   require(len(set(ranks.values())) == len(ranks), 'tokenizer.path', str(path), 'two tokens share a rank')

@@ -120,7 +120,7 @@ def check_template(template: str, tokenizer: Tokenizer) -> None:
 
 
 def check(messages: Sequence[Message], template: str, name: str = 'messages') -> None:
-  """Refuses what no template can write: ConfigError names the message, the value and the mend."""
+  """Refuses what no template can write: ConfigError names the message, the value and what to change."""
   require(isinstance(messages, list | tuple), name, type(messages).__name__, "give a list of {'role', 'content'}")
   require(len(messages) > 0, name, messages, 'empty: give at least one message')
   before = None

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.batches import Placement, TrainSource, held_out_batches, typed
 from llm_jax.data.sources import dialogues

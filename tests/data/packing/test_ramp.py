@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.ramp import make_phases
 from llm_jax.data import dataset
 from llm_jax.data.tokenizers import byte_level

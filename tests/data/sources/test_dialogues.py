@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import dataset, token_store
 from llm_jax.data.sources import dialogues, documents
@@ -213,7 +213,7 @@ GOOD_PAIR = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
   ({'messages': [ANSWER, USER]}, r"messages\[0\]\.role = 'assistant': expected system or user"),
   ({'messages': [USER, {'role': 'assistant', 'content': '\ud800'}]}, 'not Unicode: half of a surrogate pair at 0'),
   ({'text': 'a'}, r"no field 'messages': found \['text'\]"),
-  ([1], 'not a JSON object: a list; mend the line'),
+  ([1], 'not a JSON object: a list; correct the line'),
 ])
 def test_bad_conversations_name_file_and_line(row, message, bpe, tmp_path):
   refused(config.Conversations(write(tmp_path / 'a.jsonl', [{'messages': [USER, ANSWER]}] * 3 + [row]), held_out=0.0),

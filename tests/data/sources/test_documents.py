@@ -9,7 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import fingerprints
 from llm_jax.data.sources import documents, formats
@@ -119,7 +119,7 @@ def test_needles_and_ids_of_one_document_hold_out_its_tail(tmp_path):
   for name in ('text.txt', 'ids/a.bin', 'ids/b.bin'):
     (tmp_path / name).write_text('hello world. ' * 100)
   text = config.Text(str(tmp_path / 'text.txt'), 0.3)
-  needles, text = opened(config.Needles(text), tmp_path), opened(text, tmp_path)
+  needles, text = opened(config.NeedleTexts(text), tmp_path), opened(text, tmp_path)
   assert list(needles.documents('held_out')) == list(text.documents('held_out'))
   assert not needles.trains_on(text) and not text.trains_on(needles)
   one, both = [opened(config.TokenFile(str(tmp_path / name), held_out=0.3), tmp_path) for name in ('ids/a.bin', 'ids')]

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import token_store
 from llm_jax.data.packing.labelled import LabelledRows, check_labels, cut

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.data import dataset, fingerprints
 from llm_jax.data.sources import documents, standard_library
 from llm_jax.data.tokenizers import byte_level

@@ -4,7 +4,7 @@ import pytest
 import tiktoken
 import tokenizers as hf
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.tokenizers import base, byte_level
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer

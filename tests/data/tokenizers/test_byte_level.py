@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from llm_jax.config import run as config
+from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.tokenizers import base, byte_level
 from tests.data.tokenizers.hf_tokenizers import END
