@@ -46,7 +46,8 @@ def temporaries(args, form, devices):
   from llm_jax.train.step import make_train_step
 
   config = presets.llama(256, args.layers, 8, 2, vocab_size=VOCAB)
-  execution = Execution(kernels='xla', unroll=False, remat='block', context='ring' if form == 'ring' else 'gather')
+  execution = Execution(kernels='xla', unroll=False, remat='block',
+                        context_attention='ring' if form == 'ring' else 'gather')
   model = transformer.Transformer(config, execution)
   init = lambda: model.init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
   optimizer = make_optimizer(AdamW(), jax.eval_shape(init))

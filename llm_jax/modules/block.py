@@ -5,10 +5,10 @@ import jax
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.attention import Attention
 from llm_jax.modules.cache import KVCache
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import FeedForward
 from llm_jax.modules.latent_attention import LatentAttention
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Norm
 from llm_jax.modules.mixture import MixtureOfExperts
 from llm_jax.modules.routing import Routing
@@ -27,7 +27,7 @@ class Block(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, cache: KVCache | None, layer: jax.Array | None
+  def __call__(self, x_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None, layer: jax.Array | None
                ) -> tuple[jax.Array, KVCache | None, Routing | None]:
     c, init = self.config, dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
@@ -47,18 +47,18 @@ class Block(nn.Module):
 
     match c:
       case config.Block():
-        h_BTD, cache = attention(norm('attention_norm', x_BTD), context, cache, layer)
+        h_BTD, cache = attention(norm('attention_norm', x_BTD), inputs, cache, layer)
         x_BTD = add(x_BTD, h_BTD)
-        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), context)
+        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), inputs)
         x_BTD = add(x_BTD, h_BTD)
       case config.PostNormBlock():
-        h_BTD, cache = attention(x_BTD, context, cache, layer)
+        h_BTD, cache = attention(x_BTD, inputs, cache, layer)
         x_BTD = norm('attention_norm', add(x_BTD, h_BTD))
-        h_BTD, routing = feed_forward(x_BTD, context)
+        h_BTD, routing = feed_forward(x_BTD, inputs)
         x_BTD = norm('feed_forward_norm', add(x_BTD, h_BTD))
       case config.SandwichBlock():
-        h_BTD, cache = attention(norm('attention_norm', x_BTD), context, cache, layer)
+        h_BTD, cache = attention(norm('attention_norm', x_BTD), inputs, cache, layer)
         x_BTD = add(x_BTD, norm('attention_out_norm', h_BTD))
-        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), context)
+        h_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), inputs)
         x_BTD = add(x_BTD, norm('feed_forward_out_norm', h_BTD))
     return x_BTD, cache, routing

@@ -16,14 +16,14 @@ class Execution:
   unroll: write the layers out (shorter steps on CPU) or scan over them (compile time independent of depth).
   kernels: 'cpu' (written for XLA:CPU), 'xla' (plain operations, for accelerators and for adapters) or 'tpu' (the same,
     with attention as a kernel for TPU).
-  context: attention where rows are split over devices, 'gather' (all keys and values come to every device) or 'ring'
-    (they go round).
+  context_attention: how attention works where rows are split over devices: with 'gather' every device gathers all keys
+    and values, with 'ring' they are passed from device to device.
   """
   dtype: str = 'float32'
   remat: str = 'none'
   unroll: bool | None = None
   kernels: str | None = None
-  context: str = 'gather'
+  context_attention: str = 'gather'
 
   @property
   def compute_dtype(self) -> jnp.dtype:

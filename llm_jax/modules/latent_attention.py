@@ -5,11 +5,11 @@ import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.cache import KVCache
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.cached_attention import cached_attention
 from llm_jax.modules.kernels.linear import linear
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Linear, Norm
 from llm_jax.modules.positions import rotate
 from llm_jax.sharding.rules import constrain
@@ -30,7 +30,7 @@ class LatentAttention(nn.Module):
   dropout: float
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context, cache: KVCache | None, layer: jax.Array | None
+  def __call__(self, x_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None, layer: jax.Array | None
                ) -> tuple[jax.Array, KVCache | None]:
     c, D, init = self.config, x_BTD.shape[-1], dict(execution=self.execution, std=self.std)
     H, R, K = c.num_heads, c.kv_rank, c.nope_dim + c.rope_dim
@@ -40,7 +40,7 @@ class LatentAttention(nn.Module):
     else:
       compressed = norm('query_norm', Linear((D, c.q_rank), **init, name='query_down')(x_BTD))
       q_BTHK = Linear((c.q_rank, H, K), **init, name='query_up')(compressed)
-    angles = context.angles[c.rope_dim]
+    angles = inputs.angles[c.rope_dim]
     q_nope, q_rotary = jnp.split(constrain(q_BTHK, 'batch', 'seq', 'heads', None), [c.nope_dim], axis=-1)
     q_rotary = rotate(q_rotary, angles)
     c_BTR = norm('kv_norm', Linear((D, R), **init, name='kv_down')(x_BTD))
@@ -52,13 +52,13 @@ class LatentAttention(nn.Module):
       q_BTHK = jnp.concatenate([q_nope, q_rotary], axis=-1)
       k_BTHK = jnp.concatenate([key_up(c_BTR), jnp.broadcast_to(k_rotary, q_rotary.shape)], axis=-1)
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
-      y_BTHK = causal_attention(q_BTHK, k_BTHK, value_up(c_BTR), context.segment_ids_BT, scale=c.scale,
+      y_BTHK = causal_attention(q_BTHK, k_BTHK, value_up(c_BTR), inputs.segment_ids_BT, scale=c.scale,
                                 kernels=self.execution.kernel_set, dropout_rate=self.dropout, dropout_rng=rng,
-                                split=context.split)
+                                split=inputs.split)
     else:
-      slots = context.slots[cache.capacity]
+      slots = inputs.slots[cache.capacity]
       cache, (c_B1SR, k_B1SK) = cache.update(layer, (c_BTR[:, :, None], k_rotary), slots)
-      y_BTHR = cached_attention((key_up.into_latent(q_nope), q_rotary), (c_B1SR, k_B1SK), c_B1SR, context.positions_BT,
+      y_BTHR = cached_attention((key_up.into_latent(q_nope), q_rotary), (c_B1SR, k_B1SK), c_B1SR, inputs.positions_BT,
                                 slots.positions_BR, scale=c.scale or K**-0.5)
       y_BTHK = value_up.out_of_latent(y_BTHR)
     out = Linear((H, c.v_dim, D), self.execution, contract=2, std=self.residual_std, name='out')

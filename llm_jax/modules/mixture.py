@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import ACTIVATIONS, FeedForward
 from llm_jax.modules.kernels.experts import collect, grouped_linear, sort_rows, spread
 from llm_jax.modules.kernels.ordering import elementwise
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.routing import Routing, one_hot, route, within_capacity
 from llm_jax.sharding.experts import on_own_experts
@@ -31,9 +31,9 @@ class MixtureOfExperts(nn.Module):
   residual_std: float
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Routing]:
+  def __call__(self, x_BTD: jax.Array, inputs: LayerInputs) -> tuple[jax.Array, Routing]:
     c, (B, T, D) = self.config, x_BTD.shape
-    real_BT = jnp.ones((B, T), bool) if context.segment_ids_BT is None else context.segment_ids_BT != 0
+    real_BT = jnp.ones((B, T), bool) if inputs.segment_ids_BT is None else inputs.segment_ids_BT != 0
     # In float32, whatever the accelerator makes of float32 by default: close scores decide where a token goes.
     with jax.default_matmul_precision('float32'):
       router = Linear((D, c.num_experts), self.execution, std=self.std, name='router')
@@ -41,10 +41,10 @@ class MixtureOfExperts(nn.Module):
     bias_E = Balance(c.num_experts, name='balance')() if isinstance(c.router, config.SigmoidRouter) else None
     expert_BTC, weight_BTC, routing = route(c.router, c.top_k, logits_BTE, bias_E, real_BT)
     expert_BTC = jnp.where(real_BT[..., None], expert_BTC, c.num_experts)  # nobody's
-    if c.capacity_factor is not None and context.slots is None:
+    if c.capacity_factor is not None and inputs.slots is None:
       capacity = math.ceil(c.capacity_factor * T * c.top_k / c.num_experts)
-      kept = within_capacity(context.split.restore(expert_BTC), c.num_experts, capacity)
-      expert_BTC = jnp.where(context.split.arrange(kept), expert_BTC, c.num_experts)
+      kept = within_capacity(inputs.split.restore(expert_BTC), c.num_experts, capacity)
+      expert_BTC = jnp.where(inputs.split.arrange(kept), expert_BTC, c.num_experts)
 
     experts = Experts(c.num_experts, c.expert, self.execution, self.std, self.residual_std, name='experts')
     y_BTD = experts(x_BTD, expert_BTC, weight_BTC)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache, KVCache, init_cache
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Linear, Norm
 from llm_jax.modules.routing import Routing
 
@@ -28,7 +28,7 @@ class MultiToken(nn.Module):
   make_block: Callable[..., Block]
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, next_BTD: jax.Array, context: Context, cache: KVCache | None
+  def __call__(self, x_BTD: jax.Array, next_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None
                ) -> tuple[jax.Array, jax.Array, KVCache | None, Routing | None]:
     """next_BTD: embeddings of the next tokens.   Returns the block's output, what the head reads of it, and the rest
     as `Block`."""
@@ -36,7 +36,7 @@ class MultiToken(nn.Module):
     both = jnp.concatenate([norm('hidden_norm', x_BTD), norm('embedding_norm', next_BTD)], axis=-1)
     D = x_BTD.shape[-1]
     x_BTD = Linear((2 * D, D), self.execution, std=self.std, name='project')(both)
-    x_BTD, cache, routing = self.make_block(name='block')(x_BTD, context, cache, None)
+    x_BTD, cache, routing = self.make_block(name='block')(x_BTD, inputs, cache, None)
     return x_BTD, norm('norm', x_BTD), cache, routing
 
 

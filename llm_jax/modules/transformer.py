@@ -9,9 +9,9 @@ from llm_jax.config.errors import require
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.block import Block
 from llm_jax.modules.cache import Cache
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.head import vocabulary_logits
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.multi_token import MultiToken
 from llm_jax.modules.positions import rotation, sinusoids
@@ -75,12 +75,12 @@ class Transformer(nn.Module):
     has read what is not its own: they must not be scored.
     """
     x_BTD, _, routings = self.run(tokens_BT, positions, segment_ids, None)
-    features, context = [x_BTD], self.context(tokens_BT, positions, segment_ids)
-    arrange, restore = context.split.arrange, context.split.restore
+    features, inputs = [x_BTD], self.layer_inputs(tokens_BT, positions, segment_ids)
+    arrange, restore = inputs.split.arrange, inputs.split.restore
     x_BTD = arrange(x_BTD) if self.multi_token else x_BTD
     for k, module in enumerate(self.multi_token, 1):
       next_BTD = self.embed(arrange(jnp.roll(tokens_BT, -k, axis=1)))
-      x_BTD, ahead_BTD, _, routing = module(x_BTD, next_BTD, context, None)
+      x_BTD, ahead_BTD, _, routing = module(x_BTD, next_BTD, inputs, None)
       features.append(restore(ahead_BTD))
       routings[f'multi_token_{k - 1}/block'] = routing
     return tuple(features), {path: routing for path, routing in routings.items() if routing is not None}
@@ -100,8 +100,8 @@ class Transformer(nn.Module):
     if positions is None:
       positions = cache.next + jnp.broadcast_to(jnp.arange(next_BT.shape[1]), next_BT.shape)
     cache, slots = cache.append(positions, segment_ids)
-    context = self.context(next_BT, positions, segment_ids, slots)
-    x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), context, cache.prefix[0])
+    inputs = self.layer_inputs(next_BT, positions, segment_ids, slots)
+    x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), inputs, cache.prefix[0])
     return self.logits(ahead_BTD), x_BTD, cache.replace(prefix=(block_cache,))
 
   def run(self, tokens_BT, positions, segment_ids, cache: Cache | None
@@ -117,23 +117,23 @@ class Transformer(nn.Module):
     if cache is not None:
       cache, slots = cache.append(positions, segment_ids)
       first, rest = list(cache.prefix), cache.pattern
-    context = self.context(tokens_BT, positions, segment_ids, slots)
-    x_BTD = self.embed(context.split.arrange(tokens_BT))
+    inputs = self.layer_inputs(tokens_BT, positions, segment_ids, slots)
+    x_BTD = self.embed(inputs.split.arrange(tokens_BT))
     match c.positions:
       case config.LearnedPositions():
-        x_BTD += self.positions(context.positions_BT)
+        x_BTD += self.positions(inputs.positions_BT)
       case config.SinusoidalPositions():
-        x_BTD += sinusoids(c.positions, c.d_model, context.positions_BT).astype(x_BTD.dtype)
+        x_BTD += sinusoids(c.positions, c.d_model, inputs.positions_BT).astype(x_BTD.dtype)
     x_BTD = constrain(self.drop(x_BTD, deterministic=not self.has_rng('dropout')), 'batch', 'seq', 'embed')
 
     routings = {}
     for i, block in enumerate(self.prefix):
-      x_BTD, first[i], routings[f'prefix_{i}'] = block(x_BTD, context, first[i], None)
+      x_BTD, first[i], routings[f'prefix_{i}'] = block(x_BTD, inputs, first[i], None)
     if c.repeats:
-      (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), context)
+      (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), inputs)
       routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
     cache = cache and cache.replace(prefix=tuple(first), pattern=rest)
-    return context.split.restore(self.final_norm(x_BTD)), cache, routings
+    return inputs.split.restore(self.final_norm(x_BTD)), cache, routings
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
     """[batch, time, d_model], scaled, without positions."""
@@ -141,7 +141,7 @@ class Transformer(nn.Module):
     scale = self.config.embedding_scale
     return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
-  def context(self, tokens_BT, positions, segment_ids, slots=None) -> Context:
+  def layer_inputs(self, tokens_BT, positions, segment_ids, slots=None) -> LayerInputs:
     """What all blocks share; `positions` of None are 0..T-1.
 
     Rows are split over devices in training alone, and not where attention weights are dropped.
@@ -151,12 +151,12 @@ class Transformer(nn.Module):
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     split = WHOLE
     if slots is None and not (c.dropout and self.has_rng('dropout')):
-      split = context_split(tokens_BT.shape[1], self.execution.context)
+      split = context_split(tokens_BT.shape[1], self.execution.context_attention)
     positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))
     if isinstance(c.positions, config.RoPE):
       sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern + c.multi_token}
       angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
-    return Context(angles, positions, segment_ids, slots, split)
+    return LayerInputs(angles, positions, segment_ids, slots, split)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""
@@ -186,12 +186,12 @@ class Pattern(nn.Module):
   execution: Execution
 
   @nn.compact
-  def __call__(self, carry, layer, context):
+  def __call__(self, carry, layer, inputs):
     x_BTD, caches = carry[0], list(carry[1])
     routings = [None] * len(caches)
     for i, block in enumerate(self.config.pattern):
       run = make_block(self.config, block, self.execution, name=f'block_{i}', scanned=True)
-      x_BTD, caches[i], routings[i] = run(x_BTD, context, caches[i], layer)
+      x_BTD, caches[i], routings[i] = run(x_BTD, inputs, caches[i], layer)
     return (x_BTD, tuple(caches)), tuple(routings)
 
 

@@ -53,7 +53,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
         check_divides(run.model, run.mesh, phase.batch_size, context, jax.device_count(), phase.microbatches,
                       f'{stage.name}.needles')
     mesh = make_mesh(run.mesh)
-  execution = Execution(dtype_of(run.dtype), context=run.context_attention)
+  execution = Execution(dtype_of(run.dtype), context_attention=run.context_attention)
   if jax.default_backend() == 'cpu' and run.context_attention == 'ring' and mesh.shape['context'] > 1:
     cpu.compile_anew()
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine

@@ -12,8 +12,8 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from llm_jax.config.model.architecture import GLU, Architecture, Block, LatentAttention, RMSNorm, RoPE
 from llm_jax.modules import latent_attention
 from llm_jax.modules.cache import init_cache
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.positions import rotation
 
 D, H, R, NOPE, ROPE, V = 24, 3, 10, 6, 4, 5
@@ -66,8 +66,8 @@ def ours(attention, kernels):
     angles, slots = {ROPE: rotation(RoPE(), ROPE, positions, kernels)}, None
     if cache is not None:
       cache, slots = cache.append(positions, None)
-    context = Context(angles, positions, None, slots)
-    y, kept = module.apply({'params': params}, x, context, cache and cache.prefix[0], None)
+    inputs = LayerInputs(angles, positions, None, slots)
+    y, kept = module.apply({'params': params}, x, inputs, cache and cache.prefix[0], None)
     return y, cache and cache.replace(prefix=(kept,))
   return run
 
@@ -83,7 +83,7 @@ def test_equals_deepseek(attention, kernels):
   module, x, y = theirs(attention.q_rank)
   params = params_of(module)
   initial = jax.eval_shape(lambda: latent_attention.LatentAttention(
-      attention, Execution(), 0.02, 0.02, 0.0).init(jax.random.key(0), x, Context(
+      attention, Execution(), 0.02, 0.02, 0.0).init(jax.random.key(0), x, LayerInputs(
           {ROPE: rotation(RoPE(), ROPE, POSITIONS)}, POSITIONS, None, None), None, None))['params']
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial)
   np.testing.assert_allclose(ours(attention, kernels)(params, x, POSITIONS)[0], y, atol=1e-5)

@@ -13,10 +13,10 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, 
 from llm_jax import paths
 from llm_jax.config.model.architecture import GLU, MLP, MixtureOfExperts, SigmoidRouter, SoftmaxRouter
 from llm_jax.modules import mixture
-from llm_jax.modules.context import Context
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import ACTIVATIONS
 from llm_jax.modules.kernels.experts import collect, grouped_linear, sort_rows, spread
+from llm_jax.modules.layer_inputs import LayerInputs
 
 B, T, D, F, E = 3, 12, 16, 24, 8
 KERNELS = pytest.mark.parametrize('kernels', ('cpu', 'xla'))
@@ -32,7 +32,7 @@ def module(config, kernels=None):
 
 
 def context(segments):
-  return Context({}, jnp.broadcast_to(jnp.arange(T), (B, T)), segments, None)
+  return LayerInputs({}, jnp.broadcast_to(jnp.arange(T), (B, T)), segments, None)
 
 
 def inputs(seed=0):

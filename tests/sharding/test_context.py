@@ -73,7 +73,8 @@ def params(name):
 def compiled(name, mesh, form='gather'):
   """One training step, whose optimizer only keeps the gradient; and the mesh. None: one device, no mesh."""
   keep = optax.trace(decay=0.0)
-  objective = LanguageModelObjective(Transformer(MODELS[name], Execution(kernels='xla', unroll=False, context=form)))
+  execution = Execution(kernels='xla', unroll=False, context_attention=form)
+  objective = LanguageModelObjective(Transformer(MODELS[name], execution))
   step = jax.jit(make_train_step(objective, keep, lambda step: 0.0, clip_norm=None))
   state, rows = TrainState.create(params(name), keep, ema=False), batch('packed')
   if mesh is None:

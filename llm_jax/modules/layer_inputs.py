@@ -8,7 +8,7 @@ from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
 
 @flax.struct.dataclass
-class Context:
+class LayerInputs:
   """angles: cosines and sines by the size of what they turn; empty without rotary positions.
   segment_ids_BT: the document of each position, 0 for padding; None means one document a row.
   slots: by capacity, where the new tokens go in a cache and what their queries read; None without a cache.
