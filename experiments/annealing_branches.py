@@ -13,7 +13,7 @@ from llm_jax.config.experiment import LinearToZero, StandardLibrary, StandardLib
 
 def get_config():
   config = quickstart.get_config()
-  config.model.positions.base = 10_000.0  # the quickstart's is for rows of 64 tokens
+  config.model.positions.theta = 10_000.0  # the quickstart's is for rows of 64 tokens
   trunk = config.stages[0]
   library, chats = StandardLibrary(held_out=0.05), StandardLibraryChats(held_out=0.05)
   rows = dict(context=256, batch_size=8, optimizer=trunk.optimizer, held_out=mix(library))

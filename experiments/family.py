@@ -16,7 +16,7 @@ FAMILIES = {
   'gpt3': presets.gpt3(**GPT, window=64),
   'llama': presets.llama(**SIZE),
   'llama2': presets.llama(**GROUPED),
-  'llama3': presets.llama(**GROUPED, rope_base=500_000.0, scaling=Llama3Scaling(original_length=256),
+  'llama3': presets.llama(**GROUPED, rope_theta=500_000.0, scaling=Llama3Scaling(original_length=256),
                          max_length=2_048),
   'mistral': presets.mistral(**GROUPED, d_ff=512, window=64),
   'mixtral': presets.mixtral(**GROUPED, d_ff=256),

@@ -8,8 +8,8 @@ of held-out text before the long stage and after it, and what the stage costs th
 on two busy cores in 13 minutes, at 9 depths: 100 % in 128, 41 % -> 100 % in 512, 8 % -> 100 % in 1,024; without the
 stage only those near the question, at most 3 % in the first three eighths of the text. The loss at 128 falls by 4 %.
 
-The base of 500 is to 128 tokens what 10,000 is to 2,560. Another scaling is another SCALING: YaRNScaling(FACTOR,
-CONTEXT), NTKScaling(FACTOR), LinearScaling(FACTOR), or None with a larger base.
+A rotary theta of 500 is to 128 tokens what 10,000 is to 2,560. Another scaling is another SCALING: YaRNScaling(FACTOR,
+CONTEXT), NTKScaling(FACTOR), LinearScaling(FACTOR), or None with a larger theta.
 """
 from llm_jax.config.experiment import (
   BPE,
@@ -28,7 +28,7 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
-BASE, CONTEXT, FACTOR = 500.0, 128, 8
+ROPE_THETA, CONTEXT, FACTOR = 500.0, 128, 8
 SCALING = Llama3Scaling(factor=FACTOR, original_length=CONTEXT)
 
 
@@ -38,13 +38,15 @@ def get_config():
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=1_024),
-    model=presets.llama(d_model=128, num_layers=3, num_heads=2, vocab_size=1_024, tied_head=True, rope_base=BASE),
+    model=presets.llama(d_model=128, num_layers=3, num_heads=2, vocab_size=1_024, tied_head=True,
+                        rope_theta=ROPE_THETA),
     checkpoints=Checkpoints(every=100),
     stages=(
       stage('short', mix((text, .3), (NeedleTexts(text, spacing=10), .7)), **common, context=32, batch_size=128,
-            steps=700, ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),), learning_rate=WSD(peak=7e-3, warmup=20)),
+            steps=700, ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),),
+            learning_rate=WSD(peak=7e-3, warmup=20)),
       stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, context=FACTOR * CONTEXT,
             batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
-            positions=RoPE(BASE, SCALING, max_length=FACTOR * CONTEXT)),
+            positions=RoPE(ROPE_THETA, SCALING, max_length=FACTOR * CONTEXT)),
     ),
   )

@@ -37,8 +37,8 @@ from llm_jax.config.experiment import (
 from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
 FUNCTION = 'def is_empty(self):\n    """Return True if the queue is empty."""'
-BASE = 250.0  # is to 64 tokens what 10,000 is to 2,560
-STRETCHED = RoPE(BASE, Llama3Scaling(factor=4.0, original_length=64), max_length=256)
+ROPE_THETA = 250.0  # is to 64 tokens what 10,000 is to 2,560
+STRETCHED = RoPE(ROPE_THETA, Llama3Scaling(factor=4.0, original_length=64), max_length=256)
 
 
 def get_config():
@@ -53,7 +53,8 @@ def get_config():
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, control=('<|im_start|>', '<|im_end|>')),
-    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True, rope_base=BASE),
+    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True,
+                        rope_theta=ROPE_THETA),
     checkpoints=Checkpoints(every=40, keep=3),
     stages=(
       stage('pretrain', mix((library, .1), (needles, ((0, .9), (.6, .9), (.61, .06)))), **pretraining, context=32,

@@ -103,7 +103,7 @@ class Run:
       meant = positions.max_length if isinstance(positions, RoPE) else None
       require(meant is None or longest <= meant, f'{path}.context', longest,
               f'the positions are meant for {meant} tokens (max_length): stretch them with '
-              f'{path}.positions=RoPE(base, scaling, max_length={longest}), or shorten the context')
+              f'{path}.positions=RoPE(theta, scaling, max_length={longest}), or shorten the context')
       asked = max(stage.needles.contexts) if stage.needles else 0
       require(limit is None or asked <= limit, f'{path}.needles.contexts', asked,
               f'the learned positions end at model.positions.max_length={limit}: ask for shorter ones')

@@ -25,7 +25,7 @@ class Stage:
   its last n checkpoints; ('average', Member(stage, step, weight), ...): the weighted mean of these checkpoints, which
   may be of several stages; ('hf', folder): a Hugging Face folder of the run's model.
   Steps count from 0 in every stage, and schedules are functions of them.
-  positions: rotary positions that replace the model's from this stage on (a longer context: another base or scaling);
+  positions: rotary positions that replace the model's from this stage on (a longer context: another theta or scaling);
   None keeps those of the stage that it starts from.
   ramp: other batch sizes and contexts later in the stage.
   held_out: data whose held-out part scores the stage, so that stages with other data can be compared; None: its own.

@@ -24,7 +24,7 @@ class Family(NamedTuple):
   model, layer: rows; paths of `layer` are those inside a block.
   multi_token: rows of what a block that predicts further tokens has beside the block itself.
   copies: rows of what such a block's file repeats from the model. They may be absent.
-  base: prefix of the names that files of the bare decoder lack.
+  base_model_prefix: starts the names of tensors in a file of the whole model; a file of the decoder alone lacks it.
   ignored: names of buffers that some files hold.   float32: names of tensors that are never rounded.
   """
   model_type: str
@@ -35,7 +35,7 @@ class Family(NamedTuple):
   layer: tuple[Row, ...]
   multi_token: tuple[Row, ...] = ()
   copies: tuple[Row, ...] = ()
-  base: str = ''
+  base_model_prefix: str = ''
   ignored: re.Pattern[str] = NOTHING
   float32: re.Pattern[str] = NOTHING
 

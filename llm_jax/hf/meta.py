@@ -23,7 +23,7 @@ from llm_jax.hf.tensor_file import TensorFiles
 WEIGHTS = 'consolidated.safetensors'
 
 META = LLAMA._replace(
-  model_type='Llama (Meta)', base='', ignored=re.compile(r'^rope\.freqs$'),
+  model_type='Llama (Meta)', base_model_prefix='', ignored=re.compile(r'^rope\.freqs$'),
   model=(
     ('embedding/w',             'tok_embeddings.weight',                        'V D'),
     ('final_norm/scale',        'norm.weight',                                  'D'),
@@ -99,7 +99,7 @@ def _write(config: Architecture) -> dict[str, Any]:
   rope = expect_kind(config.positions, RoPE, 'positions')
   values = {'dim': config.d_model, 'n_layers': config.num_layers, 'n_heads': attention.num_heads,
             'n_kv_heads': attention.kv_heads, 'vocab_size': config.vocab_size, 'norm_eps': block.norm.eps,
-            'rope_theta': rope.base, 'multiple_of': 256}
+            'rope_theta': rope.theta, 'multiple_of': 256}
   if _width(config.d_model, 256, None) != width:  # any that is rounded up to it
     step = width & -width
     values |= {'multiple_of': step, 'ffn_dim_multiplier': (width - step / 2) / int(8 * config.d_model / 3)}

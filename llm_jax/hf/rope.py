@@ -16,13 +16,14 @@ KINDS = {  # their entries by kind, beside rope_theta
 }
 
 
-def read_rope(fields: Fields, base: float = 10_000.0) -> tuple[RoPE, float]:
+def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
   """The positions, and what a DeepSeek model multiplies its attention scores by on top of 1 / sqrt(head size).
 
   Args:
-    base: the family's default.
+    theta: the family's default.
   """
-  theta, length = fields.number('rope_theta', base), fields.size('max_position_embeddings', None)
+  theta = fields.number('rope_theta', theta)
+  length = fields.size('max_position_embeddings', None)
   key, given = 'rope_parameters', {}
   for name in ('rope_scaling', 'rope_parameters'):
     value = fields.get(name, {})
@@ -112,12 +113,12 @@ def write_rope(rope: RoPE, size: int, context: int, score_factor: float = 1.0) -
       elif rope.scaling.attention_factor is not None:
         given['attention_factor'] = float(rope.scaling.attention_factor)
   old = None if rope.scaling is None else {'type': given['rope_type'], **given}
-  return {'rope_parameters': {**given, 'rope_theta': rope.base}, 'rope_theta': rope.base, 'rope_scaling': old,
+  return {'rope_parameters': {**given, 'rope_theta': rope.theta}, 'rope_theta': rope.theta, 'rope_scaling': old,
           'max_position_embeddings': rope.max_length or context}
 
 
 def without_ntk(rope: RoPE, size: int) -> RoPE:
-  """NTK-aware scaling is another base, and `transformers` has no other word for it."""
+  """The same rotation without NTK-aware scaling, which is a larger theta; `transformers` has no other name for it."""
   if not isinstance(rope.scaling, NTKScaling):
     return rope
-  return RoPE(rope.base * rope.scaling.factor ** (size / (size - 2)), None, rope.max_length)
+  return RoPE(rope.theta * rope.scaling.factor ** (size / (size - 2)), None, rope.max_length)

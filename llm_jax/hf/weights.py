@@ -126,13 +126,14 @@ _take = jax.jit(lambda leaf, layer: jax.lax.dynamic_index_in_dim(leaf, layer, ke
 
 # ------------------------------------------------------------------------------------------------ what was given
 def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) -> dict[str, str]:
-  """Full name -> name as given, without the family's buffers; a name may lack the base prefix."""
+  """Full name -> name as given, without the family's buffers; a name may lack the `base_model_prefix`."""
   known = (name for entry in table for name in entry.names)
-  bare = {name.removeprefix(family.base) for name in known if name.startswith(family.base)} if family.base else set()
+  prefix = family.base_model_prefix
+  bare = {name.removeprefix(prefix) for name in known if name.startswith(prefix)} if prefix else set()
   full: dict[str, str] = {}
   for name in names:
-    key = family.base + name if name in bare else name
-    require(key not in full, 'tensors', name, f'given twice, with and without {family.base}')
+    key = prefix + name if name in bare else name
+    require(key not in full, 'tensors', name, f'given twice, with and without {prefix}')
     if not family.ignored.search(name):
       full[key] = name
   return full

@@ -25,7 +25,7 @@ def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | 
   YaRN multiplies both by its magnitude, so that scores grow by its square (Peng et al. 2023, section 3.4).
 
   Args:
-    rope: base and scaling.
+    rope: theta and scaling.
     head_dim: K, the size of what is turned; even.
     positions_BT: int32.
     kernels: 'cpu' computes them in a loop over rows, 'xla' at once.
@@ -42,14 +42,14 @@ def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | 
 
 
 def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
-  """Radians a position, float64 [K/2]: base^(-2i/K) (Su et al. 2021, equation 15), scaled as `rope.scaling` says."""
-  frequencies = _geometric(rope.base, head_dim)
+  """Radians a position, float64 [K/2]: theta^(-2i/K) (Su et al. 2021, equation 15), scaled as `rope.scaling` says."""
+  frequencies = _geometric(rope.theta, head_dim)
   match rope.scaling:
     case None:
       return frequencies
     case LinearScaling(factor):
       return frequencies / factor
-    case NTKScaling(factor):  # base factor^(K/(K-2)) in place of base, multiplied out
+    case NTKScaling(factor):  # theta factor^(K/(K-2)) in place of theta, multiplied out
       return frequencies / factor ** np.linspace(0, 1, head_dim // 2)
     case Llama3Scaling() as scaling:
       turns = scaling.original_length * frequencies / (2 * np.pi)
@@ -58,7 +58,7 @@ def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
     case YaRNScaling() as scaling:
       # The paper's ramp is linear in the turns; its code, and so every model, in i, between the i that turn beta_fast
       # and beta_slow times, rounded outward.
-      index = lambda turns: head_dim / 2 * math.log(scaling.original_length / (2 * math.pi * turns), rope.base)
+      index = lambda turns: head_dim / 2 * math.log(scaling.original_length / (2 * math.pi * turns), rope.theta)
       low = max(math.floor(index(scaling.beta_fast)), 0)
       high = min(math.ceil(index(scaling.beta_slow)), head_dim - 1)
       kept = 1 - np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)

@@ -111,7 +111,7 @@ def _positions(positions: Positions) -> tuple[str, list[str]]:
       return 'Learned positions', [f'{positions.max_length:,} vectors']
     case SinusoidalPositions():
       return 'Sinusoidal positions', [f'base {positions.base:,.0f}']
-  lines = [f'base {positions.base:,.0f}']
+  lines = [f'theta {positions.theta:,.0f}']
   match positions.scaling:
     case LinearScaling(factor=factor):
       lines.append(f'linear scaling × {factor:g}')

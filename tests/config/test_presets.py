@@ -226,7 +226,7 @@ def test_norms_stand_where_the_papers_say():
 def test_positions():
   assert presets.gpt1_117m().positions == LearnedPositions(512)
   assert presets.gpt3_175b().max_length == 2_048
-  assert presets.code_llama_34b().positions.base == 1e6
+  assert presets.code_llama_34b().positions.theta == 1e6
   assert presets.llama3_8b().positions.scaling is None
   assert presets.llama3_1_405b().positions.scaling == Llama3Scaling(8.0, 1.0, 4.0, 8_192)
   assert presets.llama3_2_3b().positions.scaling == Llama3Scaling(32.0, 1.0, 4.0, 8_192)

@@ -88,13 +88,14 @@ def test_the_mean_of_named_checkpoints_comes_from_all_of_their_stages():
 
 def test_positions_that_are_none_are_set_field_by_field_from_the_command_line():
   tree = schema.to_json(several(Member('a')))
-  for path, text in (('base', '500000.0'), ('scaling.original_length', '8'), ('scaling.kind', 'YaRNScaling'),
+  for path, text in (('theta', '500000.0'), ('scaling.original_length', '8'), ('scaling.kind', 'YaRNScaling'),
                      ('scaling.factor', '4.0')):
     set_field(tree, f'stages[1].positions.{path}', text)
   assert schema.from_json(tree).stages[1].positions == RoPE(500_000.0, YaRNScaling(4.0, 8))
   tree = schema.to_json(several(Member('a')))
-  set_field(tree, 'stages[1].positions.bse', '1')
-  with pytest.raises(ConfigError, match=r"stages\[1\].positions.bse = 1: no such field in RoPE; did you mean 'base'"):
+  set_field(tree, 'stages[1].positions.theat', '1')
+  hint = r"stages\[1\].positions.theat = 1: no such field in RoPE; did you mean 'theta'"
+  with pytest.raises(ConfigError, match=hint):
     schema.from_json(tree)
 
 

@@ -22,8 +22,8 @@ SMALL = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attentio
              intermediate_size=72, **NO_CONTROL)
 
 
-def rope(kind='default', base=10_000.0, **rest):
-  return dict(rope_parameters=dict(rope_type=kind, rope_theta=base, **rest))
+def rope(kind='default', theta=10_000.0, **rest):
+  return dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **rest))
 
 
 def gpt2(**changes):
@@ -77,7 +77,7 @@ CASES = {
   'openai gpt': openai(),
   'openai gpt untied, silu': openai(tie_word_embeddings=False, afn='silu'),
   'llama gqa': llama(),
-  'llama mqa, large head, base 500000': llama(num_key_value_heads=1, head_dim=24, **rope(base=500_000.0)),
+  'llama mqa, large head, theta 500000': llama(num_key_value_heads=1, head_dim=24, **rope(theta=500_000.0)),
   'llama biases, linear': llama(attention_bias=True, mlp_bias=True, **rope('linear', factor=4.0)),
   'llama llama3, tied': llama(max_position_embeddings=128, tie_word_embeddings=True, **LLAMA3),
   'llama mha, yarn': llama(num_key_value_heads=4, max_position_embeddings=64, **rope('yarn', **YARN)),

@@ -170,7 +170,7 @@ def test_whole_numbers_are_exported_as_floats(config, key):
   assert getattr(transformers.AutoConfig.for_model(**values), key) == values[key]
 
 
-def test_ntk_scaling_is_another_base():
+def test_ntk_scaling_is_another_theta():
   config = presets.llama(32, 2, 4, head_dim=8, scaling=arch.NTKScaling(4.0))
   values = hf.config_to_hf(config)
   assert values['rope_theta'] == pytest.approx(1e4 * 4 ** (8 / 6)) and values['rope_scaling'] is None

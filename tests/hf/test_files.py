@@ -130,7 +130,7 @@ def test_reading_as_a_given_architecture(folders):
   got, again = hf.load_pretrained(folders['llama gqa'], config=longer)
   assert got == longer
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  for wrong, field in ((dataclasses.replace(config, positions=arch.RoPE(5e5)), 'positions.base'),
+  for wrong, field in ((dataclasses.replace(config, positions=arch.RoPE(5e5)), 'positions.theta'),
                        (dataclasses.replace(config, norm=arch.RMSNorm(1e-2)), 'norm.eps')):
     with pytest.raises(ConfigError, match=rf'^model\.{field} = '):
       hf.load_pretrained(folders['llama gqa'], config=wrong)
@@ -178,7 +178,7 @@ def test_every_wrong_tensor_is_listed(folders, tmp_path):
     state['model.layers.1.input_layernorm.weight'] = np.zeros(32, np.int8)
 
   with pytest.raises(ConfigError) as error:
-    hf.load_pretrained(broken(folders['llama mqa, large head, base 500000'], tmp_path, change))
+    hf.load_pretrained(broken(folders['llama mqa, large head, theta 500000'], tmp_path, change))
   message = str(error.value)
   assert str(tmp_path) in message and '5 do not fit' in message and '\n' not in message
   for part in ('missing model.norm.weight [32]', 'extra model.layers.2.mlp.up_proj.weight [72, 32]',

@@ -63,7 +63,7 @@ def forward(state, tokens):
 def test_logits(tmp_path):
   state = make(tmp_path / 'meta')
   config, params = load_meta(tmp_path / 'meta')
-  assert config == presets.llama(D, N, H, G, d_ff=F, vocab_size=V, rope_base=5e5)
+  assert config == presets.llama(D, N, H, G, d_ff=F, vocab_size=V, rope_theta=5e5)
   tokens = hf_models.batch().tokens
   got = jax.jit(Transformer(config).apply)({'params': params}, tokens)
   np.testing.assert_allclose(got, forward(state, torch.tensor(np.asarray(tokens)).long()), rtol=0, atol=1e-5)

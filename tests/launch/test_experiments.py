@@ -51,7 +51,7 @@ def test_the_schedule_of_llama_3(name, peak):
   assert [phase.first_token for phase in initial.phases] == [
     0, pytest.approx(252e6, abs=2**22), pytest.approx(2.87e12, abs=2**23)]
   long = run.stages[1:-4]
-  assert [stage.positions.base for stage in long] == [500_000] * 6 and long[-1].context == 131_072
+  assert [stage.positions.theta for stage in long] == [500_000] * 6 and long[-1].context == 131_072
   assert sum(stage.tokens_after(stage.steps) for stage in long) == pytest.approx(800e9, rel=1e-3)
   assert isinstance(anneal.learning_rate, LinearToZero) and anneal.context == 131_072
   assert run.model_of(dpo).positions.scaling.factor == 8 and average.init[:2] == ('average', 'anneal')

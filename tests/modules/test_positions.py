@@ -22,7 +22,7 @@ from llm_jax.modules.positions import inverse_frequencies, rotate, rotation, sin
 KERNELS = ('cpu', 'xla')
 LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
           'original_max_position_embeddings': 8192}
-CASES = {  # ours, base, transformers' rope_parameters
+CASES = {  # ours, theta, transformers' rope_parameters
   'none': (None, 10_000.0, {'rope_type': 'default'}),
   'linear': (LinearScaling(4.0), 10_000.0, {'rope_type': 'linear', 'factor': 4.0}),
   'llama 3.1': (Llama3Scaling(), 500_000.0, LLAMA3),
@@ -43,17 +43,17 @@ CASES = {  # ours, base, transformers' rope_parameters
 }
 
 
-def llama(size, base, parameters, length=131_072):
+def llama(size, theta, parameters, length=131_072):
   return LlamaConfig(hidden_size=4 * size, num_attention_heads=4, max_position_embeddings=length,
-                     rope_parameters={**parameters, 'rope_theta': base})
+                     rope_parameters={**parameters, 'rope_theta': theta})
 
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('size', [6, 64, 128])
 def test_frequencies_and_magnitude_are_those_of_transformers(case, size):
-  scaling, base, parameters = CASES[case]
-  theirs = LlamaRotaryEmbedding(llama(size, base, parameters))
-  ours = inverse_frequencies(RoPE(base, scaling), size)
+  scaling, theta, parameters = CASES[case]
+  theirs = LlamaRotaryEmbedding(llama(size, theta, parameters))
+  ours = inverse_frequencies(RoPE(theta, scaling), size)
   assert ours.dtype == np.float64
   np.testing.assert_allclose(ours, theirs.inv_freq.numpy(), rtol=1e-6)
   assert getattr(scaling, 'magnitude', 1.0) == pytest.approx(theirs.attention_scaling, rel=1e-12)
@@ -62,20 +62,20 @@ def test_frequencies_and_magnitude_are_those_of_transformers(case, size):
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('kernels', KERNELS)
 def test_rotated_queries_are_those_of_transformers(case, kernels):
-  scaling, base, parameters = CASES[case]
+  scaling, theta, parameters = CASES[case]
   B, T, H, K = 2, 48, 3, 16
   r = np.random.default_rng(0)
   x = r.standard_normal((B, T, H, K), np.float32)
   positions = np.sort(r.integers(0, 64, (B, T)), axis=1).astype(np.int32)
-  cos, sin = LlamaRotaryEmbedding(llama(K, base, parameters))(torch.tensor(x), torch.tensor(positions))
+  cos, sin = LlamaRotaryEmbedding(llama(K, theta, parameters))(torch.tensor(x), torch.tensor(positions))
   want, _ = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin, unsqueeze_dim=2)
-  got = jax.jit(lambda x, p: rotate(x, rotation(RoPE(base, scaling), K, p, kernels)))(x, positions)
+  got = jax.jit(lambda x, p: rotate(x, rotation(RoPE(theta, scaling), K, p, kernels)))(x, positions)
   np.testing.assert_allclose(got, want.numpy(), atol=2e-5)
 
 
 @pytest.mark.parametrize('size', [2, 6, 64])
 @pytest.mark.parametrize('factor', [1.0, 5.0])
-def test_ntk_is_a_larger_base(size, factor):
+def test_ntk_is_a_larger_theta(size, factor):
   """transformers' dynamic form of factor 4 stretches a text of twice the trained length by 4 x 2 - 3 = 5."""
   ours = inverse_frequencies(RoPE(10_000.0, NTKScaling(factor)), size)
   if size > 2:

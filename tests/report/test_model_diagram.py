@@ -119,6 +119,6 @@ def test_command(capsys):
 
 
 def test_the_command_starts_without_jax():
-  code = ('import sys; from llm_jax.config import diagram; diagram.main(["llama3_8b"]); '
+  code = ('import sys; from llm_jax.report import model_diagram; model_diagram.main(["llama3_8b"]); '
           'sys.exit(any(name in sys.modules for name in ("jax", "numpy", "flax")))')
   subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)

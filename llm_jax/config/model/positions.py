@@ -34,7 +34,7 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class NTKScaling:
-  """base x factor^(K / (K - 2)) for head size K: low frequencies stretched by `factor`, the highest one not at all
+  """theta x factor^(K / (K - 2)) for head size K: low frequencies stretched by `factor`, the highest one not at all
   ("NTK-aware", Peng et al. 2023, YaRN, section 3.1)."""
   factor: float
 
@@ -96,15 +96,16 @@ Scaling = LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling
 class RoPE:
   """Rotary positions (Su et al. 2021), half-split layout as in Hugging Face; phases are float32.
 
+  theta: the largest wavelength is about 2 pi theta tokens (`rope_theta` of transformers).
   scaling: how the rotation is stretched to contexts longer than those trained on.
   max_length: the context that the model is meant for. It goes into exported files; nothing is computed from it.
   """
-  base: float = 10_000.0
+  theta: float = 10_000.0
   scaling: Scaling | None = None
   max_length: int | None = None
 
   def __post_init__(self):
-    require(self.base > 1, 'base', self.base, 'use a base above 1, such as 10000')
+    require(self.theta > 1, 'theta', self.theta, 'use a number above 1, such as 10000')
     require(self.max_length is None or self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
 
 

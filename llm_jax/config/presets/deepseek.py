@@ -21,7 +21,7 @@ from llm_jax.config.model.architecture import (
 def deepseek(d_model: int, num_layers: int, dense_layers: int, num_heads: int, q_rank: int | None, kv_rank: int,
              nope_dim: int, rope_dim: int, v_dim: int, d_ff: int, expert_d_ff: int, num_experts: int, top_k: int,
              shared_experts: int = 1, groups: int = 1, top_groups: int = 1, router_scale: float = 1.0,
-             multi_token: int = 1, vocab_size: int = 129_280, rope_base: float = 10_000.0,
+             multi_token: int = 1, vocab_size: int = 129_280, rope_theta: float = 10_000.0,
              scaling: YaRNScaling | None = None, max_length: int | None = None, dropout: float = 0.0) -> Architecture:
   """Any size.
 
@@ -39,7 +39,7 @@ def deepseek(d_model: int, num_layers: int, dense_layers: int, num_heads: int, q
     router=SigmoidRouter(groups, top_groups, router_scale))
   dense, sparse = Block(attention, GLU(d_ff), norm), Block(attention, experts, norm)
   return Architecture(vocab_size, d_model, num_layers, prefix=(dense,) * dense_layers, pattern=(sparse,),
-                      positions=RoPE(rope_base, scaling, max_length), norm=norm, tied_head=False, dropout=dropout,
+                      positions=RoPE(rope_theta, scaling, max_length), norm=norm, tied_head=False, dropout=dropout,
                       init=NormalInit(std=0.006, residual_std=0.006), multi_token=(sparse,) * multi_token)
 
 

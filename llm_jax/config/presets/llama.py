@@ -9,13 +9,13 @@ from llm_jax.config.model.architecture import GLU, Architecture, Attention, Bloc
 
 
 def llama(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int | None = None, d_ff: int | None = None,
-          vocab_size: int = 32_000, rope_base: float = 10_000.0, tied_head: bool = False,
+          vocab_size: int = 32_000, rope_theta: float = 10_000.0, tied_head: bool = False,
           head_dim: int | None = None, dropout: float = 0.0, eps: float = 1e-5, scaling: Scaling | None = None,
           max_length: int | None = None) -> Architecture:
   """Any size.   eps: of the norms.   scaling, max_length: see `RoPE`."""
   block = Block(Attention(num_heads, num_kv_heads, head_dim), GLU(d_ff), RMSNorm(eps))
   return Architecture(vocab_size, d_model, num_layers, pattern=(block,),
-                      positions=RoPE(rope_base, scaling, max_length), norm=RMSNorm(eps), tied_head=tied_head,
+                      positions=RoPE(rope_theta, scaling, max_length), norm=RMSNorm(eps), tied_head=tied_head,
                       dropout=dropout)
 
 
@@ -39,14 +39,14 @@ llama2_13b = partial(llama, **_13B, max_length=4_096)
 llama2_34b = partial(llama, **_34B, max_length=4_096)
 llama2_70b = partial(llama, **_70B, max_length=4_096)
 
-# Code Llama: Llama 2 trained on, with another base frequency and, where it fills gaps in code, 16 more tokens.
-code_llama_7b  = partial(llama, **_7B,  rope_base=1e6, max_length=16_384, vocab_size=32_016)
-code_llama_13b = partial(llama, **_13B, rope_base=1e6, max_length=16_384, vocab_size=32_016)
-code_llama_34b = partial(llama, **_34B, rope_base=1e6, max_length=16_384)
-code_llama_70b = partial(llama, **_70B, rope_base=1e6, max_length=16_384, vocab_size=32_016)
+# Code Llama: Llama 2 trained on, with another rotary theta and, where it fills gaps in code, 16 more tokens.
+code_llama_7b  = partial(llama, **_7B,  rope_theta=1e6, max_length=16_384, vocab_size=32_016)
+code_llama_13b = partial(llama, **_13B, rope_theta=1e6, max_length=16_384, vocab_size=32_016)
+code_llama_34b = partial(llama, **_34B, rope_theta=1e6, max_length=16_384)
+code_llama_70b = partial(llama, **_70B, rope_theta=1e6, max_length=16_384, vocab_size=32_016)
 
 # Llama 3: 128,256 tokens, grouped queries in every size. From 3.1 on, wavelengths are stretched for 131,072 tokens.
-_3 = dict(vocab_size=128_256, rope_base=500_000.0)
+_3 = dict(vocab_size=128_256, rope_theta=500_000.0)
 _3_1 = dict(_3, scaling=Llama3Scaling(factor=8.0), max_length=131_072)
 _3_2 = dict(_3, scaling=Llama3Scaling(factor=32.0), max_length=131_072, tied_head=True, num_kv_heads=8, d_ff=8_192)
 

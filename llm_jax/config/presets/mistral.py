@@ -5,12 +5,12 @@ from llm_jax.config.model.architecture import GLU, Architecture, Attention, Bloc
 
 
 def mistral(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int, window: int | None = 4_096,
-            vocab_size: int = 32_000, rope_base: float = 10_000.0, head_dim: int | None = None,
+            vocab_size: int = 32_000, rope_theta: float = 10_000.0, head_dim: int | None = None,
             max_length: int | None = None, dropout: float = 0.0) -> Architecture:
   """Any size.   window: how many tokens a query sees, itself included; None means all (version 0.2 and later)."""
   block = Block(Attention(num_heads, num_kv_heads, head_dim, window=window), GLU(d_ff), RMSNorm())
   return Architecture(vocab_size, d_model, num_layers, pattern=(block,),
-                      positions=RoPE(rope_base, max_length=max_length), norm=RMSNorm(), tied_head=False,
+                      positions=RoPE(rope_theta, max_length=max_length), norm=RMSNorm(), tied_head=False,
                       dropout=dropout)
 
 

@@ -15,14 +15,14 @@ from llm_jax.config.model.architecture import (
 
 
 def mixtral(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_ff: int, num_experts: int = 8,
-            top_k: int = 2, vocab_size: int = 32_000, rope_base: float = 1e6, balance_weight: float = 0.02,
+            top_k: int = 2, vocab_size: int = 32_000, rope_theta: float = 1e6, balance_weight: float = 0.02,
             head_dim: int | None = None, max_length: int | None = None, dropout: float = 0.0) -> Architecture:
   """Any size.   d_ff: of one expert.   balance_weight: the paper prints none; released configurations have 0.02 (8x7B)
   and 0.001 (8x22B) under `router_aux_loss_coef`."""
   experts = MixtureOfExperts(num_experts, top_k, expert=GLU(d_ff), router=SoftmaxRouter(balance_weight))
   block = Block(Attention(num_heads, num_kv_heads, head_dim), experts, RMSNorm())
   return Architecture(vocab_size, d_model, num_layers, pattern=(block,),
-                      positions=RoPE(rope_base, max_length=max_length), norm=RMSNorm(), tied_head=False,
+                      positions=RoPE(rope_theta, max_length=max_length), norm=RMSNorm(), tied_head=False,
                       dropout=dropout)
 
 

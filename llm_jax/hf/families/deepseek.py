@@ -114,4 +114,4 @@ def write(config: Architecture) -> dict[str, Any]:
 
 
 DEEPSEEK_V3 = Family('deepseek_v3', 'DeepseekV3ForCausalLM', read, write, MODEL, LAYER, MULTI_TOKEN, COPIES,
-                     base='model.', ignored=BUFFERS, float32=re.compile(r'\.e_score_correction_bias$'))
+                     base_model_prefix='model.', ignored=BUFFERS, float32=re.compile(r'\.e_score_correction_bias$'))

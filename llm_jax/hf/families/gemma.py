@@ -95,7 +95,7 @@ def write_gemma2(config: Architecture) -> dict[str, Any]:
 
 
 GEMMA2 = Family(
-  'gemma2', 'Gemma2ForCausalLM', read_gemma2, write_gemma2, MODEL, base='model.', ignored=BUFFERS,
+  'gemma2', 'Gemma2ForCausalLM', read_gemma2, write_gemma2, MODEL, base_model_prefix='model.', ignored=BUFFERS,
   layer=(
     *ATTENTION,
     ('attention_out_norm/scale',    'model.layers.{N}.post_attention_layernorm.weight',    'D'),

@@ -58,7 +58,8 @@ def write_gpt2(config: Architecture) -> dict[str, Any]:
 
 
 GPT2 = Family(
-  'gpt2', 'GPT2LMHeadModel', read_gpt2, write_gpt2, base='transformer.', ignored=BUFFERS, layer=LAYER,
+  'gpt2', 'GPT2LMHeadModel', read_gpt2, write_gpt2, base_model_prefix='transformer.', ignored=BUFFERS,
+  layer=LAYER,
   model=(
     ('embedding/w',             'transformer.wte.weight',                    'V D'),
     ('positions/w',             'transformer.wpe.weight',                    'P D'),
@@ -96,7 +97,8 @@ def write_openai(config: Architecture) -> dict[str, Any]:
 
 
 OPENAI_GPT = Family(
-  'openai-gpt', 'OpenAIGPTLMHeadModel', read_openai, write_openai, base='transformer.', ignored=BUFFERS, layer=LAYER,
+  'openai-gpt', 'OpenAIGPTLMHeadModel', read_openai, write_openai, base_model_prefix='transformer.', ignored=BUFFERS,
+  layer=LAYER,
   model=(
     ('embedding/w',             'transformer.tokens_embed.weight',           'V D'),
     ('positions/w',             'transformer.positions_embed.weight',        'P D'),

@@ -56,6 +56,6 @@ def _write(config: Architecture, block: Block, feed_forward: GLU) -> dict[str, A
 
 
 LLAMA = Family('llama', 'LlamaForCausalLM', read_llama, write_llama, MODEL,
-               (*ATTENTION, *FEED_FORWARD_NORM, *GATED), base='model.', ignored=BUFFERS)
+               (*ATTENTION, *FEED_FORWARD_NORM, *GATED), base_model_prefix='model.', ignored=BUFFERS)
 MISTRAL = LLAMA._replace(model_type='mistral', architecture='MistralForCausalLM', read=read_mistral,
                          write=write_mistral)

@@ -53,4 +53,4 @@ def write(config: Architecture) -> dict[str, Any]:
 
 
 MIXTRAL = Family('mixtral', 'MixtralForCausalLM', read, write, MODEL, (*ATTENTION, *FEED_FORWARD_NORM, *EXPERTS),
-                 base='model.', ignored=BUFFERS)
+                 base_model_prefix='model.', ignored=BUFFERS)
