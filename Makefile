@@ -2,12 +2,16 @@
 # make test         installs what the tests need and runs them
 # make test-all     the same, with the slow ones
 # make lint         ruff
-# Each installs only when setup.py or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
+# make lint-types   basedpyright, as pyproject.toml configures it; its last line counts the errors
+# make docs         builds the documentation into site/; a warning is an error
+# make wheel        builds dist/llm_jax-VERSION-py3-none-any.whl
+# Each installs only when pyproject.toml or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEPENDENCIES = setup.py pyproject.toml constraints.txt
 
-.PHONY: quickstart test test-all lint clean
+.PHONY: quickstart test test-all lint lint-types docs wheel clean
 
 quickstart: $(VENV)/.core
 	$(VENV)/bin/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -18,11 +22,21 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m ''
 
-lint: $(VENV)/.test
+lint: $(VENV)/.lint
 	$(VENV)/bin/python -m ruff check .
 
+# The types of what is imported come from the packages that the tests need.
+lint-types: $(VENV)/.lint $(VENV)/.test
+	$(VENV)/bin/basedpyright
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/python -m mkdocs build --quiet --strict
+
+wheel: $(VENV)/.python
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build dist site
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -30,14 +44,24 @@ $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.core: setup.py constraints.txt | $(VENV)/.python
+$(VENV)/.core: $(DEPENDENCIES) | $(VENV)/.python
 	@echo 'installing llm_jax into $(VENV) (minutes, the first time)'
 	$(INSTALL) -e .
 	@touch $@
 
 # torch comes first and alone: resolved together with what depends on it, pip may choose the build with gigabytes of CUDA.
-$(VENV)/.test: setup.py constraints.txt | $(VENV)/.python
+$(VENV)/.test: $(DEPENDENCIES) | $(VENV)/.python
 	@echo 'installing llm_jax and what its tests need into $(VENV) (minutes, the first time)'
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) -e '.[test]'
+	@touch $(VENV)/.core $@
+
+$(VENV)/.lint: $(DEPENDENCIES) | $(VENV)/.python
+	@echo 'installing what checks the code into $(VENV)'
+	$(INSTALL) -e '.[lint]'
+	@touch $(VENV)/.core $@
+
+$(VENV)/.docs: $(DEPENDENCIES) | $(VENV)/.python
+	@echo 'installing what builds the documentation into $(VENV)'
+	$(INSTALL) -e '.[docs]'
 	@touch $(VENV)/.core $@

@@ -243,5 +243,10 @@ class Bar:
     self.done = done
 
 
+def cli() -> int:
+  """The program `llm-jax-convert`."""
+  return main()
+
+
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli())

@@ -45,5 +45,10 @@ def check(args: argparse.Namespace) -> None:
           'there is no such folder: make it, or name another')
 
 
+def cli() -> int:
+  """The program `llm-jax-report`."""
+  return main()
+
+
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli())

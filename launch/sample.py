@@ -166,5 +166,10 @@ def lines() -> Iterator[str]:
       return
 
 
+def cli() -> int:
+  """The program `llm-jax-sample`."""
+  return main()
+
+
 if __name__ == '__main__':
-  sys.exit(main())
+  sys.exit(cli())

@@ -47,6 +47,11 @@ def report(workdir: pathlib.Path) -> None:
     print(f'warning: no report was written: {error}', file=sys.stderr, flush=True)
 
 
+def cli() -> int:
+  """The program `llm-jax-train`."""
+  runtime.start()  # first: it may start the program again, with an allocator that suits XLA
+  return main(sys.argv)
+
+
 if __name__ == '__main__':
-  runtime.start()
-  sys.exit(main(sys.argv))
+  sys.exit(cli())

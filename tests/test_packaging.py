@@ -1,26 +1,19 @@
-"""What `setup.py` asks for, what `constraints.txt` pins and what the code imports agree."""
+"""What `pyproject.toml` asks for, what `constraints.txt` pins and what the code imports agree."""
 import ast
 import importlib.metadata
 import os
 import pathlib
 import re
-import runpy
 import sys
-import types
+import tomllib
 
 import pytest
 
+from launch import convert, report, sample, train
+
 ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture
-def setup_arguments(monkeypatch):
-  """The keyword arguments that `setup.py` gives to `setuptools.setup`."""
-  got = {}
-  stub = types.SimpleNamespace(setup=lambda **arguments: got.update(arguments), find_packages=lambda **_: [])
-  monkeypatch.setitem(sys.modules, 'setuptools', stub)
-  runpy.run_path(str(ROOT / 'setup.py'))
-  return got
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
+OURS = {'llm_jax', 'launch', 'experiments'}
 
 
 def canonical(requirement: str) -> str:
@@ -34,11 +27,31 @@ def pins() -> dict[str, str]:
   return {canonical(line): line.split('==')[1] for line in lines}
 
 
-def test_all_that_is_tested_is_pinned(setup_arguments):
-  wanted = setup_arguments['install_requires'] + setup_arguments['extras_require']['test']
+def extra(name: str) -> list[str]:
+  """The requirements of an extra, those of the extras that it names included."""
+  wanted = []
+  for requirement in PROJECT['optional-dependencies'][name]:
+    if named := re.fullmatch(r'llm_jax\[([\w,]+)\]', requirement):
+      for other in named[1].split(','):
+        wanted += extra(other)
+    else:
+      wanted.append(requirement)
+  return wanted
+
+
+def makefile() -> str:
+  return (ROOT / 'Makefile').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('name', ['test', 'lint', 'docs'])
+def test_what_continuous_integration_installs_is_pinned(name):
+  wanted = PROJECT['dependencies'] + extra(name)
   assert not {canonical(requirement) for requirement in wanted} - set(pins())
-  assert f'torch=={pins()["torch"]}' in setup_arguments['extras_require']['test']
-  assert f'torch=={pins()["torch"]}' in (ROOT / 'Makefile').read_text()
+
+
+def test_torch_has_one_version():
+  wanted = f'torch=={pins()["torch"]}'
+  assert wanted in extra('test') and wanted in makefile()
 
 
 def third_party(tree: ast.AST) -> set[str]:
@@ -49,12 +62,12 @@ def third_party(tree: ast.AST) -> set[str]:
       names |= {alias.name.split('.')[0] for alias in node.names}
     elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
       names.add(node.module.split('.')[0])
-  return names - set(sys.stdlib_module_names) - {'llm_jax', 'launch', 'experiments'}
+  return names - set(sys.stdlib_module_names) - OURS
 
 
-def test_what_the_code_imports_is_declared(setup_arguments):
-  core = {canonical(requirement) for requirement in setup_arguments['install_requires']}
-  extras = {canonical(each) for group in setup_arguments['extras_require'].values() for each in group}
+def test_what_the_code_imports_is_declared():
+  core = {canonical(requirement) for requirement in PROJECT['dependencies']}
+  extras = {canonical(each) for name in PROJECT['optional-dependencies'] for each in extra(name)}
   distributions = importlib.metadata.packages_distributions()
   undeclared = []
   for file in sorted([*(ROOT / 'llm_jax').rglob('*.py'), *(ROOT / 'launch').rglob('*.py')]):
@@ -63,10 +76,19 @@ def test_what_the_code_imports_is_declared(setup_arguments):
     for name in third_party(tree):
       declared = core if name in at_once else core | extras
       if not {canonical(each) for each in distributions.get(name, [name])} & declared:
-        undeclared.append(f'{file.relative_to(ROOT)}: imports {name}, which setup.py does not ask for')
+        undeclared.append(f'{file.relative_to(ROOT)}: imports {name}, which pyproject.toml does not ask for')
   assert not undeclared, '\n'.join(undeclared)
 
 
-def test_continuous_integration_runs_make_test():
+def test_continuous_integration_runs_what_make_offers():
   script = ROOT / '.ci' / 'run'
-  assert os.access(script, os.X_OK) and 'make test' in script.read_text()
+  assert os.access(script, os.X_OK)
+  called = re.findall(r'^(?:exec )?make ([\w-]+)$', script.read_text(encoding='utf-8'), re.MULTILINE)
+  targets = re.findall(r'^([\w-]+):', makefile(), re.MULTILINE)
+  assert {'lint', 'test'} <= set(called) <= set(targets)
+
+
+def test_every_command_is_a_program():
+  modules = {'train': train, 'sample': sample, 'convert': convert, 'report': report}
+  assert PROJECT['scripts'] == {f'llm-jax-{name}': f'launch.{name}:cli' for name in modules}
+  assert all(callable(module.cli) for module in modules.values())
