@@ -76,7 +76,8 @@ def test_a_run_outside_the_clone(programs, tmp_path):
   shutil.copy(tiny_experiment.__file__, tmp_path / 'mine.py')
   corpus = runs.write_corpus(tmp_path)
   settings = {'LLM_JAX_CACHE': str(tmp_path / 'cache'), 'XLA_FLAGS': ''}
-  trained = call(programs / 'llm-jax-train', f'--config=mine.py:{corpus.name}', '--workdir=run', cwd=tmp_path, **settings)
+  config = f'--config=mine.py:{corpus.name}'
+  trained = call(programs / 'llm-jax-train', config, '--workdir=run', cwd=tmp_path, **settings)
   assert trained.returncode == 0, trained.stderr
   written = call(programs / 'llm-jax-sample', '--checkpoint=run', '--prompt=def ', '--max_new_tokens=4', cwd=tmp_path,
                  **settings)
