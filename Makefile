@@ -27,7 +27,7 @@ lint: $(VENV)/.lint
 
 # The types of what is imported come from the packages that the tests need.
 lint-types: $(VENV)/.lint $(VENV)/.test
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 docs: $(VENV)/.docs
 	$(VENV)/bin/python -m mkdocs build --quiet --strict
