@@ -8,8 +8,9 @@
 # Each installs only when pyproject.toml or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
-INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DEPENDENCIES = setup.py pyproject.toml constraints.txt
+CONSTRAINTS ?= constraints.txt
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
+DEPENDENCIES = setup.py pyproject.toml $(CONSTRAINTS)
 
 .PHONY: quickstart test test-all lint lint-types docs wheel clean
 

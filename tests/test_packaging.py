@@ -8,10 +8,12 @@ import sys
 import tomllib
 
 import pytest
+import yaml
 
 from launch import convert, report, sample, train
 
 ROOT = pathlib.Path(__file__).parent.parent
+WORKFLOW = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text(encoding='utf-8'))
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']
 OURS = {'llm_jax', 'launch', 'experiments'}
 
@@ -41,6 +43,10 @@ def extra(name: str) -> list[str]:
 
 def makefile() -> str:
   return (ROOT / 'Makefile').read_text(encoding='utf-8')
+
+
+def targets() -> set[str]:
+  return set(re.findall(r'^([\w-]+):', makefile(), re.MULTILINE))
 
 
 @pytest.mark.parametrize('name', ['test', 'lint', 'docs'])
@@ -84,8 +90,34 @@ def test_continuous_integration_runs_what_make_offers():
   script = ROOT / '.ci' / 'run'
   assert os.access(script, os.X_OK)
   called = re.findall(r'^(?:exec )?make ([\w-]+)$', script.read_text(encoding='utf-8'), re.MULTILINE)
-  targets = re.findall(r'^([\w-]+):', makefile(), re.MULTILINE)
-  assert {'lint', 'test'} <= set(called) <= set(targets)
+  assert {'lint', 'test'} <= set(called) <= targets()
+
+
+def test_the_workflow_and_the_hooks_run_what_make_offers():
+  assert {'lint', 'types', 'tests', 'docs', 'wheel'} == set(WORKFLOW['jobs'])
+  steps = [step for job in WORKFLOW['jobs'].values() for step in job['steps']]
+  called = {match[1] for step in steps if (match := re.match(r'make ([\w-]+)', step.get('run', '')))}
+  assert {'lint', 'lint-types', 'test', 'docs', 'wheel'} <= called <= targets()
+  hooks = yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text(encoding='utf-8'))['repos'][0]['hooks']
+  assert {hook['entry'].removeprefix('make ') for hook in hooks} <= targets()
+
+
+def test_the_workflow_tests_every_python_and_the_lowest_and_the_newest_jax():
+  legs = WORKFLOW['jobs']['tests']['strategy']['matrix']['include']
+  pythons = {match[1] for each in PROJECT['classifiers'] if (match := re.fullmatch(r'.* :: Python :: (3\.\d+)', each))}
+  assert {leg['python'] for leg in legs} == pythons
+  lowest, newest = legs[0], legs[-1]
+  assert (lowest['jax'], lowest['flax']) == (pins()['jax'], pins()['flax'])
+  [wanted] = [requirement for requirement in PROJECT['dependencies'] if canonical(requirement) == 'jax']
+  least, below = re.fullmatch(r'jax>=([\d.]+),<0\.(\d+)', wanted).groups()
+  assert lowest['jax'] == least and newest['jax'].split('.')[:2] == ['0', str(int(below) - 1)]
+
+
+def test_one_version_everywhere():
+  version = PROJECT['version']
+  assert yaml.safe_load((ROOT / 'CITATION.cff').read_text(encoding='utf-8'))['version'] == version
+  releases = re.findall(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)
+  assert releases[0] == version
 
 
 def test_every_command_is_a_program():
