@@ -15,8 +15,8 @@ def get_config():
   config = quickstart.get_config()
   config.model.positions.theta = 10_000.0  # the quickstart's is for rows of 64 tokens
   trunk = config.stages[0]
-  library, chats = StandardLibrary(held_out=0.05), StandardLibraryChats(held_out=0.05)
-  rows = dict(context=256, batch_size=8, optimizer=trunk.optimizer, held_out=mix(library))
+  library, chats = StandardLibrary(val_fraction=0.05), StandardLibraryChats(val_fraction=0.05)
+  rows = dict(seq_len=256, batch_size=8, optimizer=trunk.optimizer, eval_data=mix(library))
   branch = dict(**rows, steps=60, learning_rate=LinearToZero(peak=trunk.learning_rate.peak), init=('resume', 'trunk'))
   return experiment(
     seed=config.seed,

@@ -21,21 +21,21 @@ from llm_jax.config.experiment import (
   stage,
 )
 
-MARKS = ('<|start|>', '<|delimiter|>', '<|extract|>')
-FUNCTIONS = StandardLibraryFunctions(marks=MARKS, held_out=0.1)
+SPECIAL_TOKENS = ('<|start|>', '<|delimiter|>', '<|extract|>')
+FUNCTIONS = StandardLibraryFunctions(special_tokens=SPECIAL_TOKENS, val_fraction=0.1)
 
 
 def get_config():
   return experiment(
     seed=0,
-    tokenizer=BPE(vocab_size=4_096, control=MARKS),
+    tokenizer=BPE(vocab_size=4_096, special_tokens=SPECIAL_TOKENS),
     model=presets.gpt1(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096, max_length=256, dropout=0.1),
     checkpoints=Checkpoints(every=100),
     stages=(
       # The same held_out: the files whose functions are held out are not read before.
-      stage('pretrain', StandardLibrary(held_out=0.1), steps=300, context=256, batch_size=8,
+      stage('pretrain', StandardLibrary(val_fraction=0.1), steps=300, seq_len=256, batch_size=8,
             learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), eval_every=100),
-      stage('classify', FUNCTIONS, steps=200, context=256, batch_size=8, objective=Classification(lm_weight=0.5),
+      stage('classify', FUNCTIONS, steps=200, seq_len=256, batch_size=8, objective=Classification(lm_weight=0.5),
             learning_rate=LinearToZero(peak=5e-4, warmup=10), init=('params', 'pretrain'), eval_every=50),
     ),
   )

@@ -37,7 +37,7 @@ def get_config(family):
     model=FAMILIES[family],
     checkpoints=Checkpoints(every=100),
     stages=(
-      stage('pretrain', StandardLibrary(), steps=300, context=256, batch_size=8,
+      stage('pretrain', StandardLibrary(), steps=300, seq_len=256, batch_size=8,
             learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95),
             eval_every=100, sample_every=150, prompts=('import ', 'class Node:\n    def __init__(self')),
     ),

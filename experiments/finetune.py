@@ -5,7 +5,7 @@ python -m launch.convert --checkpoint=runs/finetune --to_hf=FOLDER-chat
 
 FOLDER holds config.json, *.safetensors and tokenizer.json, and chats.jsonl beside them ({"messages": [{"role",
 "content"}, ...]}; '--config.stages[0].data.sources[0].source.path=FILE' names another). The template 'plain' asks
-nothing of the tokenizer; of a model that has the control tokens of another, say so:
+nothing of the tokenizer; of a model that has the special tokens of another, say so:
 '--config.stages[0].data.sources[0].source.template=llama3'.
 """
 from llm_jax import hf
@@ -13,14 +13,14 @@ from llm_jax.config.experiment import AdamW, Checkpoints, Conversations, Cosine,
 
 
 def get_config(folder):
-  chats = Conversations(f'{folder}/chats.jsonl', template='plain', held_out=0.05)
+  chats = Conversations(f'{folder}/chats.jsonl', template='plain', val_fraction=0.05)
   return experiment(
     seed=0,
     tokenizer=hf.read_tokenizer(folder),
     model=hf.read_config(folder),
     checkpoints=Checkpoints(every=100, keep=2),
     stages=(
-      stage('sft', mix(chats, packing='best_fit'), steps=500, context=1_024, batch_size=32, microbatches=4,
+      stage('sft', mix(chats, packing='best_fit'), steps=500, seq_len=1_024, batch_size=32, microbatches=4,
             learning_rate=Cosine(peak=2e-5, warmup=20, final=0.1), optimizer=AdamW(weight_decay=0.0), remat='block',
             eval_every=50, init=('hf', folder)),
     ),

@@ -18,7 +18,7 @@ def get_config(path):
     checkpoints=Checkpoints(every=1_000),
     log_every=10,
     stages=(
-      stage('pretrain', Jsonl(path, held_out=0.0005), steps=600_000, context=1_024, batch_size=480, microbatches=5,
+      stage('pretrain', Jsonl(path, val_fraction=0.0005), steps=600_000, seq_len=1_024, batch_size=480, microbatches=5,
             learning_rate=Cosine(peak=6e-4, warmup=2_000, final=0.1),
             optimizer=AdamW(b1=0.9, b2=0.95, weight_decay=0.1), clip_norm=1.0,
             eval_every=1_000, eval_batches=20, sample_every=10_000, prompts=('The ',)),

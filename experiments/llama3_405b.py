@@ -38,23 +38,23 @@ ADAMW = AdamW(b1=0.9, b2=0.95, weight_decay=0.1)
 
 
 def get_config(folder):
-  return recipe(folder, presets.llama3_1_405b(), peak=8e-5, mesh=Mesh(data=-1, fsdp=128, tensor=8, context=16))
+  return recipe(folder, presets.llama3_1_405b(), peak=8e-5, mesh=Mesh(data=-1, fsdp=128, tensor=8, seq_len=16))
 
 
 def recipe(folder, model, peak, mesh):
   """The stages for a size of Llama 3 with its peak learning rate."""
-  text = lambda kind: Jsonl(f'{folder}/{kind}/*.jsonl.gz', held_out=0.0001)
+  text = lambda kind: Jsonl(f'{folder}/{kind}/*.jsonl.gz', val_fraction=0.0001)
   common = dict(optimizer=ADAMW, clip_norm=1.0, remat='block', eval_every=2_000, eval_batches=8)
-  long = [f'context_{context // 1_024}k' for context in CONTEXTS]
+  long = [f'context_{seq_len // 1_024}k' for seq_len in CONTEXTS]
 
-  def longer(name, context, parent):
-    batch_size = max(128, STEP_TOKENS // context // 128 * 128)
-    return stage(name, mix((text('web'), .5), (text('long'), .5)), context=context, batch_size=batch_size,
-                 steps=LONG_TOKENS // len(CONTEXTS) // (batch_size * context),
+  def longer(name, seq_len, parent):
+    batch_size = max(128, STEP_TOKENS // seq_len // 128 * 128)
+    return stage(name, mix((text('web'), .5), (text('long'), .5)), seq_len=seq_len, batch_size=batch_size,
+                 steps=LONG_TOKENS // len(CONTEXTS) // (batch_size * seq_len),
                  learning_rate=Constant(peak=0.01 * peak), init=('resume', parent), **common,
-                 positions=RoPE(500_000.0, Llama3Scaling(factor=8.0, original_length=8_192), max_length=context))
+                 positions=RoPE(500_000.0, Llama3Scaling(factor=8.0, original_length=8_192), max_length=seq_len))
 
-  aligned = dict(context=8_192, batch_size=128, optimizer=AdamW(weight_decay=0.0), remat='block', eval_every=100)
+  aligned = dict(seq_len=8_192, batch_size=128, optimizer=AdamW(weight_decay=0.0), remat='block', eval_every=100)
   return experiment(
     seed=0,
     tokenizer=HuggingFaceFile(f'{folder}/tokenizer.json', end_of_text='<|end_of_text|>'),
@@ -63,15 +63,15 @@ def recipe(folder, model, peak, mesh):
     dtype='bfloat16',
     checkpoints=Checkpoints(every=500, keep=5),
     stages=(
-      stage('initial', text('web'), context=4_096, batch_size=1_024, steps=1_200_000,
-            ramp=(Ramp(252_000_000, batch_size=1_024, context=8_192),
-                  Ramp(2_870_000_000_000, batch_size=2_048, context=8_192)),
+      stage('initial', text('web'), seq_len=4_096, batch_size=1_024, steps=1_200_000,
+            ramp=(Ramp(252_000_000, batch_size=1_024, seq_len=8_192),
+                  Ramp(2_870_000_000_000, batch_size=2_048, seq_len=8_192)),
             learning_rate=Cosine(peak=peak, warmup=8_000, final=0.01), positions=RoPE(500_000.0, max_length=8_192),
             **common),
       *map(longer, long, CONTEXTS, ['initial', *long]),
-      stage('anneal', mix((text('web'), .7), (text('best'), .3)), context=131_072, batch_size=128, steps=2_000,
+      stage('anneal', mix((text('web'), .7), (text('best'), .3)), seq_len=131_072, batch_size=128, steps=2_000,
             learning_rate=LinearToZero(peak=0.01 * peak), init=('resume', long[-1]), **common),
-      stage('average', text('best'), context=8_192, batch_size=2_048, steps=0, learning_rate=Constant(peak=0.0),
+      stage('average', text('best'), seq_len=8_192, batch_size=2_048, steps=0, learning_rate=Constant(peak=0.0),
             remat='block', init=('average', 'anneal', 4)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'llama3'), packing='best_fit'), steps=9_000,
             learning_rate=Constant(peak=1e-5), init=('params', 'average'), **aligned),

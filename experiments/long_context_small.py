@@ -28,12 +28,12 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
-ROPE_THETA, CONTEXT, FACTOR = 500.0, 128, 8
-SCALING = Llama3Scaling(factor=FACTOR, original_length=CONTEXT)
+THETA, SEQ_LEN, FACTOR = 500.0, 128, 8
+SCALING = Llama3Scaling(factor=FACTOR, original_length=SEQ_LEN)
 
 
 def get_config():
-  text, test = StandardLibrary(held_out=0.05), Needles((CONTEXT, 4 * CONTEXT, FACTOR * CONTEXT), depths=9, rows=32)
+  text, test = StandardLibrary(val_fraction=0.05), Needles((SEQ_LEN, 4 * SEQ_LEN, FACTOR * SEQ_LEN), depths=9, rows=32)
   common = dict(optimizer=Muon(), eval_every=100, needles=test)
   return experiment(
     seed=0,
@@ -42,11 +42,11 @@ def get_config():
                         rope_theta=ROPE_THETA),
     checkpoints=Checkpoints(every=100),
     stages=(
-      stage('short', mix((text, .3), (NeedleTexts(text, spacing=10), .7)), **common, context=32, batch_size=128,
-            steps=700, ramp=(Ramp(300 * 4_096, context=CONTEXT, batch_size=32),),
+      stage('short', mix((text, .3), (NeedleTexts(text, spacing=10), .7)), **common, seq_len=32, batch_size=128,
+            steps=700, ramp=(Ramp(300 * 4_096, seq_len=SEQ_LEN, batch_size=32),),
             learning_rate=WSD(peak=7e-3, warmup=20)),
-      stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, context=FACTOR * CONTEXT,
+      stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, seq_len=FACTOR * SEQ_LEN,
             batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
-            positions=RoPE(ROPE_THETA, SCALING, max_length=FACTOR * CONTEXT)),
+            positions=RoPE(THETA, SCALING, max_length=FACTOR * SEQ_LEN)),
     ),
   )

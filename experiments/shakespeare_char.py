@@ -14,7 +14,7 @@ def get_config(path):
     tokenizer=Bytes(),
     model=presets.gpt2(d_model=128, num_layers=4, num_heads=4, vocab_size=257, max_length=64),
     stages=(
-      stage('pretrain', Text(path, held_out=0.1), steps=2_000, context=64, batch_size=12,
+      stage('pretrain', Text(path, val_fraction=0.1), steps=2_000, seq_len=64, batch_size=12,
             learning_rate=Cosine(peak=4e-3, warmup=100, final=0.0), optimizer=AdamW(b2=0.99),
             eval_every=250, eval_batches=20, sample_every=500, prompts=('\n', 'ROMEO:'), sample_tokens=256),
     ),

@@ -26,11 +26,11 @@ from llm_jax.config.experiment import (
 
 
 def get_config(folder):
-  web, best = Jsonl(f'{folder}/web/*.jsonl.gz', held_out=0.001), Jsonl(f'{folder}/best/*.jsonl.gz', held_out=0.001)
-  rows = dict(context=1_024, batch_size=256, microbatches=8)
+  web, best = Jsonl(f'{folder}/web/*.jsonl.gz', val_fraction=0.001), Jsonl(f'{folder}/best/*.jsonl.gz', val_fraction=0.001)
+  rows = dict(seq_len=1_024, batch_size=256, microbatches=8)
   return experiment(
     seed=0,
-    tokenizer=BPE(vocab_size=32_768, control=('<|im_start|>', '<|im_end|>')),
+    tokenizer=BPE(vocab_size=32_768, special_tokens=('<|im_start|>', '<|im_end|>')),
     model=presets.llama(d_model=768, num_layers=12, num_heads=12, num_kv_heads=4, vocab_size=32_768, tied_head=True),
     checkpoints=Checkpoints(every=250, keep=4),
     log_every=10,
@@ -40,10 +40,10 @@ def get_config(folder):
       stage('anneal', mix(web, (best, ((0, .1), (1, 2.0)))), **rows, steps=2_000, learning_rate=LinearToZero(peak=6e-4),
             init=('resume', 'pretrain'), eval_every=500, eval_batches=4),
       stage('average', best, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 4)),
-      stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'chatml'), packing='best_fit'), context=1_024,
+      stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'chatml'), packing='best_fit'), seq_len=1_024,
             batch_size=64, microbatches=2, steps=800, learning_rate=Cosine(peak=5e-5, warmup=20, final=0.1),
             optimizer=AdamW(weight_decay=0.0), init=('params', 'average'), eval_every=100),
-      stage('dpo', Preferences(f'{folder}/pairs.jsonl', 'chatml'), context=1_024, batch_size=32, microbatches=4,
+      stage('dpo', Preferences(f'{folder}/pairs.jsonl', 'chatml'), seq_len=1_024, batch_size=32, microbatches=4,
             steps=300, objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=Constant(peak=1e-6, warmup=30),
             optimizer=AdamW(weight_decay=0.0), init=('params', 'sft'), eval_every=50),
     ),

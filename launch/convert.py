@@ -210,18 +210,18 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
 
 
 def end_of_text(model: Model) -> str | None:
-  """The control token that ends a text, by its name in `tokenizer.json`; else the one that begins it."""
+  """The special token that ends a text, by its name in `tokenizer.json`; else the one that begins it."""
   from llm_jax.hf.configs import generation_ids, listed
   if 'tokenizer.json' not in model.files:
     return None
   try:
     added = json.loads(model.files['tokenizer.json']).get('added_tokens', ())
-    control = {token['id']: token['content'] for token in added if token.get('special')}
+    special = {token['id']: token['content'] for token in added if token.get('special')}
   except (ValueError, AttributeError, KeyError, TypeError) as error:
     raise ConfigError('tokenizer.json', type(error).__name__, f'not a Hugging Face tokenizer: {error}') from error
   ids = generation_ids(model.files.get('generation_config.json', b'{}'))
   candidates = listed(ids['eos_token_id']) + listed(ids['bos_token_id'])
-  return next((control[i] for i in candidates if i in control), None)
+  return next((special[i] for i in candidates if i in special), None)
 
 
 class Bar:

@@ -123,7 +123,7 @@ def check_mesh(run: Run) -> None:
   for stage in run.stages:
     with located('config'):
       for phase in stage.phases_over(row_shards(run.model, run.mesh)):
-        check_divides(run.model, run.mesh, phase.batch_size, phase.context, microbatches=phase.microbatches,
+        check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, microbatches=phase.microbatches,
                       stage=stage.name)
 
 

@@ -23,7 +23,7 @@ class Weighted:
   weight: Weight = 1.0
 
   def __post_init__(self):
-    require(0 <= self.source.held_out < 1, 'source.held_out', self.source.held_out, 'use a fraction in [0, 1)')
+    require(0 <= self.source.val_fraction < 1, 'source.val_fraction', self.source.val_fraction, 'use a fraction in [0, 1)')
     if not isinstance(self.weight, tuple):
       require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
       return
@@ -53,17 +53,17 @@ class Weighted:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """A weighted mixture of sources, packed into rows of the stage's context.
+  """A weighted mixture of sources, packed into rows of the stage's sequence length.
 
-  packing: 'split' concatenates documents and cuts every `context` tokens; 'best_fit' keeps documents whole where they
+  packing: 'concat' concatenates documents and cuts every `seq_len` tokens; 'best_fit' keeps documents whole where they
   fit (Ding et al. 2024) and pads.
   """
   sources: tuple[Weighted, ...]
-  packing: str = 'split'
+  packing: str = 'concat'
 
   def __post_init__(self):
     require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
-    require(self.packing in ('split', 'best_fit'), 'packing', self.packing, "use 'split' or 'best_fit'")
+    require(self.packing in ('concat', 'best_fit'), 'packing', self.packing, "use 'concat' or 'best_fit'")
     pairs = [isinstance(part.source, Pairs) for part in self.sources]
     require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
             'pairs of answers cannot be mixed with other text: give them a stage of their own')

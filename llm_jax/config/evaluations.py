@@ -14,19 +14,20 @@ class Needles:
   contexts: lengths of the text, in tokens. depths: at how many evenly spaced places, from the start of the text to its
   end. rows: texts for each of them.
   enough: a share. The stage is asked at every `eval_every` steps too, and done as soon as so many needles are found at
-    every depth of every context while the held-out loss in the context before is at most `worse`, a share, above what
-    it was (Dubey et al. 2024, Llama 3, section 3.4.2). None: it takes all its steps.
+    every depth of every sequence length while the held-out loss in the context before is at most
+    `max_short_loss_increase`, a share, above what it was (Dubey et al. 2024, Llama 3, section 3.4.2). None: it takes
+    all its steps.
   """
-  contexts: tuple[int, ...]
+  seq_lens: tuple[int, ...]
   depths: int = 5
   rows: int = 16
-  enough: float | None = None
-  worse: float = 0.01
+  target_recall: float | None = None
+  max_short_loss_increase: float = 0.01
 
   def __post_init__(self):
-    require(len(self.contexts) > 0 and min(self.contexts) >= 32, 'contexts', self.contexts,
+    require(len(self.seq_lens) > 0 and min(self.seq_lens) >= 32, 'seq_lens', self.seq_lens,
             'give lengths of 32 tokens or more')
     for field in ('depths', 'rows'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
-    require(self.enough is None or 0 < self.enough <= 1, 'enough', self.enough, 'use a share in (0, 1], or None')
-    require(self.worse >= 0, 'worse', self.worse, 'use 0 or more')
+    require(self.target_recall is None or 0 < self.target_recall <= 1, 'target_recall', self.target_recall, 'use a share in (0, 1], or None')
+    require(self.max_short_loss_increase >= 0, 'max_short_loss_increase', self.max_short_loss_increase, 'use 0 or more')

@@ -26,15 +26,15 @@ def experiment(**fields: Any):
 
 
 def stage(name: str, data: Data | Source | None = None, **fields: Any) -> Stage:
-  """One row of an experiment: the fields of `Stage`, where `data` and `held_out` are each a source or a `mix`."""
+  """One row of an experiment: the fields of `Stage`, where `data` and `eval_data` are each a source or a `mix`."""
   if data is not None:
     fields['data'] = data if isinstance(data, Data) else mix(data)
-  if isinstance(fields.get('held_out'), Source | Weighted):
-    fields['held_out'] = mix(fields['held_out'])
+  if isinstance(fields.get('eval_data'), Source | Weighted):
+    fields['eval_data'] = mix(fields['eval_data'])
   return read(Stage, {'name': name, **fields}, f'stage({name!r})')
 
 
-def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'split') -> Data:
+def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'concat') -> Data:
   """A mixture: `mix((Text('books'), .7), (Jsonl('web.jsonl'), .3))`; a source without a weight has weight 1."""
   rows = []
   for i, source in enumerate(sources):

@@ -1,4 +1,4 @@
-"""A ramp: batch and context that change within a stage, as stretches of steps of one shape."""
+"""A ramp: batch size and sequence length that change within a stage, as stretches of steps of one shape."""
 import dataclasses
 from collections.abc import Sequence
 
@@ -9,18 +9,18 @@ __all__ = ['Phase', 'Ramp']
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-  """Another batch and context, from the first step on that begins after `tokens` tokens of the stage (Dubey et al.
-  2024, Llama 3, section 3.4.1).
+  """Another batch size and sequence length, from the first step on that begins after `tokens` tokens of the stage
+  (Dubey et al. 2024, Llama 3, section 3.4.1).
 
   microbatches: None means as few as leave each of them no more tokens than the stage's first ones have.
   """
   tokens: int
   batch_size: int
-  context: int
+  seq_len: int
   microbatches: int | None = None
 
   def __post_init__(self):
-    for field in ('tokens', 'batch_size', 'context'):
+    for field in ('tokens', 'batch_size', 'seq_len'):
       require(getattr(self, field) > 0, field, getattr(self, field), 'use 1 or more')
     given = self.microbatches is not None
     require(not given or self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches',
@@ -34,7 +34,7 @@ class Phase:
   first_sample: int
   first_token: int
   batch_size: int
-  context: int
+  seq_len: int
   microbatches: int
 
   @property
@@ -43,19 +43,19 @@ class Phase:
     return self.batch_size // self.microbatches
 
 
-def make_phases(batch_size: int, context: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1
+def make_phases(batch_size: int, seq_len: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1
                 ) -> tuple[Phase, ...]:
   """The shapes of a stage's steps, one after the other; the first as given, the others as `ramp` has them.
 
   copies: devices that share the sequences of a microbatch.
   """
-  phases = [Phase(0, 0, 0, batch_size, context, microbatches)]
-  tokens = batch_size * context // microbatches  # that a device computes at once
+  phases = [Phase(0, 0, 0, batch_size, seq_len, microbatches)]
+  tokens = batch_size * seq_len // microbatches  # that a device computes at once
   for each in ramp:
     last = phases[-1]
-    steps = max(0, -(-(each.tokens - last.first_token) // (last.batch_size * last.context)))
+    steps = max(0, -(-(each.tokens - last.first_token) // (last.batch_size * last.seq_len)))
     phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
-                        last.first_token + steps * last.batch_size * last.context, each.batch_size, each.context,
+                        last.first_token + steps * last.batch_size * last.seq_len, each.batch_size, each.seq_len,
                         each.microbatches or _fewest_pieces(each, tokens, copies)))
   return tuple(phases)
 
@@ -70,5 +70,5 @@ def spans(phases: Sequence[Phase], samples: int) -> list[tuple[Phase, range]]:
 def _fewest_pieces(ramp: Ramp, tokens: int, copies: int) -> int:
   """Microbatches of at most `tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
   rows = [rows for rows in range(ramp.batch_size, 0, -1) if ramp.batch_size % rows == 0 and rows % copies == 0]
-  fits = next((each for each in rows if each * ramp.context <= tokens), rows[-1] if rows else 1)
+  fits = next((each for each in rows if each * ramp.seq_len <= tokens), rows[-1] if rows else 1)
   return ramp.batch_size // fits

@@ -95,17 +95,17 @@ class Run:
       require(stage.positions is None or isinstance(self.model.positions, RoPE), f'{path}.positions', stage.positions,
               f'the model has {type(self.model.positions).__name__}, which nothing can stretch')
       limit = self.model.max_length
-      longest = max(phase.context for phase in stage.phases)
-      require(limit is None or longest <= limit, f'{path}.context', longest,
-              f'the learned positions end at model.positions.max_length={limit}: shorten the context or lengthen '
+      longest = max(phase.seq_len for phase in stage.phases)
+      require(limit is None or longest <= limit, f'{path}.seq_len', longest,
+              f'the learned positions end at model.positions.max_length={limit}: shorten seq_len or lengthen '
               'the table')
       positions = self.model_of(stage).positions
       meant = positions.max_length if isinstance(positions, RoPE) else None
-      require(meant is None or longest <= meant, f'{path}.context', longest,
+      require(meant is None or longest <= meant, f'{path}.seq_len', longest,
               f'the positions are meant for {meant} tokens (max_length): stretch them with '
-              f'{path}.positions=RoPE(theta, scaling, max_length={longest}), or shorten the context')
-      asked = max(stage.needles.contexts) if stage.needles else 0
-      require(limit is None or asked <= limit, f'{path}.needles.contexts', asked,
+              f'{path}.positions=RoPE(theta, scaling, max_length={longest}), or shorten seq_len')
+      asked = max(stage.needles.seq_lens) if stage.needles else 0
+      require(limit is None or asked <= limit, f'{path}.needles.seq_lens', asked,
               f'the learned positions end at model.positions.max_length={limit}: ask for shorter ones')
       earlier.append(stage.name)
     if isinstance(self.tokenizer, BPE | Bytes):
@@ -119,8 +119,8 @@ class Run:
     members = members_of(stage.init)
     for parent in stage.parents:
       test = by_name[parent].needles
-      require(test is None or test.enough is None, f'{path}.init', stage.init,
-              f'{parent} ends when enough needles are found (needles.enough={test and test.enough}), nobody knows at '
+      require(test is None or test.target_recall is None, f'{path}.init', stage.init,
+              f'{parent} ends when enough needles are found (needles.target_recall={test and test.target_recall}), nobody knows at '
               "which step: average a stage after it, or use ('params', ...)")
     if not members:
       _, name, count = stage.init

@@ -1,6 +1,6 @@
 """The kinds of source: text, token files, dialogues, needles and texts with classes.
 
-`held_out` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
+`val_fraction` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
 document, its tail.
 """
 import dataclasses
@@ -20,14 +20,14 @@ TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
 @dataclasses.dataclass(frozen=True)
 class StandardLibrary:
   """Source code of the running interpreter's standard library, tests excluded: about 10 MB, always at hand."""
-  held_out: float = 0.05
+  val_fraction: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
   """`.txt` files: a path, a folder or a glob; each file is one document."""
   path: str
-  held_out: float = 0.1
+  val_fraction: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Jsonl:
   """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
   path: str
   field: str = 'text'
-  held_out: float = 0.01
+  val_fraction: float = 0.01
   on_error: str = 'fail'
 
   def __post_init__(self):
@@ -47,14 +47,14 @@ class Parquet:
   """Parquet files, the text in column `field`."""
   path: str
   field: str = 'text'
-  held_out: float = 0.01
+  val_fraction: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecord:
   """ArrayRecord files whose records are UTF-8 text."""
   path: str
-  held_out: float = 0.01
+  val_fraction: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TokenFile:
   path: str
   dtype: str = 'uint16'
   separator: int | None = None
-  held_out: float = 0.01
+  val_fraction: float = 0.01
 
   def __post_init__(self):
     require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
@@ -78,7 +78,7 @@ class Conversations:
   path: str
   template: str = 'chatml'
   field: str = 'messages'
-  held_out: float = 0.01
+  val_fraction: float = 0.01
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -94,7 +94,7 @@ class Preferences:
   path: str
   template: str = 'chatml'
   mask_formatting: bool = True
-  held_out: float = 0.01
+  val_fraction: float = 0.01
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -104,9 +104,9 @@ class Preferences:
 class StandardLibraryChats:
   """Conversations from the running interpreter's standard library: the signature of a short function and what it does,
   and as the answer its body, fenced as Python. A file's functions are held out where `StandardLibrary` with the same
-  `held_out` holds out the file."""
+  `val_fraction` holds out the file."""
   template: str = 'chatml'
-  held_out: float = 0.05
+  val_fraction: float = 0.05
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -120,7 +120,7 @@ class StandardLibraryPreferences:
   """
   template: str = 'chatml'
   mask_formatting: bool = True
-  held_out: float = 0.05
+  val_fraction: float = 0.05
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
@@ -131,14 +131,15 @@ Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
 
 @dataclasses.dataclass(frozen=True)
 class NeedleTexts:
-  """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's context. Only the
-  answers are targets. Rows are made as they are read; held out there are none (`NeedleTest` asks about the haystack's).
+  """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's sequence length.
+  Only the answers are targets. Rows are made as they are read; held out there are none (`Needles` asks about the
+  haystack's).
 
   spacing: a row has from one fact to one every `spacing` tokens, 16 at most.
   """
   haystack: Plain = StandardLibrary()
   spacing: int = 32
-  held_out: ClassVar[float] = 0.0
+  val_fraction: ClassVar[float] = 0.0
 
   def __post_init__(self):
     require(self.spacing > 0, 'spacing', self.spacing, 'use 1 token or more')
@@ -151,42 +152,44 @@ class LabelledJsonl:
 
   labels: names of the classes. A row has one of them, or a whole number that reads as one.
   text, pair, label: the fields; pair=None: a row has one text.
-  marks: control tokens before the text, between two texts, and behind, where the class is read (Radford et al. 2018,
+  special_tokens: those before the text, between two texts, and behind, where the class is read (Radford et al. 2018,
     GPT-1, section 3.3: start, delimiter, extract); '' is the tokenizer's end of text.
-  As many whole texts as fit share a row of the stage's context, whatever `packing` says; longer ones lose their ends.
+  As many whole texts as fit share a row of the stage's sequence length, whatever `packing` says; longer ones lose
+  their ends.
   """
   path: str
   labels: tuple[str, ...]
   text: str = 'text'
   pair: str | None = None
   label: str = 'label'
-  marks: tuple[str, ...] = ('', '', '')
-  held_out: float = 0.1
+  special_tokens: tuple[str, ...] = ('', '', '')
+  val_fraction: float = 0.1
 
   def __post_init__(self):
-    _check_labelled(self.labels, self.marks)
+    _check_labelled(self.labels, self.special_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class StandardLibraryFunctions:
   """Functions of the running interpreter's standard library; the class is the package that one is from, of those that
-  `labels` names. A file's functions are held out where `StandardLibrary` with the same `held_out` holds out the file.
+  `labels` names. A file's functions are held out where `StandardLibrary` with the same `val_fraction` holds out the
+  file.
 
-  marks: as `LabelledJsonl` has it.
+  special_tokens: as `LabelledJsonl` has it.
   """
   labels: tuple[str, ...] = ('asyncio', 'email', 'importlib', 'multiprocessing', 'unittest', 'xml')
-  marks: tuple[str, ...] = ('', '', '')
-  held_out: float = 0.05
+  special_tokens: tuple[str, ...] = ('', '', '')
+  val_fraction: float = 0.05
 
   def __post_init__(self):
-    _check_labelled(self.labels, self.marks)
+    _check_labelled(self.labels, self.special_tokens)
 
 
-def _check_labelled(labels: tuple[str, ...], marks: tuple[str, ...]) -> None:
+def _check_labelled(labels: tuple[str, ...], special_tokens: tuple[str, ...]) -> None:
   require(len(labels) >= 2, 'labels', labels, 'name two classes or more')
   twice = tuple(label for i, label in enumerate(labels) if label in labels[:i])
   require(not twice, 'labels', twice, 'named twice')
-  require(len(marks) == 3, 'marks', marks, 'name three: before a text, between two, behind')
+  require(len(special_tokens) == 3, 'special_tokens', special_tokens, 'name three: before a text, between two, behind')
 
 
 Chats = Conversations | StandardLibraryChats

@@ -25,10 +25,11 @@ class Stage:
   its last n checkpoints; ('average', Member(stage, step, weight), ...): the weighted mean of these checkpoints, which
   may be of several stages; ('hf', folder): a Hugging Face folder of the run's model.
   Steps count from 0 in every stage, and schedules are functions of them.
-  positions: rotary positions that replace the model's from this stage on (a longer context: another theta or scaling);
-  None keeps those of the stage that it starts from.
+  positions: rotary positions that replace the model's from this stage on (a longer sequence length: another theta or
+  scaling); None keeps those of the stage that it starts from.
   ramp: other batch sizes and contexts later in the stage.
-  held_out: data whose held-out part scores the stage, so that stages with other data can be compared; None: its own.
+  eval_data: data whose validation split scores the stage, so that stages with other data can be compared; None: its
+  own.
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
@@ -38,7 +39,7 @@ class Stage:
   name: str
   data: Data
   steps: int
-  context: int
+  seq_len: int
   batch_size: int
   learning_rate: Schedule
   optimizer: Optimizer = AdamW()
@@ -46,7 +47,7 @@ class Stage:
   init: Init = ('scratch',)
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
-  held_out: Data | None = None
+  eval_data: Data | None = None
   microbatches: int = 1
   clip_norm: float | None = 1.0
   max_nonfinite: int = 10
@@ -62,7 +63,7 @@ class Stage:
   def __post_init__(self):
     plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
     require(plain, 'name', self.name, 'use a plain word')
-    for field, least in (('steps', 0), ('context', 1), ('batch_size', 1), ('microbatches', 1), ('max_nonfinite', 1),
+    for field, least in (('steps', 0), ('seq_len', 1), ('batch_size', 1), ('microbatches', 1), ('max_nonfinite', 1),
                          ('eval_every', 0), ('eval_batches', 1), ('sample_every', 0), ('sample_tokens', 1)):
       require(getattr(self, field) >= least, field, getattr(self, field), f'use {least} or more')
     require(self.batch_size % self.microbatches == 0, 'microbatches', self.microbatches,
@@ -75,14 +76,14 @@ class Stage:
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
     require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
-    require(self.data.labels is None or all(ramp.context == self.context for ramp in self.ramp), 'ramp', self.ramp,
-            f'labelled texts are read whole: let its context be {self.context} throughout')
+    require(self.data.labels is None or all(ramp.seq_len == self.seq_len for ramp in self.ramp), 'ramp', self.ramp,
+            f'labelled texts are read whole: let its seq_len be {self.seq_len} throughout')
     for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
       require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
               f'the stage ends before it, with its {self.steps} steps: use at most '
               f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
-    kinds = [(data.pairs, data.labels) for data in (self.data, self.scored_on)]
-    require(kinds[0] == kinds[1], 'held_out', self.held_out,
+    kinds = [(data.pairs, data.labels) for data in (self.data, self.validation_data)]
+    require(kinds[0] == kinds[1], 'eval_data', self.eval_data,
             'must be of one kind with data: text and conversations, pairs of answers, or texts of the same classes')
     prefers = isinstance(self.objective, Preference)
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
@@ -94,12 +95,12 @@ class Stage:
             'cannot learn classes: use Classification()')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
-    first = self.scored_on.sources[0].source
-    require(self.needles is None or isinstance(first, Plain) and first.held_out > 0, 'needles', self.needles,
+    first = self.validation_data.sources[0].source
+    require(self.needles is None or isinstance(first, Plain) and first.val_fraction > 0, 'needles', self.needles,
             f'they are put into the first source that is held out, a {type(first).__name__}: let that be text with '
-            'held_out above 0')
-    require(self.needles is None or self.needles.enough is None or self.eval_every > 0, 'eval_every', self.eval_every,
-            'needles.enough is looked at then: use 1 step or more')
+            'val_fraction above 0')
+    require(self.needles is None or self.needles.target_recall is None or self.eval_every > 0, 'eval_every', self.eval_every,
+            'needles.target_recall is looked at then: use 1 step or more')
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
 
@@ -115,12 +116,12 @@ class Stage:
 
   def phases_over(self, copies: int) -> tuple[Phase, ...]:
     """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
-    return make_phases(self.batch_size, self.context, self.microbatches, self.ramp, copies)
+    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies)
 
   @property
-  def scored_on(self) -> Data:
+  def validation_data(self) -> Data:
     """The data whose held-out part scores the stage."""
-    return self.data if self.held_out is None else self.held_out
+    return self.data if self.eval_data is None else self.eval_data
 
   def phase_at(self, step: int) -> Phase:
     """The phase of the step after `step` steps."""
@@ -134,5 +135,5 @@ class Stage:
   def tokens_after(self, step: int) -> int:
     """Tokens read in the first `step` steps, padding included."""
     phase = self.phase_at(max(step - 1, 0))
-    tokens = phase.first_token + (step - phase.first_step) * phase.batch_size * phase.context
+    tokens = phase.first_token + (step - phase.first_step) * phase.batch_size * phase.seq_len
     return tokens * (2 if self.data.pairs else 1)

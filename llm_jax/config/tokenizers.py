@@ -11,27 +11,27 @@ PATTERNS = ('gpt2', 'cl100k', 'llama3')
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """256 bytes and one control token, `<|endoftext|>` = 256: a vocabulary of 257."""
+  """256 bytes and one special token, `<|endoftext|>` = 256: a vocabulary of 257."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BPE:
   """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
 
-  vocab_size counts the 256 bytes, the merges, the end of text and the names in `control`, which come last.
+  vocab_size counts the 256 bytes, the merges, the end of text and the names in `special_tokens`, which come last.
   pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression that matches every character in some place.
-  control: further control tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
+  special_tokens: further special tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
   """
   vocab_size: int = 4_096
   pattern: str = 'cl100k'
   split_digits: bool = False
   sample_bytes: int = 20_000_000
-  control: tuple[str, ...] = ()
+  special_tokens: tuple[str, ...] = ()
 
   def __post_init__(self):
-    least = 258 + len(self.control)
+    least = 258 + len(self.special_tokens)
     require(self.vocab_size >= least, 'vocab_size', self.vocab_size,
-            f'use {least} or more: bytes, a merge, and {1 + len(self.control)} control tokens')
+            f'use {least} or more: bytes, a merge, and {1 + len(self.special_tokens)} special tokens')
     require(self.sample_bytes > 0, 'sample_bytes', self.sample_bytes, 'use 1 or more, such as 20_000_000')
     _check_pattern(self.pattern)
 
@@ -40,12 +40,12 @@ class BPE:
 class TiktokenFile:
   """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
 
-  control: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
+  special_tokens: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
   end_of_text: the one of them that separates documents; None means the first that has a name.
   """
   path: str
   pattern: str = 'cl100k'
-  control: tuple[str, ...] = ('<|endoftext|>',)
+  special_tokens: tuple[str, ...] = ('<|endoftext|>',)
   split_digits: bool = False
   end_of_text: str | None = None
 
@@ -55,7 +55,7 @@ class TiktokenFile:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceFile:
-  """A `tokenizer.json`. end_of_text: its control token that separates documents."""
+  """A `tokenizer.json`. end_of_text: its special token that separates documents."""
   path: str
   end_of_text: str = '<|endoftext|>'
 

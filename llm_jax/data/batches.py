@@ -112,7 +112,7 @@ def check_same_data(old: dict[str, str], new: dict[str, str], prefix: str = '') 
           'set it back, or train in another workdir')
 
 
-def held_out_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
+def validation_batches(dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None,
                      limit: int | None = None) -> Iterator[Batch]:
   """Batches of a held-out dataset in order, the last padded with weight 0; `limit` takes so many, spread over all."""
   placement = Placement(dataset, batch_size, sharding)
@@ -126,7 +126,7 @@ class Placement:
   """Which rows of a batch this process reads, and how they become global arrays."""
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
-    self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.context), sharding
+    self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.seq_len), sharding
     self._padding = dataset.padding
     held = range(batch_size)
     if sharding is not None:
@@ -135,7 +135,7 @@ class Placement:
     self.rows = np.array(held)
 
   def read(self, start: int) -> Row:
-    """This process's rows of the batch whose first sample is `start`, each field [rows, context]."""
+    """This process's rows of the batch whose first sample is `start`, each field [rows, seq_len]."""
     last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
     samples = start + self.rows
     rows = [self._dataset.row(int(i)) for i in samples[samples < last]]

@@ -27,7 +27,7 @@ AnyRows = Rows | PairRows | LabelledRows | NeedleRows | Stretches
 
 
 class Dataset:
-  """Rows of one split of a mixture: dicts of arrays [context] with the fields of LanguageModelBatch, or, of
+  """Rows of one split of a mixture: dicts of arrays [seq_len] with the fields of LanguageModelBatch, or, of
   preferences, {'chosen', 'rejected'} of such dicts, or, of labelled texts, {'text', 'labels'}.
 
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
@@ -37,9 +37,9 @@ class Dataset:
   """
 
   def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[AnyRows],
-               mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, context: int, seed: int,
+               mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, seq_len: int, seed: int,
                fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
-    self.split, self.context, self.fingerprint, self.names, self._numbers = split, context, fingerprint, names, numbers
+    self.split, self.seq_len, self.fingerprint, self.names, self._numbers = split, seq_len, fingerprint, names, numbers
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
     stores = [part.store for part in rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
@@ -60,7 +60,7 @@ class Dataset:
   def locate(self, sample: int) -> tuple[int, int]:
     """(source, row of that source) of a global sample.
 
-    train: mixed by weight, every source shuffled anew each epoch, endless. held_out: in order.
+    train: mixed by weight, every source shuffled anew each epoch, endless. validation: in order.
     """
     if self.split == 'train':
       source, count = self._mixture.locate(sample)
@@ -87,11 +87,11 @@ class Dataset:
   @property
   def padding(self) -> Row:
     """A row without targets."""
-    row = assemble((), self.context, 0)
+    row = assemble((), self.seq_len, 0)
     if self.pairs:
       row = {'chosen': row, 'rejected': row}
     elif isinstance(self._rows[0], LabelledRows):
-      row = {'text': row, 'labels': np.full(self.context, -1, np.int32)}
+      row = {'text': row, 'labels': np.full(self.seq_len, -1, np.int32)}
     return self._with_source(row, 0)
 
   @property
@@ -105,7 +105,7 @@ class Dataset:
 
   @property
   def rows(self) -> Iterator[Row]:
-    """Every row of the split once, in the order of `row` for held_out: all its tokens, each a target once."""
+    """Every row of the split once, in the order of `row` for validation: all its tokens, each a target once."""
     return (part[i] for part in self._rows for i in range(len(part)))
 
   def tokens_seen(self, samples: range) -> Iterator[np.ndarray]:
@@ -146,8 +146,8 @@ class Dataset:
 
   def seen_in(self, trained: 'Dataset') -> list[str]:
     """What of this held-out split may be in the training split `trained`, one line for each two sources."""
-    return [f'{self.names[i]} (held_out={ours.held_out}) holds out text of {trained.names[k]} '
-            f'(held_out={theirs.held_out})'
+    return [f'{self.names[i]} (val_fraction={ours.val_fraction}) holds out text of {trained.names[k]} '
+            f'(val_fraction={theirs.val_fraction})'
             for i, ours in zip(self._numbers, self._sources, strict=True)
             for k, theirs in zip(trained._numbers, trained._sources, strict=True) if theirs.trains_on(ours)]
 
@@ -161,42 +161,42 @@ class Dataset:
           yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
 
 
-def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed: int, split: documents.Split,
+def open_dataset(data: config.Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, split: documents.Split,
                  steps: int = 1, phases: Sequence[config.Phase] = (), cache_dir: str | os.PathLike | None = None,
                  progress: token_store.Progress | None = None, name: str = '') -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
-  steps, phases: of the stage; they matter where a source's weight changes with the step, or the context does.
-  progress(done, total) is called with bytes of text as each source is tokenised. Sources with held_out=0 have no part
-  in the held_out split; None where that leaves none. Raises ConfigError naming the source and the file. Dialogues that
-  are cut are counted in a warning, under `name`.
+  steps, phases: of the stage; they matter where a source's weight changes with the step, or the sequence length does.
+  progress(done, total) is called with bytes of text as each source is tokenised. Sources with val_fraction=0 have no
+  part in the validation split; None where that leaves none. Raises ConfigError naming the source and the file.
+  Dialogues that are cut are counted in a warning, under `name`.
   """
   opened, parts, used, numbers = [], [], [], []
   train = split == 'train'
   mixture, stretches = make_mixture(data.sources, steps, phases) if train else None, stretches_of(phases)
   for i, weighted in enumerate(data.sources):
-    if split == 'held_out' and not weighted.source.held_out:
+    if split == 'validation' and not weighted.source.val_fraction:
       continue
     with located(f'data.sources[{i}].source'):
       source = documents.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
     order = _seed('documents', seed, i) if train else None
     opened.append(source)
-    part = make_rows(weighted.source, store, data.packing, tokenizer, context, order)
+    part = make_rows(weighted.source, store, data.packing, tokenizer, seq_len, order)
     if isinstance(part, Rows) and train and len(stretches) > 1:
-      starts = [(stretch.context, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
+      starts = [(stretch.seq_len, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
       part = Stretches(part, starts, _seed('rows', seed, i))
     parts.append(part)
     used.append(weighted)
     numbers.append(i)
     if source.chat or source.labelled:
       where = f'data.sources[{i}] ({split})'
-      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], context, data.packing)
+      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], seq_len, data.packing)
   fingerprint = {
-    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} held_out={source.held_out}' for source in opened),
+    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}' for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
       f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
-    'packing': data.packing, 'context': str(context), 'seed': str(seed),
+    'packing': data.packing, 'seq_len': str(seq_len), 'seed': str(seed),
     'tokenizer': tokenizer.fingerprint,
     'formats': '; '.join(repr(token_store.formats(source)) for source in opened)}
   if not opened:
@@ -204,35 +204,35 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, context: int, seed:
   if data.labels and split == 'train':
     with located('data.sources[0].source'):
       check_labels(parts, data.labels)
-  return Dataset(opened, parts, mixture, tokenizer, split, context, seed, fingerprint, data.names, numbers)
+  return Dataset(opened, parts, mixture, tokenizer, split, seq_len, seed, fingerprint, data.names, numbers)
 
 
-def make_rows(source: config.Source, store: token_store.TokenStore, packing: str, tokenizer: Tokenizer, context: int,
+def make_rows(source: config.Source, store: token_store.TokenStore, packing: str, tokenizer: Tokenizer, seq_len: int,
               order: int | None) -> AnyRows:
   """The rows of one source; `order` seeds that of its documents, None leaves them as they come."""
   match source:
     case config.NeedleTexts(spacing=spacing):
-      return NeedleRows(store, tokenizer, context, order, spacing)
+      return NeedleRows(store, tokenizer, seq_len, order, spacing)
     case source if isinstance(source, config.Pairs):
-      return PairRows(store, context, tokenizer.eot)
+      return PairRows(store, seq_len, tokenizer.eot)
     case source if isinstance(source, config.Labelled):
-      return LabelledRows(store, context, order, tokenizer.eot)
+      return LabelledRows(store, seq_len, order, tokenizer.eot)
     case _:
-      return Rows(store, packing, context, order, tokenizer.eot)
+      return Rows(store, packing, seq_len, order, tokenizer.eot)
 
 
-def _tell_cuts(where: str, rows: AnyRows, context: int, packing: str) -> None:
+def _tell_cuts(where: str, rows: AnyRows, seq_len: int, packing: str) -> None:
   if isinstance(rows, PairRows):
     for count, why in ((rows.num_left_out, 'their prompt fills'), (rows.num_equal, 'their answers are equal within')):
       if count:
-        logging.warning('%s: %d of %d pairs left out, %s context=%d', where, count, rows.store.num_documents // 2, why,
-                        context)
+        logging.warning('%s: %d of %d pairs left out, %s seq_len=%d', where, count, rows.store.num_documents // 2, why,
+                        seq_len)
   if rows.num_cut:
     kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
       'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)
-    why = f'are longer than context={context} and are cut'
-    if kind == 'conversations' and packing == 'split':
-      why = f"go on in another row of context={context}, where answers lack their questions: use packing='best_fit'"
+    why = f'are longer than seq_len={seq_len} and are cut'
+    if kind == 'conversations' and packing == 'concat':
+      why = f"go on in another row of seq_len={seq_len}, where answers lack their questions: use packing='best_fit'"
     logging.warning('%s: %d of %d %s %s', where, rows.num_cut, count, kind, why)
 
 

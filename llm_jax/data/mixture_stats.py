@@ -26,16 +26,16 @@ def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: i
   """The rows of the table after a stage's first samples, exact under schedules and ramps and known before the first;
   [] where there are none.
 
-  train: the stage's training data by context.
+  train: the stage's training data by sequence length.
   """
   if not num_samples:
     return []
-  datasets, found = [train[phase.context] for phase in phases], []
+  datasets, found = [train[phase.seq_len] for phase in phases], []
   given = [(dataset.given(span.start), dataset.given(span.stop))
            for dataset, (_, span) in zip(datasets, spans(phases, num_samples), strict=True)]
   for name, part in datasets[0].parts.items():
     rows = [after[name] - before[name] for before, after in given]
-    tokens = sum(count * phase.context for count, phase in zip(rows, phases, strict=True))
+    tokens = sum(count * phase.seq_len for count, phase in zip(rows, phases, strict=True))
     made = isinstance(part, NeedleRows)  # as they are read: there is no end to them
     epochs = None if made else sum(
       count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))

@@ -78,9 +78,9 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
   if source.chat:
     chat_templates.check_template(source.chat.template, tokenizer)
   if source.labelled:
-    labelled.check_marks(source.labelled, tokenizer)
+    labelled.check_special_tokens(source.labelled, tokenizer)
   fingerprint = fingerprints.of({**formats(source), 'source': source.fingerprint, 'split': split,
-                                 'held_out': source.held_out, 'tokenizer': tokenizer.fingerprint})
+                                 'val_fraction': source.val_fraction, 'tokenizer': tokenizer.fingerprint})
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
   store = _load(folder, fingerprint, cache_dir)
   if store is None:
@@ -93,7 +93,7 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
     raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
   hint = (f'the {source.kind} leaves no text to train on: lower it, or name files with text' if split == 'train' else
           f'sets no text of the {source.kind} aside: raise it, add documents, or use 0 to leave it out of the score')
-  require(store.num_documents > 0, 'held_out', source.held_out, hint)
+  require(store.num_documents > 0, 'val_fraction', source.val_fraction, hint)
   return store
 
 
@@ -149,7 +149,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
   dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')}
   if source.chat or source.labelled:
     dtypes['counts'] = np.dtype(np.uint8)
-  share = source.held_out if split == 'held_out' else 1 - source.held_out
+  share = source.val_fraction if split == 'validation' else 1 - source.val_fraction
   with contextlib.ExitStack() as stack:
     files = {name: stack.enter_context(open(building / name, 'ab')) for name in dtypes}
     journal = stack.enter_context(open(building / 'journal', 'ab'))

@@ -19,7 +19,7 @@ def check_answers(config: Architecture, params: Any, tokenizer: Tokenizer, held_
   Returns: `ended` and `parses` as `in_form` has them; {} where no prompt is that short. Of sharded parameters every
   process calls it and gets the same.
   """
-  room = held_out.context if config.max_length is None else min(held_out.context, config.max_length)
+  room = held_out.seq_len if config.max_length is None else min(held_out.seq_len, config.max_length)
   questions = held_out.questions(QUESTIONS, room // 2)
   if not questions:
     return {}

@@ -12,7 +12,7 @@ def continue_prompts(config, execution, params, tokenizer, stage: Stage, seed: i
   answer. Every process takes part; the seed alone decides the draw."""
   if not stage.prompts:
     return []
-  room = stage.context if config.max_length is None else min(stage.context, config.max_length)
+  room = stage.seq_len if config.max_length is None else min(stage.seq_len, config.max_length)
   template, stops = stage.data.template, (tokenizer.eot,)
   if template is None:
     prompts = [[tokenizer.eot, *tokenizer.encode(prompt)] for prompt in stage.prompts]

@@ -21,14 +21,14 @@ def _last_choices(model: Transformer, params: Any, tokens_BT: jax.Array) -> jax.
   return model.apply({'params': params}, x_BTD[:, -VALUES:], method='logits').argmax(-1)
 
 
-def check_haystack(tokenizer: Tokenizer, haystack: TokenStore, contexts: Sequence[int]) -> None:
+def check_haystack(tokenizer: Tokenizer, haystack: TokenStore, seq_lens: Sequence[int]) -> None:
   """Refuses texts that needles cannot be put into: ConfigError."""
   Facts(tokenizer)
-  require(haystack.num_tokens > max(contexts), 'needles.contexts', tuple(contexts),
-          f'the held-out text has {haystack.num_tokens} tokens: ask for shorter ones, or raise held_out')
+  require(haystack.num_tokens > max(seq_lens), 'needles.seq_lens', tuple(seq_lens),
+          f'the held-out text has {haystack.num_tokens} tokens: ask for shorter ones, or raise val_fraction')
 
 
-def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack: TokenStore, context: int, *,
+def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack: TokenStore, seq_len: int, *,
                  depths: int = 5, rows: int = 16, batch_size: int = 8,
                  sharding: jax.sharding.Sharding | None = None) -> list[float]:
   """The share of facts found at each of `depths` evenly spaced depths, from the start of the context to its end.
@@ -40,10 +40,10 @@ def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack
   sharding: of [batch, time] arrays; None: one device.
   """
   needles, documents = Facts(tokenizer), []
-  length = context - needles.length - needles.question_length - VALUES
+  length = seq_len - needles.length - needles.question_length - VALUES
   for depth in range(depths):
     for row in range(rows):
-      rng = np.random.default_rng((context, depth, row))
+      rng = np.random.default_rng((seq_len, depth, row))
       [fact] = facts = needles.draw(1, rng)
       start = rng.integers(haystack.num_tokens - length)
       text = np.asarray(haystack.tokens[start:start + length])
@@ -53,7 +53,7 @@ def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack
   found = []
   for first in range(0, len(ids), batch_size):
     batch = np.resize(ids[first:first + batch_size], (batch_size, ids.shape[1]))  # the last one starts over
-    tokens = jax.make_array_from_callback((batch_size, context), sharding, lambda i, b=batch: b[:, :-1][i]) \
+    tokens = jax.make_array_from_callback((batch_size, seq_len), sharding, lambda i, b=batch: b[:, :-1][i]) \
       if sharding is not None else batch[:, :-1]
     right = (fetch(_last_choices(model, params, tokens)) == batch[:, -VALUES:]).all(axis=1)
     found.append(right[:len(ids) - first])

@@ -35,23 +35,23 @@ JINJA = {
 def chat_template(template: str, tokenizer: Tokenizer) -> str:
   """A chat template of ours in transformers' language: `apply_chat_template` gives the ids that we train on."""
   names = {'end_of_text': _name(tokenizer.eot, tokenizer),
-           'begin_of_text': '<|begin_of_text|>' if '<|begin_of_text|>' in tokenizer.control_ids else ''}
+           'begin_of_text': '<|begin_of_text|>' if '<|begin_of_text|>' in tokenizer.special_ids else ''}
   given = ''.join(f'{{% set {name} = {json.dumps(text)} %}}' for name, text in names.items() if name in JINJA[template])
   return given + JINJA[template].replace('}\n{', '}{')
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[str, bytes]:
-  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same control tokens; of a model
+  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same special tokens; of a model
   that learnt from conversations their template too.
 
-  Their library reads the name of a control token in a text as that token; ours never does.
+  Their library reads the name of a special token in a text as that token; ours never does.
   The `bos_token`, which stands before every text that is learnt, is not put there by itself.
   """
   match tokenizer:
     case HuggingFaceTokenizer():
       content, end = tokenizer.content, tokenizer.end_of_text
     case RankTokenizer():
-      content, end = _byte_level(tokenizer.ranks, tokenizer.control_ids, tokenizer.pattern), tokenizer.end_of_text
+      content, end = _byte_level(tokenizer.ranks, tokenizer.special_ids, tokenizer.pattern), tokenizer.end_of_text
     case ByteTokenizer():
       content = _byte_level({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: tokenizer.eot}, None)
       end = END_OF_TEXT
@@ -82,11 +82,11 @@ def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
   return HuggingFaceFile(str(folder / 'tokenizer.json'), found[0])
 
 
-def _name(control_id: int, tokenizer: Tokenizer) -> str:
-  return next(name for name, i in tokenizer.control_ids.items() if i == control_id)
+def _name(special_id: int, tokenizer: Tokenizer) -> str:
+  return next(name for name, i in tokenizer.special_ids.items() if i == special_id)
 
 
-def _byte_level(ranks: Mapping[bytes, int], control: Mapping[str, int], pattern: str | None) -> bytes:
+def _byte_level(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], pattern: str | None) -> bytes:
   """A `tokenizer.json` of byte-level BPE, whose tokens are spelt in GPT-2's alphabet."""
   spell = {byte: character for character, byte in byte_alphabet().items()}
   name = lambda token: ''.join(spell[byte] for byte in token)
@@ -95,7 +95,7 @@ def _byte_level(ranks: Mapping[bytes, int], control: Mapping[str, int], pattern:
   level = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': False}
   merges = [parts for token in sorted(ranks, key=ranks.__getitem__) if len(parts := split(token, ranks)) == 2]
   added = [{'id': i, 'content': text, 'single_word': False, 'lstrip': False, 'rstrip': False, 'normalized': False,
-            'special': True} for text, i in sorted(control.items(), key=lambda item: item[1])]
+            'special': True} for text, i in sorted(special_tokens.items(), key=lambda item: item[1])]
   return json.dumps({
     'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
     'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*cuts, level]}, 'post_processor': None, 'decoder': level,

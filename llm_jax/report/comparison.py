@@ -16,7 +16,7 @@ from llm_jax.tracking.numbers import NOTHING, duration, show, value
 
 COLOURS = 'abcdef'
 # Fields that decide which text is held out, or how it is cut into tokens.
-HELD_OUT = re.compile(r'seed|tokenizer\..*|stages\[\d+\]\.(data|held_out|context).*')
+HELD_OUT = re.compile(r'seed|tokenizer\..*|stages\[\d+\]\.(data|eval_data|seq_len).*')
 NUMBERS = (('held-out bits per byte', 'bits_per_byte', '{:.4f}'), ('held-out loss', 'loss', '{:.4f}'),
            ('held-out accuracy', 'accuracy', '{:.2%}'))
 
@@ -56,7 +56,7 @@ def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
 def render(runs: Sequence[Compared]) -> str:
   head = [run.name for run in runs]
   changed = changes([run.config for run in runs])
-  note = ('<p class="note">Their data, tokenizer, context or seed differ: the held-out text may not be the same.</p>'
+  note = ('<p class="note">Their data, tokenizer, seq_len or seed differ: the held-out text may not be the same.</p>'
           if any(HELD_OUT.match(field) for field, _ in changed) else '')
   return page(f'{", ".join(head)}: comparison', [
       f'<h1>{escape(" · ".join(head))}</h1>',

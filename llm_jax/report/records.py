@@ -27,7 +27,7 @@ class StageRecords:
   def tokens(self) -> int | None:
     if math.isfinite(tokens := last(self.train, 'tokens')):
       return int(tokens)
-    per_step = [self.config.get('batch_size'), self.config.get('context')]
+    per_step = [self.config.get('batch_size'), self.config.get('seq_len')]
     return self.last_step * math.prod(per_step) if all(isinstance(n, int) for n in per_step) else None
 
   @property

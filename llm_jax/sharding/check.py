@@ -29,7 +29,7 @@ def row_shards(architecture: Architecture, mesh: Mesh, num_devices: int | None =
   return math.prod(sizes[axis] for axis in _row_axes(architecture))
 
 
-def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, context: int,
+def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_len: int,
                   num_devices: int | None = None, microbatches: int = 1, stage: str | None = None) -> None:
   """Refuses a mesh whose axes do not divide what `rules.STRATEGIES` splits over them.
 
@@ -38,7 +38,7 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
 
   Args:
     batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert.
-    context: tokens per sequence; each device on the context axis holds two chunks of it (`context_split.py`).
+    seq_len: tokens per sequence; each device on the context axis holds two chunks of it (`context_split.py`).
     num_devices: over all processes. None: not known yet, so an axis of -1 is left unchecked.
     stage: whose batch it is, for the message.
 
@@ -63,9 +63,9 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, conte
 
   chunks = 2 * sizes['context'] if sizes['context'] > 1 else 1
   of_stage = '' if stage is None else f' of stage {stage!r}'
-  require(context % chunks == 0, 'mesh.context', sizes['context'],
+  require(seq_len % chunks == 0, 'mesh.context', sizes['context'],
           f'mesh context={sizes["context"]} cuts every sequence into {chunks} chunks, which do not divide '
-          f'context={context}{of_stage}, use context={math.ceil(context / chunks) * chunks}, or another mesh')
+          f'seq_len={seq_len}{of_stage}, use seq_len={math.ceil(seq_len / chunks) * chunks}, or another mesh')
 
   axes = _row_axes(architecture)
   require('expert' in axes or sizes['expert'] == 1, 'mesh.expert', sizes['expert'],

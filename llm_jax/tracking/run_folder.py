@@ -25,7 +25,7 @@ SAFE_TO_CHANGE = (
     r'stages\[\d+\]\.prompts(\[\d+\])?',
     r'stages\[\d+\]\.(microbatches|remat|ramp\[\d+\]\.microbatches)',
     r'stages\[\d+\]\.max_nonfinite',
-    r'(stages\[\d+\]\.(data|held_out)|tokenizer)\..*path',  # what is there is checked by its fingerprint
+    r'(stages\[\d+\]\.(data|eval_data)|tokenizer)\..*path',  # what is there is checked by its fingerprint
 )
 _ABSENT = '(absent)'
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
@@ -149,7 +149,7 @@ def _deciding(run: dict[str, Any]) -> Iterator[str]:
   for i, stage in enumerate(run.get('stages', [])):
     if stage.get('init', ['scratch'])[0] == 'average':
       yield r'checkpoints\.every'  # which checkpoints are averaged
-    if (stage.get('needles') or {}).get('enough') is not None:
+    if (stage.get('needles') or {}).get('target_recall') is not None:
       yield rf'stages\[{i}\]\.eval_every'  # when it may end
   if run.get('model', {}).get('dropout') or '"SoftmaxRouter"' in text:
     yield r'stages\[\d+\]\.(ramp\[\d+\]\.)?microbatches'  # each draws its own dropout, and balances its own experts

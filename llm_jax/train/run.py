@@ -32,7 +32,7 @@ from llm_jax.tracking.progress import say, task
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.train.build import stage_seed
 from llm_jax.train.scores import StageData
-from llm_jax.train.session import Context
+from llm_jax.train.session import Session
 from llm_jax.train.stage import StageRun, has_result
 
 
@@ -47,10 +47,10 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
   with located('config'):
     for stage in run.stages:
       for phase in stage.phases_over(row_shards(run.model, run.mesh, jax.device_count())):
-        check_divides(run.model, run.mesh, phase.batch_size, phase.context, jax.device_count(), phase.microbatches,
+        check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, jax.device_count(), phase.microbatches,
                       stage.name)
-      for context in stage.needles.contexts if stage.needles else ():
-        check_divides(run.model, run.mesh, phase.batch_size, context, jax.device_count(), phase.microbatches,
+      for seq_len in stage.needles.seq_lens if stage.needles else ():
+        check_divides(run.model, run.mesh, phase.batch_size, seq_len, jax.device_count(), phase.microbatches,
                       f'{stage.name}.needles')
     mesh = make_mesh(run.mesh)
   execution = Execution(dtype_of(run.dtype), context_attention=run.context_attention)
@@ -75,18 +75,18 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
     if primary:
       write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
-    context = Context(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
-    todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(context, stage)]
-    check_starts(context, todo)
+    session = Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
+    todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
+    check_starts(session, todo)
     # All data is opened before anything compiles: what is wrong with the last stage's is said now.
     needed = [stage for stage in run.stages if any(stage in (*run.ancestors(later), later) for later in todo)]
-    data = {stage.name: open_data(context, stage) for stage in needed}
+    data = {stage.name: open_data(session, stage) for stage in needed}
     processes.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
                                 for part in (*train.values(), held_out)]))
     for stage in todo:
       if stage.needles:
         with located(f'config.stages[{run.stages.index(stage)}]'):
-          check_haystack(tokenizer, data[stage.name][1].haystack, stage.needles.contexts)
+          check_haystack(tokenizer, data[stage.name][1].haystack, stage.needles.seq_lens)
     for stage in todo if primary else ():
       warn_of_seen(run, stage, data)
       print_shares(stage.name, shares(data[stage.name][0], stage.phases, stage.samples_after(stage.steps)))
@@ -94,7 +94,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
       for stage in todo:
         if preemption.requested():
           raise Preempted(f'before stage {stage.name}')
-        StageRun(context, stage, data).train()
+        StageRun(session, stage, data).train()
     finally:
       if primary:
         at_end(workdir)
@@ -113,32 +113,32 @@ def bind(folder: Workdir, run: Run) -> None:
   folder.bind(schema.to_json(run))
 
 
-def is_finished(context: Context, stage: Stage) -> bool:
+def is_finished(session: Session, stage: Stage) -> bool:
   """Whether the stage's result is written and its last checkpoint is there, or was: once a later stage that comes from
   it has checkpoints of its own, those of the stage may go."""
-  recorded = processes.on_first(lambda: has_result(context.workdir, stage.name))
-  newest = context.store(stage.name).latest_valid() if recorded else None
+  recorded = processes.on_first(lambda: has_result(session.workdir, stage.name))
+  newest = session.store(stage.name).latest_valid() if recorded else None
   finished = newest is not None and newest.metadata['final']
   if recorded and newest is None:
-    later = [other.name for other in context.run.stages if stage in context.run.ancestors(other)]
-    finished = processes.on_first(lambda: any(context.store(name).steps() for name in later))
-  if finished and context.primary:
+    later = [other.name for other in session.run.stages if stage in session.run.ancestors(other)]
+    finished = processes.on_first(lambda: any(session.store(name).steps() for name in later))
+  if finished and session.primary:
     say(f'{stage.name}: finished before, skipped')
   return finished
 
 
-def check_starts(context: Context, todo: list[Stage]) -> None:
+def check_starts(session: Session, todo: list[Stage]) -> None:
   """Refuses, before any stage runs, one that begins with what is not there and will not be made before it."""
   for stage in todo:
-    if processes.on_first(lambda stage=stage: bool(context.store(stage.name).steps())):
+    if processes.on_first(lambda stage=stage: bool(session.store(stage.name).steps())):
       continue  # it has begun
     if stage.init[0] == 'hf':
       with located('config'):
-        hf.check_pretrained(stage.init[1], context.run.model)
+        hf.check_pretrained(stage.init[1], session.run.model)
     for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
-      newest = context.store(parent).latest_valid()
+      newest = session.store(parent).latest_valid()
       if newest is None or not newest.metadata['final']:
-        lost = newest is None and processes.on_first(lambda name=parent: has_result(context.workdir, name))
+        lost = newest is None and processes.on_first(lambda name=parent: has_result(session.workdir, name))
         raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has ' + (
           'lost its checkpoints: bring them back, or train it again in another workdir' if lost else
           'not finished: run that first'))
@@ -157,14 +157,14 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   return load_tokenizer(folder)
 
 
-def open_data(context: Context, stage: Stage) -> StageData:
-  """The stage's training data by the contexts that it has, and its held-out data, in the last of them."""
-  contexts = dict.fromkeys(phase.context for phase in stage.phases)
-  return ({length: open_split(context, stage, 'train', length) for length in contexts},
-          open_split(context, stage, 'held_out', stage.phases[-1].context))
+def open_data(session: Session, stage: Stage) -> StageData:
+  """The stage's training data by the seq_lens that it has, and its held-out data, in the last of them."""
+  seq_lens = dict.fromkeys(phase.seq_len for phase in stage.phases)
+  return ({length: open_split(session, stage, 'train', length) for length in seq_lens},
+          open_split(session, stage, 'validation', stage.phases[-1].seq_len))
 
 
-def open_split(context: Context, stage: Stage, split: str, length: int) -> Dataset | None:
+def open_split(session: Session, stage: Stage, split: str, length: int) -> Dataset | None:
   """One split in rows of `length` tokens, tokenised if no run has done that before."""
   with contextlib.ExitStack() as stack:
     shown, advance = 0, None
@@ -172,13 +172,13 @@ def open_split(context: Context, stage: Stage, split: str, length: int) -> Datas
     def progress(done: int, total: int) -> None:
       nonlocal shown, advance
       if advance is None:
-        advance = stack.enter_context(task(f'tokenise {split}', total, unit='B', enabled=context.primary))
+        advance = stack.enter_context(task(f'tokenise {split}', total, unit='B', enabled=session.primary))
       advance(done - shown)
       shown = done
 
-    data = stage.data if split == 'train' else stage.scored_on
-    with located(f'config.stages[{context.run.stages.index(stage)}]'):
-      return open_dataset(data, context.tokenizer, context=length, seed=stage_seed(context.run, stage),
+    data = stage.data if split == 'train' else stage.validation_data
+    with located(f'config.stages[{session.run.stages.index(stage)}]'):
+      return open_dataset(data, session.tokenizer, seq_len=length, seed=stage_seed(session.run, stage),
                           split=split, steps=stage.steps, phases=stage.phases, progress=progress, name=stage.name)
 
 
@@ -186,7 +186,7 @@ def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
   """Says where a stage is scored on what it, or a stage that it comes from, is trained on."""
   held_out = data[stage.name][1]
   for each in [each for each in (*run.ancestors(stage), stage) if each.steps and held_out]:
-    for line in held_out.seen_in(data[each.name][0][each.context]):
+    for line in held_out.seen_in(data[each.name][0][each.seq_len]):
       logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '
                       'files by the same path, with the same held_out', stage.name, line, each.name)
 

@@ -15,7 +15,7 @@ from llm_jax.tracking.metrics import MetricsWriter
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
+class Session:
   """lineage: where and with what the run was made.   peak_flops: FLOP/s of all devices together."""
   run: Run
   workdir: pathlib.Path

@@ -30,7 +30,7 @@ from llm_jax.train.build import best_params, init_params, make_objective, stage_
 from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
 from llm_jax.train.loop import train_loop
 from llm_jax.train.scores import Scorer, StageData, told
-from llm_jax.train.session import Context
+from llm_jax.train.session import Session
 from llm_jax.train.starting_point import Start, Starter
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
@@ -42,20 +42,20 @@ class StageRun:
   data: of this stage and of those that it comes from, by name.
   """
 
-  def __init__(self, context: Context, stage: Stage, data: Mapping[str, StageData]):
-    run, mesh = context.run, context.mesh
-    self.context, self.stage = context, stage
+  def __init__(self, session: Session, stage: Stage, data: Mapping[str, StageData]):
+    run, mesh = session.run, session.mesh
+    self.session, self.stage = session, stage
     train, _ = data[stage.name]
-    self.model, self.execution = run.model_of(stage), dataclasses.replace(context.execution, remat=stage.remat)
+    self.model, self.execution = run.model_of(stage), dataclasses.replace(session.execution, remat=stage.remat)
     self.phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
     model = Transformer(self.model, self.execution)
     self.objective = make_objective(stage, model, stage.data)
-    self.scorer = Scorer(context, stage, data, make_objective(stage, model, stage.scored_on), self.model,
+    self.scorer = Scorer(session, stage, data, make_objective(stage, model, stage.validation_data), self.model,
                          self.execution, self.phases[-1])
-    self.sources = [TrainSource(train[phase.context], phase.batch_size, batch_sharding(mesh), phase.first_sample)
+    self.sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)
                     for phase in self.phases]
     self.source = RampSource(self.sources) if stage.ramp else self.sources[0]
-    self.store = context.store(stage.name)
+    self.store = session.store(stage.name)
 
     init = functools.partial(init_params, run, stage)
     self.optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
@@ -64,7 +64,7 @@ class StageRun:
     self.shardings = state_shardings(abstract, abstract.params, mesh)
     self.abstract = jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings)
-    self.starter = Starter(context, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
+    self.starter = Starter(session, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
     self.begun: dict[str, Any] = {}  # where, for the lineage
     self.reference: Any = None  # what the objective compares with, and nothing trains
     self.done = False  # before its last step
@@ -73,30 +73,30 @@ class StageRun:
 
   def train(self) -> None:
     """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
-    context, stage, run = self.context, self.stage, self.context.run
+    session, stage, run = self.session, self.stage, self.session.run
     with self.store, contextlib.closing(self.source):
       found = self.find_start()
       start = found.step
-      context.writer.rewind(stage.name, start)
+      session.writer.rewind(stage.name, start)
       steps = start if self.done else stage.steps
       train_step = self.compile_steps(start) if start < steps else None  # before there is a state: both need memory
       state = self.begin(found)
       cpu.release_free_memory()
       passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
-      with (Progress(stage.steps, stage.name, start=start, enabled=context.primary) as progress,
+      with (Progress(stage.steps, stage.name, start=start, enabled=session.primary) as progress,
             contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
         self.scorer.moves = watchdog.pause
-        log = Log(context.writer, progress, watchdog, stage, every=run.log_every,
+        log = Log(session.writer, progress, watchdog, stage, every=run.log_every,
                   flops_per_token=lambda step: passes * training_flops_per_token(
-                    self.model, stage.phase_at(step - 1).context),
-                  peak_flops=context.peak_flops)
-        with context.preemption.steps():
+                    self.model, stage.phase_at(step - 1).seq_len),
+                  peak_flops=session.peak_flops)
+        with session.preemption.steps():
           state = train_loop(state, self.reference, self.source, train_step, steps, hooks=[
             log,
             Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
             Every(stage.sample_every, log, self.write_samples),
             Every(run.checkpoints.every, log, self.save),
-            StopOnPreemption(context.preemption, log, self.save_and_wait),
+            StopOnPreemption(session.preemption, log, self.save_and_wait),
           ])
           log.pause()
           check_result(stage, int(state.nonfinite))
@@ -112,8 +112,8 @@ class StageRun:
       self.begun['folder'] = start.folder
     if start.resumed:
       self.source.restore(start.resumed.metadata['data'])
-      if self.scorer.held_out and (scored_on := start.resumed.metadata.get('held_out')):
-        check_same_data(scored_on, self.scorer.held_out.fingerprint, 'held_out.')
+      if self.scorer.held_out and (validation_data := start.resumed.metadata.get('eval_data')):
+        check_same_data(validation_data, self.scorer.held_out.fingerprint, 'eval_data.')
       self.done, self.before = start.resumed.metadata['final'], start.resumed.metadata.get('before') or {}
     return start
 
@@ -130,7 +130,7 @@ class StageRun:
     ends = [*(phase.first_step for phase in self.phases[1:]), self.stage.steps]
     for phase, source, end in zip(self.phases, self.sources, ends, strict=True):
       if max(start, phase.first_step) < min(end, self.stage.steps):
-        compiled[phase.batch_size, phase.context] = self.compile_step(phase, source)
+        compiled[phase.batch_size, phase.seq_len] = self.compile_step(phase, source)
 
     def step(state: TrainState, frozen: Any, batch: Any):
       return compiled[jax.tree.leaves(batch)[0].shape](state, frozen, batch)
@@ -138,7 +138,7 @@ class StageRun:
 
   def compile_step(self, phase: Phase, source: TrainSource):
     """One compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
-    run, stage, mesh = self.context.run, self.stage, self.context.mesh
+    run, stage, mesh = self.session.run, self.stage, self.session.mesh
     schedule = make_schedule(stage.learning_rate, stage.steps)
     step = make_train_step(self.objective, self.optimizer, schedule, seed=stage_seed(run, stage),
                            microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
@@ -147,8 +147,8 @@ class StageRun:
     reference = self.abstract.params if self.starter.referenced else None
     compiled = cpu.compile_step(jitted.lower(self.abstract, reference, source.abstract()))
     processes.barrier('compiled')
-    if self.context.primary:
-      tokens = phase.batch_size * phase.context * (2 if stage.data.pairs else 1)
+    if self.session.primary:
+      tokens = phase.batch_size * phase.seq_len * (2 if stage.data.pairs else 1)
       say(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
           f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s')
     return compiled
@@ -156,14 +156,14 @@ class StageRun:
   # -------------------------------------------------------------------------------------------- what it leaves
   def save(self, step: int, state: TrainState, wait: bool = False) -> None:
     """A step that is saved already is not saved again: asked to stop, a run may be at a checkpoint's step."""
-    context = self.context
+    session = self.session
     if step == self.saved:
       self.store.wait()
       return
-    metadata = {'config': schema.to_json(context.run), 'stage': self.stage.name,
-             'final': self.done or step == self.stage.steps, 'tokenizer': context.tokenizer.fingerprint,
-             'data': self.source.position(), 'held_out': self.scorer.held_out and self.scorer.held_out.fingerprint,
-             'before': self.before, 'lineage': {**context.lineage, **self.begun}}
+    metadata = {'config': schema.to_json(session.run), 'stage': self.stage.name,
+             'final': self.done or step == self.stage.steps, 'tokenizer': session.tokenizer.fingerprint,
+             'data': self.source.position(), 'eval_data': self.scorer.held_out and self.scorer.held_out.fingerprint,
+             'before': self.before, 'lineage': {**session.lineage, **self.begun}}
     self.store.save(step, state, metadata, wait=wait)
     self.saved = step
 
@@ -174,12 +174,12 @@ class StageRun:
     """Whether the stage is done by what it is asked."""
     if scores := self.scorer.scores(best_params(state), self.reference):
       progress.held_out(step, **scores)
-    if self.stage.needles and self.stage.needles.enough:
+    if self.stage.needles and self.stage.needles.target_recall:
       after = self.scorer.asked(best_params(state))
       self.tell(after, progress)
-      self.done, scores = self.scorer.enough(after, self.before), scores | after
+      self.done, scores = self.scorer.target_recall(after, self.before), scores | after
     if scores:
-      self.context.writer.write('eval', self.stage.name, step, **scores)
+      self.session.writer.write('eval', self.stage.name, step, **scores)
     if self.done:
       progress.message(f'{self.stage.name}  done at step {step:,}: enough needles are found')
     return self.done
@@ -190,17 +190,17 @@ class StageRun:
 
   def write_samples(self, step: int, state: TrainState) -> None:
     """Those of a stage's end may be there already: a kill between them and the result leaves them."""
-    context, key = self.context, (self.stage.name, step)
-    there = {r['prompt'] for r in read_generations(context.workdir) if (r['stage'], r['step']) == key}
-    for prompt, text in continue_prompts(self.model, self.execution, best_params(state), context.tokenizer, self.stage,
-                                         context.run.seed):
+    session, key = self.session, (self.stage.name, step)
+    there = {r['prompt'] for r in read_generations(session.workdir) if (r['stage'], r['step']) == key}
+    for prompt, text in continue_prompts(self.model, self.execution, best_params(state), session.tokenizer, self.stage,
+                                         session.run.seed):
       if prompt not in there:
-        context.writer.generation(self.stage.name, step, prompt, text)
+        session.writer.generation(self.stage.name, step, prompt, text)
 
   def finish(self, step: int, state: TrainState, progress: Progress) -> None:
     """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
-    context, stage, writer = self.context, self.stage, self.context.writer
-    if processes.on_first(lambda: has_result(context.workdir, stage.name)):
+    session, stage, writer = self.session, self.stage, self.session.writer
+    if processes.on_first(lambda: has_result(session.workdir, stage.name)):
       return
     self.write_samples(step, state)
     scores = self.scorer.scores(best_params(state), self.reference, everything=True)
@@ -214,11 +214,11 @@ class StageRun:
       scores |= after | {f'{name}_before': value for name, value in self.before.items()}
       if self.scorer.learns_to_answer and 'ended' not in scores:
         progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
-    if scores and context.primary and (baselines := self.scorer.baselines(step)):
+    if scores and session.primary and (baselines := self.scorer.baselines(step)):
       scores.update(baselines)
       progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
         f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
-    there = {r['source'] for r in read_metrics(context.workdir) if (r['kind'], r['stage']) == ('data', stage.name)}
+    there = {r['source'] for r in read_metrics(session.workdir) if (r['kind'], r['stage']) == ('data', stage.name)}
     for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(step)):
       if row.source not in there:  # a kill between these and the result leaves them
         writer.write('data', stage.name, step, **row._asdict())

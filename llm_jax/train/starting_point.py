@@ -20,7 +20,7 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.objectives.classification import HEAD
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
-from llm_jax.train.session import Context
+from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState
 
 
@@ -53,14 +53,14 @@ class Starter:
     ConfigError: the Hugging Face folder holds another model.
   """
 
-  def __init__(self, context: Context, stage: Stage, create: Callable[[], TrainState], abstract: TrainState,
+  def __init__(self, session: Session, stage: Stage, create: Callable[[], TrainState], abstract: TrainState,
                optimizer: optax.GradientTransformation):
-    self.context, self.stage, self.create, self.abstract, self.optimizer = context, stage, create, abstract, optimizer
+    self.session, self.stage, self.create, self.abstract, self.optimizer = session, stage, create, abstract, optimizer
 
   def start(self, newest: Checkpoint | None) -> Start:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
     if newest:
-      check_tokenizer(newest, self.context.tokenizer)
+      check_tokenizer(newest, self.session.tokenizer)
       lineage = newest.metadata['lineage']
       folder = lineage.get('folder')
       if folder is not None:
@@ -116,13 +116,13 @@ class Starter:
                             for checkpoint, weight in self.members)
       case ('hf', folder):
         with located('config'):
-          hf.check_pretrained(folder, self.context.run.model)
+          hf.check_pretrained(folder, self.session.run.model)
         read, parent = lambda: self.pretrained(folder), f'hf:{folder}'
     return lambda: self.with_head(read()), parent
 
   def pretrained(self, folder: str) -> Any:
     with located('config'):
-      return hf.load_pretrained(folder, self.context.mesh, config=self.context.run.model)[1]
+      return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model)[1]
 
   def with_head(self, params: Any) -> Any:
     """A classifier's head is a fresh one, unless what the stage starts from was trained on the same classes."""
@@ -137,7 +137,7 @@ class Starter:
     match self.stage.init:
       case ('average', str() as name, count):
         self.finished(name)
-        newest = reversed(self.context.store(name).newest(count))
+        newest = reversed(self.session.store(name).newest(count))
         return [(self.without_other_head(checkpoint), 1.0) for checkpoint in newest]
       case ('average', *members):
         return [(self.finished(member.stage, member.step), member.weight) for member in members]
@@ -154,19 +154,19 @@ class Starter:
 
   def finished(self, name: str, step: int | None = None) -> Checkpoint:
     """The last checkpoint of an earlier stage, or that of `step`."""
-    store = self.context.store(name)
+    store = self.session.store(name)
     checkpoint = store.latest_valid()
     if checkpoint is None or not checkpoint.metadata['final']:
       raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished or has lost its '
                             'checkpoints: run it first, or bring them back')
     if step not in (None, checkpoint.step):
       checkpoint = store.at(step)
-    check_tokenizer(checkpoint, self.context.tokenizer)
+    check_tokenizer(checkpoint, self.session.tokenizer)
     return self.without_other_head(checkpoint)
 
   def without_other_head(self, checkpoint: Checkpoint) -> Checkpoint:
     """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
-    labels = next(stage.data.labels for stage in self.context.run.stages if stage.name == checkpoint.metadata['stage'])
+    labels = next(stage.data.labels for stage in self.session.run.stages if stage.name == checkpoint.metadata['stage'])
     if labels == self.stage.data.labels:
       return checkpoint
     leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}

@@ -188,7 +188,7 @@ def test_through_the_door_and_back(name):
   """As an experiment, and as the JSON of a run's folder."""
   model = getattr(presets, name)()
   run = schema.from_config_dict(experiment(tokenizer=Bytes(), model=model, stages=(
-    stage('a', StandardLibrary(), steps=1, context=8, batch_size=1, learning_rate=Constant(0.0)),)))
+    stage('a', StandardLibrary(), steps=1, seq_len=8, batch_size=1, learning_rate=Constant(0.0)),)))
   assert run.model == model and schema.from_json(json.loads(json.dumps(schema.to_json(run)))) == run
 
 

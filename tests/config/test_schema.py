@@ -39,8 +39,8 @@ def run(**fields) -> Run:
   return Run(**{
     'model': presets.gpt2(d_model=8, num_layers=2, num_heads=2, vocab_size=300, max_length=64),
     'stages': (
-      stage('first', StandardLibrary(), steps=10, context=64, batch_size=4, learning_rate=WSD(1e-3), optimizer=Muon()),
-      stage('second', mix((Text('a'), 0.3), (Jsonl('b'), 0.7), packing='best_fit'), steps=4, context=32, batch_size=2,
+      stage('first', StandardLibrary(), steps=10, seq_len=64, batch_size=4, learning_rate=WSD(1e-3), optimizer=Muon()),
+      stage('second', mix((Text('a'), 0.3), (Jsonl('b'), 0.7), packing='best_fit'), steps=4, seq_len=32, batch_size=2,
             learning_rate=LinearToZero(1e-4), init=('params', 'first'), clip_norm=None, ema=0.9, prompts=('a', 'b')),
     ),
     'tokenizer': BPE(vocab_size=300), **fields})
@@ -66,10 +66,10 @@ def refused(tree) -> str:
 
 @pytest.mark.parametrize('value', [
   run(),
-  run(tokenizer=TiktokenFile('ranks', control=('<|a|>', '<|b|>'))),
+  run(tokenizer=TiktokenFile('ranks', special_tokens=('<|a|>', '<|b|>'))),
   run(tokenizer=HuggingFaceFile('tokenizer.json'), mesh=Mesh(data=2, fsdp=-1), dtype='bfloat16'),
   run(model=presets.llama(d_model=8, num_layers=2, num_heads=2, num_kv_heads=1, vocab_size=300)),
-  run(tokenizer=Bytes(), stages=(stage('a', TokenFile('t', separator=0), steps=1, context=8, batch_size=1,
+  run(tokenizer=Bytes(), stages=(stage('a', TokenFile('t', separator=0), steps=1, seq_len=8, batch_size=1,
                                        learning_rate=Constant(0)),)),
 ])
 def test_through_the_door_and_back(value):
@@ -118,7 +118,7 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('stages[0].learning_rate.peak', -1.0, 'use a finite learning rate of 0 or more, such as 3e-4'),
   ('stages[0].learning_rate.warmup', 11, 'warm-up is longer than the stage: use at most steps=10'),
   ('stages[0].optimizer.eps', 0.0, 'use a finite number above 0, such as 1e-8'),
-  ('stages[0].context', 65, 'the learned positions end at model.positions.max_length=64: shorten the context or '
+  ('stages[0].seq_len', 65, 'the learned positions end at model.positions.max_length=64: shorten seq_len or '
                             'lengthen the table'),
   ('stages[0].microbatches', 3, 'use a divisor of batch_size=4'),
   ('stages[1].init', ('resume', 'fist'), "name an earlier stage, one of ['first']"),
@@ -157,14 +157,14 @@ def test_every_default_is_what_the_door_gives_back():
 
 
 def test_an_experiment_refuses_its_mistakes_at_once():
-  good = {'steps': 1, 'context': 8, 'batch_size': 1, 'learning_rate': Cosine(1e-3)}
+  good = {'steps': 1, 'seq_len': 8, 'batch_size': 1, 'learning_rate': Cosine(1e-3)}
   text = StandardLibrary()
   for make, line in (
     (lambda: stage('a', text, stepz=3, **good), "stage('a').stepz = 3: no such field in Stage; did you mean 'steps'?"),
     (lambda: stage('a', text, **{**good, 'steps': '1'}), "stage('a').steps = '1': give an integer, not str"),
     (lambda: stage('a', **good), "stage('a').data = <missing>: Stage needs it: give Data"),
     (lambda: mix((text, '0.5')), "mix[0].weight = '0.5': give a number or a tuple, not str"),
-    (lambda: mix(StandardLibrary('0.1')), "mix[0].source.held_out = '0.1': give a number, not str"),
+    (lambda: mix(StandardLibrary('0.1')), "mix[0].source.val_fraction = '0.1': give a number, not str"),
     (lambda: mix(Jsonl('a', 3)), "mix[0].source.field = 3: give a string, not int"),
     (lambda: schema.from_json(changed(**{'tokenizer': {'kind': 'Bytes', 'vocab_size': 3}})),
      'config.tokenizer.vocab_size = 3: no such field in Bytes; there are none'),
@@ -190,10 +190,10 @@ def test_a_long_value_is_cut_and_stays_in_one_line():
 
 
 def test_lists_serve_as_tuples_and_a_source_as_held_out():
-  text, good = Text('a'), {'steps': 1, 'context': 8, 'batch_size': 1, 'learning_rate': Cosine(1e-3)}
+  text, good = Text('a'), {'steps': 1, 'seq_len': 8, 'batch_size': 1, 'learning_rate': Cosine(1e-3)}
   assert mix((text, [[0, 1], [1, 2]])).sources[0].weight == ((0.0, 1.0), (1.0, 2.0))
   assert mix(LabelledJsonl('a', ['x', 'y'])).labels == ('x', 'y')
-  assert stage('a', text, held_out=text, **good).held_out == mix(text)
+  assert stage('a', text, eval_data=text, **good).eval_data == mix(text)
 
 
 def test_experiment_is_the_config_dict_of_its_run():

@@ -38,7 +38,7 @@ TEXT, PAIRS = Text('text'), Preferences('pairs.jsonl')
 
 
 def row(name: str, data=TEXT, **fields) -> Stage:
-  return stage(name, data, **{'steps': 1, 'context': 8, 'batch_size': 1, 'learning_rate': Constant(1e-3), **fields})
+  return stage(name, data, **{'steps': 1, 'seq_len': 8, 'batch_size': 1, 'learning_rate': Constant(1e-3), **fields})
 
 
 def run(*stages: Stage, **fields) -> Run:
@@ -110,24 +110,24 @@ def test_the_mean_of_stages_with_other_positions_says_which_it_has():
 
 def test_llama_3_405b_ramp():
   """Section 3.4.1: 4M tokens a step at 4,096; 8M at 8,192 after 252M tokens; 16M after 2.87T."""
-  initial = row('initial', context=4_096, batch_size=1_024, microbatches=4, steps=1_200_000, ramp=(
+  initial = row('initial', seq_len=4_096, batch_size=1_024, microbatches=4, steps=1_200_000, ramp=(
     Ramp(252_000_000, 1_024, 8_192), Ramp(2_870_000_000_000, 2_048, 8_192)))
   first, second, third = initial.phases
   assert (second.first_step, third.first_step) == (61, 61 + 342_101)
   assert second.first_token == 61 * 2**22 and second.first_sample == 61 * 1_024
-  assert [2**22, 2**23, 2**24] == [p.batch_size * p.context for p in initial.phases]
+  assert [2**22, 2**23, 2**24] == [p.batch_size * p.seq_len for p in initial.phases]
   assert [p.microbatches for p in initial.phases] == [4, 8, 16]  # as many tokens at once as in the beginning
   for step in (0, 1, 60, 61, 62, 342_162, 342_163, 1_200_000):
     shapes = [initial.phase_at(i) for i in range(max(0, step - 3), step)]
     assert initial.tokens_after(step) - initial.tokens_after(max(0, step - 3)) == sum(
-      p.batch_size * p.context for p in shapes)
+      p.batch_size * p.seq_len for p in shapes)
     assert initial.samples_after(step) - initial.samples_after(max(0, step - 3)) == sum(p.batch_size for p in shapes)
   assert row('plain').phases == (Phase(0, 0, 0, 1, 8, 1),)
 
 
 def test_microbatches_of_a_ramp_divide_over_the_devices():
   """Twice the context: half the rows at once, but no fewer than there are devices, and never a part of a row."""
-  ramped = row('a', context=8, batch_size=16, microbatches=2, steps=9, ramp=(Ramp(128, 24, 16), Ramp(256, 24, 64)))
+  ramped = row('a', seq_len=8, batch_size=16, microbatches=2, steps=9, ramp=(Ramp(128, 24, 16), Ramp(256, 24, 64)))
   assert [phase.microbatches for phase in ramped.phases] == [2, 6, 24]
   assert [phase.microbatches for phase in ramped.phases_over(8)] == [2, 3, 3]
   assert [phase.first_sample for phase in ramped.phases_over(8)] == [phase.first_sample for phase in ramped.phases]
@@ -142,23 +142,23 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: row('a', ramp=(Ramp(20, 1, 8), Ramp(20, 1, 8))), r'ramp = \[20, 20\]: let the tokens .* rise'),
   (lambda: row('a', steps=3, ramp=(Ramp(8, 1, 8), Ramp(24, 1, 16))),
    r'ramp\[1\].tokens = 24: the stage ends before it, with its 3 steps: use at most 16, or more steps'),
-  (lambda: row('a', held_out=mix(PAIRS)), 'held_out = .*: must be of one kind with data'),
+  (lambda: row('a', eval_data=mix(PAIRS)), 'eval_data = .*: must be of one kind with data'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
   (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
    r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or save more often .checkpoints.every=5"),
   (lambda: row('a', StandardLibraryFunctions(), objective=Classification(), ramp=(Ramp(8, 1, 16),), steps=9),
-   'labelled texts are read whole: let its context be 8 throughout'),
+   'labelled texts are read whole: let its seq_len be 8 throughout'),
   (lambda: Muon(matrix_scale=-1.0), 'matrix_scale = -1.0: use a finite number above 0'),
   (lambda: BPE(sample_bytes=-5), 'sample_bytes = -5: use 1 or more'),
   (lambda: TokenFile('a', separator=-4), 'separator = -4: use the id that ends a document, or None'),
   (lambda: Ramp(20, 4, 8, microbatches=3), 'microbatches = 3: use a divisor of batch_size=4'),
   (lambda: run(row('a', steps=9, ramp=(Ramp(20, 1, 64),)), model=presets.gpt2(8, 1, 1, vocab_size=257, max_length=32)),
-   r'stages\[0\].context = 64: the learned positions end'),
-  (lambda: run(row('a', context=64, positions=RoPE(max_length=32))),
-   r'stages\[0\].context = 64: the positions are meant for 32 tokens \(max_length\): stretch them'),
-  (lambda: run(row('a', needles=Needles((32,), enough=0.9))), 'eval_every = 0: needles.enough is looked at then'),
+   r'stages\[0\].seq_len = 64: the learned positions end'),
+  (lambda: run(row('a', seq_len=64, positions=RoPE(max_length=32))),
+   r'stages\[0\].seq_len = 64: the positions are meant for 32 tokens \(max_length\): stretch them'),
+  (lambda: run(row('a', needles=Needles((32,), target_recall=0.9))), 'eval_every = 0: needles.target_recall is looked at then'),
   (lambda: run(row('a', PAIRS, objective=SimPO(), needles=Needles((32,)))), 'needles = .* let that be text'),
-  (lambda: run(row('a', needles=Needles((32,), enough=0.9), eval_every=1), row('b', init=('average', 'a', 1))),
+  (lambda: run(row('a', needles=Needles((32,), target_recall=0.9), eval_every=1), row('b', init=('average', 'a', 1))),
    r'stages\[1\].init = .*: a ends when enough needles are found'),
   (lambda: row('a', init=('average', 'b')), r"init = \('average', 'b'\): use .* or \('hf', folder\)"),
   (lambda: row('a', init=('average', 'b', 0)), 'average 1 checkpoint or more'),

@@ -6,7 +6,7 @@ from llm_jax.config import experiment as config
 from llm_jax.data import dataset
 from llm_jax.data.tokenizers import byte_level
 
-CONTROL = ('<|im_start|>', '<|im_end|>')
+SPECIAL_TOKENS = ('<|im_start|>', '<|im_end|>')
 QUESTIONS = [f'What is {i} and {i}? ' + 'Think. ' * (i % 4) for i in range(40)]
 ANSWERS = [f'It is {2 * i}.' + ' Truly.' * (i % 5) for i in range(40)]
 
@@ -30,7 +30,7 @@ def write(path: pathlib.Path, rows: list) -> str:
 
 
 def train_tokenizer() -> byte_level.RankTokenizer:
-  return byte_level.train([*QUESTIONS, *ANSWERS], 320, 'cl100k', control=CONTROL)
+  return byte_level.train([*QUESTIONS, *ANSWERS], 320, 'cl100k', special_tokens=SPECIAL_TOKENS)
 
 
 def write_files(folder: pathlib.Path) -> pathlib.Path:
@@ -41,13 +41,13 @@ def write_files(folder: pathlib.Path) -> pathlib.Path:
 
 
 def conversations(folder, **options) -> config.Conversations:
-  return config.Conversations(str(folder / 'chat.jsonl'), **{'held_out': 0.25, **options})
+  return config.Conversations(str(folder / 'chat.jsonl'), **{'val_fraction': 0.25, **options})
 
 
 def preferences(folder, **options) -> config.Preferences:
-  return config.Preferences(str(folder / 'pairs.jsonl'), **{'held_out': 0.25, **options})
+  return config.Preferences(str(folder / 'pairs.jsonl'), **{'val_fraction': 0.25, **options})
 
 
-def open_data(folder, tokenizer, *parts, split='train', context=64, packing='best_fit', seed=0) -> dataset.Dataset:
+def open_data(folder, tokenizer, *parts, split='train', seq_len=64, packing='best_fit', seed=0) -> dataset.Dataset:
   data = config.Data(tuple(config.Weighted(part) for part in parts), packing)
-  return dataset.open_dataset(data, tokenizer, context=context, seed=seed, split=split, cache_dir=folder / 'cache')
+  return dataset.open_dataset(data, tokenizer, seq_len=seq_len, seed=seed, split=split, cache_dir=folder / 'cache')

@@ -10,7 +10,7 @@ from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.ramp import make_phases
 from llm_jax.data import dataset, token_store
-from llm_jax.data.batches import Placement, RampSource, TrainSource, held_out_batches
+from llm_jax.data.batches import Placement, RampSource, TrainSource, validation_batches
 from tests.data.two_sources import BYTES, make_data, open_data, write_sources
 
 
@@ -30,14 +30,14 @@ def same(a, b) -> bool:
 
 
 def test_held_out_batches_are_padded_with_weight_zero(folder):
-  data = open_data(folder, 'held_out')
-  batches = list(held_out_batches(data, 7))
+  data = open_data(folder, 'validation')
+  batches = list(validation_batches(data, 7))
   assert len(batches) == -(-data.rows_per_epoch // 7) and data.rows_per_epoch % 7
   assert all(batch.tokens.shape == (7, 16) for batch in batches)
   assert sum(float(batch.weights.sum()) for batch in batches) == data.num_targets
   last = batches[-1]
   assert not last.weights[data.rows_per_epoch % 7:].any() and not last.segment_ids[data.rows_per_epoch % 7:].any()
-  spread = list(held_out_batches(data, 7, limit=2))
+  spread = list(validation_batches(data, 7, limit=2))
   assert len(spread) == 2 and np.array_equal(spread[1].tokens, batches[len(batches) // 2].tokens)
 
 
@@ -64,7 +64,7 @@ def test_resumed_is_uninterrupted(folder):
 
 
 def test_a_ramp_gives_every_sample_once(folder):
-  short, long = open_data(folder), open_data(folder, context=32)
+  short, long = open_data(folder), open_data(folder, seq_len=32)
   make = lambda: RampSource([TrainSource(short, 4), TrainSource(short, 2, start=8),
                              TrainSource(long, 3, start=8)])  # no step is left for the second
   want = [*numpy_batches(TrainSource(short, 4), 2), *numpy_batches(TrainSource(long, 3, start=8), 3)]
@@ -84,8 +84,8 @@ def test_a_changed_component_is_named(folder, bpe, tmp_path, monkeypatch):
   changed = {
     'seed': (open_data(folder, seed=5), 4, "'5'.*made with 0"),
     'batch_size': (open_data(folder), 8, "'8'.*made with 4"),
-    'context': (open_data(folder, context=32), 4, "'32'.*made with 16"),
-    'packing': (open_data(folder, packing='best_fit'), 4, "'best_fit'.*made with split"),
+    'seq_len': (open_data(folder, seq_len=32), 4, "'32'.*made with 16"),
+    'packing': (open_data(folder, packing='best_fit'), 4, "'best_fit'.*made with concat"),
     'weights': (open_data(folder, weights=(0.5, 0.5)), 4, "'0.5, 0.5'.*made with 0.7, 0.3"),
     'tokenizer': (open_data(folder, tokenizer=bpe), 4, f'.{bpe.fingerprint}.*made with {BYTES.fingerprint}'),
     'data': (open_data(tmp_path), 4, '.Jsonl:.*made with Jsonl:'),
@@ -98,7 +98,7 @@ def test_a_changed_component_is_named(folder, bpe, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=rf'^{name} = {message}'):
       TrainSource(data, batch_size).restore(old)
   with pytest.raises(ConfigError, match='^data = '):
-    TrainSource(open_data(folder, held_out=0.3), 4).restore(old)
+    TrainSource(open_data(folder, val_fraction=0.3), 4).restore(old)
   with pytest.raises(ConfigError, match="^seed, batch_size = '5; 8'.*made with 0; 4"):
     TrainSource(open_data(folder, seed=5), 8).restore(old)
 
@@ -143,11 +143,11 @@ def test_every_process_reads_only_its_rows(folder, shape, spec, processes):
 def test_a_scheduled_mixture_goes_on_after_any_step_on_any_number_of_processes(folder):
   """Weights that change over a ramp: opened anew after some steps, processes together read what one read that never
   stopped."""
-  phases = make_phases(4, 16, 1, (config.Ramp(tokens=3 * 4 * 16, batch_size=8, context=32),))
+  phases = make_phases(4, 16, 1, (config.Ramp(tokens=3 * 4 * 16, batch_size=8, seq_len=32),))
   data = make_data(folder, weights=(1.0, ((0, 0.0), (1, 3.0))))
 
   def open_phases():
-    return [dataset.open_dataset(data, BYTES, context=phase.context, seed=0, split='train', steps=8, phases=phases,
+    return [dataset.open_dataset(data, BYTES, seq_len=phase.seq_len, seed=0, split='train', steps=8, phases=phases,
                                   cache_dir=folder / 'cache') for phase in phases]
 
   def source_of(opened):

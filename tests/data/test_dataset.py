@@ -59,9 +59,9 @@ def test_rows_of_the_mixture_come_from_its_sources(folder):
   assert sum(t == t.lower() for t in text) == 70
 
 
-@pytest.mark.parametrize('packing', ['split', 'best_fit'])
+@pytest.mark.parametrize('packing', ['concat', 'best_fit'])
 def test_held_out_covers_every_token_once(folder, packing):
-  data, train = open_data(folder, 'held_out', packing=packing), open_data(folder, packing=packing)
+  data, train = open_data(folder, 'validation', packing=packing), open_data(folder, packing=packing)
   documents = list(data.byte_documents())
   assert [BYTES.decode_bytes(ids[1:-1]) for ids in data.token_documents()] == documents
   assert data.num_bytes == sum(map(len, documents)) and data.num_documents == len(documents)
@@ -86,10 +86,10 @@ def test_errors_name_the_source(folder, tmp_path):
   (tmp_path / 'b.jsonl').write_text('{"text": "fine"}\n{"text": 3}\n')
   (tmp_path / 'a.jsonl').write_bytes((folder / 'a.jsonl').read_bytes())
   with pytest.raises(ConfigError, match=r'^data\.sources\[1\]\.source\.path = .*b\.jsonl:2'):
-    open_data(tmp_path, held_out=0.0)
+    open_data(tmp_path, val_fraction=0.0)
   with pytest.raises(ConfigError, match=r'^data\.sources\[0\]\.source\.path = .*none'):
     dataset.open_dataset(config.Data((config.Weighted(config.Text(str(tmp_path / 'none'))),)), BYTES,
-                          context=4, seed=0, split='train', cache_dir=tmp_path)
+                          seq_len=4, seed=0, split='train', cache_dir=tmp_path)
 
 
 def test_text_that_is_edited_or_gone_is_noticed_and_its_tokens_stay(folder, tmp_path):
@@ -103,7 +103,7 @@ def test_text_that_is_edited_or_gone_is_noticed_and_its_tokens_stay(folder, tmp_
 
 
 def test_nothing_held_out(folder):
-  assert open_data(folder, 'held_out', held_out=0.0) is None
+  assert open_data(folder, 'validation', val_fraction=0.0) is None
 
 
 def test_training_texts_take_sources_by_their_share_of_the_text_until_all_are_used_up(folder):
@@ -127,8 +127,8 @@ def test_training_texts_name_the_source_that_is_wrong(folder, tmp_path):
 
 def test_pre_tokenised_source(folder, tmp_path):
   np.array([3, 4, 5, 0, 6, 7, 0], np.uint16).tofile(tmp_path / 'a.bin')
-  source = config.Weighted(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, held_out=0.0))
-  data = dataset.open_dataset(config.Data((source,)), BYTES, context=9, seed=0, split='train', cache_dir=tmp_path)
+  source = config.Weighted(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, val_fraction=0.0))
+  data = dataset.open_dataset(config.Data((source,)), BYTES, seq_len=9, seed=0, split='train', cache_dir=tmp_path)
   assert data.num_bytes == 5 and sorted(data.byte_documents()) == [b'\3\4\5', b'\6\7']
   assert sorted(data.row(0)['tokens'].tolist()) == [0, 3, 4, 5, 6, 7, 256, 256, 256] and data.rows_per_epoch == 1
   assert not list(dataset.training_texts(config.Data((source,)), tmp_path))

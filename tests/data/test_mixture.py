@@ -98,7 +98,7 @@ def test_rows_of_a_scheduled_mixture(tmp_path):
   for name, letter in (('a', 'a'), ('b', 'b')):
     (tmp_path / f'{name}.txt').write_text(letter * 400)
   data = Data((Weighted(Text(str(tmp_path / 'a.txt'))), Weighted(Text(str(tmp_path / 'b.txt')), ((0, 0.0), (1, 3.0)))))
-  open_it = lambda steps: open_dataset(data, ByteTokenizer(), context=8, seed=0, split='train', steps=steps,
+  open_it = lambda steps: open_dataset(data, ByteTokenizer(), seq_len=8, seed=0, split='train', steps=steps,
                                        phases=constant(4), cache_dir=tmp_path / 'cache')
   opened = open_it(10)
   shares = [np.mean([ord('b') in opened.row(step * 4 + place)['tokens'] for place in range(4)]) for step in range(10)]
@@ -124,16 +124,16 @@ def test_the_table_of_shares_under_a_ramp_and_a_schedule(tmp_path):
     (tmp_path / f'{name}.txt').write_text(name * length)
   data = Data((Weighted(Text(str(tmp_path / 'a.txt'))), Weighted(Text(str(tmp_path / 'b.txt')), ((0, 0.0), (1, 3.0)))))
   phases = (*constant(4), Phase(6, 24, 24 * 8, 2, 16, 1))
-  train = {context: open_dataset(data, ByteTokenizer(), context=context, seed=0, split='train', steps=10, phases=phases,
-                                 cache_dir=tmp_path / 'cache') for context in (8, 16)}
+  train = {seq_len: open_dataset(data, ByteTokenizer(), seq_len=seq_len, seed=0, split='train', steps=10, phases=phases,
+                                 cache_dir=tmp_path / 'cache') for seq_len in (8, 16)}
   for steps in (3, 6, 9):
     samples = min(24, 4 * steps) + max(0, 2 * (steps - 6))
-    seen = [(train[phases[sample >= 24].context], sample) for sample in range(samples)]
+    seen = [(train[phases[sample >= 24].seq_len], sample) for sample in range(samples)]
     table = {row.source: row for row in shares(train, phases, samples)}
     assert sum(row.share for row in table.values()) == pytest.approx(1) and list(table) == ['a', 'b']
     for i, (name, row) in enumerate(table.items()):
       mine = [dataset for dataset, sample in seen if dataset.locate(sample)[0] == i]
       assert row.num_rows == len(mine)
-      assert row.share == pytest.approx(sum(d.context for d in mine) / sum(d.context for d, _ in seen))
+      assert row.share == pytest.approx(sum(d.seq_len for d in mine) / sum(d.seq_len for d, _ in seen))
       assert row.epochs == pytest.approx(sum(1 / len(d.parts[name]) for d in mine))
       assert (row.num_bytes, row.num_tokens) == (name_bytes := (810, 270)[i], name_bytes + 2)

@@ -31,7 +31,7 @@ def path(tmp_path) -> pathlib.Path:
 
 
 def open_store(path, tmp_path, tokenizer=None, split='train', progress=None, **options):
-  source = documents.open_source(config.Jsonl(str(path), **{'held_out': 0.0, **options}), tmp_path / 'cache')
+  source = documents.open_source(config.Jsonl(str(path), **{'val_fraction': 0.0, **options}), tmp_path / 'cache')
   return token_store.open_store(source, split, tokenizer or byte_level.ByteTokenizer(), tmp_path / 'cache', progress)
 
 
@@ -66,8 +66,8 @@ def test_vocabularies_beyond_16_bits(path, tmp_path, bpe):
 
 
 def test_each_tokenizer_split_and_fraction_has_its_own(path, tmp_path, bpe):
-  stores = [open_store(path, tmp_path), open_store(path, tmp_path, bpe), open_store(path, tmp_path, held_out=0.3),
-            open_store(path, tmp_path, split='held_out', held_out=0.3)]
+  stores = [open_store(path, tmp_path), open_store(path, tmp_path, bpe), open_store(path, tmp_path, val_fraction=0.3),
+            open_store(path, tmp_path, split='validation', val_fraction=0.3)]
   assert len({store.fingerprint for store in stores}) == 4
   assert sorted(stored_documents(stores[2]) + stored_documents(stores[3])) == sorted(stored_documents(stores[0]))
 
@@ -75,7 +75,9 @@ def test_each_tokenizer_split_and_fraction_has_its_own(path, tmp_path, bpe):
 KILLED = '''
 import os, sys
 from llm_jax.config import experiment as config
-from llm_jax.data import byte_level, sources, token_store
+from llm_jax.data import token_store
+from llm_jax.data.sources import documents
+from llm_jax.data.tokenizers import byte_level
 token_store.BATCH_BYTES = 200
 path, cache, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 calls = 0
@@ -90,7 +92,7 @@ def killed_at(function):
 # every place where bytes reach the disk
 token_store._sync = killed_at(token_store._sync)
 token_store.os.replace = killed_at(token_store.os.replace)
-source = documents.open_source(config.Jsonl(path, held_out=0.0), cache)
+source = documents.open_source(config.Jsonl(path, val_fraction=0.0), cache)
 token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
 print(calls)
 '''
@@ -116,7 +118,7 @@ def test_killed_anywhere_it_goes_on(path, tmp_path):
 
 
 def open_store_counting(path, cache, read: list) -> token_store.TokenStore:
-  source = documents.open_source(config.Jsonl(str(path), held_out=0.0), cache)
+  source = documents.open_source(config.Jsonl(str(path), val_fraction=0.0), cache)
   plain = source.read
   source.read = lambda reader: read.append(1) or plain(reader)
   return token_store.open_store(source, 'train', byte_level.ByteTokenizer(), cache)
@@ -151,9 +153,11 @@ def test_a_damaged_store_is_built_again(name, path, tmp_path):
 BUILD = '''
 import sys, time
 from llm_jax.config import experiment as config
-from llm_jax.data import byte_level, sources, token_store
+from llm_jax.data import token_store
+from llm_jax.data.sources import documents
+from llm_jax.data.tokenizers import byte_level
 token_store.BATCH_BYTES, calls = 200, []
-source = documents.open_source(config.Jsonl(sys.argv[1], held_out=0.0), sys.argv[2])
+source = documents.open_source(config.Jsonl(sys.argv[1], val_fraction=0.0), sys.argv[2])
 progress = lambda *numbers: (calls.append(numbers), time.sleep(0.01))
 store = token_store.open_store(source, 'train', byte_level.ByteTokenizer(), sys.argv[2], progress)
 '''
@@ -185,8 +189,8 @@ def test_skipped_rows_are_counted_also_after_a_restart(path, tmp_path):
 
 
 def test_splits_without_text(path, tmp_path):
-  with pytest.raises(ConfigError, match='held_out = 1e-09: sets no text of the Jsonl aside: raise it'):
-    open_store(path, tmp_path, split='held_out', held_out=1e-9)
+  with pytest.raises(ConfigError, match='val_fraction = 1e-09: sets no text of the Jsonl aside: raise it'):
+    open_store(path, tmp_path, split='validation', val_fraction=1e-9)
   path.write_text('{"text": ""}\n' * 5)
   with pytest.raises(ConfigError, match='no text'):
     open_store(path, tmp_path)
@@ -205,7 +209,7 @@ def test_cache_folder(path, tmp_path, monkeypatch):
 def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
   """Also where it is what its fingerprint says before and after."""
   content = path.read_bytes()
-  source = documents.open_source(config.Jsonl(str(path), held_out=0.0), tmp_path / 'cache')
+  source = documents.open_source(config.Jsonl(str(path), val_fraction=0.0), tmp_path / 'cache')
   path.write_bytes(content.replace(b'Document', b'Forgery!'))
 
   def restore(done, total):
@@ -219,7 +223,8 @@ def test_a_source_that_changes_while_it_is_read_is_refused(path, tmp_path):
 def test_token_files(tmp_path, bpe):
   documents_ = [bpe.encode(text) for text in TEXTS]
   np.concatenate([[*ids, bpe.eot] for ids in documents_]).astype(np.uint32).tofile(tmp_path / 'a.bin')
-  source = documents.open_source(config.TokenFile(str(tmp_path / 'a.bin'), 'uint32', bpe.eot, held_out=0.0), tmp_path)
+  file = config.TokenFile(str(tmp_path / 'a.bin'), 'uint32', bpe.eot, val_fraction=0.0)
+  source = documents.open_source(file, tmp_path)
   store = token_store.open_store(source, 'train', bpe, tmp_path / 'cache')
   assert stored_documents(store) == [[bpe.eot, *ids, bpe.eot] for ids in documents_]
   assert store.num_bytes == sum(len(text) for text in TEXTS)

@@ -17,11 +17,11 @@ def write_sources(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def make_data(folder, weights=(0.7, 0.3), packing='split', held_out=0.2) -> config.Data:
-  return config.Data(tuple(config.Weighted(config.Jsonl(str(folder / f'{name}.jsonl'), held_out=held_out), weight)
+def make_data(folder, weights=(0.7, 0.3), packing='concat', val_fraction=0.2) -> config.Data:
+  return config.Data(tuple(config.Weighted(config.Jsonl(str(folder / f'{name}.jsonl'), val_fraction=val_fraction), weight)
                            for name, weight in zip('ab', weights, strict=False)), packing)
 
 
-def open_data(folder, split='train', context=16, seed=0, tokenizer=BYTES, **options) -> dataset.Dataset:
-  return dataset.open_dataset(make_data(folder, **options), tokenizer, context=context, seed=seed, split=split,
+def open_data(folder, split='train', seq_len=16, seed=0, tokenizer=BYTES, **options) -> dataset.Dataset:
+  return dataset.open_dataset(make_data(folder, **options), tokenizer, seq_len=seq_len, seed=seed, split=split,
                                cache_dir=folder / 'cache')

@@ -42,8 +42,8 @@ def test_a_model_s_answers(tmp_path):
   follows = {ord(':'): ord(' '), ord(' '): EOT}
   answer = {'role': 'assistant', 'content': '```python\n0\n```'}
   rows = [{'messages': [{'role': 'user', 'content': 'a' * (1 + i)}, answer]} for i in range(40)]
-  source = config.Conversations(write(tmp_path / 'chats.jsonl', rows), 'plain', held_out=0.4)
-  held_out = dataset.open_dataset(config.Data((config.Weighted(source),)), BYTES, context=64, seed=0, split='held_out',
+  source = config.Conversations(write(tmp_path / 'chats.jsonl', rows), 'plain', val_fraction=0.4)
+  validation = dataset.open_dataset(config.Data((config.Weighted(source),)), BYTES, seq_len=64, seed=0, split='validation',
                                    cache_dir=tmp_path)
   model = presets.llama(d_model=260, num_layers=1, num_heads=2, d_ff=8, vocab_size=257, tied_head=False)
   params = Transformer(model).init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
@@ -60,8 +60,8 @@ def test_a_model_s_answers(tmp_path):
     return np.ones_like(leaf) if 'scale' in name else np.zeros_like(leaf)
 
   made = lambda: jax.tree_util.tree_map_with_path(known, params)
-  prompts = [prompt for prompt, _ in held_out.questions(64, 32)]
-  assert 1 < len(prompts) < len(held_out.questions(64, 64))
-  assert check_answers(model, made(), BYTES, held_out) == {'ended': 1.0, 'parses': 0.0}
+  prompts = [prompt for prompt, _ in validation.questions(64, 32)]
+  assert 1 < len(prompts) < len(validation.questions(64, 64))
+  assert check_answers(model, made(), BYTES, validation) == {'ended': 1.0, 'parses': 0.0}
   follows[ord(' ')] = ord('b')
-  assert check_answers(model, made(), BYTES, held_out) == {'ended': 0.0, 'parses': 0.0}
+  assert check_answers(model, made(), BYTES, validation) == {'ended': 0.0, 'parses': 0.0}

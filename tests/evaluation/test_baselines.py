@@ -15,7 +15,7 @@ VOCAB, EOT = 11, 10
 
 
 def documents(seed, count, length=60):
-  """Markov chains between two control tokens, one document empty."""
+  """Markov chains between two special tokens, one document empty."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     text = [int(rng.integers(10))]
@@ -24,7 +24,7 @@ def documents(seed, count, length=60):
     yield np.array([EOT, *(text if i != 2 else []), EOT], np.uint16)
 
 
-def reference(train, held_out, cut_share=0.05, seed=0):
+def reference(train, validation, cut_share=0.05, seed=0):
   """The same model, written token by token with dictionaries."""
   def events(docs):
     for doc in docs:
@@ -65,7 +65,7 @@ def reference(train, held_out, cut_share=0.05, seed=0):
     weights = {b: [x / sum(total) for x in total] for b, total in sums.items()}
   tables = count(train)
   nats = 0.0
-  for u, v, w in events(held_out):
+  for u, v, w in events(validation):
     b = bucket(tables, u, v)
     lam = weights.get(b, equal.get(b, [.25] * 4))
     nats -= math.log(sum(x * p for x, p in zip(lam, parts(tables, u, v, w), strict=True)))
@@ -73,10 +73,10 @@ def reference(train, held_out, cut_share=0.05, seed=0):
 
 
 def test_trigram_agrees_with_dictionaries():
-  train, held_out = list(documents(0, 12)), list(documents(1, 5))
-  num_bytes = sum(len(d) - 2 for d in held_out)
-  ours = baselines.trigram_bits_per_byte(iter(train), iter(held_out), VOCAB, num_bytes)
-  assert ours == pytest.approx(reference(train, held_out) / math.log(2) / num_bytes, rel=1e-12)
+  train, validation = list(documents(0, 12)), list(documents(1, 5))
+  num_bytes = sum(len(d) - 2 for d in validation)
+  ours = baselines.trigram_bits_per_byte(iter(train), iter(validation), VOCAB, num_bytes)
+  assert ours == pytest.approx(reference(train, validation) / math.log(2) / num_bytes, rel=1e-12)
   entropy = -sum(p * math.log2(p) for p in (.7, .2, .1))
   assert entropy < ours < math.log2(VOCAB)
 
@@ -109,9 +109,9 @@ def test_trigrams_restart_with_every_document():
 
 
 def test_tiny_and_empty_training_sets_still_give_a_number():
-  held_out = [np.array([EOT, 1, 2, EOT])]
-  assert baselines.trigram_bits_per_byte([], held_out, VOCAB, 2) == pytest.approx(3 * (math.log2(VOCAB) + 1) / 2)
-  assert math.isfinite(baselines.trigram_bits_per_byte([np.array([EOT, 3, EOT])], held_out, VOCAB, 2))
+  validation = [np.array([EOT, 1, 2, EOT])]
+  assert baselines.trigram_bits_per_byte([], validation, VOCAB, 2) == pytest.approx(3 * (math.log2(VOCAB) + 1) / 2)
+  assert math.isfinite(baselines.trigram_bits_per_byte([np.array([EOT, 3, EOT])], validation, VOCAB, 2))
 
 
 def test_a_vocabulary_whose_keys_overflow_is_refused():

@@ -47,9 +47,9 @@ def test_ids_are_the_same(pattern, tmp_path):
 
 @pytest.mark.parametrize('template', ('plain', 'chatml', 'llama2', 'llama3'))
 def test_a_chat_template_gives_the_ids_that_are_learnt(template, tmp_path):
-  control = ('<|im_start|>', '<|im_end|>', '<s>', '</s>', '<|begin_of_text|>', '<|start_header_id|>',
+  special_tokens = ('<|im_start|>', '<|im_end|>', '<s>', '</s>', '<|begin_of_text|>', '<|start_header_id|>',
              '<|end_header_id|>', '<|eot_id|>')
-  ours = train([TEXT], 400, 'cl100k', control=control)
+  ours = train([TEXT], 400, 'cl100k', special_tokens=special_tokens)
   for name, content in tokenizer_files(ours, template).items():
     (tmp_path / name).write_bytes(content)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)

@@ -77,8 +77,8 @@ def test_the_run_can_be_sampled(folder, tmp_path, capsys):
 
 def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
   """Its own first id, which is not that of the end, and any of its ends; and with fewer positions than 1,024."""
-  tokenizer = train(['a few words of text'], 300, 'llama3', control=('<s>',))
-  begin = tokenizer.control_ids['<s>']
+  tokenizer = train(['a few words of text'], 300, 'llama3', special_tokens=('<s>',))
+  begin = tokenizer.special_ids['<s>']
   model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512))
   prompt = torch.tensor([[begin, *tokenizer.encode('a few')]])
   say = lambda ends: model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=ends)[0, 1:].tolist()
@@ -95,10 +95,10 @@ def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
 
 
 def test_an_imported_chat_model_answers_as_with_transformers(tmp_path, capsys):
-  control = '<|im_start|>', '<|im_end|>'
-  tokenizer = train(['system user assistant, a few words of text'], 300, 'llama3', control=control)
+  special_tokens = '<|im_start|>', '<|im_end|>'
+  tokenizer = train(['system user assistant, a few words of text'], 300, 'llama3', special_tokens=special_tokens)
   model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size))
-  model.generation_config.eos_token_id = [tokenizer.eot, tokenizer.control_ids['<|im_end|>']]
+  model.generation_config.eos_token_id = [tokenizer.eot, tokenizer.special_ids['<|im_end|>']]
   model.save_pretrained(tmp_path / 'hub')
   for name, content in tokenizer_files(tokenizer, 'chatml').items():
     (tmp_path / 'hub' / name).write_bytes(content)

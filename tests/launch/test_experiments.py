@@ -46,14 +46,14 @@ def test_the_schedule_of_llama_3(name, peak):
   run = load(name)
   initial, *_, anneal, average, sft, dpo = run.stages
   assert initial.learning_rate == Cosine(peak, warmup=8_000, final=0.01) and initial.steps == 1_200_000
-  assert [(phase.batch_size * phase.context, phase.context) for phase in initial.phases] == [
+  assert [(phase.batch_size * phase.seq_len, phase.seq_len) for phase in initial.phases] == [
     (2**22, 4_096), (2**23, 8_192), (2**24, 8_192)]
   assert [phase.first_token for phase in initial.phases] == [
     0, pytest.approx(252e6, abs=2**22), pytest.approx(2.87e12, abs=2**23)]
   long = run.stages[1:-4]
-  assert [stage.positions.theta for stage in long] == [500_000] * 6 and long[-1].context == 131_072
+  assert [stage.positions.theta for stage in long] == [500_000] * 6 and long[-1].seq_len == 131_072
   assert sum(stage.tokens_after(stage.steps) for stage in long) == pytest.approx(800e9, rel=1e-3)
-  assert isinstance(anneal.learning_rate, LinearToZero) and anneal.context == 131_072
+  assert isinstance(anneal.learning_rate, LinearToZero) and anneal.seq_len == 131_072
   assert run.model_of(dpo).positions.scaling.factor == 8 and average.init[:2] == ('average', 'anneal')
   assert sft.learning_rate.peak == dpo.learning_rate.peak == 1e-5 and sft.steps == 9_000
   assert dpo.objective == DPO(beta=0.1, nll_weight=0.2)

@@ -86,7 +86,7 @@ def test_a_template_and_a_system_message_by_flag(workdir, chat_workdir, capsys, 
 
 @pytest.mark.parametrize('flags,words', [
     (['--template=plain', '--raw'], '--raw'), (['--system= '], '--system'),
-    (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its control tokens')])
+    (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its special tokens')])
 def test_wrong_templates(workdir, capsys, flags, words, monkeypatch):
   monkeypatch.setattr('llm_jax.checkpoints.store.Checkpoint.read', lambda *_: pytest.fail('parameters were read'))
   with pytest.raises(SystemExit) as caught:

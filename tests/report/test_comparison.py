@@ -8,7 +8,7 @@ from llm_jax.report.comparison import changes, names, write_comparison
 from llm_jax.tracking.metrics import MetricsWriter
 from tests.report.html_page import HOSTILE, Page
 
-CONFIG = {'seed': 0, 'model': {'d_model': 8}, 'stages': [{'name': 'a', 'steps': 4, 'batch_size': 2, 'context': 8}]}
+CONFIG = {'seed': 0, 'model': {'d_model': 8}, 'stages': [{'name': 'a', 'steps': 4, 'batch_size': 2, 'seq_len': 8}]}
 
 
 def make(folder, config=CONFIG, loss=2.0, steps=4, stage='a'):
@@ -39,7 +39,7 @@ def test_what_was_changed_and_what_it_did(tmp_path):
 
 
 def test_other_held_out_text_is_said(tmp_path):
-  other = {**CONFIG, 'stages': [{**CONFIG['stages'][0], 'context': 16}]}
+  other = {**CONFIG, 'stages': [{**CONFIG['stages'][0], 'seq_len': 16}]}
   page = Page(write_comparison([make(tmp_path / 'a'), make(tmp_path / 'b', other)], tmp_path / 'c.html').read_text())
   assert 'the held-out text may not be the same' in page.text('p')
 

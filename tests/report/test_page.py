@@ -23,7 +23,7 @@ from tests.report.html_page import HOSTILE, Page
 def experiment(*stages):
   data = Data((Weighted(StandardLibrary()),))
   return Run(presets.llama(64, 2, 4, vocab_size=512), tokenizer=BPE(512), stages=tuple(
-      Stage(name, data, steps=steps, context=32, batch_size=4, learning_rate=Cosine(1e-3)) for name, steps in stages))
+      Stage(name, data, steps=steps, seq_len=32, batch_size=4, learning_rate=Cosine(1e-3)) for name, steps in stages))
 
 
 def make_run(folder, stages=(('pretrain', 60),), finished=True):
@@ -122,15 +122,15 @@ def test_curves_hold_the_data(tmp_path):
   """Positions are checked against the ticks' own text: the same number stands at the same height."""
   make_run(tmp_path)
   page = report(tmp_path)
-  raw, held_out = polylines(page, 'a', 'faint')[0], polylines(page, 'b', 'dots')[0]
-  assert len(raw) == 60 and len(held_out) == 3
+  raw, val_fraction = polylines(page, 'a', 'faint')[0], polylines(page, 'b', 'dots')[0]
+  assert len(raw) == 60 and len(val_fraction) == 3
   svg = re.search(r'<svg.*?</svg>', (tmp_path / 'report.html').read_text(), re.S)[0]
   texts = [(t.attrib, t.text) for t in xml.etree.ElementTree.fromstring(svg).iter('text')]
   ys = {float(t): float(a['y']) - 4 for a, t in texts if a.get('text-anchor') == 'end'}
   xs = {float(t): float(a['x']) for a, t in texts if a.get('text-anchor') == 'middle' and re.fullmatch(r'\d+', t or '')}
   assert {0.0, 20.0, 40.0, 60.0} <= xs.keys() and len(ys) >= 3
   (low, y_low), (high, y_high) = min(ys.items()), max(ys.items())
-  for points, steps, scale in ((raw, range(1, 61), 6), (held_out, (20, 40, 60), 6.5)):
+  for points, steps, scale in ((raw, range(1, 61), 6), (val_fraction, (20, 40, 60), 6.5)):
     for (x, y), step in zip(points, steps, strict=True):
       loss = scale / step ** 0.3
       assert x == pytest.approx(xs[0] + (xs[60] - xs[0]) * step / 60, abs=0.11)
@@ -214,7 +214,7 @@ def test_config_tree_names_every_field(tmp_path):
 
 def test_recipe(tmp_path):
   """A box a stage with its result, an arrow for each start, whatever the stage is called."""
-  stages = [Stage(name, Data((Weighted(StandardLibrary()),)), steps=60, context=32, batch_size=4,
+  stages = [Stage(name, Data((Weighted(StandardLibrary()),)), steps=60, seq_len=32, batch_size=4,
                   learning_rate=Cosine(1e-3), init=init)
             for name, init in (('pretrain', ('scratch',)), ('<b>anneal', ('resume', 'pretrain')),
                                ('average', ('average', '<b>anneal', 2)), ('branch', ('params', 'pretrain')))]

@@ -58,7 +58,7 @@ def test_a_resumed_run_reads_as_one_never_stopped(tmp_path, torn):
   write_run(writer, first=4)
   assert without_time(read_metrics(resumed)) == without_time(read_metrics(whole))
   assert read_generations(resumed) == read_generations(whole)
-  assert sorted(p.name for p in resumed.iterdir()) == ['metrics.jsonl', 'generations.jsonl']
+  assert sorted(p.name for p in resumed.iterdir()) == ['generations.jsonl', 'metrics.jsonl']
 
 
 def test_rewinding_leaves_other_stages_alone(tmp_path):
@@ -92,7 +92,7 @@ def test_a_failing_disk_warns_once_and_recovers(tmp_path, caplog):
     writer.rewind('a', 2)
     writer.close()
   assert sorted(r.getMessage().split(' (')[0].rsplit('/')[-1] for r in caplog.records) == [
-      'metrics.jsonl', 'generations.jsonl', 'tensorboard']
+      'generations.jsonl', 'metrics.jsonl', 'tensorboard']
   folder.unlink()
   folder.mkdir()
   writer.write('train', 'a', 5, loss=1.0)

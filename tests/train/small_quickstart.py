@@ -10,7 +10,7 @@ VOCABULARY = 1_024
 
 # Field -> what it becomes, wherever it stands. What is 0 or None stays so: no steps, no samples.
 SMALLER = {
-  'vocab_size': lambda _: VOCABULARY, 'sample_bytes': lambda _: 200_000, 'held_out': lambda share: min(share, 0.02),
+  'vocab_size': lambda _: VOCABULARY, 'sample_bytes': lambda _: 200_000, 'val_fraction': lambda share: min(share, 0.02),
   'steps': lambda steps: min(steps, STEPS), 'warmup': lambda _: 2, 'every': lambda _: EVERY,
   'eval_every': lambda _: EVERY, 'sample_every': lambda _: EVERY, 'eval_batches': lambda _: 1,
   'sample_tokens': lambda _: 4, 'batch_size': lambda _: 2, 'microbatches': lambda _: 1, 'depths': lambda _: 2,
@@ -31,10 +31,10 @@ def overrides(run: Run) -> dict[str, object]:
       found[path] = SMALLER[name](value)
   for i, stage in enumerate(run.stages):
     if stage.data.template is None:  # a dialogue must still fit
-      found[f'config.stages[{i}].context'] = max(32, stage.context // 4)  # as much as a needle needs
+      found[f'config.stages[{i}].seq_len'] = max(32, stage.seq_len // 4)  # as much as a needle needs
     for j, ramp in enumerate(stage.ramp):
-      found[f'config.stages[{i}].ramp[{j}].context'] = ramp.context // 4
-      found[f'config.stages[{i}].ramp[{j}].tokens'] = (j + 1) * stage.context  # two steps later, or less
+      found[f'config.stages[{i}].ramp[{j}].seq_len'] = ramp.seq_len // 4
+      found[f'config.stages[{i}].ramp[{j}].tokens'] = (j + 1) * stage.seq_len  # two steps later, or less
   blocks = (*run.model.prefix, *run.model.pattern)
   return {**found, 'config.model.num_layers': len(blocks),
           'config.model.d_model': 8 * max(block.attention.num_heads for block in blocks)}

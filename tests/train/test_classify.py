@@ -109,7 +109,7 @@ def test_bad_rows_are_refused_before_anything_compiles(corpus, tmp_path):
 
 def test_stages_that_do_not_fit():
   text, texts = Jsonl('text.jsonl'), LabelledJsonl('labelled.jsonl', LABELS)
-  common = dict(context=32, batch_size=8, steps=1, learning_rate=Constant(1e-3))
+  common = dict(seq_len=32, batch_size=8, steps=1, learning_rate=Constant(1e-3))
   with pytest.raises(ConfigError, match='needs data=LabelledJsonl'):
     stage('a', text, objective=Classification(), **common)
   with pytest.raises(ConfigError, match='cannot learn classes'):

@@ -18,7 +18,7 @@ def get_config():
   return experiment(
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps={eps}),
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4),
-    stages=({before}stage('start', Text({text!r}), steps=0, context=16, batch_size=8, learning_rate=Constant(1e-3),
+    stages=({before}stage('start', Text({text!r}), steps=0, seq_len=16, batch_size=8, learning_rate=Constant(1e-3),
                           init=('hf', {folder!r})),))
 '''
 
@@ -29,7 +29,7 @@ def get_config():
   return experiment(
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps=1e-6),
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4), checkpoints=Checkpoints(every=1, keep=2),
-    stages=(stage('start', Preferences({pairs!r}, held_out=0.0, template='plain'), steps=2, context=64, batch_size=8,
+    stages=(stage('start', Preferences({pairs!r}, val_fraction=0.0, template='plain'), steps=2, seq_len=64, batch_size=8,
                   learning_rate=Constant(1e-3), objective=DPO(), init=('hf', {folder!r})),))
 '''
 
@@ -86,7 +86,7 @@ def test_another_content_of_the_folder_is_refused_when_the_stage_goes_on(tmp_pat
   (1e-6, dict(num_hidden_layers=1), "error: {}/hf = '9 do not fit': missing model.layers.1."),
 ])
 def test_another_model_is_refused_before_any_stage_runs(eps, changes, message, tmp_path, capsys):
-  first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, context=16, batch_size=8, " \
+  first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, seq_len=16, batch_size=8, " \
           'learning_rate=Constant(1e-3)), '
   with pytest.raises(SystemExit) as exit:
     start(tmp_path, eps, first, **changes)
@@ -99,7 +99,7 @@ def test_another_model_is_refused_before_any_stage_runs(eps, changes, message, t
   (None, 2, 'config.json = None: there is no such file'), (b'{}', 2, 'model_type'),
 ])
 def test_a_folder_that_goes_while_an_earlier_stage_trains(content, code, message, tmp_path, capsys, monkeypatch):
-  first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, context=16, batch_size=8, " \
+  first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, seq_len=16, batch_size=8, " \
           'learning_rate=Constant(1e-3)), '
   finish, config = StageRun.finish, tmp_path / 'hf' / 'config.json'
 

@@ -40,4 +40,4 @@ def test_before_and_after(done):
   # Held-out text in the first stage's rows, by the model and the positions that it had: its own result.
   assert final['short_loss_before'] == pytest.approx(short['loss/corpus'] if 'loss/corpus' in short else short['loss'])
   assert final['short_loss'] != final['short_loss_before']
-  assert 'long  needles found in 64 tokens: ' in output and 'long  held-out loss at the context before: ' in output
+  assert 'long  needles found in 64 tokens: ' in output and 'long  held-out loss at the sequence length before: ' in output

@@ -57,7 +57,7 @@ def test_what_each_stage_learns(untouched):
 def test_held_out_text_that_was_trained_on_is_told(untouched):
   """Pretraining reads the file twice, once with nothing held out; conversations and pairs are files of their own."""
   told = [line for line in (untouched / 'output').read_text().splitlines() if 'not of unseen text' in line]
-  seen = 'text (held_out=0.1) holds out text of text_2 (held_out=0.0), on which pretrain is trained'
+  seen = 'text (val_fraction=0.1) holds out text of text_2 (val_fraction=0.0), on which pretrain is trained'
   assert len(told) == 3 and all(seen in line for line in told)
   assert [stage for stage in STAGES for line in told if f'{stage}: ' in line] == ['pretrain', 'anneal', 'average']
 

@@ -35,7 +35,7 @@ def run(tmp_path, monkeypatch):
   """A stage without a model: its checkpoints go nowhere, and it writes the name of every prompt."""
   made = object.__new__(StageRun)
   made.stage = types.SimpleNamespace(name='a', steps=9, prompts=('one', 'two'))
-  made.context = types.SimpleNamespace(run=types.SimpleNamespace(seed=0), workdir=tmp_path, lineage={},
+  made.session = types.SimpleNamespace(run=types.SimpleNamespace(seed=0), workdir=tmp_path, lineage={},
                                        tokenizer=types.SimpleNamespace(fingerprint=''),
                                        writer=MetricsWriter(tmp_path, tensorboard=False))
   made.store, made.saved, made.begun, made.model, made.execution = Store(), None, {}, None, None
@@ -56,7 +56,7 @@ def test_a_stop_at_a_checkpoints_step_saves_once(run):
 
 def test_another_held_out_text_is_refused(run):
   """It is no part of the position in the data, and would go on with one curve on two texts."""
-  metadata = {'data': {}, 'final': False, 'held_out': {'data': 'old', 'seed': '0'}}
+  metadata = {'data': {}, 'final': False, 'eval_data': {'data': 'old', 'seed': '0'}}
   resumed = types.SimpleNamespace(metadata=metadata)
   run.starter = types.SimpleNamespace(start=lambda newest: Start(None, resumed=resumed))
   run.store.latest_valid = lambda: None
@@ -65,7 +65,7 @@ def test_another_held_out_text_is_refused(run):
     run.scorer.held_out = types.SimpleNamespace(fingerprint=now)
     run.find_start()
   run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
-  with pytest.raises(ConfigError, match=r"held_out\.data = 'new': the checkpoint was made with old"):
+  with pytest.raises(ConfigError, match=r"eval_data\.data = 'new': the checkpoint was made with old"):
     run.find_start()
 
 
@@ -73,17 +73,17 @@ def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_
   """They may be deleted then, to save space: days of training would begin again without a word."""
   run = load_run(f'{Path(__file__).with_name("tiny_experiment.py")}:{tmp_path}', ())
   first, second = run.stages
-  context = types.SimpleNamespace(run=run, workdir=tmp_path, primary=True,
+  session = types.SimpleNamespace(run=run, workdir=tmp_path, primary=True,
                                   store=lambda name: CheckpointStore(tmp_path / 'checkpoints' / name))
   MetricsWriter(tmp_path, tensorboard=False).write('final', first.name, first.steps)
-  assert not run.is_finished(context, first)
+  assert not run.is_finished(session, first)
   (tmp_path / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
-  assert run.is_finished(context, first) and not run.is_finished(context, second)
+  assert run.is_finished(session, first) and not run.is_finished(session, second)
   branch = dataclasses.replace(second, name='branch')
   with pytest.raises(ConfigError, match=f'{first.name}, which has lost its checkpoints: bring them back'):
-    run.check_starts(context, [branch])
+    run.check_starts(session, [branch])
   scorer = object.__new__(Scorer)
-  scorer.context, scorer.stage = context, second
+  scorer.session, scorer.stage = session, second
   assert scorer.baselines(second.steps) == {}  # what the first was trained on is not known
 
 
@@ -97,17 +97,17 @@ def test_a_stage_that_ends_diverged_has_no_result(run):
 def test_a_long_evaluation_is_no_standstill(monkeypatch):
   """The watchdog hears of every batch."""
   beats, scorer = [], object.__new__(Scorer)
-  scorer.context, scorer.phase = types.SimpleNamespace(mesh=None), types.SimpleNamespace(rows=2)
+  scorer.session, scorer.phase = types.SimpleNamespace(mesh=None), types.SimpleNamespace(rows=2)
   scorer.moves = lambda: beats.append(1)
   monkeypatch.setattr(scores, 'batch_sharding', lambda mesh: None)
-  monkeypatch.setattr(scores, 'held_out_batches', lambda data, rows, sharding, limit: iter(range(limit)))
+  monkeypatch.setattr(scores, 'validation_batches', lambda data, rows, sharding, limit: iter(range(limit)))
   assert list(scorer.batches(None, 3)) == [0, 1, 2] and len(beats) == 3
 
 
 def test_samples_that_a_kill_left_are_completed_and_not_repeated(run):
-  run.context.writer.generation('a', 9, 'one', 'ONE')  # and then it was killed
-  run.context.writer.generation('a', 6, 'two', 'TWO')
+  run.session.writer.generation('a', 9, 'one', 'ONE')  # and then it was killed
+  run.session.writer.generation('a', 6, 'two', 'TWO')
   run.write_samples(9, None)
   run.write_samples(9, None)
-  written = [(r['step'], r['prompt']) for r in read_generations(run.context.workdir)]
+  written = [(r['step'], r['prompt']) for r in read_generations(run.session.workdir)]
   assert written == [(9, 'one'), (6, 'two'), (9, 'two')]

@@ -14,9 +14,9 @@ from llm_jax.config.experiment import (
 
 
 def get_config(folder):
-  text = Jsonl(f'{folder}/text.jsonl', held_out=0.2)
-  texts = LabelledJsonl(f'{folder}/labelled.jsonl', ('even', 'odd'), held_out=0.2)
-  common = dict(context=32, batch_size=8, learning_rate=Constant(3e-3))
+  text = Jsonl(f'{folder}/text.jsonl', val_fraction=0.2)
+  texts = LabelledJsonl(f'{folder}/labelled.jsonl', ('even', 'odd'), val_fraction=0.2)
+  common = dict(seq_len=32, batch_size=8, learning_rate=Constant(3e-3))
   classify = dict(common, objective=Classification())
   return experiment(
     seed=1,

@@ -13,7 +13,7 @@ from llm_jax.config.experiment import (
 
 
 def get_config(path):
-  data = Jsonl(path, held_out=0.1)
+  data = Jsonl(path, val_fraction=0.1)
   return experiment(
     seed=1,
     tokenizer=Bytes(),
@@ -21,9 +21,9 @@ def get_config(path):
     mesh=Mesh(data=-1),
     checkpoints=Checkpoints(every=5, keep=2),
     stages=(
-      stage('first', data, steps=24, context=32, batch_size=8, learning_rate=WSD(peak=3e-3, warmup=4), optimizer=Muon(),
+      stage('first', data, steps=24, seq_len=32, batch_size=8, learning_rate=WSD(peak=3e-3, warmup=4), optimizer=Muon(),
             ema=0.9, eval_every=12, eval_batches=2),
-      stage('second', data, steps=12, context=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=('params', 'first'),
+      stage('second', data, steps=12, seq_len=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=('params', 'first'),
             microbatches=2),
     ),
   )

@@ -18,17 +18,17 @@ class LabelledRows:
   labels: the class of every text, int64. num_cut: texts that are cut. num_targets: of the language model.
   """
 
-  def __init__(self, store: TokenStore, context: int, seed: int | None, eot: int):
-    self.store, self._context, self._eot = store, context, eot
-    marks = int((store.counts[:store.offsets[1]] == 0).sum()) - 1
-    require(context >= 2 * marks - 1, 'context', context, f'{marks} marks and a token of each text do not fit: use '
-            f'{2 * marks - 1} or more')
+  def __init__(self, store: TokenStore, seq_len: int, seed: int | None, eot: int):
+    self.store, self._context, self._eot = store, seq_len, eot
+    special = int((store.counts[:store.offsets[1]] == 0).sum()) - 1
+    require(seq_len >= 2 * special - 1, 'seq_len', seq_len, f'{special} special tokens and a token of each text do not fit: use '
+            f'{2 * special - 1} or more')
     self.labels = np.array(store.tokens[store.offsets[1:] - 1], np.int64)
     inputs = np.diff(store.offsets) - 1  # the class is none
-    kept = np.minimum(inputs, context)
-    self.num_cut, self.num_targets = int((inputs > context).sum()), int((kept - 1).sum())
+    kept = np.minimum(inputs, seq_len)
+    self.num_cut, self.num_targets = int((inputs > seq_len).sum()), int((kept - 1).sum())
     lengths = np.concatenate([[0], np.cumsum(kept + 1)])  # best fit leaves out a document's last token by itself
-    self.packing = BestFit(dataclasses.replace(store, offsets=lengths), context, seed)
+    self.packing = BestFit(dataclasses.replace(store, offsets=lengths), seq_len, seed)
 
   def __len__(self) -> int:
     return self.packing.num_rows
@@ -43,7 +43,7 @@ class LabelledRows:
             'labels': labels}
 
   def documents(self, row: int) -> Iterator[np.ndarray]:
-    """The ids of every text of a row, with its marks."""
+    """The ids of every text of a row, with its special tokens."""
     return (self._ids(document) for document, _, _ in self.packing.pieces(row))
 
   def _ids(self, document: int) -> np.ndarray:
@@ -51,11 +51,11 @@ class LabelledRows:
     return cut(self.store.tokens[first:label], self.store.counts[first:label] == 0, self._context)
 
 
-def cut(ids: np.ndarray, marks: np.ndarray, length: int) -> np.ndarray:
-  """At most `length` of the ids. marks: which of them stand before, between and behind the one or two texts."""
+def cut(ids: np.ndarray, special: np.ndarray, length: int) -> np.ndarray:
+  """At most `length` of the ids. special: which of them stand before, between and behind the one or two texts."""
   if len(ids) <= length:
     return ids
-  places = np.flatnonzero(marks)
+  places = np.flatnonzero(special)
   sizes, room = np.diff(places) - 1, length - len(places)
   second = min(sizes[1], max(room // 2, room - sizes[0])) if len(sizes) == 2 else 0
   keep = (room - second, second)

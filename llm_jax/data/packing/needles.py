@@ -51,25 +51,25 @@ class Facts:
     return np.concatenate([*pieces, haystack[at:]])
 
 
-@functools.lru_cache(maxsize=1)  # rows of every context and every evaluation want the same
+@functools.lru_cache(maxsize=1)  # rows of every sequence length and every evaluation want the same
 def _words(tokenizer: Tokenizer) -> list[int]:
   """The ids that stand for a space and a word."""
   return [i for i in range(tokenizer.vocab_size) if re.fullmatch(' [a-z]{3,}', tokenizer.decode([i]))]
 
 
 class NeedleRows:
-  """Rows of which only the answers are targets: row i is a function of `seed` and i, one document as long as `context`.
+  """Rows of which only the answers are targets: row i is a function of `seed` and i, one document as long as `seq_len`.
 
   spacing: a row has from one fact to one every `spacing` tokens (at most KEYS), all asked for at its end in another
     order.
   """
 
-  def __init__(self, store: TokenStore, tokenizer: Tokenizer, context: int, seed: int, spacing: int):
-    self.store, self._needles, self._context, self._seed = store, Facts(tokenizer), context, seed
-    self._most = max(1, min(context // max(spacing, 2 * self._needles.length), KEYS))
-    room = context - 2 * self._needles.length
-    require(room > 0, 'context', context, f'a fact and its question take {2 * self._needles.length} tokens: raise it')
-    require(store.num_tokens > context, 'context', context, f'the haystack has {store.num_tokens} tokens: shorten it')
+  def __init__(self, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int, spacing: int):
+    self.store, self._needles, self._context, self._seed = store, Facts(tokenizer), seq_len, seed
+    self._most = max(1, min(seq_len // max(spacing, 2 * self._needles.length), KEYS))
+    room = seq_len - 2 * self._needles.length
+    require(room > 0, 'seq_len', seq_len, f'a fact and its question take {2 * self._needles.length} tokens: raise it')
+    require(store.num_tokens > seq_len, 'seq_len', seq_len, f'the haystack has {store.num_tokens} tokens: shorten it')
     self.num_targets, self.num_cut = 0, 0
 
   def __len__(self) -> int:
@@ -83,7 +83,7 @@ class NeedleRows:
     return iter([self._document(row)[0]])
 
   def _document(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids [context + 1], counts: whether an id is part of an answer)."""
+    """(ids [seq_len + 1], counts: whether an id is part of an answer)."""
     rng, needles = np.random.default_rng((self._seed, row)), self._needles
     facts = needles.draw(rng.integers(1, self._most, endpoint=True), rng)
     length = self._context - 2 * len(facts) * needles.length

@@ -1,4 +1,5 @@
-"""A source in a stage whose context changes: what was read in one context is not read again in the next."""
+"""A source in a stage whose sequence length changes: what was read in one sequence length is not read again in the
+next."""
 import bisect
 import itertools
 from collections.abc import Iterator, Sequence
@@ -10,21 +11,22 @@ from llm_jax.data.packing.text import Packing, Rows
 
 
 def stretches_of(phases: Sequence[Phase]) -> list[Phase]:
-  """The first phase of each stretch of steps of one context."""
-  return [phases[0], *(new for old, new in itertools.pairwise(phases) if new.context != old.context)] if phases else []
+  """The first phase of each stretch of steps of one sequence length."""
+  return [phases[0], *(new for old, new in itertools.pairwise(phases) if new.seq_len != old.seq_len)] if phases else []
 
 
 class Stretches:
-  """Rows of one source in one context of several, and the order in which they are given.
+  """Rows of one source in one sequence length of several, and the order in which they are given.
 
-  Every stretch of steps of one context has documents of its own, the next ones in the source's shuffled order, as many
-  as it takes, and gives their rows in another order; when all are used up it goes on with whole epochs. So until a
-  source is used up no token of it is a target twice, whatever the ramp. With packing='split' none is left out either, a
-  document may go on in the next context; with 'best_fit' none does, and each change of context leaves out documents, as
-  many tokens as were padding and less than one document more.
+  Every stretch of steps of one sequence length has documents of its own, the next ones in the source's shuffled order,
+  as many as it takes, and gives their rows in another order; when all are used up it goes on with whole epochs. So
+  until a source is used up no token of it is a target twice, whatever the ramp. With packing='concat' none is left out
+  either, a document may go on in the next sequence length; with 'best_fit' none does, and each change of context
+  leaves out documents, as many tokens as were padding and less than one document more.
 
-  whole: the rows of an epoch in this context. starts: of each stretch its context, and how many rows the source has
-  given before it. The length is that of an epoch; its rows come first in number, then those of each stretch.
+  whole: the rows of an epoch in this sequence length. starts: of each stretch its context, and how many rows the
+  source has given before it. The length is that of an epoch; its rows come first in number, then those of each
+  stretch.
   """
 
   def __init__(self, whole: Rows, starts: Sequence[tuple[int, int]], seed: int):
@@ -32,7 +34,7 @@ class Stretches:
     shuffled = lambda part: grain.MapDataset.range(len(part)).shuffle(seed=seed)
     self.store, self.num_targets, self.num_cut = whole.store, whole.num_targets, whole.num_cut
     found = zip(starts, windows(whole.packing, starts), strict=True)
-    mine = [(first, window) for (context, first), window in found if context == whole.context]
+    mine = [(first, window) for (seq_len, first), window in found if seq_len == whole.seq_len]
     self._starts = [first for first, _ in mine]
     self._parts = [whole, *(whole.part(window) if window.start < window.stop else () for _, window in mine)]
     self._offsets = [0, *itertools.accumulate(map(len, self._parts))]
@@ -70,6 +72,6 @@ class Stretches:
 def windows(packing: Packing, starts: Sequence[tuple[int, int]]) -> list[slice]:
   """The part of the documents that each stretch has: enough for its rows, the last one all that is left."""
   bounds = [0]
-  for (context, first), (_, after) in itertools.pairwise(starts):
-    bounds.append(packing.after(bounds[-1], (after - first) * context))
+  for (seq_len, first), (_, after) in itertools.pairwise(starts):
+    bounds.append(packing.after(bounds[-1], (after - first) * seq_len))
   return [slice(a, b) for a, b in itertools.pairwise([*bounds, packing.end])]

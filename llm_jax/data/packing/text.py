@@ -15,7 +15,7 @@ Piece = tuple[int, int, int]  # document, its first token in the row, how many t
 
 
 class Packing(Protocol):
-  """Which pieces row i holds, at most `context` tokens in all.
+  """Which pieces row i holds, at most `seq_len` tokens in all.
 
   A window is a part of the line that the documents stand in, of whatever the packing does not cut: from 0 to `end`.
   after(start, tokens): where a window ends that has rows for so many tokens.
@@ -43,23 +43,23 @@ def document_order(count: int, seed: int | None) -> np.ndarray:
   return np.argsort(x ^ (x >> np.uint64(31)), kind='stable')
 
 
-class Split:
-  """All documents in one line, cut every `context` tokens.
+class Concat:
+  """All documents in one line, cut every `seq_len` tokens.
 
-  The line holds N tokens; row i has tokens [i context, (i + 1) context), and its targets one further. So every token
+  The line holds N tokens; row i has tokens [i seq_len, (i + 1) seq_len), and its targets one further. So every token
   but the very first is a target once, and only the last row is padded. A window counts tokens.
   """
 
-  def __init__(self, store: TokenStore, context: int, seed: int | None, window: slice = slice(None)):
-    self._context = context
+  def __init__(self, store: TokenStore, seq_len: int, seed: int | None, window: slice = slice(None)):
+    self._context = seq_len
     self._order = document_order(store.num_documents, seed)
     lengths = np.diff(store.offsets)[self._order]
     self._ends = np.cumsum(lengths)
     last = self._ends - 2  # that predicts a token of its own document
-    self.num_cut = int(((self._ends - lengths) // context < last // context).sum())
+    self.num_cut = int(((self._ends - lengths) // seq_len < last // seq_len).sum())
     self.end = int(self._ends[-1]) - 1  # the last token predicts nothing
     self._start, self._stop, _ = window.indices(self.end)
-    self.num_rows = -(-(self._stop - self._start) // context)
+    self.num_rows = -(-(self._stop - self._start) // seq_len)
 
   def after(self, start: int, tokens: int) -> int:
     return min(start + tokens, self.end)
@@ -82,18 +82,18 @@ class BestFit:
   counts documents.
   """
 
-  def __init__(self, store: TokenStore, context: int, seed: int | None, window: slice = slice(None)):
+  def __init__(self, store: TokenStore, seq_len: int, seed: int | None, window: slice = slice(None)):
     order = document_order(store.num_documents, seed)
     inputs = np.diff(store.offsets)[order] - 1  # the last token of a document predicts nothing
     self.end, self._before = len(order), np.concatenate([[0], np.cumsum(inputs)])
     order, inputs = order[window], inputs[window]
-    counts = -(-inputs // context)
+    counts = -(-inputs // seq_len)
     self.num_cut = int((counts > 1).sum())
     documents = np.repeat(order, counts)
-    starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * context
-    lengths = np.minimum(np.repeat(inputs, counts) - starts, context)
+    starts = (np.arange(len(documents)) - np.repeat(np.cumsum(counts) - counts, counts)) * seq_len
+    lengths = np.minimum(np.repeat(inputs, counts) - starts, seq_len)
     by_length = np.argsort(-lengths, kind='stable')
-    rows = _best_fit_decreasing(lengths[by_length].tolist(), context)
+    rows = _best_fit_decreasing(lengths[by_length].tolist(), seq_len)
     by_row = np.argsort(rows, kind='stable')
     self._pieces = np.stack([documents, starts, lengths], axis=1)[by_length[by_row]]
     self.num_rows = int(rows.max()) + 1
@@ -107,9 +107,9 @@ class BestFit:
     yield from self._pieces[first:int(self._row_ends[row])].tolist()
 
 
-def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
+def _best_fit_decreasing(lengths: list[int], seq_len: int) -> np.ndarray:
   """The row of each piece. Rows are kept by the room left in them; of equal ones the youngest is taken."""
-  rows, with_room, rooms, count = [], [[] for _ in range(context + 1)], [], 0
+  rows, with_room, rooms, count = [], [[] for _ in range(seq_len + 1)], [], 0
   for length in lengths:
     place = bisect.bisect_left(rooms, length)
     if place < len(rooms):
@@ -118,7 +118,7 @@ def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
       if not with_room[room]:
         del rooms[place]
     else:
-      room, row, count = context, count, count + 1
+      room, row, count = seq_len, count, count + 1
     left = room - length
     if left:
       if not with_room[left]:
@@ -129,17 +129,17 @@ def _best_fit_decreasing(lengths: list[int], context: int) -> np.ndarray:
 
 
 class Rows:
-  """Rows of one store under a packing: `rows[i]` is a dict of arrays [context], the fields of LanguageModelBatch.
+  """Rows of one store under a packing: `rows[i]` is a dict of arrays [seq_len], the fields of LanguageModelBatch.
 
   window: which part of the documents, in the order that `seed` gives them.
   num_targets: of the store. num_cut: how many of its documents go on in another row.
   """
 
-  def __init__(self, store: TokenStore, packing: str, context: int, seed: int | None, eot: int,
+  def __init__(self, store: TokenStore, packing: str, seq_len: int, seed: int | None, eot: int,
                window: slice = slice(None)):
-    self.store, self.context, self._eot = store, context, eot
-    self.part = functools.partial(Rows, store, packing, context, seed, eot)  # (window) -> Rows
-    self.packing: Packing = {'split': Split, 'best_fit': BestFit}[packing](store, context, seed, window)
+    self.store, self.seq_len, self._eot = store, seq_len, eot
+    self.part = functools.partial(Rows, store, packing, seq_len, seed, eot)  # (window) -> Rows
+    self.packing: Packing = {'concat': Concat, 'best_fit': BestFit}[packing](store, seq_len, seed, window)
     self.num_targets = store.num_targets
     self.num_cut = self.packing.num_cut
 
@@ -147,7 +147,7 @@ class Rows:
     return self.packing.num_rows
 
   def __getitem__(self, row: int) -> dict[str, np.ndarray]:
-    return assemble(self._pieces(row), self.context, self._eot)
+    return assemble(self._pieces(row), self.seq_len, self._eot)
 
   def documents(self, row: int) -> Iterator[np.ndarray]:
     """The ids of every piece of a row, with the one after it where that is a target."""
@@ -160,15 +160,15 @@ class Rows:
       yield self.store.tokens[part], None if self.store.counts is None else self.store.counts[part], length
 
 
-def assemble(pieces: Iterable[tuple[np.ndarray, np.ndarray | None, int]], context: int,
+def assemble(pieces: Iterable[tuple[np.ndarray, np.ndarray | None, int]], seq_len: int,
              eot: int) -> dict[str, np.ndarray]:
-  """A row [context] of pieces (ids, counts, length), then padding.
+  """A row [seq_len] of pieces (ids, counts, length), then padding.
 
   `length` of the ids are inputs, and one more is there where a target follows. counts: which ids are targets; None:
   all.
   """
-  tokens, targets, positions, segments = (np.zeros(context, np.int32) for _ in range(4))
-  weights, at = np.zeros(context, np.float32), 0
+  tokens, targets, positions, segments = (np.zeros(seq_len, np.int32) for _ in range(4))
+  weights, at = np.zeros(seq_len, np.float32), 0
   for segment, (ids, counts, length) in enumerate(pieces, 1):
     end, predicted = at + length, len(ids) - 1
     tokens[at:end] = ids[:length]

@@ -22,7 +22,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.sources import dialogues, formats, labelled, standard_library
 
-Split = Literal['train', 'held_out']
+Split = Literal['train', 'validation']
 # Text; the ids of a source that is tokenised already; a conversation; the two answers to a prompt; texts and a class.
 Content = str | np.ndarray | tuple[dialogues.Dialogue, ...] | labelled.Example
 Record = tuple[str, Callable[[], Content]]
@@ -47,7 +47,7 @@ class DocumentSource:
   kind: str
   fingerprint: str
   files: formats.Files
-  held_out: float
+  val_fraction: float
   records: Callable[[], Iterable[Record]]
   changed: Callable[[], bool]
   num_bytes: int
@@ -67,7 +67,7 @@ class DocumentSource:
       yield key, lambda: self._part(read(), split)
       return
     for key, read in itertools.chain(first_two, records):
-      if (fingerprints.unit_interval(key) < self.held_out) == (split == 'held_out'):
+      if (fingerprints.unit_interval(key) < self.val_fraction) == (split == 'validation'):
         yield key, read
 
   def read(self, reader: Callable[[], Content]) -> Content:
@@ -92,8 +92,8 @@ class DocumentSource:
     mine = {place: name for name, place in self.places.items()}
     shared = [(mine[place], name) for name, place in other.places.items() if place in mine]
     by_part = [source.whole and len(source.files) == 1 for source in (self, other)]
-    alike = all(a == b for a, b in shared) and by_part[0] == by_part[1] and self.held_out >= other.held_out
-    return bool(shared) and other.held_out > 0 and not alike
+    alike = all(a == b for a, b in shared) and by_part[0] == by_part[1] and self.val_fraction >= other.val_fraction
+    return bool(shared) and other.val_fraction > 0 and not alike
 
   @functools.cached_property  # every two sources of a run are compared, and a path is looked up folder by folder
   def places(self) -> dict[str, str]:
@@ -101,8 +101,8 @@ class DocumentSource:
     return {name: os.path.realpath(path) for name, path in self.files.items()}
 
   def _part(self, document: str | np.ndarray, split: Split) -> Content:
-    """Of a single document the last `held_out` of its characters (or tokens), or those before."""
-    boundary = int(len(document) * (1 - self.held_out))
+    """Of a single document the last `val_fraction` of its characters (or tokens), or those before."""
+    boundary = int(len(document) * (1 - self.val_fraction))
     return document[:boundary] if split == 'train' else document[boundary:]
 
 
@@ -150,7 +150,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
   seen = _stamps(files)
   num_bytes = sum(size for _, size in seen)
   require(num_bytes > 0, 'path', getattr(source, 'path', kind), 'every file is empty: name files with text')
-  selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'held_out')}
+  selects = {key: value for key, value in dataclasses.asdict(source).items() if key not in ('path', 'val_fraction')}
   if isinstance(source, config.StandardLibraryChats | config.StandardLibraryPreferences):
     selects['format'], num_bytes = standard_library.FORMAT, num_bytes // standard_library.SHARE
   try:
@@ -159,7 +159,7 @@ def open_source(source: config.Source, cache_dir: str | os.PathLike | None = Non
     raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
   return DocumentSource(
     kind=kind, fingerprint=fingerprints.of({'kind': kind, 'files': content, **selects}), files=files,
-    held_out=source.held_out, records=lambda: read(files), changed=lambda: _stamps(files) != seen,
+    val_fraction=source.val_fraction, records=lambda: read(files), changed=lambda: _stamps(files) != seen,
     num_bytes=num_bytes, tokenised=kind == 'TokenFile',
     whole=read is _whole_files or kind == 'TokenFile' and source.separator is None,
     chat=source if isinstance(source, config.Dialogues) else None,

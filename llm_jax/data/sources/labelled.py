@@ -1,4 +1,4 @@
-"""Texts with a class: read, checked, and written out with the marks around them.
+"""Texts with a class: read, checked, and written out with the special tokens around them.
 
 A text is `start text extract`, a pair `start first delimiter second extract`; the class is read at the extract mark
 (Radford et al. 2018, GPT-1, section 3.3). A token store holds the class behind it, as the document's last token.
@@ -91,17 +91,18 @@ def _functions(path: pathlib.Path) -> Iterator[str]:
 
 
 # ---------------------------------------------------------------------------------------------- ids
-def check_marks(source: config.Labelled, tokenizer: Tokenizer) -> None:
-  """Refuses marks that are no control tokens of the tokenizer."""
-  missing = tuple(mark for mark in source.marks if mark and mark not in tokenizer.control_ids)
-  require(not missing, 'marks', missing, f'the tokenizer has {tuple(tokenizer.control_ids)}: name some of these, or '
+def check_special_tokens(source: config.Labelled, tokenizer: Tokenizer) -> None:
+  """Refuses special tokens that the tokenizer lacks."""
+  missing = tuple(mark for mark in source.special_tokens if mark and mark not in tokenizer.special_ids)
+  require(not missing, 'special_tokens', missing, f'the tokenizer has {tuple(tokenizer.special_ids)}: name some of these, or '
           "leave '' for its end of text")
 
 
 def encode(examples: Sequence[Example], source: config.Labelled, tokenizer: Tokenizer
            ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """(ids, counts) of each: the text between its marks, then the class; counts are 1 for the tokens of the text."""
-  start, delimiter, extract = (tokenizer.control_ids[mark] if mark else tokenizer.eot for mark in source.marks)
+  """(ids, counts) of each: the text between its special tokens, then the class; counts are 1 for the tokens of the
+  text."""
+  start, delimiter, extract = (tokenizer.special_ids[mark] if mark else tokenizer.eot for mark in source.special_tokens)
   encoded = iter(tokenizer.encode_batch([text for example in examples for text in example.texts]))
   documents = []
   for texts, label in examples:

@@ -1,6 +1,6 @@
 """Text to token ids and back: what a tokenizer is, how one is made of a configuration and read from a folder.
 
-Every tokenizer encodes untrusted text without ever yielding a control id, and has a fingerprint: the sha256 of all that
+Every tokenizer encodes untrusted text without ever yielding a special id, and has a fingerprint: the sha256 of all that
 determines its ids.
 """
 import json
@@ -29,13 +29,13 @@ HUGGING_FACE_FILE = 'tokenizer.json'
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code needs of a tokenizer. `eot` is the control id at both ends of every document.
+  """What the rest of the code needs of a tokenizer. `eot` is the special id at both ends of every document.
 
-  control_ids: every control token by name, `eot` among them; no text is ever encoded to one of these ids.
+  control_ids: every special token by name, `eot` among them; no text is ever encoded to one of these ids.
   """
   vocab_size: int
   eot: int
-  control_ids: dict[str, int]
+  special_ids: dict[str, int]
   fingerprint: str
 
   def encode(self, text: str) -> list[int]: ...
@@ -50,16 +50,16 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
   match tokenizer:
     case config.Bytes():
       return ByteTokenizer()
-    case config.BPE(vocab_size, pattern, split_digits, sample_bytes, control):
+    case config.BPE(vocab_size, pattern, split_digits, sample_bytes, special_tokens):
       require(texts is not None, 'tokenizer', tokenizer, 'needs text to train on: give `texts`')
-      return train(texts(), vocab_size, pattern, split_digits, sample_bytes, control)
-    case config.TiktokenFile(path, pattern, control, split_digits):
-      named = [name for name in control if name]
-      require(bool(named), 'tokenizer.control', control, f'name the end of text, such as ({END_OF_TEXT!r},)')
-      require(len(set(named)) == len(named), 'tokenizer.control', control, 'names must differ')
+      return train(texts(), vocab_size, pattern, split_digits, sample_bytes, special_tokens)
+    case config.TiktokenFile(path, pattern, special_tokens, split_digits):
+      named = [name for name in special_tokens if name]
+      require(bool(named), 'tokenizer.special_tokens', special_tokens, f'name the end of text, such as ({END_OF_TEXT!r},)')
+      require(len(set(named)) == len(named), 'tokenizer.special_tokens', special_tokens, 'names must differ')
       end_of_text = tokenizer.end_of_text or named[0]
-      require(end_of_text in named, 'tokenizer.end_of_text', end_of_text, f'name one of control={control}')
-      return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), control, end_of_text)
+      require(end_of_text in named, 'tokenizer.end_of_text', end_of_text, f'name one of special_tokens={special_tokens}')
+      return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), special_tokens, end_of_text)
     case config.HuggingFaceFile(path, end_of_text):
       try:
         return HuggingFaceTokenizer(pathlib.Path(path).read_bytes(), end_of_text)

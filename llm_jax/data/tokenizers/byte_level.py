@@ -68,9 +68,9 @@ def cut(text: str, safe: bool) -> Iterator[str]:
 
 
 class ByteTokenizer:
-  """The 256 bytes of UTF-8 and one control token, 256."""
+  """The 256 bytes of UTF-8 and one special token, 256."""
   vocab_size, eot = 257, 256
-  control_ids = {END_OF_TEXT: 256}
+  special_ids = {END_OF_TEXT: 256}
   fingerprint = fingerprints.of({'kind': 'bytes'})
 
   def encode(self, text: str) -> list[int]:
@@ -83,8 +83,8 @@ class ByteTokenizer:
     return self.decode_bytes(ids).decode('utf-8', 'replace')
 
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
-    control = END_OF_TEXT.encode()
-    return b''.join(bytes([i]) if i < 256 else control if i == self.eot else REPLACEMENT for i in map(int, ids))
+    special_tokens = END_OF_TEXT.encode()
+    return b''.join(bytes([i]) if i < 256 else special_tokens if i == self.eot else REPLACEMENT for i in map(int, ids))
 
   def save(self, folder: str | os.PathLike) -> None:
     _write(folder, {META_FILE: _json({'kind': 'bytes', 'fingerprint': self.fingerprint})})
@@ -93,21 +93,21 @@ class ByteTokenizer:
 class RankTokenizer:
   """Byte-level BPE by ranks, encoded by tiktoken.
 
-  ranks: {bytes of the token: id}, lower ids merged first. pattern: a regular expression. control: names of the ids
-  after the ranks, in order; '' leaves an id unused. end_of_text: the one that separates documents.
+  ranks: {bytes of the token: id}, lower ids merged first. pattern: a regular expression. special_tokens: names of the
+  ids after the ranks, in order; '' leaves an id unused. end_of_text: the one that separates documents.
   """
 
-  def __init__(self, ranks: dict[bytes, int], pattern: str, control: Sequence[str], end_of_text: str):
-    self.ranks, self.pattern, self.control, self.end_of_text = ranks, pattern, tuple(control), end_of_text
+  def __init__(self, ranks: dict[bytes, int], pattern: str, special_tokens: Sequence[str], end_of_text: str):
+    self.ranks, self.pattern, self.special_tokens, self.end_of_text = ranks, pattern, tuple(special_tokens), end_of_text
     first = max(ranks.values()) + 1
-    self.control_ids = {name: first + i for i, name in enumerate(control) if name}
-    self.vocab_size, self.eot = first + len(self.control), self.control_ids[end_of_text]
+    self.special_ids = {name: first + i for i, name in enumerate(special_tokens) if name}
+    self.vocab_size, self.eot = first + len(self.special_tokens), self.special_ids[end_of_text]
     self.fingerprint = fingerprints.of({
-      'kind': 'ranks', 'pattern': pattern, 'control': self.control, 'end_of_text': end_of_text,
+      'kind': 'ranks', 'pattern': pattern, 'control': self.special_tokens, 'end_of_text': end_of_text,
       'ranks': hashlib.sha256(dump_ranks(ranks)).hexdigest()})
     try:
       self._tiktoken = tiktoken.Encoding('llm_jax', pat_str=pattern, mergeable_ranks=ranks,
-                                         special_tokens=self.control_ids)
+                                         special_tokens=self.special_ids)
     except ValueError as error:
       raise ConfigError('tokenizer.pattern', pattern, f'not a regular expression: {error}') from error
     self._safe = pattern in {pattern_for(name, split) for name in PATTERNS for split in (False, True)}
@@ -147,11 +147,12 @@ class RankTokenizer:
     try:
       return self._tiktoken.decode_bytes(ids)
     except KeyError:  # an id that no token has, sampled from a vocabulary larger than the tokenizer's
-      known = set(self.ranks.values()) | set(self.control_ids.values())
+      known = set(self.ranks.values()) | set(self.special_ids.values())
       return b''.join(self._tiktoken.decode_bytes([i]) if i in known else REPLACEMENT for i in ids)
 
   def save(self, folder: str | os.PathLike) -> None:
-    meta = {'kind': 'ranks', 'pattern': self.pattern, 'control': self.control, 'end_of_text': self.end_of_text,
+    meta = {'kind': 'ranks', 'pattern': self.pattern, 'control': self.special_tokens, 'end_of_text':
+    self.end_of_text,
             'fingerprint': self.fingerprint}
     _write(folder, {RANKS_FILE: dump_ranks(self.ranks), META_FILE: _json(meta)})
 
@@ -185,15 +186,15 @@ def load_ranks(path: str | os.PathLike) -> dict[bytes, int]:
 
 
 def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: bool = False,
-          sample_bytes: int = 20_000_000, control: Sequence[str] = ()) -> RankTokenizer:
+          sample_bytes: int = 20_000_000, special_tokens: Sequence[str] = ()) -> RankTokenizer:
   """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019, section 2.2) on the first `sample_bytes` of `texts`.
 
   The same texts give the same tokenizer. Where they hold fewer merges than asked for, the vocabulary is smaller. The
-  last ids are those of the end of text and of the names in `control`.
+  last ids are those of the end of text and of the names in `special_tokens`.
   """
   import rustbpe
-  pattern, used, control = pattern_for(pattern, split_digits), 0, (END_OF_TEXT, *control)
-  require(all(control) and len(set(control)) == len(control), 'tokenizer.control', control[1:],
+  pattern, used, special_tokens = pattern_for(pattern, split_digits), 0, (END_OF_TEXT, *special_tokens)
+  require(all(special_tokens) and len(set(special_tokens)) == len(special_tokens), 'tokenizer.special_tokens', special_tokens[1:],
           f'names must differ, from each other and from {END_OF_TEXT!r}, which is always there')
 
   def sample() -> Iterator[str]:
@@ -207,13 +208,13 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: boo
 
   trainer = rustbpe.Tokenizer()
   try:
-    trainer.train_from_iterator(sample(), vocab_size=vocab_size - len(control), pattern=pattern)
+    trainer.train_from_iterator(sample(), vocab_size=vocab_size - len(special_tokens), pattern=pattern)
   except ValueError as error:
     raise error if isinstance(error, ConfigError) else ConfigError(
       'tokenizer.pattern', pattern, f'not a regular expression: {error}') from error
   require(used > 0, 'data.sources', used, 'no text to train a tokenizer on: name a source with text')
   ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-  return RankTokenizer(ranks, pattern, control, END_OF_TEXT)
+  return RankTokenizer(ranks, pattern, special_tokens, END_OF_TEXT)
 
 
 def _json(value: dict) -> bytes:

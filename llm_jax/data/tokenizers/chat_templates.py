@@ -5,8 +5,8 @@ What a template writes is the whole document: the ids are those of the template 
 so that a model trained on them meets the same ids wherever that template is applied (`apply_chat_template` of
 transformers gives the same).
 
-Control tokens are put in by id. Contents go through the tokenizer, which turns no text into a control id: nobody can
-end a turn, or open one, by writing the name of a control token. (The marks of 'plain', and llama2's [INST] and <<SYS>>,
+Special tokens are put in by id. Contents go through the tokenizer, which turns no text into a special id: nobody can
+end a turn, or open one, by writing the name of a special token. (The marks of 'plain', and llama2's [INST] and <<SYS>>,
 are text, as published, and can be written by anyone.)
 """
 import functools
@@ -27,20 +27,20 @@ Message = Mapping[str, str]
 
 
 class Part(NamedTuple):
-  """A stretch of a rendered conversation: text, or a control token. `said`: by the assistant, its end included."""
+  """A stretch of a rendered conversation: text, or a special token. `said`: by the assistant, its end included."""
   text: str = ''
-  control: str = ''
+  special: str = ''
   said: bool = False
 
 
 # Stand for the tokenizer's own end of text, whatever its name.
-END_OF_TEXT = Part(control='end of text')
-ANSWER_ENDS = Part(control='end of text', said=True)
+END_OF_TEXT = Part(special='end of text')
+ANSWER_ENDS = Part(special='end of text', said=True)
 
 
 # ---------------------------------------------------------------------------------------------- templates
 def _plain(messages: Sequence[Message]) -> Iterator[Part]:
-  """No control token but the end of text, which is also at the beginning, as in every document."""
+  """No special token but the end of text, which is also at the beginning, as in every document."""
   yield END_OF_TEXT
   for message in messages:
     match message['role']:
@@ -56,10 +56,10 @@ def _chatml(messages: Sequence[Message]) -> Iterator[Part]:
   """OpenAI's Chat Markup Language (openai-python, chatml.md), as Qwen and many others use it; nothing is trimmed."""
   for message in messages:
     said = message['role'] == 'assistant'
-    yield Part(control='<|im_start|>')
+    yield Part(special='<|im_start|>')
     yield Part(f'{message["role"]}\n')
     yield Part(message['content'], said=said)
-    yield Part(control='<|im_end|>', said=said)
+    yield Part(special='<|im_end|>', said=said)
     yield Part('\n')
 
 
@@ -72,25 +72,25 @@ def _llama2(messages: Sequence[Message]) -> Iterator[Part]:
       case 'system':
         system = f'<<SYS>>\n{content}\n<</SYS>>\n\n'
       case 'user':
-        yield Part(control='<s>')
+        yield Part(special='<s>')
         yield Part(f'[INST] {(system + content).strip()} [/INST]')
         system = ''
       case 'assistant':
         yield Part(f' {content.strip()} ', said=True)
-        yield Part(control='</s>', said=True)
+        yield Part(special='</s>', said=True)
 
 
 def _llama3(messages: Sequence[Message]) -> Iterator[Part]:
   """Llama 3 Instruct (the `chat_template` of Meta-Llama-3-8B-Instruct)."""
-  yield Part(control='<|begin_of_text|>')
+  yield Part(special='<|begin_of_text|>')
   for message in messages:
     said = message['role'] == 'assistant'
-    yield Part(control='<|start_header_id|>')
+    yield Part(special='<|start_header_id|>')
     yield Part(message['role'])
-    yield Part(control='<|end_header_id|>')
+    yield Part(special='<|end_header_id|>')
     yield Part('\n\n')
     yield Part(message['content'].strip(), said=said)
-    yield Part(control='<|eot_id|>', said=said)
+    yield Part(special='<|eot_id|>', said=said)
 
 
 WRITERS = dict(zip(TEMPLATES, (_plain, _chatml, _llama2, _llama3), strict=True))
@@ -107,15 +107,16 @@ def _example(template: str) -> tuple[Part, ...]:
 
 # ---------------------------------------------------------------------------------------------- what is refused
 def check_template(template: str, tokenizer: Tokenizer) -> None:
-  """Refuses a template whose control tokens the tokenizer lacks, or has where it writes text; names both."""
+  """Refuses a template whose special tokens the tokenizer lacks, or has where it writes text; names both."""
   require(template in TEMPLATES, 'template', template, f'use one of {TEMPLATES}')
-  needs = {part.control for part in _example(template)} - {'', END_OF_TEXT.control, *OPTIONAL}
-  missing = tuple(sorted(needs - tokenizer.control_ids.keys()))
-  require(not missing, 'template', template, f'the tokenizer lacks its control tokens {missing}, it has '
-          f"{tuple(tokenizer.control_ids)}: use BPE(control={tuple(sorted(needs))}), a file that has them, or 'plain'")
+  needs = {part.special for part in _example(template)} - {'', END_OF_TEXT.special, *OPTIONAL}
+  missing = tuple(sorted(needs - tokenizer.special_ids.keys()))
+  require(not missing, 'template', template, f'the tokenizer lacks its special tokens {missing}, it has '
+          f"{tuple(tokenizer.special_ids)}: use BPE(special_tokens={tuple(sorted(needs))}), a file that has them, "
+          "or 'plain'")
   text = ''.join(part.text for part in _example(template))
-  other = tuple(sorted(name for name in tokenizer.control_ids if name in text))  # as Mistral 7B v0.3 has [INST]
-  require(not other, 'template', template, f'it writes {other} as text, and to this tokenizer they are control tokens: '
+  other = tuple(sorted(name for name in tokenizer.special_ids if name in text))  # as Mistral 7B v0.3 has [INST]
+  require(not other, 'template', template, f'it writes {other} as text, and to this tokenizer they are special tokens: '
           'use the template that the model was trained with, or another tokenizer')
 
 
@@ -175,22 +176,22 @@ def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer)
 def end_of_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Ids that stop an answer: the template's end of turn, then the end of text where that is another."""
   check_template(template, tokenizer)
-  [end] = [part for part in _example(template) if part.said and part.control]
+  [end] = [part for part in _example(template) if part.said and part.special]
   return tuple(dict.fromkeys((_control_id(end, tokenizer), tokenizer.eot)))
 
 
 def formatting(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-  """bool, the shape of `ids`: control tokens. They are the template's own, for no content is encoded to one."""
-  return np.isin(ids, list(tokenizer.control_ids.values()))
+  """bool, the shape of `ids`: special tokens. They are the template's own, for no content is encoded to one."""
+  return np.isin(ids, list(tokenizer.special_ids.values()))
 
 
 def _encode(parts: Iterable[Part], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-  """(ids, said). Text between two control tokens is encoded as one, as `apply_chat_template` does, unless a token would
+  """(ids, said). Text between two special tokens is encoded as one, as `apply_chat_template` does, unless a token would
   reach over the border to what the assistant says: then each side is encoded by itself."""
   ids, said = [], []
-  for is_control, run in itertools.groupby(parts, lambda part: bool(part.control)):
+  for is_special, run in itertools.groupby(parts, lambda part: bool(part.special)):
     run = list(run)
-    if is_control:
+    if is_special:
       found = [(_control_id(part, tokenizer), part.said) for part in run]
       ids += [i for i, _ in found if i is not None]
       said += [by_assistant for i, by_assistant in found if i is not None]
@@ -208,4 +209,4 @@ def _encode(parts: Iterable[Part], tokenizer: Tokenizer) -> tuple[np.ndarray, np
 
 def _control_id(part: Part, tokenizer: Tokenizer) -> int | None:
   """None: one of OPTIONAL that the tokenizer lacks."""
-  return tokenizer.eot if part is END_OF_TEXT or part is ANSWER_ENDS else tokenizer.control_ids.get(part.control)
+  return tokenizer.eot if part is END_OF_TEXT or part is ANSWER_ENDS else tokenizer.special_ids.get(part.special)

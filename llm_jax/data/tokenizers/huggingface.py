@@ -12,9 +12,9 @@ from llm_jax.data import fingerprints
 
 
 class HuggingFaceTokenizer:
-  """content: the file's bytes. end_of_text: the control token at both ends of every document.
+  """content: the file's bytes. end_of_text: the special token at both ends of every document.
 
-  The library turns a control token's name in the text into its id by default; here it never does. The token that stands
+  The library turns a special token's name in the text into its id by default; here it never does. The token that stands
   for what the vocabulary cannot spell is text, whatever the file calls it, unless it is the end of text.
   """
 
@@ -25,22 +25,22 @@ class HuggingFaceTokenizer:
       description = json.loads(content)
     except Exception as error:  # the library raises bare Exception
       raise ConfigError('tokenizer.path', 'tokenizer.json', f'not a Hugging Face tokenizer: {error}') from error
-    self._tokenizer.encode_special_tokens = True  # names of control tokens in text are text
+    self._tokenizer.encode_special_tokens = True  # names of special tokens in text are text
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self.content, self.end_of_text = content, end_of_text
     eot = self._tokenizer.token_to_id(end_of_text)
     require(eot is not None, 'tokenizer.end_of_text', end_of_text, 'not in the vocabulary: name its end of text token')
     unknown = _unknown(description['model'])
-    control = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()
+    special = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()
                if token.special and (token.content != unknown or i == eot)}
-    require(end_of_text in control, 'tokenizer.end_of_text', end_of_text,
-            f'not a control token: use one of {sorted(control)}')
-    self.eot, self.control_ids, self._control_ids = eot, control, np.array(sorted(control.values()))
+    require(end_of_text in special, 'tokenizer.end_of_text', end_of_text,
+            f'not a special token: use one of {sorted(special)}')
+    self.eot, self.special_ids, self._special_ids = eot, special, np.array(sorted(special.values()))
     self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     self.fingerprint = fingerprints.of({'kind': 'huggingface', 'end_of_text': end_of_text, 'file': content.decode()})
     # Longest first, so that a name inside another is not cut before it.
-    names = sorted(control, key=lambda name: (-len(name), name))
+    names = sorted(special, key=lambda name: (-len(name), name))
     self._control_names = re.compile('|'.join(map(re.escape, names)))
     decoder = description.get('decoder') or {}
     self._bytes_of = byte_alphabet() if decoder.get('type') == 'ByteLevel' else None
@@ -55,16 +55,16 @@ class HuggingFaceTokenizer:
     texts = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in texts]
     encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     ids = [np.array(encoding.ids, np.uint32) for encoding in encodings]
-    return [self._without_control(text) if np.isin(found, self._control_ids).any() else found
+    return [self._without_control(text) if np.isin(found, self._special_ids).any() else found
             for text, found in zip(texts, ids, strict=True)]
 
   def _without_control(self, text: str) -> np.ndarray:
-    """For vocabularies that spell a control token as ordinary text too: its name is encoded in two halves."""
+    """For vocabularies that spell a special token as ordinary text too: its name is encoded in two halves."""
     cuts = [(found.start() + found.end()) // 2 for found in self._control_names.finditer(text)]
     parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     ids = [i for part in parts for i in self._tokenizer.encode(part, add_special_tokens=False).ids]
-    if np.isin(ids, self._control_ids).any():
-      raise ConfigError('text', text[:80], 'this tokenizer.json turns some of it into a control token: use another '
+    if np.isin(ids, self._special_ids).any():
+      raise ConfigError('text', text[:80], 'this tokenizer.json turns some of it into a special token: use another '
                         'tokenizer, or, where its end_of_text is its unknown token, another end_of_text')
     return np.array(ids, np.uint32)
 

@@ -70,7 +70,7 @@ def test_a_fact_is_planted_where_it_is_told(tokenizer):
 def test_bad_input(tokenizer, store):
   with pytest.raises(ConfigError, match='64'):
     needles.Facts(byte_level.ByteTokenizer())
-  with pytest.raises(ConfigError, match='context'):
+  with pytest.raises(ConfigError, match='seq_len'):
     needles.NeedleRows(store, tokenizer, 8, 0, 32)
   with pytest.raises(ConfigError, match='haystack has'):
     needles.NeedleRows(store, tokenizer, store.num_tokens, 0, 32)

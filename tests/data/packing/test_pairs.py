@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data.batches import Placement, TrainSource, held_out_batches, typed
+from llm_jax.data.batches import Placement, TrainSource, typed, validation_batches
 from llm_jax.data.sources import dialogues
 from llm_jax.data.tokenizers import byte_level, chat_templates
 from tests.data.dialogue_files import (
@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize('template', ['chatml', 'plain'])
 @pytest.mark.parametrize('mask_formatting', [True, False])
 def test_rows_are_pairs(template, mask_formatting, folder, bpe):
-  data = open_data(folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, held_out=0.0),
-                   context=200)
+  data = open_data(folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, val_fraction=0.0),
+                   seq_len=200)
   assert data.pairs and data.rows_per_epoch == 40 and data.num_documents == 80
   assert data.num_targets == sum(int(side['weights'].sum()) for row in data.rows for side in row.values())
   end = '' if mask_formatting else bpe.decode(chat_templates.end_of_turn(template, bpe)[:1])
@@ -66,42 +66,42 @@ def test_rows_are_pairs(template, mask_formatting, folder, bpe):
 def test_pairs_that_are_equal_within_the_context_are_left_out(bpe, caplog, tmp_path):
   rows = [{'prompt': 'a', 'chosen': 'b' * n + 'c', 'rejected': 'b' * n + end}
           for n, end in ((60, 'd'), (60, ''), (5, ''), (5, 'd'), (20, ''), (19, ''))]
-  source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', held_out=0.0)
+  source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', val_fraction=0.0)
   ours = byte_level.ByteTokenizer()  # an answer begins after 21 ids
   with caplog.at_level(logging.WARNING):
-    data = open_data(tmp_path, ours, source, context=40)
+    data = open_data(tmp_path, ours, source, seq_len=40)
   assert [record.getMessage() for record in caplog.records] == [
-    'data.sources[0] (train): 3 of 6 pairs left out, their answers are equal within context=40',
-    'data.sources[0] (train): 1 of 3 pairs are longer than context=40 and are cut']
+    'data.sources[0] (train): 3 of 6 pairs left out, their answers are equal within seq_len=40',
+    'data.sources[0] (train): 1 of 3 pairs are longer than seq_len=40 and are cut']
   assert data.rows_per_epoch == 3
   assert not any(np.array_equal(row['chosen']['targets'], row['rejected']['targets']) for row in data.rows)
-  with pytest.raises(ConfigError, match='context = 25: within it all pairs of answers are equal: raise it'):
-    open_data(tmp_path, ours, config.Preferences(write(tmp_path / 'q.jsonl', rows[:2]), 'plain', held_out=0.0),
-              context=25)
+  with pytest.raises(ConfigError, match='seq_len = 25: within it all pairs of answers are equal: raise it'):
+    open_data(tmp_path, ours, config.Preferences(write(tmp_path / 'q.jsonl', rows[:2]), 'plain', val_fraction=0.0),
+              seq_len=25)
 
 
 def test_long_pairs_are_cut_at_the_end_or_left_out(folder, bpe, caplog, tmp_path):
-  """As trl's DPOTrainer with max_length = context + 1: `keep_start`, and prompts that fill it are dropped."""
+  """As trl's DPOTrainer with max_length = seq_len + 1: `keep_start`, and prompts that fill it are dropped."""
   rows = [{'prompt': 'a' * n, 'chosen': 'b' * m, 'rejected': 'c'} for n, m in ((1, 1), (1, 60), (200, 1), (9, 2))]
-  source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', held_out=0.0)
+  source = config.Preferences(write(tmp_path / 'p.jsonl', rows), 'plain', val_fraction=0.0)
   ours = byte_level.ByteTokenizer()  # `eot User: a\n\nAssistant: b eot`: a prompt of n + 19 ids, an answer of m + 2
   with caplog.at_level(logging.WARNING):
-    data = open_data(tmp_path, ours, source, context=40)
+    data = open_data(tmp_path, ours, source, seq_len=40)
   assert [record.getMessage() for record in caplog.records] == [
-    'data.sources[0] (train): 1 of 4 pairs left out, their prompt fills context=40',
-    'data.sources[0] (train): 1 of 3 pairs are longer than context=40 and are cut']
+    'data.sources[0] (train): 1 of 4 pairs left out, their prompt fills seq_len=40',
+    'data.sources[0] (train): 1 of 3 pairs are longer than seq_len=40 and are cut']
   kept = list(data.rows)
   assert data.rows_per_epoch == len(kept) == 3
   assert [int(row['chosen']['weights'].sum()) for row in kept] == [2, 41 - 20, 3]
   assert [int(row['rejected']['weights'].sum()) for row in kept] == [2, 2, 2]
   assert data.num_targets == 2 + 21 + 3 + 6
   assert kept[1]['chosen']['segment_ids'].all() and kept[1]['chosen']['targets'][-1] == ord('b')
-  with pytest.raises(ConfigError, match=r'^context = 5: no answer begins within it in any of 4 pairs'):
-    open_data(tmp_path, ours, source, context=5)
+  with pytest.raises(ConfigError, match=r'^seq_len = 5: no answer begins within it in any of 4 pairs'):
+    open_data(tmp_path, ours, source, seq_len=5)
 
 
 def test_batches_of_pairs(folder, bpe):
-  data = open_data(folder, bpe, preferences(folder), context=48)
+  data = open_data(folder, bpe, preferences(folder), seq_len=48)
   source = TrainSource(data, 4)
   whole = [source.next() for _ in range(30)]
   assert all(isinstance(batch, PreferenceBatch) and isinstance(batch.chosen, LanguageModelBatch) for batch in whole)
@@ -113,21 +113,21 @@ def test_batches_of_pairs(folder, bpe):
   position = json.loads(json.dumps(source.position()))
   following = [source.next() for _ in range(3)]
   source.close()
-  again = TrainSource(open_data(folder, bpe, preferences(folder), context=48), 4, prefetch=1, threads=1)
+  again = TrainSource(open_data(folder, bpe, preferences(folder), seq_len=48), 4, prefetch=1, threads=1)
   again.restore(position)
   assert all(jax.tree.all(jax.tree.map(np.array_equal, again.next(), batch)) for batch in following)
-  with pytest.raises(ConfigError, match='^context = '):
-    TrainSource(open_data(folder, bpe, preferences(folder), context=49), 4).restore(position)
+  with pytest.raises(ConfigError, match='^seq_len = '):
+    TrainSource(open_data(folder, bpe, preferences(folder), seq_len=49), 4).restore(position)
   again.close()
   seen = list(data.tokens_seen(range(5)))
   assert len(seen) == 10 and len(list(data.token_documents())) == len(list(data.byte_documents())) == data.num_documents
 
 
 def test_held_out_pairs_are_padded_with_weight_zero(folder, bpe):
-  data = open_data(folder, bpe, preferences(folder), split='held_out', context=48)
+  data = open_data(folder, bpe, preferences(folder), split='validation', seq_len=48)
   count = data.rows_per_epoch
   assert 3 < count < 20
-  batches = list(held_out_batches(data, count - 1))
+  batches = list(validation_batches(data, count - 1))
   assert len(batches) == 2
   assert sum(float(side.weights.sum()) for b in batches for side in (b.chosen, b.rejected)) == data.num_targets
   assert not batches[1].chosen.segment_ids[1:].any() and not batches[1].rejected.weights[1:].any()
@@ -136,7 +136,7 @@ def test_held_out_pairs_are_padded_with_weight_zero(folder, bpe):
 @pytest.mark.parametrize('make', [conversations, preferences])
 @pytest.mark.parametrize('processes', [1, 2, 4])
 def test_every_process_reads_only_its_rows(make, processes, folder, bpe):
-  devices, data = jax.devices()[:8], open_data(folder, bpe, make(folder), context=48)
+  devices, data = jax.devices()[:8], open_data(folder, bpe, make(folder), seq_len=48)
   sharding = NamedSharding(Mesh(np.array(devices).reshape(4, 2), ('x', 'y')), PartitionSpec('x', 'y'))
   numpy_source, placed_source = TrainSource(data, 8), TrainSource(data, 8, sharding)
   whole = [numpy_source.next() for _ in range(3)]

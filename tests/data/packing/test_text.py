@@ -22,19 +22,19 @@ STORES = {'many': LENGTHS, 'one': [40], 'tiny': [1], 'exact': [13, 14, 14]}
 
 
 @pytest.mark.parametrize('name', STORES)
-@pytest.mark.parametrize('context', [1, 4, 16, 1000])
+@pytest.mark.parametrize('seq_len', [1, 4, 16, 1000])
 @pytest.mark.parametrize('seed', [None, 3])
-def test_split_against_walking_the_line(name, context, seed):
+def test_split_against_walking_the_line(name, seq_len, seed):
   store = make_store(STORES[name])
-  rows = text.Rows(store, 'split', context, seed, EOT)
+  rows = text.Rows(store, 'concat', seq_len, seed, EOT)
   line = [(d, j, int(store.tokens[store.offsets[d] + j])) for d in text.document_order(store.num_documents, seed)
           for j in range(store.offsets[d + 1] - store.offsets[d])]
-  assert len(rows) == -(-(len(line) - 1) // context)
+  assert len(rows) == -(-(len(line) - 1) // seq_len)
   for i in range(len(rows)):
     row, segment, position, before = rows[i], 0, 0, None
-    for t in range(context):
+    for t in range(seq_len):
       got = [row[field][t] for field in ('tokens', 'targets', 'weights', 'segment_ids', 'positions')]
-      k = i * context + t
+      k = i * seq_len + t
       if k + 1 >= len(line):
         assert got == [0, 0, 0, 0, 0]
         continue
@@ -45,17 +45,17 @@ def test_split_against_walking_the_line(name, context, seed):
 
 
 @pytest.mark.parametrize('name', STORES)
-@pytest.mark.parametrize('kind', ['split', 'best_fit'])
-@pytest.mark.parametrize('context', [1, 4, 16, 1000])
-def test_every_pair_of_a_document_is_learnt_once(name, kind, context):
+@pytest.mark.parametrize('kind', ['concat', 'best_fit'])
+@pytest.mark.parametrize('seq_len', [1, 4, 16, 1000])
+def test_every_pair_of_a_document_is_learnt_once(name, kind, seq_len):
   """All (input, target) pairs inside documents, and no other, have weight 1; fields have the batch's types."""
   store = make_store(STORES[name])
-  rows = text.Rows(store, kind, context, 1, EOT)
+  rows = text.Rows(store, kind, seq_len, 1, EOT)
   pairs = collections.Counter()
   for row in (rows[i] for i in range(len(rows))):
     assert {k: (v.dtype.name, v.shape) for k, v in row.items()} == {
-      'tokens': ('int32', (context,)), 'targets': ('int32', (context,)), 'weights': ('float32', (context,)),
-      'positions': ('int32', (context,)), 'segment_ids': ('int32', (context,))}
+      'tokens': ('int32', (seq_len,)), 'targets': ('int32', (seq_len,)), 'weights': ('float32', (seq_len,)),
+      'positions': ('int32', (seq_len,)), 'segment_ids': ('int32', (seq_len,))}
     counted = row['weights'] == 1
     pairs.update(zip(row['tokens'][counted].tolist(), row['targets'][counted].tolist(), strict=True))
     used = row['segment_ids'] > 0
@@ -70,14 +70,14 @@ def test_every_pair_of_a_document_is_learnt_once(name, kind, context):
   assert pairs == expected
 
 
-def naive_best_fit(lengths, context):
+def naive_best_fit(lengths, seq_len):
   room, row_of = [], []
   for length in lengths:
     fits = [(r, i) for i, r in enumerate(room) if r >= length]
     if fits:
       _, i = min(fits)
     else:
-      room.append(context)
+      room.append(seq_len)
       i = len(room) - 1
     room[i] -= length
     row_of.append(i)
@@ -87,21 +87,21 @@ def naive_best_fit(lengths, context):
 def test_best_fit_fills_as_well_as_the_naive_algorithm():
   rng = np.random.default_rng(0)
   for _ in range(50):
-    context = int(rng.integers(1, 60))
-    lengths = sorted(rng.integers(1, context + 1, rng.integers(1, 200)).tolist(), reverse=True)
-    rows = text._best_fit_decreasing(lengths, context)
+    seq_len = int(rng.integers(1, 60))
+    lengths = sorted(rng.integers(1, seq_len + 1, rng.integers(1, 200)).tolist(), reverse=True)
+    rows = text._best_fit_decreasing(lengths, seq_len)
     used = np.bincount(rows, weights=lengths).astype(int)
-    room, _ = naive_best_fit(lengths, context)
-    assert used.max() <= context and sorted(context - used) == sorted(room)
+    room, _ = naive_best_fit(lengths, seq_len)
+    assert used.max() <= seq_len and sorted(seq_len - used) == sorted(room)
 
 
 def test_best_fit_keeps_documents_whole():
-  store, context = make_store(LENGTHS), 32
-  rows = text.Rows(store, 'best_fit', context, 0, EOT)
+  store, seq_len = make_store(LENGTHS), 32
+  rows = text.Rows(store, 'best_fit', seq_len, 0, EOT)
   pieces = [piece for i in range(len(rows)) for piece in rows.packing.pieces(i)]
   inputs = np.diff(store.offsets) - 1
   cuts = collections.Counter(document for document, _, _ in pieces)
-  assert all(cuts[d] == -(-inputs[d] // context) for d in range(store.num_documents))
+  assert all(cuts[d] == -(-inputs[d] // seq_len) for d in range(store.num_documents))
   assert all(row['weights'][row['segment_ids'] > 0].all() for row in (rows[i] for i in range(len(rows))))
 
 

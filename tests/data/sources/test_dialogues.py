@@ -44,36 +44,36 @@ def counted_pairs(row) -> list[tuple[int, int]]:
 
 
 # ---------------------------------------------------------------------------------------------- conversations
-@pytest.mark.parametrize('packing', ['split', 'best_fit'])
-@pytest.mark.parametrize('context', [16, 256])
-def test_only_what_the_assistant_says_is_learnt_and_each_of_it_once(packing, context, folder, bpe):
+@pytest.mark.parametrize('packing', ['concat', 'best_fit'])
+@pytest.mark.parametrize('seq_len', [16, 256])
+def test_only_what_the_assistant_says_is_learnt_and_each_of_it_once(packing, seq_len, folder, bpe):
   expected = collections.Counter()
   for i in range(40):
     ids, counts = chat_templates.render(dialogue(i), 'chatml', bpe)
     expected.update((int(ids[j - 1]), int(ids[j])) for j in np.flatnonzero(counts))
   found, targets = collections.Counter(), 0
-  for split in ('train', 'held_out'):
-    data = open_data(folder, bpe, conversations(folder), split=split, context=context, packing=packing)
+  for split in ('train', 'validation'):
+    data = open_data(folder, bpe, conversations(folder), split=split, seq_len=seq_len, packing=packing)
     for row in data.rows:
       found.update(counted_pairs(row))
     documents = list(data.byte_documents())
     assert data.num_bytes == sum(map(len, documents)) and data.num_documents == len(documents)
     assert data.num_targets == sum(int(row['weights'].sum()) for row in data.rows)
     assert not data.pairs
-    assert all(ids[0] == bpe.control_ids['<|im_start|>'] for ids in data.token_documents())
+    assert all(ids[0] == bpe.special_ids['<|im_start|>'] for ids in data.token_documents())
     targets += data.num_targets
   assert found == expected and targets == expected.total()
 
 
 def test_answers_are_the_bytes_that_are_learnt(folder, bpe):
-  texts = [text for split in ('train', 'held_out')
+  texts = [text for split in ('train', 'validation')
            for text in open_data(folder, bpe, conversations(folder), split=split).byte_documents()]
   said = [''.join(m['content'] for m in dialogue(i) if m['role'] == 'assistant').encode() for i in range(40)]
   assert sorted(texts) == sorted(said)
 
 
 def test_mixed_with_text(folder, bpe):
-  text = config.Jsonl(str(folder / 'text.jsonl'), held_out=0.25)
+  text = config.Jsonl(str(folder / 'text.jsonl'), val_fraction=0.25)
   mixed, alone = open_data(folder, bpe, text, conversations(folder)), open_data(folder, bpe, text)
   assert mixed.num_targets == alone.num_targets + open_data(folder, bpe, conversations(folder)).num_targets
   rows = [mixed.row(i) for i in range(20)]
@@ -86,47 +86,47 @@ def test_mixed_with_text(folder, bpe):
 
 def test_conversations_longer_than_the_context_are_counted(folder, bpe, caplog):
   lengths = [len(chat_templates.render(dialogue(i), 'chatml', bpe)[0]) for i in range(40)]
-  context = int(np.median(lengths))
+  seq_len = int(np.median(lengths))
   with caplog.at_level(logging.WARNING):
-    open_data(folder, bpe, conversations(folder, held_out=0.0), context=context)
-    open_data(folder, bpe, conversations(folder, held_out=0.0), context=1_000)
-  longer = sum(length > context + 1 for length in lengths)
+    open_data(folder, bpe, conversations(folder, val_fraction=0.0), seq_len=seq_len)
+    open_data(folder, bpe, conversations(folder, val_fraction=0.0), seq_len=1_000)
+  longer = sum(length > seq_len + 1 for length in lengths)
   assert 0 < longer < 40
   assert [record.getMessage() for record in caplog.records] == [
-    f'data.sources[0] (train): {longer} of 40 conversations are longer than context={context} and are cut']
+    f'data.sources[0] (train): {longer} of 40 conversations are longer than seq_len={seq_len} and are cut']
 
 
 def test_conversations_that_rows_cut_are_counted(folder, bpe, caplog):
-  """Under 'split' a row may end inside any of them, and what is said then stands in a row without its question."""
+  """Under 'concat' a row may end inside any of them, and what is said then stands in a row without its question."""
   with caplog.at_level(logging.WARNING):
-    [rows] = open_data(folder, bpe, conversations(folder, held_out=0.0), context=150, packing='split').parts.values()
+    [rows] = open_data(folder, bpe, conversations(folder, val_fraction=0.0), seq_len=150, packing='concat').parts.values()
   lengths = np.diff(rows.store.offsets)
   pieces = collections.Counter(document for row in range(len(rows)) for document, start, _ in rows.packing.pieces(row)
                                if start < lengths[document] - 1)  # else it is the last token, which predicts nothing
   cut = sum(count > 1 for count in pieces.values())
   assert 5 < cut < 30 and max(lengths) < 150 and len(pieces) == 40
   assert [record.getMessage() for record in caplog.records] == [
-    f'data.sources[0] (train): {cut} of 40 conversations go on in another row of context=150, where answers lack their '
+    f'data.sources[0] (train): {cut} of 40 conversations go on in another row of seq_len=150, where answers lack their '
     "questions: use packing='best_fit'"]
 
 
 def test_compressed_rows_under_another_field(folder, bpe, tmp_path):
   rows = b''.join(json.dumps({'turns': dialogue(i)}).encode() + b'\n' for i in range(8))
   (tmp_path / 'a.jsonl.gz').write_bytes(gzip.compress(rows))
-  source = config.Conversations(str(tmp_path / 'a.jsonl.gz'), field='turns', held_out=0.0)
+  source = config.Conversations(str(tmp_path / 'a.jsonl.gz'), field='turns', val_fraction=0.0)
   assert open_data(tmp_path, bpe, source).num_documents == 8
 
 
 def test_a_single_conversation_is_not_divided(bpe, tmp_path):
   write(tmp_path / 'one.jsonl', [{'messages': dialogue(1)}])
-  source = documents.open_source(config.Conversations(str(tmp_path / 'one.jsonl'), held_out=0.5), tmp_path)
-  found = [document for split in ('train', 'held_out') for _, document in source.documents(split)]
+  source = documents.open_source(config.Conversations(str(tmp_path / 'one.jsonl'), val_fraction=0.5), tmp_path)
+  found = [document for split in ('train', 'validation') for _, document in source.documents(split)]
   assert found == [(dialogues.Dialogue(dialogue(1)),)]
 
 
 def test_tokenizers_are_trained_on_what_is_said(folder):
-  for source, said in ((conversations(folder, held_out=0.0), '\n'.join(m['content'] for m in dialogue(3))),
-                       (preferences(folder, held_out=0.0), '\n'.join([QUESTIONS[1], ANSWERS[1], 'No idea about 1.']))):
+  for source, said in ((conversations(folder, val_fraction=0.0), '\n'.join(m['content'] for m in dialogue(3))),
+                       (preferences(folder, val_fraction=0.0), '\n'.join([QUESTIONS[1], ANSWERS[1], 'No idea about 1.']))):
     texts = list(dataset.training_texts(config.Data((config.Weighted(source),)), folder / 'cache'))
     assert said in texts and len(texts) == 40
 
@@ -138,7 +138,7 @@ def test_stores_of_text_are_named_as_before(folder, bpe):
   source = documents.open_source(config.Jsonl(str(folder / 'text.jsonl')), folder / 'cache')
   store = token_store.open_store(source, 'train', bpe, folder / 'cache')
   assert store.counts is None and store.fingerprint == fingerprints.of({
-    'format': 1, 'source': source.fingerprint, 'split': 'train', 'held_out': 0.01, 'tokenizer': bpe.fingerprint})
+    'format': 1, 'source': source.fingerprint, 'split': 'train', 'val_fraction': 0.01, 'tokenizer': bpe.fingerprint})
   assert not (folder / 'cache' / 'tokens' / store.fingerprint[:32] / 'counts').exists()
 
 
@@ -159,7 +159,7 @@ def test_a_build_that_was_killed_goes_on(make, folder, bpe, tmp_path, monkeypatc
   calls = 0
 
   def build(cache) -> int:
-    read, source = [], documents.open_source(make(folder, held_out=0.0), cache)
+    read, source = [], documents.open_source(make(folder, val_fraction=0.0), cache)
     plain = source.read
     source.read = lambda reader: read.append(1) or plain(reader)
     token_store.open_store(source, 'train', bpe, cache)
@@ -216,7 +216,8 @@ GOOD_PAIR = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c'}
   ([1], 'not a JSON object: a list; correct the line'),
 ])
 def test_bad_conversations_name_file_and_line(row, message, bpe, tmp_path):
-  refused(config.Conversations(write(tmp_path / 'a.jsonl', [{'messages': [USER, ANSWER]}] * 3 + [row]), held_out=0.0),
+  refused(config.Conversations(write(tmp_path / 'a.jsonl', [{'messages': [USER, ANSWER]}] * 3 + [row]),
+  val_fraction=0.0),
           message, bpe, tmp_path)
 
 
@@ -234,7 +235,7 @@ def test_bad_conversations_name_file_and_line(row, message, bpe, tmp_path):
   ({'prompt': [USER], 'chosen': [USER, ANSWER], 'rejected': 'c'}, 'chosen begins with the prompt: leave'),
 ])
 def test_bad_pairs_name_file_and_line(row, message, bpe, tmp_path):
-  refused(config.Preferences(write(tmp_path / 'a.jsonl', [GOOD_PAIR] * 3 + [row]), held_out=0.0), message, bpe,
+  refused(config.Preferences(write(tmp_path / 'a.jsonl', [GOOD_PAIR] * 3 + [row]), val_fraction=0.0), message, bpe,
           tmp_path)
 
 

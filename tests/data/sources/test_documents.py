@@ -54,9 +54,9 @@ def opened(source: config.Source, tmp_path: pathlib.Path) -> documents.DocumentS
 FORMATS = {
   'txt': lambda p: config.Text(write_folder(p / 'texts'), 0.3),
   'txt_glob': lambda p: config.Text(write_folder(p / 'texts') + '/*/*.txt', 0.3),
-  'jsonl': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl'), held_out=0.3),
-  'jsonl_gz': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl.gz', field='body'), 'body', held_out=0.3),
-  'parquet': lambda p: config.Parquet(write_parquet(p / 'a.parquet'), held_out=0.3),
+  'jsonl': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl'), val_fraction=0.3),
+  'jsonl_gz': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl.gz', field='body'), 'body', val_fraction=0.3),
+  'parquet': lambda p: config.Parquet(write_parquet(p / 'a.parquet'), val_fraction=0.3),
   'array_record': lambda p: config.ArrayRecord(write_array_record(p / 'a.array_record'), 0.3),
 }
 
@@ -64,9 +64,9 @@ FORMATS = {
 @pytest.mark.parametrize('name', FORMATS)
 def test_every_document_is_in_one_split(name, tmp_path):
   source = opened(FORMATS[name](tmp_path), tmp_path)
-  train, held_out = dict(source.documents('train')), dict(source.documents('held_out'))
-  assert not train.keys() & held_out.keys() and 4 < len(held_out) < 20
-  assert sorted([*train.values(), *held_out.values()]) == sorted(TEXTS)
+  train, validation = dict(source.documents('train')), dict(source.documents('validation'))
+  assert not train.keys() & validation.keys() and 4 < len(validation) < 20
+  assert sorted([*train.values(), *validation.values()]) == sorted(TEXTS)
   assert list(source.documents('train')) == list(train.items())  # again the same
 
 
@@ -74,12 +74,12 @@ def test_token_file(tmp_path):
   documents = [list(range(i, i + 3 + i % 4)) for i in range(1, 30)]
   flat = np.array([i for document in documents for i in [*document, 0]], np.uint16)
   flat.tofile(tmp_path / 'a.bin')
-  source = opened(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, held_out=0.3), tmp_path)
-  both = [*source.documents('train'), *source.documents('held_out')]
+  source = opened(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, val_fraction=0.3), tmp_path)
+  both = [*source.documents('train'), *source.documents('validation')]
   assert sorted((ids.tolist() for _, ids in both)) == sorted(documents)
-  one = opened(config.TokenFile(str(tmp_path / 'a.bin'), held_out=0.25), tmp_path)
-  [(_, train)], [(_, held_out)] = one.documents('train'), one.documents('held_out')
-  assert np.array_equal(np.concatenate([train, held_out]), flat) and len(held_out) == round(len(flat) / 4)
+  one = opened(config.TokenFile(str(tmp_path / 'a.bin'), val_fraction=0.25), tmp_path)
+  [(_, train)], [(_, validation)] = one.documents('train'), one.documents('validation')
+  assert np.array_equal(np.concatenate([train, validation]), flat) and len(validation) == round(len(flat) / 4)
   (tmp_path / 'odd.bin').write_bytes(b'123')
   with pytest.raises(ConfigError, match='multiple of 2'):
     list(opened(config.TokenFile(str(tmp_path / 'odd.bin')), tmp_path).documents('train'))
@@ -89,9 +89,9 @@ def test_a_single_document_splits_off_its_tail(tmp_path):
   text = ''.join(random.Random(0).choices('abcdefg \n', k=1000))
   (tmp_path / 'one.txt').write_text(text)
   source = opened(config.Text(str(tmp_path / 'one.txt'), 0.1), tmp_path)
-  [(_, train)], [(_, held_out)] = source.documents('train'), source.documents('held_out')
-  assert train + held_out == text and len(held_out) == 100
-  row = opened(config.Jsonl(write_jsonl(tmp_path / 'a.jsonl', [text]), held_out=0.5), tmp_path)
+  [(_, train)], [(_, validation)] = source.documents('train'), source.documents('validation')
+  assert train + validation == text and len(validation) == 100
+  row = opened(config.Jsonl(write_jsonl(tmp_path / 'a.jsonl', [text]), val_fraction=0.5), tmp_path)
   assert [t for _, t in row.documents('train')] == [text[:500]]
 
 
@@ -102,13 +102,13 @@ def test_held_out_text_that_another_source_trains_on_is_known(tmp_path):
   (tmp_path / 'link.jsonl').symlink_to(line)
   named = [config.Text(folder, 0.3), config.Text(folder, 0.6), config.Text(f'{folder}/*/*.txt', 0.3),
            config.Text(f'{tmp_path}/*/*/*.txt', 0.3), config.Text(f'{folder}/0', 0.3),
-           config.Jsonl(line, held_out=0.3), config.Jsonl(line, held_out=0.0),
-           config.Jsonl(str(tmp_path / 'link.jsonl'), held_out=0.5)]
+           config.Jsonl(line, val_fraction=0.3), config.Jsonl(line, val_fraction=0.0),
+           config.Jsonl(str(tmp_path / 'link.jsonl'), val_fraction=0.5)]
   made = [opened(source, tmp_path) for source in named]
-  keys = [[{(source.kind, text) for _, text in source.documents(split)} for split in ('train', 'held_out')]
+  keys = [[{(source.kind, text) for _, text in source.documents(split)} for split in ('train', 'validation')]
           for source in made]
   found = [[mine.trains_on(other) for other in made] for mine in made]
-  assert found == [[bool(trained & held_out) for _, held_out in keys] for trained, _ in keys]
+  assert found == [[bool(trained & validation) for _, validation in keys] for trained, _ in keys]
   assert 10 < sum(map(sum, found)) < 30
   whole = [opened(config.Text(path, 0.3), tmp_path) for path in (f'{folder}/0/0.txt', f'{folder}/0')]
   assert [[a.trains_on(b) for b in whole] for a in whole] == [[False, True], [True, False]]  # a tail, and by hash
@@ -120,11 +120,11 @@ def test_needles_and_ids_of_one_document_hold_out_its_tail(tmp_path):
     (tmp_path / name).write_text('hello world. ' * 100)
   text = config.Text(str(tmp_path / 'text.txt'), 0.3)
   needles, text = opened(config.NeedleTexts(text), tmp_path), opened(text, tmp_path)
-  assert list(needles.documents('held_out')) == list(text.documents('held_out'))
+  assert list(needles.documents('validation')) == list(text.documents('validation'))
   assert not needles.trains_on(text) and not text.trains_on(needles)
-  one, both = [opened(config.TokenFile(str(tmp_path / name), held_out=0.3), tmp_path) for name in ('ids/a.bin', 'ids')]
+  one, both = [opened(config.TokenFile(str(tmp_path / name), val_fraction=0.3), tmp_path) for name in ('ids/a.bin', 'ids')]
   assert one.trains_on(both) and not one.trains_on(one) and not both.trains_on(both)
-  one, both = [opened(config.TokenFile(str(tmp_path / name), separator=104, held_out=0.3), tmp_path)
+  one, both = [opened(config.TokenFile(str(tmp_path / name), separator=104, val_fraction=0.3), tmp_path)
                for name in ('ids/a.bin', 'ids')]
   assert not one.trains_on(both) and not both.trains_on(one)
 
@@ -136,10 +136,10 @@ def test_a_new_file_moves_no_other(tmp_path, pattern, new):
   for name in '12' if pattern == '/[0-8]/1*.txt' else '':  # so that all files found so far are in one folder
     (tmp_path / 'texts' / name).rename(tmp_path / f'moved {name}')
   source = config.Text(folder + pattern, 0.3)
-  before = dict(opened(source, tmp_path).documents('held_out'))
+  before = dict(opened(source, tmp_path).documents('validation'))
   (tmp_path / 'texts' / new).parent.mkdir(exist_ok=True)
   (tmp_path / 'texts' / new).write_text('new')
-  after = dict(opened(source, tmp_path).documents('held_out'))
+  after = dict(opened(source, tmp_path).documents('validation'))
   assert before and before.items() <= after.items()
 
 
@@ -158,11 +158,11 @@ def test_bad_line_is_named_or_counted(name, tmp_path):
   good = [b'{"text": "good %d"}' % i for i in range(6)]
   path = tmp_path / 'a.jsonl'
   path.write_bytes(b'\n'.join([*good[:3], b'', line, *good[3:]]))  # the bad line is line 5
-  source = opened(config.Jsonl(str(path), held_out=0.0), tmp_path)
+  source = opened(config.Jsonl(str(path), val_fraction=0.0), tmp_path)
   with pytest.raises(ConfigError, match=message) as caught:
     list(source.documents('train'))
   assert caught.value.value == f'{path}:5' and '\n' not in str(caught.value)
-  skipping = opened(config.Jsonl(str(path), held_out=0.0, on_error='skip'), tmp_path)
+  skipping = opened(config.Jsonl(str(path), val_fraction=0.0, on_error='skip'), tmp_path)
   assert [text for _, text in skipping.documents('train')] == [f'good {i}' for i in range(6)]
   assert sum(skipping.skipped.values()) == 1
   assert skipping.fingerprint != source.fingerprint
@@ -173,8 +173,8 @@ def test_row_longer_than_the_limit(tmp_path, monkeypatch):
   monkeypatch.setattr(formats, 'CHUNK', 64)
   path = write_jsonl(tmp_path / 'a.jsonl', ['first', 'x' * 5000, 'last'])
   with pytest.raises(ConfigError, match=r'a\.jsonl:2.*row too long'):
-    list(opened(config.Jsonl(path, held_out=0.0), tmp_path).documents('train'))
-  skipping = opened(config.Jsonl(path, held_out=0.0, on_error='skip'), tmp_path)
+    list(opened(config.Jsonl(path, val_fraction=0.0), tmp_path).documents('train'))
+  skipping = opened(config.Jsonl(path, val_fraction=0.0, on_error='skip'), tmp_path)
   assert [text for _, text in skipping.documents('train')] == ['first', 'last']
   assert skipping.skipped == {'row too long': 1}
 
@@ -186,7 +186,7 @@ def test_a_row_about_as_long_as_the_limit_takes_no_other_with_it(tmp_path, monke
   row = json.dumps({'text': 'x' * 100})
   path.write_text(f'{row}\n{json.dumps({"text": "next"})}\n')
   monkeypatch.setattr(formats, 'LONGEST_ROW', len(row) - over)
-  skipping = opened(config.Jsonl(str(path), held_out=0.0, on_error='skip'), tmp_path)
+  skipping = opened(config.Jsonl(str(path), val_fraction=0.0, on_error='skip'), tmp_path)
   assert [text for _, text in skipping.documents('train')] == ['x' * 100] * (over < 0) + ['next']
   assert skipping.skipped.total() == (over >= 0)
 
@@ -194,7 +194,7 @@ def test_a_row_about_as_long_as_the_limit_takes_no_other_with_it(tmp_path, monke
 def test_empty_documents_and_blank_lines_are_left_out(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_bytes(b'\n\n{"text": ""}\n{"text": "a"}\n  \n{"text": "b"}')
-  assert [t for _, t in opened(config.Jsonl(str(path), held_out=0.0), tmp_path).documents('train')] == ['a', 'b']
+  assert [t for _, t in opened(config.Jsonl(str(path), val_fraction=0.0), tmp_path).documents('train')] == ['a', 'b']
 
 
 def test_damaged_files(tmp_path):
@@ -219,10 +219,10 @@ def test_wrong_columns_and_records(tmp_path):
       list(opened(config.Parquet(path, field), tmp_path).documents('train'))
   with pytest.raises(ConfigError, match=r'b\.parquet:2.*null'):
     path = write_parquet(tmp_path / 'b.parquet', ['a', 'b', None])
-    list(opened(config.Parquet(path, held_out=0.0), tmp_path).documents('train'))
+    list(opened(config.Parquet(path, val_fraction=0.0), tmp_path).documents('train'))
   path = write_array_record(tmp_path / 'a.array_record', ['a', b'\xff'])
   with pytest.raises(ConfigError, match=r'array_record:1.*not UTF-8'):
-    list(opened(config.ArrayRecord(path, held_out=0.0), tmp_path).documents('train'))
+    list(opened(config.ArrayRecord(path, val_fraction=0.0), tmp_path).documents('train'))
 
 
 def test_nothing_there(tmp_path):
@@ -237,10 +237,10 @@ def test_nothing_there(tmp_path):
       opened(source, tmp_path)
 
 
-@pytest.mark.parametrize('held_out', [1.0, 1.5, -0.1, float('nan')])
-def test_a_fraction_is_held_out(held_out):
-  with pytest.raises(ConfigError, match='source.held_out = .*fraction'):
-    config.Weighted(config.Text('a', held_out=held_out))
+@pytest.mark.parametrize('val_fraction', [1.0, 1.5, -0.1, float('nan')])
+def test_a_fraction_is_held_out(val_fraction):
+  with pytest.raises(ConfigError, match='source.val_fraction = .*fraction'):
+    config.Weighted(config.Text('a', val_fraction=val_fraction))
 
 
 def test_fingerprint_sees_edits_renames_and_losses(tmp_path):
@@ -283,14 +283,14 @@ def test_remembered_hash_does_not_hide_an_edit(tmp_path, monkeypatch):
 
 def test_standard_library(tmp_path):
   source = opened(config.StandardLibrary(), tmp_path)
-  train, held_out = dict(source.documents('train')), dict(source.documents('held_out'))
-  assert not train.keys() & held_out.keys()
-  sizes = [sum(len(text.encode()) for text in documents.values()) for documents in (train, held_out)]
+  train, validation = dict(source.documents('train')), dict(source.documents('validation'))
+  assert not train.keys() & validation.keys()
+  sizes = [sum(len(text.encode()) for text in documents.values()) for documents in (train, validation)]
   assert sum(sizes) > 8_000_000 and 0.005 < sizes[1] / sizes[0] < 0.2
-  names = train.keys() | held_out.keys()
+  names = train.keys() | validation.keys()
   assert {'dataclasses.py', 'json/decoder.py'} <= names
   assert not any('/test/' in name or 'site-packages' in name for name in names)
-  assert {**train, **held_out}['textwrap.py'] == pathlib.Path(textwrap.__file__).read_text()
+  assert {**train, **validation}['textwrap.py'] == pathlib.Path(textwrap.__file__).read_text()
 
 
 def test_the_standard_librarys_sources_hold_out_the_same_files_by_default(tmp_path):
@@ -298,4 +298,4 @@ def test_the_standard_librarys_sources_hold_out_the_same_files_by_default(tmp_pa
            config.StandardLibraryFunctions)
   made = [opened(kind(), tmp_path) for kind in kinds]
   assert not any(mine.trains_on(other) for mine in made for other in made)
-  assert made[0].trains_on(opened(config.StandardLibraryChats(held_out=0.1), tmp_path))
+  assert made[0].trains_on(opened(config.StandardLibraryChats(val_fraction=0.1), tmp_path))

@@ -12,14 +12,14 @@ from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers import byte_level
 
 LABELS = ('neg', 'pos', '3')
-MARKS = ('<s>', '<d>', '<x>')
+SPECIAL_TOKENS = ('<s>', '<d>', '<x>')
 ROWS = [{'text': f'text number {i} ' + 'and more ' * (i % 5), 'other': f'second {i} ' * (1 + i % 4),
          'label': LABELS[i % 3] if i % 3 < 2 else 3} for i in range(30)]
 
 
 @pytest.fixture(scope='module')
 def bpe():
-  return byte_level.train([row['text'] for row in ROWS], 300, 'cl100k', control=MARKS)
+  return byte_level.train([row['text'] for row in ROWS], 300, 'cl100k', special_tokens=SPECIAL_TOKENS)
 
 
 def write(folder, rows):
@@ -29,7 +29,7 @@ def write(folder, rows):
 
 
 def opened(tmp_path, tokenizer, rows=ROWS, split='train', **options):
-  source = config.LabelledJsonl(write(tmp_path, rows), LABELS, **{'held_out': 0.0, **options})
+  source = config.LabelledJsonl(write(tmp_path, rows), LABELS, **{'val_fraction': 0.0, **options})
   return token_store.open_store(documents.open_source(source, tmp_path / 'cache'), split, tokenizer, tmp_path / 'cache')
 
 
@@ -44,8 +44,8 @@ def texts_of(row):
 
 
 def test_texts_with_their_marks_and_classes(tmp_path, bpe):
-  start, _, extract = (bpe.control_ids[mark] for mark in MARKS)
-  rows = LabelledRows(opened(tmp_path, bpe, marks=MARKS), 64, 0, bpe.eot)
+  start, _, extract = (bpe.special_ids[mark] for mark in SPECIAL_TOKENS)
+  rows = LabelledRows(opened(tmp_path, bpe, special_tokens=SPECIAL_TOKENS), 64, 0, bpe.eot)
   got = sorted(each for i in range(len(rows)) for each in texts_of(rows[i]))
   want = [([start, *bpe.encode(row['text']), extract], i % 3) for i, row in enumerate(ROWS)]
   assert got == sorted(want) and len(rows) < len(ROWS) / 2 and rows.num_cut == 0
@@ -53,8 +53,8 @@ def test_texts_with_their_marks_and_classes(tmp_path, bpe):
 
 
 def test_pairs_have_a_delimiter(tmp_path, bpe):
-  start, delimiter, extract = (bpe.control_ids[mark] for mark in MARKS)
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', marks=MARKS), 64, None, bpe.eot)
+  start, delimiter, extract = (bpe.special_ids[mark] for mark in SPECIAL_TOKENS)
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), 64, None, bpe.eot)
   got = sorted(each for i in range(len(rows)) for each in texts_of(rows[i]))
   assert got == sorted(([start, *bpe.encode(row['text']), delimiter, *bpe.encode(row['other']), extract], i % 3)
                        for i, row in enumerate(ROWS))
@@ -89,7 +89,7 @@ def test_cut(sizes, length, kept):
 
 
 def test_what_is_too_long_is_cut_and_counted(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', marks=MARKS), 16, None, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), 16, None, bpe.eot)
   lengths = [len(bpe.encode(row['text'])) + len(bpe.encode(row['other'])) + 3 for row in ROWS]
   assert rows.num_cut == sum(length > 16 for length in lengths) > 0
   got = [ids for i in range(len(rows)) for ids, _ in texts_of(rows[i])]
@@ -116,8 +116,8 @@ def test_bad_rows_are_named(tmp_path, bpe, row, reason):
 
 
 def test_marks_that_the_tokenizer_lacks(tmp_path, bpe):
-  with pytest.raises(ConfigError, match='marks'):
-    opened(tmp_path, bpe, marks=('<s>', '<d>', '<e>'))
+  with pytest.raises(ConfigError, match='special_tokens'):
+    opened(tmp_path, bpe, special_tokens=('<s>', '<d>', '<e>'))
 
 
 def test_a_class_without_a_text(tmp_path, bpe):
@@ -139,10 +139,10 @@ def test_labels_of_a_mixture():
 
 
 def test_functions_of_the_standard_library(tmp_path):
-  source = config.StandardLibraryFunctions(('json', 'wsgiref'), held_out=0.3)
-  splits = {split: list(documents.open_source(source, tmp_path).documents(split)) for split in ('train', 'held_out')}
+  source = config.StandardLibraryFunctions(('json', 'wsgiref'), val_fraction=0.3)
+  splits = {split: list(documents.open_source(source, tmp_path).documents(split)) for split in ('train', 'validation')}
   files = {split: {name for name, _ in found} for split, found in splits.items()}
-  assert not files['train'] & files['held_out'] and all(files.values())
+  assert not files['train'] & files['validation'] and all(files.values())
   assert {name.split('/')[0] for name in files['train']} == {'json', 'wsgiref'}
   found = [example for part in splits.values() for _, example in part]
   assert len({example.text for example in found}) == len(found) > 30

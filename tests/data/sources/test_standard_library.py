@@ -134,16 +134,16 @@ def test_the_format_is_exact():
 def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
   monkeypatch.setattr(documents, '_standard_library', lambda: some)
   kinds = (config.StandardLibraryChats, config.StandardLibraryPreferences)
-  chats, pairs = (documents.open_source(kind(held_out=0.2), tmp_path) for kind in kinds)
+  chats, pairs = (documents.open_source(kind(val_fraction=0.2), tmp_path) for kind in kinds)
   asked = {}
   for source in (chats, pairs):
-    for split in ('train', 'held_out'):
+    for split in ('train', 'validation'):
       read = list(source.documents(split))
-      assert all((fingerprints.unit_interval(file) < 0.2) == (split == 'held_out') for file, _ in read)
+      assert all((fingerprints.unit_interval(file) < 0.2) == (split == 'validation') for file, _ in read)
       asked[source.kind, split] = {row[0].messages[0]['content'] for _, row in read}
   for name in ('StandardLibraryChats', 'StandardLibraryPreferences'):
-    assert len(asked[name, 'held_out']) > 10 and not asked[name, 'train'] & asked[name, 'held_out']
-  assert asked['StandardLibraryChats', 'held_out'] == asked['StandardLibraryPreferences', 'held_out']
+    assert len(asked[name, 'validation']) > 10 and not asked[name, 'train'] & asked[name, 'validation']
+  assert asked['StandardLibraryChats', 'validation'] == asked['StandardLibraryPreferences', 'validation']
   before = [documents.open_source(kind(), tmp_path).fingerprint for kind in kinds]
   monkeypatch.setattr(standard_library, 'FORMAT', standard_library.FORMAT + 1)
   assert len({*before, *(documents.open_source(kind(), tmp_path).fingerprint for kind in kinds)}) == 4
@@ -153,17 +153,17 @@ def test_rows_and_questions(some, tmp_path, monkeypatch):
   monkeypatch.setattr(documents, '_standard_library', lambda: some)
   found, tokenizer = standard_library.functions(some), byte_level.ByteTokenizer()
   open_data = lambda source, split: dataset.open_dataset(
-    config.Data((config.Weighted(source),)), tokenizer, context=700, seed=0, split=split, cache_dir=tmp_path)
-  assert open_data(config.StandardLibraryPreferences('plain', held_out=0.2), 'train').pairs
-  data = open_data(config.StandardLibraryChats('plain', held_out=0.2), 'held_out')
+    config.Data((config.Weighted(source),)), tokenizer, seq_len=700, seed=0, split=split, cache_dir=tmp_path)
+  assert open_data(config.StandardLibraryPreferences('plain', val_fraction=0.2), 'train').pairs
+  data = open_data(config.StandardLibraryChats('plain', val_fraction=0.2), 'validation')
   assert not data.pairs
-  held_out = {function.question: function.code for function in found
+  validation = {function.question: function.code for function in found
               if fingerprints.unit_interval(function.file) < 0.2}
   everything = data.questions(10_000, 10_000)
-  assert len(everything) == len(held_out) == data.num_documents
+  assert len(everything) == len(validation) == data.num_documents
   for prompt, answer in everything:
     question = tokenizer.decode(prompt[1:]).removeprefix('User: ').removesuffix('\n\nAssistant:')
-    assert tokenizer.decode(answer[:-1]) == ' ' + standard_library.fenced(held_out[question])
+    assert tokenizer.decode(answer[:-1]) == ' ' + standard_library.fenced(validation[question])
     assert prompt[0] == answer[-1] == tokenizer.eot
   few = data.questions(5, 120)
   assert len(few) == 5 and all(len(prompt) <= 120 and (prompt, answer) in everything for prompt, answer in few)

@@ -6,7 +6,7 @@ import tokenizers as hf
 from llm_jax.data.tokenizers.huggingface import byte_alphabet
 
 END = '<|endoftext|>'
-CONTROL = (END, '<|im_start|>', '<|im_end|>', '</s>')
+SPECIAL_TOKENS = (END, '<|im_start|>', '<|im_end|>', '</s>')
 # As published: openai/gpt-2 src/encoder.py; openai/tiktoken (first cl100k_base); meta-llama/llama3 tokenizer.py.
 PUBLISHED = {
   'gpt2': r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -29,8 +29,8 @@ def merge_pairs(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
   return pairs
 
 
-def hugging_face(ranks: dict[bytes, int], pattern: str, control: Sequence[str] = CONTROL) -> hf.Tokenizer:
-  """The same byte-level BPE built with the `tokenizers` library; ids of `control` follow the ranks."""
+def hugging_face(ranks: dict[bytes, int], pattern: str, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> hf.Tokenizer:
+  """The same byte-level BPE built with the `tokenizers` library; ids of `special_tokens` follow the ranks."""
   letter = {byte: character for character, byte in byte_alphabet().items()}
 
   def spell(token: bytes) -> str:
@@ -43,5 +43,5 @@ def hugging_face(ranks: dict[bytes, int], pattern: str, control: Sequence[str] =
     hf.pre_tokenizers.Split(hf.Regex(pattern), 'isolated'),
     hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
   tokenizer.decoder = hf.decoders.ByteLevel()
-  tokenizer.add_special_tokens(list(control))
+  tokenizer.add_special_tokens(list(special_tokens))
   return tokenizer

@@ -8,7 +8,7 @@ from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.tokenizers import base, byte_level
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
-from tests.data.tokenizers.hf_tokenizers import CONTROL, END, PUBLISHED, hugging_face
+from tests.data.tokenizers.hf_tokenizers import END, PUBLISHED, SPECIAL_TOKENS, hugging_face
 
 
 @pytest.mark.parametrize('pattern', ['gpt2', 'cl100k', 'llama3'])
@@ -16,20 +16,20 @@ def test_ids_are_those_of_tiktoken_and_tokenizers(pattern, texts, tmp_path):
   trained = byte_level.train(texts, 600, pattern)
   path = tmp_path / 'x.tiktoken'
   path.write_bytes(byte_level.dump_ranks(trained.ranks))
-  ours = base.make_tokenizer(config.TiktokenFile(str(path), pattern, CONTROL))
+  ours = base.make_tokenizer(config.TiktokenFile(str(path), pattern, SPECIAL_TOKENS))
   reference = tiktoken.Encoding('r', pat_str=PUBLISHED[pattern], mergeable_ranks=trained.ranks, special_tokens={})
   library = hugging_face(trained.ranks, PUBLISHED[pattern])
   library_file = tmp_path / 'tokenizer.json'
   library.save(str(library_file))
   from_file = base.make_tokenizer(config.HuggingFaceFile(str(library_file), END))
   library.encode_special_tokens = True
-  control = range(trained.vocab_size - 1, ours.vocab_size)
-  assert set(ours.control_ids.values()) == set(control)
+  special_tokens = range(trained.vocab_size - 1, ours.vocab_size)
+  assert set(ours.special_ids.values()) == set(special_tokens)
   batches = zip(ours.encode_batch(texts), from_file.encode_batch(texts), strict=True)
   for text, (ids, hf_ids) in zip(texts, batches, strict=True):
     assert ids.tolist() == ours.encode(text) == reference.encode_ordinary(text)
     assert hf_ids.tolist() == library.encode(text).ids == ids.tolist()
-    assert not set(ids.tolist()) & set(control)
+    assert not set(ids.tolist()) & set(special_tokens)
     assert ours.decode(ids) == from_file.decode(ids) == text
     assert ours.decode_bytes(ids) == from_file.decode_bytes(ids) == text.encode()
   assert from_file.eot == ours.eot == library.token_to_id(END) and from_file.vocab_size == ours.vocab_size
@@ -47,7 +47,7 @@ def test_library_alone_would_yield_control_ids(bpe):
 
 
 def test_control_token_that_is_also_a_word():
-  """A vocabulary may spell a control token as a word (Unigram, `ignore_merges`); its name in text is cut in two."""
+  """A vocabulary may spell a special token as a word (Unigram, `ignore_merges`); its name in text is cut in two."""
   vocab = [('<unk>', 0.0), ('</s>', -1.0), *((c, -2.0) for c in 'ab</s>')]
   library = hf.Tokenizer(hf.models.Unigram(vocab, 0, False))
   library.add_special_tokens(['</s>'])
@@ -60,13 +60,13 @@ def test_control_token_that_is_also_a_word():
   hf.models.Unigram([('<unk>', 0.0), ('</s>', 0.0), ('a', -1.0), ('b', -1.0)], 0, False),
   hf.models.WordLevel({'<unk>': 0, '</s>': 1, 'a': 2, 'b': 3}, '<unk>')])
 def test_what_a_vocabulary_cannot_spell_is_its_unknown_token(model):
-  """Files mark it as special, which makes it no control token; as the end of text it is one, and no text becomes it."""
+  """Files mark it as special, which makes it no special token; as the end of text it is one, and no text becomes it."""
   library = hf.Tokenizer(model)
   library.pre_tokenizer = hf.pre_tokenizers.Split('', 'isolated')
   library.add_special_tokens(['<unk>', '</s>'])
   ours = HuggingFaceTokenizer(library.to_str().encode(), '</s>')
   assert ours.encode('a\u00e9b') == library.encode('a\u00e9b').ids == [2, 0, 3]
-  assert ours.control_ids == {'</s>': 1} and 1 not in ours.encode('a</s>b')
+  assert ours.special_ids == {'</s>': 1} and 1 not in ours.encode('a</s>b')
   with pytest.raises(ConfigError, match='a\u00e9b.*its unknown token, another end_of_text'):
     HuggingFaceTokenizer(library.to_str().encode(), '<unk>').encode('a\u00e9b')
 
@@ -134,7 +134,7 @@ def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
   for i, tokenizer in enumerate([byte_level.ByteTokenizer(), bpe, library]):
     tokenizer.save(tmp_path / str(i))
     loaded = base.load_tokenizer(tmp_path / str(i))
-    for field in ('fingerprint', 'vocab_size', 'eot', 'control_ids'):
+    for field in ('fingerprint', 'vocab_size', 'eot', 'special_ids'):
       assert getattr(loaded, field) == getattr(tokenizer, field)
     both = zip(loaded.encode_batch(texts), tokenizer.encode_batch(texts), strict=True)
     assert all(np.array_equal(a, b) for a, b in both)
@@ -147,10 +147,10 @@ def test_save_and_load(bpe, texts, tmp_path, monkeypatch):
 
 
 def test_every_change_changes_the_fingerprint(bpe):
-  same = byte_level.RankTokenizer(dict(bpe.ranks), bpe.pattern, bpe.control, END)
+  same = byte_level.RankTokenizer(dict(bpe.ranks), bpe.pattern, bpe.special_tokens, END)
   fewer = dict(sorted(bpe.ranks.items(), key=lambda item: item[1])[:-1])
-  others = [byte_level.RankTokenizer(fewer, bpe.pattern, bpe.control, END),
-            byte_level.RankTokenizer(bpe.ranks, byte_level.pattern_for('cl100k', True), bpe.control, END),
+  others = [byte_level.RankTokenizer(fewer, bpe.pattern, bpe.special_tokens, END),
+            byte_level.RankTokenizer(bpe.ranks, byte_level.pattern_for('cl100k', True), bpe.special_tokens, END),
             byte_level.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), END),
             byte_level.RankTokenizer(bpe.ranks, bpe.pattern, (END, '<|x|>'), '<|x|>')]
   assert same.fingerprint == bpe.fingerprint and len({bpe.fingerprint, *(o.fingerprint for o in others)}) == 5
@@ -173,8 +173,8 @@ def test_bad_configurations(bpe, tmp_path):
       (config.TiktokenFile(str(tmp_path / 'none')), 'tokenizer.path'),
       (config.TiktokenFile(str(path), '(('), 'tokenizer.pattern'),
       (config.TiktokenFile(str(path), r'\w+', split_digits=True), 'tokenizer.split_digits'),
-      (config.TiktokenFile(str(path), control=()), 'tokenizer.control'),
-      (config.TiktokenFile(str(path), control=('a', 'a')), 'tokenizer.control'),
+      (config.TiktokenFile(str(path), special_tokens=()), 'tokenizer.special_tokens'),
+      (config.TiktokenFile(str(path), special_tokens=('a', 'a')), 'tokenizer.special_tokens'),
       (config.TiktokenFile(str(path), end_of_text='<|x|>'), 'tokenizer.end_of_text'),
       (config.HuggingFaceFile(str(tmp_path / 'none')), 'tokenizer.path'),
       (config.HuggingFaceFile(str(path)), 'tokenizer.path'),
@@ -187,7 +187,7 @@ def test_bad_configurations(bpe, tmp_path):
   library = tmp_path / 'tokenizer.json'
   library.write_text(hugging_face(bpe.ranks, PUBLISHED['cl100k']).to_str())
   for name in ('a', '<|nothing|>'):
-    with pytest.raises(ConfigError, match='control token|not in the vocabulary'):
+    with pytest.raises(ConfigError, match='special token|not in the vocabulary'):
       base.make_tokenizer(config.HuggingFaceFile(str(library), name))
 
 

@@ -31,7 +31,7 @@ def test_split_digits(pattern, texts, tmp_path):
 
 
 def test_training_is_deterministic(texts):
-  code = ('import json, sys; from llm_jax.data import byte_level; texts = json.load(sys.stdin); '
+  code = ('import json, sys; from llm_jax.data.tokenizers import byte_level; texts = json.load(sys.stdin); '
           'print(byte_level.train(texts, 500, "cl100k").fingerprint)')
   once = set()
   for threads in ('1', '3'):
@@ -44,16 +44,16 @@ def test_training_is_deterministic(texts):
 
 def test_training_with_control_tokens(texts, tmp_path):
   plain = byte_level.train(texts, 398, 'cl100k')
-  ours = base.make_tokenizer(config.BPE(400, control=('<|im_start|>', '<|im_end|>')), lambda: iter(texts))
+  ours = base.make_tokenizer(config.BPE(400, special_tokens=('<|im_start|>', '<|im_end|>')), lambda: iter(texts))
   assert ours.vocab_size == 400 and ours.ranks == plain.ranks and ours.eot == plain.eot == 397
-  assert ours.control_ids == {END: 397, '<|im_start|>': 398, '<|im_end|>': 399} and plain.control_ids == {END: 397}
+  assert ours.special_ids == {END: 397, '<|im_start|>': 398, '<|im_end|>': 399} and plain.special_ids == {END: 397}
   assert ours.fingerprint != plain.fingerprint
   ours.save(tmp_path)
-  assert base.load_tokenizer(tmp_path).control_ids == ours.control_ids
+  assert base.load_tokenizer(tmp_path).special_ids == ours.special_ids
   assert not {397, 398, 399} & set(ours.encode(f'a{END}b<|im_start|><|im_end|>'))
-  for control in (('a', 'a'), (END,), ('',)):
-    with pytest.raises(ConfigError, match=r'tokenizer\.control = .*names must differ'):
-      base.make_tokenizer(config.BPE(400, control=control), lambda: iter(texts))
+  for special_tokens in (('a', 'a'), (END,), ('',)):
+    with pytest.raises(ConfigError, match=r'tokenizer\.special_tokens = .*names must differ'):
+      base.make_tokenizer(config.BPE(400, special_tokens=special_tokens), lambda: iter(texts))
 
 
 @pytest.mark.parametrize('pattern', [r'\w+', r'\S+|\n', r'[^a]'])

@@ -12,7 +12,7 @@ from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.data.conftest import fuzzed
 from tests.data.tokenizers.hf_tokenizers import END, PUBLISHED, hugging_face
 
-CONTROL = (END, '<|im_start|>', '<|im_end|>', '<s>', '</s>', '<|begin_of_text|>', '<|start_header_id|>',
+SPECIAL_TOKENS = (END, '<|im_start|>', '<|im_end|>', '<s>', '</s>', '<|begin_of_text|>', '<|start_header_id|>',
            '<|end_header_id|>', '<|eot_id|>')
 # The published templates, with transformers' marks around what the assistant says. ChatML: the template that
 # transformers documents, and Qwen's files hold; Llama 2 and 3: the `chat_template` of Llama-2-7b-chat-hf and
@@ -78,13 +78,13 @@ def conversation(rng: random.Random, contents: list[str]) -> list[chat_templates
 
 
 def spoken(texts: list[str]) -> list[str]:
-  """Contents that hold no control token's name, which transformers would turn into its id, and are not empty."""
-  return [text.strip() for text in texts if text.strip() and not any(name in text for name in CONTROL)]
+  """Contents that hold no special token's name, which transformers would turn into its id, and are not empty."""
+  return [text.strip() for text in texts if text.strip() and not any(name in text for name in SPECIAL_TOKENS)]
 
 
 @pytest.fixture(scope='module')
 def trained(texts) -> dict[str, byte_level.RankTokenizer]:
-  return {pattern: byte_level.train(texts, 600, pattern, control=CONTROL[1:]) for pattern in PUBLISHED}
+  return {pattern: byte_level.train(texts, 600, pattern, special_tokens=SPECIAL_TOKENS[1:]) for pattern in PUBLISHED}
 
 
 @pytest.fixture(scope='module')
@@ -93,7 +93,7 @@ def bpe(trained) -> byte_level.RankTokenizer:
 
 
 def reference(ours: byte_level.RankTokenizer, pattern: str, template: str) -> transformers.PreTrainedTokenizerFast:
-  library = hugging_face(ours.ranks, PUBLISHED[pattern], CONTROL)
+  library = hugging_face(ours.ranks, PUBLISHED[pattern], SPECIAL_TOKENS)
   bos, eos = ENDS[template]
   return transformers.PreTrainedTokenizerFast(tokenizer_object=library, bos_token=bos, eos_token=eos,
                                               chat_template=JINJA[template])
@@ -110,7 +110,7 @@ def test_ids_and_mask_are_those_of_transformers(pattern, template, trained, text
   ours, rng, contents = trained[pattern], random.Random(0), spoken(texts)
   theirs = reference(ours, pattern, template)
   from_file = HuggingFaceTokenizer(theirs.backend_tokenizer.to_str().encode(), END)
-  assert from_file.control_ids == ours.control_ids == {name: theirs.convert_tokens_to_ids(name) for name in CONTROL}
+  assert from_file.special_ids == ours.special_ids == {name: theirs.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
   for i in range(200):
     messages = conversation(rng, contents)
     ids, mask = expected(theirs, messages)
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_marks_the_beginning_of_a_text(template, texts):
   library = hf.Tokenizer(hf.models.BPE(unk_token='<unk>'))
   library.pre_tokenizer = hf.pre_tokenizers.Metaspace(prepend_scheme='always')
   library.decoder = hf.decoders.Metaspace(prepend_scheme='always')
-  trainer = hf.trainers.BpeTrainer(vocab_size=2_000, special_tokens=['<unk>', *CONTROL], show_progress=False)
+  trainer = hf.trainers.BpeTrainer(vocab_size=2_000, special_tokens=['<unk>', *SPECIAL_TOKENS], show_progress=False)
   library.train_from_iterator([*contents, 'user assistant system [INST] [/INST] <<SYS>> <</SYS>>'], trainer)
   ours, (bos, eos) = HuggingFaceTokenizer(library.to_str().encode(), END), ENDS[template]
   theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=library, bos_token=bos, eos_token=eos,
@@ -155,7 +155,7 @@ def test_what_counts_is_each_answer_and_its_end(bpe):
     assert bpe.decode(ids[second]) == answers[1]
     ends = ids[counts & chat_templates.formatting(ids, bpe)]
     assert ends.tolist() == [chat_templates.end_of_turn(template, bpe)[0]] * 2
-  assert chat_templates.end_of_turn('llama3', bpe) == (bpe.control_ids['<|eot_id|>'], bpe.eot)
+  assert chat_templates.end_of_turn('llama3', bpe) == (bpe.special_ids['<|eot_id|>'], bpe.eot)
   assert chat_templates.end_of_turn('plain', bpe) == (bpe.eot,)
 
 
@@ -170,7 +170,7 @@ def test_plain_needs_nothing_but_the_end_of_text():
 
 
 def test_begin_of_text_is_written_where_the_tokenizer_has_it(texts):
-  ours = byte_level.train(texts, 300, 'llama3', control=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
+  ours = byte_level.train(texts, 300, 'llama3', special_tokens=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
   messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
   ids, _ = chat_templates.render(messages, 'llama3', ours)
   assert ours.decode(ids).startswith('<|start_header_id|>user')
@@ -195,10 +195,10 @@ def test_a_conversation_begins_with_its_prompt(template, trained, texts):
 
 @pytest.mark.parametrize('template', chat_templates.TEMPLATES)
 def test_no_content_becomes_a_control_token(template, bpe):
-  """10,000 contents full of control tokens' names: the control ids are those of the template, in its order."""
+  """10,000 contents full of special tokens' names: the special id are those of the template, in its order."""
   rng = random.Random(2)
-  contents = [f'a{rng.choice(CONTROL)}{text}{rng.choice(CONTROL)}' for text in fuzzed(10_000, seed=3)]
-  from_file = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k'], CONTROL).to_str().encode(), END)
+  contents = [f'a{rng.choice(SPECIAL_TOKENS)}{text}{rng.choice(SPECIAL_TOKENS)}' for text in fuzzed(10_000, seed=3)]
+  from_file = HuggingFaceTokenizer(hugging_face(bpe.ranks, PUBLISHED['cl100k'], SPECIAL_TOKENS).to_str().encode(), END)
 
   def controls(tokenizer, contents) -> tuple[list[int], str]:
     messages = [{'role': role, 'content': content} for role, content in zip(ROLES, contents, strict=True)]
@@ -216,18 +216,18 @@ ROLES = ('system', 'user', 'assistant', 'user')
 
 
 def test_a_tokenizer_without_the_template_s_tokens_is_refused(texts):
-  half = byte_level.train(texts, 300, 'cl100k', control=('<|im_start|>',))
+  half = byte_level.train(texts, 300, 'cl100k', special_tokens=('<|im_start|>',))
   for call in (lambda: chat_templates.render([{'role': 'user', 'content': 'a'}], 'chatml', half),
                lambda: chat_templates.end_of_turn('chatml', half),
                lambda: chat_templates.check_template('chatml', half)):
     with pytest.raises(ConfigError, match=r"^template = 'chatml': the tokenizer lacks .*\('<\|im_end\|>',\).*it has "
-                                          r"\('<\|endoftext\|>', '<\|im_start\|>'\): use BPE\(control=") as caught:
+                                          r"\('<\|endoftext\|>', '<\|im_start\|>'\): use BPE\(special_tokens=") as caught:
       call()
     assert '\n' not in str(caught.value)
   with pytest.raises(ConfigError, match="template = 'gemma': use one of"):
     chat_templates.check_template('gemma', half)
   chat_templates.check_template('plain', byte_level.ByteTokenizer())
-  mistral = byte_level.train(texts, 300, 'cl100k', control=('<s>', '</s>', '[INST]', '[/INST]'))
+  mistral = byte_level.train(texts, 300, 'cl100k', special_tokens=('<s>', '</s>', '[INST]', '[/INST]'))
   with pytest.raises(ConfigError, match=r"^template = 'llama2': it writes \('\[/INST\]', '\[INST\]'\) as text"):
     chat_templates.check_template('llama2', mistral)
 
