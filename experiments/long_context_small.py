@@ -28,7 +28,7 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
-THETA, SEQ_LEN, FACTOR = 500.0, 128, 8
+ROPE_THETA, SEQ_LEN, FACTOR = 500.0, 128, 8
 SCALING = Llama3Scaling(factor=FACTOR, original_length=SEQ_LEN)
 
 
@@ -47,6 +47,6 @@ def get_config():
             learning_rate=WSD(peak=7e-3, warmup=20)),
       stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, seq_len=FACTOR * SEQ_LEN,
             batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
-            positions=RoPE(THETA, SCALING, max_length=FACTOR * SEQ_LEN)),
+            positions=RoPE(ROPE_THETA, SCALING, max_length=FACTOR * SEQ_LEN)),
     ),
   )
