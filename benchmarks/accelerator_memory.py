@@ -1,7 +1,7 @@
 """Memory a chip of a training step on TPU and GPU, by the form of attention.
 
 pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
-PYTHONPATH=chips python benchmarks/accelerator_memory.py [--chips v5p h100] [--contexts 4096 8192 32768]
+PYTHONPATH=chips python -m benchmarks.accelerator_memory [--chips v5p h100] [--contexts 4096 8192 32768]
 
 (For jax 0.10.2; 0.0.48.* and the plugin's own version for jax 0.11.2.) Compiled by the compilers for 16 TPU v5p and for
 8 H100, which need none, and never run. Llama 3.1 8B, one sequence a chip, parameters and AdamW split over all of them
@@ -10,19 +10,14 @@ same below 256 MiB of them, and goes over blocks of keys from there on; 'tpu', t
 `modules/kernels/flash_attention.py`. A step that does not fit is refused by the compiler, which says by how much.
 """
 import argparse
-import datetime
 import importlib.metadata
 import os
-import pathlib
 import re
-import sys
 import time
 from unittest import mock
 
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_gpu_autotune_level=0', 'TPU_SKIP_MDS_QUERY': '1',
                'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost'}
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 GIB = 2**30
 H100 = """
 platform_name: "CUDA"  device_description_str: "NVIDIA H100 80GB HBM3"  dnn_version_info { major: 9 minor: 10 }
@@ -108,12 +103,16 @@ def main():
   args = parser.parse_args()
 
   import jax
-  from machine import machine, write_results
+
+  from benchmarks.machine import machine
+  from benchmarks.records import write_results
   for chip in args.chips:
     write_results('accelerator_memory', {
-      'machine': machine() | {'name': chip}, 'jax': jax.__version__, 'date': datetime.date.today().isoformat(),
+      'machine': machine() | {'name': chip},
+      'jax': jax.__version__,
       'compiler': importlib.metadata.version('libtpu' if chip == 'v5p' else 'jax-cuda12-pjrt'),
-      'contexts': measure(chip, args.contexts)})
+      'contexts': measure(chip, args.contexts),
+    })
 
 
 if __name__ == '__main__':

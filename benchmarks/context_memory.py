@@ -1,6 +1,6 @@
 """Memory a device of a training step whose sequences are split over devices, on 1, 2, 4 and 8 virtual ones.
 
-python benchmarks/context_memory.py [--context 4096] [--layers 4]
+python -m benchmarks.context_memory [--context 4096] [--layers 4]
 
 A Llama-like decoder (width 256, 8 heads, 2 key/value heads, vocabulary 4,096, blocks rematerialised) and one sequence a
 step, compiled and never run. 'one device' is the plain kernel, all scores of a layer at once; 'compiler' is it again
@@ -11,16 +11,12 @@ n devices are compared with one device, and with the same form on two, of which 
 Virtual CPU devices are a rough proxy: XLA for TPU or GPU plans differently.
 """
 import argparse
-import datetime
 import os
 import pathlib
-import sys
 from unittest import mock
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 VOCAB = 4_096
 
 
@@ -70,12 +66,13 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--context', type=int, default=4_096)
   parser.add_argument('--layers', type=int, default=4)
-  parser.add_argument('--output', type=pathlib.Path, help='default: results/context_memory_<machine>.json here')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/context_memory/')
   args = parser.parse_args()
 
-  from machine import machine, write_results
+  from benchmarks.machine import machine
+  from benchmarks.records import write_results
   one, gradient = temporaries(args, 'one device', 1)
-  results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'context': args.context,
+  results = {'machine': machine(), 'context': args.context,
              'layers': args.layers, 'gradient_mib': gradient, 'one_device_activations_mib': one - gradient}
   print(f'gradient {gradient:.1f} MiB, activations on one device {one - gradient:.1f} MiB')
   for form in ('compiler', 'gather', 'ring'):

@@ -1,6 +1,6 @@
 """Memory of a training step with a vocabulary of 32,000: chunked cross-entropy against materialised logits.
 
-python benchmarks/cross_entropy_memory.py [--batch 4] [--context 512] [--steps 2]
+python -m benchmarks.cross_entropy_memory [--batch 4] [--context 512] [--steps 2]
 
 The same Llama-like decoder (6 layers, width 384, 12 million parameters in the head) and the same train step, once with
 `LanguageModelObjective` and once with a loss that computes the logits [batch, time, vocab] and hands them to Optax.
@@ -8,14 +8,11 @@ Each runs in a process of its own. Printed: what XLA plans for temporaries, the 
 and compilation included) and the loss, which must agree.
 """
 import argparse
-import datetime
 import json
 import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 VOCAB = 32_000
 
 
@@ -37,7 +34,7 @@ def materialised_objective(model):
 def worker(name, args):
   import jax
   import numpy as np
-  from train_step import peak_memory
+  from benchmarks.train_step import peak_memory
 
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
@@ -76,18 +73,20 @@ def main():
   parser.add_argument('--batch', type=int, default=4)
   parser.add_argument('--context', type=int, default=512)
   parser.add_argument('--steps', type=int, default=2)
-  parser.add_argument('--output', type=pathlib.Path, help='default: results/cross_entropy_memory_<machine>.json here')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in results/cross_entropy_memory/')
   parser.add_argument('--worker', choices=('chunked', 'materialised'), help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
     return worker(args.worker, args)
 
-  from machine import machine, write_results
-  results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'vocab': VOCAB, 'batch': args.batch,
+  from benchmarks.machine import machine
+  from benchmarks.records import write_results
+  results = {'machine': machine(), 'vocab': VOCAB, 'batch': args.batch,
              'context': args.context, 'logits_mib': 4 * args.batch * args.context * VOCAB / 2**20}
   print(f"logits of the whole batch: {results['logits_mib']:.0f} MiB")
   for name in ('materialised', 'chunked'):
-    command = [sys.executable, __file__, '--worker', name, '--batch', args.batch, '--context', args.context,
+    command = [sys.executable, '-m', 'benchmarks.cross_entropy_memory', '--worker', name,
+               '--batch', args.batch, '--context', args.context,
                '--steps', args.steps]
     out = subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True).stdout
     r = results[name] = json.loads(out)

@@ -1,6 +1,6 @@
 """Greedy decoding against Hugging Face transformers: tokens per second, side by side in one run.
 
-python benchmarks/decode.py [--cases gpt2-tiny llama-small] [--batches 1 8] [--rounds 8] [--threads 2]
+python -m benchmarks.decode [--cases gpt2-tiny llama-small] [--batches 1 8] [--rounds 8] [--threads 2]
 
 Each implementation runs in a process of its own; all are built and warmed up, then they take turns, so that whatever
 else the machine does meets them alike. Ours is `llm_jax.generate`, from lists of tokens to lists of tokens. Theirs is
@@ -16,7 +16,6 @@ transformers takes each turn with one thread and with all, of which the faster m
 turns of everything, what was measured is printed as contended and no results file is written.
 """
 import argparse
-import datetime
 import importlib.metadata
 import json
 import os
@@ -27,10 +26,8 @@ import sys
 import tempfile
 import time
 
-from machine import machine, write_results
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.machine import machine
+from benchmarks.records import write_results
 
 PROMPT, NEW = 16, 64
 TURN_SECONDS = 0.5  # a turn repeats the call for about so long: the CPU clocks in /proc tick at 10 ms
@@ -122,7 +119,8 @@ def start_worker(name, folder, case, args):
   from llm_jax.runtime import cpu
   env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(args.threads), 'JAX_PLATFORMS': 'cpu'}
   env['XLA_FLAGS'] = f'--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={args.threads}'
-  command = [sys.executable, __file__, '--worker', name, folder, '--cases', case, '--batches', *map(str, args.batches)]
+  command = [sys.executable, '-m', 'benchmarks.decode', '--worker', name, folder, '--cases', case,
+             '--batches', *map(str, args.batches)]
   process = subprocess.Popen(command, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   return process, json.loads(process.stdout.readline())
 
@@ -199,13 +197,13 @@ def main():
   parser.add_argument('--max_other', type=float, default=0.1, help='cores that others may use during a clean turn')
   parser.add_argument('--max_seconds', type=float, default=300, help='a case, after which it counts as contended')
   parser.add_argument('--threads', type=int, default=os.cpu_count())
-  parser.add_argument('--output', type=pathlib.Path, help='default: benchmarks/results/decode_<machine>.json')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/decode/')
   parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
     return worker(*args.worker, args.cases[0], args.batches, args.threads)
 
-  results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'threads': args.threads,
+  results = {'machine': machine(), 'threads': args.threads,
              'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
              'prompt_tokens': PROMPT, 'new_tokens': NEW, 'rounds': args.rounds, 'cases': {}}
   for case in args.cases:

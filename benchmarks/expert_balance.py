@@ -1,6 +1,6 @@
 """How evenly a mixture of experts is used with the auxiliary-loss-free balance bias, and without it.
 
-python benchmarks/expert_balance.py [--steps 200] [--bias_rate 0.01]
+python -m benchmarks.expert_balance [--steps 200] [--bias_rate 0.01]
 
 A byte-level decoder with DeepSeek-V3's routing (16 experts, 2 chosen, sigmoid scores) is trained twice on the Python
 files of the standard library, same initial parameters and same batches, once with bias_rate 0. The sequence-wise loss
@@ -8,18 +8,13 @@ is off in both, so that nothing but the bias balances. Load spread is the fulles
 step, averaged over the layers (DeepSeek-V3, section 4.5.3, calls it relative expert load): 1 is perfect balance, 8 is
 two experts that do all.
 
-Written: results/expert_balance_<machine>.json and results/expert_balance.svg. The pace of training is not measured.
+Written: the curves, and a picture of them beside their file. The pace of training is not measured.
 """
 import argparse
-import datetime
-import json
 import pathlib
-import sys
 
-from machine import machine
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.machine import machine
+from benchmarks.records import write_results
 
 EXPERTS, CHOSEN, BATCH, CONTEXT, WIDTH, LAYERS = 16, 2, 8, 128, 64, 2
 
@@ -104,10 +99,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--steps', type=int, default=200)
   parser.add_argument('--bias_rate', type=float, default=0.01)
-  parser.add_argument('--output', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results', help='a folder')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/expert_balance/')
   args = parser.parse_args()
   data = text()
-  results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'steps': args.steps, 'experts': EXPERTS,
+  results = {'machine': machine(), 'steps': args.steps, 'experts': EXPERTS,
              'chosen': CHOSEN, 'tokens_per_step': BATCH * CONTEXT, 'bias_rate': args.bias_rate}
   for name, rate in (('without_bias', 0.0), ('with_bias', args.bias_rate)):
     curves = train(rate, args.steps, data)
@@ -115,10 +110,8 @@ def main():
     results[name] = {**curves, 'last_20_steps': {key: round(value, 4) for key, value in last.items()}}
     print(f"{name:13} load spread {curves['load_spread'][0]:.2f} at the first step, {last['load_spread']:.2f} in the "
           f"last 20; nll {last['nll']:.3f}", flush=True)
-  args.output.mkdir(parents=True, exist_ok=True)
-  name = f"expert_balance_{results['machine']['name']}.json"
-  (args.output / name).write_text(json.dumps(results) + '\n')
-  plot(results, args.output / 'expert_balance.svg')
+  path = write_results('expert_balance', results, args.output)
+  plot(results, path.with_suffix('.svg'))
 
 
 if __name__ == '__main__':

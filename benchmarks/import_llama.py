@@ -1,6 +1,6 @@
 """Importing a Llama of a billion parameters from sharded safetensors: seconds and peak memory.
 
-python benchmarks/import_llama.py [--dtype float32] [--shard_gb 1]
+python -m benchmarks.import_llama [--dtype float32] [--shard_gb 1]
 
 A folder is made at random in the temporary directory, Llama 3.2 1B's shape with a head of its own, and removed
 afterwards. Then `llm_jax.hf.load_pretrained` reads it in a process of its own, into NumPy arrays and onto a mesh of one
@@ -8,7 +8,6 @@ device: the seconds of the call, and the process's peak resident memory beyond w
 neither. The aim: under 60 s, and no more memory than the parameters, the largest tensor and 1 GB.
 """
 import argparse
-import datetime
 import json
 import pathlib
 import shutil
@@ -17,8 +16,6 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
 SECONDS, SLACK = 60, 1e9
 
 
@@ -77,19 +74,20 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--dtype', default='bfloat16', choices=('bfloat16', 'float32'), help='of the files')
   parser.add_argument('--shard_gb', type=float, default=1.0)
-  parser.add_argument('--output', type=pathlib.Path, help='default: results/import_llama_<machine>.json here')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/import_llama/')
   parser.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
     worker(*args.worker)
     return
-  from machine import machine
+  from benchmarks.machine import machine
+  from benchmarks.records import write_results
   temporary = pathlib.Path(tempfile.mkdtemp())
-  result = {'date': datetime.date.today().isoformat(), 'machine': machine(), 'dtype': args.dtype, 'runs': {}}
+  result = {'machine': machine(), 'dtype': args.dtype, 'runs': {}}
   try:
     make(temporary / 'model', args.dtype, args.shard_gb)
     for target in ('numpy', 'mesh'):
-      command = [sys.executable, __file__, '--worker', str(temporary / 'model'), target]
+      command = [sys.executable, '-m', 'benchmarks.import_llama', '--worker', str(temporary / 'model'), target]
       done = subprocess.run(command, capture_output=True, text=True)
       if done.returncode:
         sys.exit(done.stderr)
@@ -102,9 +100,7 @@ def main():
             f'({"within" if run["within"] else "beyond"} the aim)')
   finally:
     shutil.rmtree(temporary)
-  output = args.output or ROOT / 'benchmarks' / 'results' / f'import_llama_{result["machine"]["name"]}.json'
-  output.write_text(json.dumps(result, indent=2) + '\n')
-  print(output)
+  write_results('import_llama', result, args.output)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """One training step against Hugging Face transformers: tokens per second and peak memory, side by side in one run.
 
-python benchmarks/train_step.py [--cases gpt2-tiny llama-small] [--rounds 8] [--steps 4] [--threads 2]
+python -m benchmarks.train_step [--cases gpt2-tiny llama-small] [--rounds 8] [--steps 4] [--threads 2]
 
 Each implementation runs in a process of its own; both are built and warmed up, then they take turns, so that whatever
 else the machine does meets both alike. Ours is what `launch.train` runs: `Transformer`, `LanguageModelObjective`,
@@ -10,7 +10,6 @@ of weights, float32, same threads, same allocator settings (llm_jax/runtime/cpu.
 of the whole process, imports and compilation included.
 """
 import argparse
-import datetime
 import json
 import os
 import pathlib
@@ -19,10 +18,8 @@ import subprocess
 import sys
 import time
 
-from machine import machine, write_results
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks.machine import machine
+from benchmarks.records import write_results
 
 CASES = {
     'gpt2-tiny': dict(family='gpt2', layers=4, width=256, heads=4, kv_heads=4, d_ff=1024, vocab=4096, context=256,
@@ -163,8 +160,8 @@ def worker(name, case):
 def start_worker(name, case, args):
   from llm_jax.runtime import cpu
   env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(args.threads), 'JAX_PLATFORMS': 'cpu'}
-  process = subprocess.Popen([sys.executable, __file__, '--worker', name, '--cases', case], text=True, env=env,
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+  command = [sys.executable, '-m', 'benchmarks.train_step', '--worker', name, '--cases', case]
+  process = subprocess.Popen(command, text=True, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
   return process, json.loads(process.stdout.readline())
 
 
@@ -183,12 +180,12 @@ def measure(case, args):
       seconds[name].append(ask(workers[name][0], args.steps))
   count = CASES[case]['batch'] * CASES[case]['context']
   result = {}
-  for name, (process, facts) in workers.items():
+  for name, (process, started) in workers.items():
     memory = ask(process, 'end')['peak_memory']
     process.wait()
     flat = [s for turn in seconds[name] for s in turn]
     result[name] = {'tokens_per_second': count / statistics.median(flat), 'best_tokens_per_second': count / min(flat),
-                    'step_seconds': statistics.median(flat), 'peak_memory_mib': memory / 2**20, **facts}
+                    'step_seconds': statistics.median(flat), 'peak_memory_mib': memory / 2**20, **started}
   ours, theirs = (result[name] for name in IMPLEMENTATIONS)
   turns = [statistics.median(b) / statistics.median(a) for a, b in zip(*seconds.values(), strict=True)]
   result['ratio'] = {'tokens_per_second': ours['tokens_per_second'] / theirs['tokens_per_second'],
@@ -204,13 +201,13 @@ def main():
   parser.add_argument('--rounds', type=int, default=8, help='turns each implementation takes')
   parser.add_argument('--steps', type=int, default=4, help='steps a turn')
   parser.add_argument('--threads', type=int, default=os.cpu_count())
-  parser.add_argument('--output', type=pathlib.Path, help='default: benchmarks/results/train_step_<machine>.json')
+  parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/train_step/')
   parser.add_argument('--worker', choices=IMPLEMENTATIONS, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.worker:
     return worker(args.worker, CASES[args.cases[0]])
 
-  results = {'machine': machine(), 'date': datetime.date.today().isoformat(), 'threads': args.threads, 'cases': {}}
+  results = {'machine': machine(), 'threads': args.threads, 'cases': {}}
   for case in args.cases:
     result = results['cases'][case] = measure(case, args)
     for name in IMPLEMENTATIONS:

@@ -1,0 +1,80 @@
+"""What is compared over time: a few ratios of each benchmark's result file."""
+from collections.abc import Callable
+from typing import Any
+
+Content = dict[str, Any]
+Ratios = dict[str, float]
+
+
+def train_step(content: Content) -> Ratios:
+  """llm_jax over transformers: tokens per second (more is better) and peak memory (less is better)."""
+  ratios = {}
+  for case, result in content['cases'].items():
+    ratios[f'{case}: tokens/s'] = result['ratio']['tokens_per_second']
+    ratios[f'{case}: peak memory'] = result['ratio']['peak_memory']
+  return ratios
+
+
+def decode(content: Content) -> Ratios:
+  """llm_jax over transformers: tokens per second of greedy decoding (more is better)."""
+  ratios = {}
+  for case, batches in content['cases'].items():
+    for batch, result in batches.items():
+      ratios[f'{case}, {batch}: tokens/s'] = result['transformers']['ratio']['tokens_per_second']
+  return ratios
+
+
+def cross_entropy_memory(content: Content) -> Ratios:
+  """The chunked cross-entropy over one that materialises the logits: memory (less is better)."""
+  chunked, materialised = content['chunked'], content['materialised']
+  return {
+    'temporaries': chunked['temporaries_mib'] / materialised['temporaries_mib'],
+    'peak memory': chunked['peak_memory_mib'] / materialised['peak_memory_mib'],
+  }
+
+
+def context_memory(content: Content) -> Ratios:
+  """Activations a device of a split sequence over those of one device that holds it whole (less is better)."""
+  ratios = {}
+  for form in ('gather', 'ring'):
+    for devices, result in content[form].items():
+      ratios[f'{form}, {devices} devices'] = result['activations_mib'] / content['one_device_activations_mib']
+  return ratios
+
+
+def expert_balance(content: Content) -> Ratios:
+  """The fullest expert's load over the mean, with the bias over without it, in the last 20 steps (less is better)."""
+  spread = {name: content[name]['last_20_steps']['load_spread'] for name in ('with_bias', 'without_bias')}
+  return {'load spread': spread['with_bias'] / spread['without_bias']}
+
+
+def import_llama(content: Content) -> Ratios:
+  """Peak memory while a model is read over what its parameters take (1 is the least possible)."""
+  ratios = {}
+  for target, run in content['runs'].items():
+    ratios[f'{target}: peak memory'] = run['peak_bytes'] / run['parameter_bytes']
+  return ratios
+
+
+def accelerator_memory(content: Content) -> Ratios:
+  """Peak memory a chip of a training step over that of one with all scores of a layer at once (less is better).
+
+  A length at which the latter does not fit has no ratio.
+  """
+  ratios = {}
+  for length, forms in content['contexts'].items():
+    for form in ('xla', 'tpu'):
+      if form in forms and 'peak_gib' in forms['plain']:
+        ratios[f'{length} tokens, {form}'] = forms[form]['peak_gib'] / forms['plain']['peak_gib']
+  return ratios
+
+
+RATIOS: dict[str, Callable[[Content], Ratios]] = {
+  'train_step': train_step,
+  'decode': decode,
+  'cross_entropy_memory': cross_entropy_memory,
+  'accelerator_memory': accelerator_memory,
+  'context_memory': context_memory,
+  'expert_balance': expert_balance,
+  'import_llama': import_llama,
+}
