@@ -1,7 +1,7 @@
 """Memory a chip of a training step on TPU and GPU, by the form of attention.
 
 pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
-PYTHONPATH=chips python -m benchmarks.accelerator_memory [--chips v5p h100] [--contexts 4096 8192 32768]
+PYTHONPATH=chips python -m benchmarks.accelerator_memory [--chips v5p h100] [--seq_lens 4096 8192 32768]
 
 (For jax 0.10.2; 0.0.48.* and the plugin's own version for jax 0.11.2.) Compiled by the compilers for 16 TPU v5p and for
 8 H100, which need none, and never run. Llama 3.1 8B, one sequence a chip, parameters and AdamW split over all of them
@@ -35,7 +35,7 @@ CHIPS = {  # what `topologies` asks for, and the backend's name
 }
 
 
-def compile_step(devices, platform, context, kernels):
+def compile_step(devices, platform, seq_len, kernels):
   """The compiled training step."""
   import jax
   import numpy as np
@@ -63,7 +63,7 @@ def compile_step(devices, platform, context, kernels):
     optimizer = make_optimizer(AdamW(), jax.eval_shape(init))
     state = jax.eval_shape(lambda: TrainState.create(init(), optimizer, ema=False))
     shardings = state_shardings(state, state.params, mesh)
-    ids, weights = (np.zeros((len(devices), context), dtype) for dtype in (np.int32, np.float32))
+    ids, weights = (np.zeros((len(devices), seq_len), dtype) for dtype in (np.int32, np.float32))
     batch = LanguageModelBatch(*(place(a, batch_sharding(mesh)) for a in (ids, ids, weights, ids, ids)))
     step = make_train_step(LanguageModelObjective(model), optimizer, make_schedule(Constant(3e-4), 1_000))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
@@ -71,35 +71,35 @@ def compile_step(devices, platform, context, kernels):
     return traced.lower(lowering_platforms=(platform,)).compile()
 
 
-def measure(chip, contexts):
-  """{context: {form: what was found}}."""
+def measure(chip, seq_lens):
+  """{seq_len: {form: what was found}}."""
   import jax
   from jax.experimental import topologies
 
   from llm_jax.modules.kernels import attention
   described, backend = CHIPS[chip]
   devices, found = topologies.get_topology_desc(**described).devices, {}
-  for context in contexts:
+  for seq_len in seq_lens:
     for form in ('plain', 'xla', 'tpu') if backend == 'tpu' else ('plain', 'xla'):
       begun, most = time.perf_counter(), 2**60 if form == 'plain' else attention.MOST_SCORES
       try:
         # The backend is what the code asks for before it chooses.
         with mock.patch('jax.default_backend', lambda: backend), mock.patch.object(attention, 'MOST_SCORES', most):
-          step = compile_step(devices, described['platform'], context, 'tpu' if form == 'tpu' else 'xla')
+          step = compile_step(devices, described['platform'], seq_len, 'tpu' if form == 'tpu' else 'xla')
         memory = {'peak_gib': step.memory_analysis().peak_memory_in_bytes / GIB}
       except jax.errors.JaxRuntimeError as error:
         memory = {'refused': re.sub(r'\s+', ' ', str(error))[:300]}
       memory['compile_seconds'] = time.perf_counter() - begun
-      found.setdefault(context, {})[form] = memory
-      told = f'{memory["peak_gib"]:6.2f} GiB' if 'peak_gib' in memory else memory['refused']
-      print(f'{chip:5} context {context:6}  {form:5}  {told}  ({memory["compile_seconds"]:.0f} s)', flush=True)
+      found.setdefault(seq_len, {})[form] = memory
+      shown = f'{memory["peak_gib"]:6.2f} GiB' if 'peak_gib' in memory else memory['refused']
+      print(f'{chip:5} seq_len {seq_len:6}  {form:5}  {shown}  ({memory["compile_seconds"]:.0f} s)', flush=True)
   return found
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--chips', nargs='+', default=list(CHIPS), choices=list(CHIPS))
-  parser.add_argument('--contexts', type=int, nargs='+', default=[4_096, 8_192, 32_768])
+  parser.add_argument('--seq_lens', type=int, nargs='+', default=[4_096, 8_192, 32_768])
   args = parser.parse_args()
 
   import jax
@@ -111,7 +111,7 @@ def main():
       'machine': machine() | {'name': chip},
       'jax': jax.__version__,
       'compiler': importlib.metadata.version('libtpu' if chip == 'v5p' else 'jax-cuda12-pjrt'),
-      'contexts': measure(chip, args.contexts),
+      'seq_lens': measure(chip, args.seq_lens),
     })
 
 

@@ -1,6 +1,6 @@
 """Memory a device of a training step whose sequences are split over devices, on 1, 2, 4 and 8 virtual ones.
 
-python -m benchmarks.context_memory [--context 4096] [--layers 4]
+python -m benchmarks.context_memory [--seq_len 4096] [--layers 4]
 
 A Llama-like decoder (width 256, 8 heads, 2 key/value heads, vocabulary 4,096, blocks rematerialised) and one sequence a
 step, compiled and never run. 'one device' is the plain kernel, all scores of a layer at once; 'compiler' is it again
@@ -51,7 +51,7 @@ def temporaries(args, form, devices):
   place = lambda shape, dtype, sharding: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
   state = jax.tree.map(lambda a: place(a.shape, a.dtype, replicated(mesh)),
                        jax.eval_shape(lambda: TrainState.create(init(), optimizer, ema=False)))
-  batch = LanguageModelBatch(*(place((1, args.context), dtype, batch_sharding(mesh))
+  batch = LanguageModelBatch(*(place((1, args.seq_len), dtype, batch_sharding(mesh))
                                for dtype in (np.int32, np.int32, np.float32, np.int32, np.int32)))
   step = jax.jit(make_train_step(LanguageModelObjective(model), optimizer, make_schedule(Constant(3e-4), 1_000)),
                  donate_argnums=0, out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)))
@@ -64,7 +64,7 @@ def temporaries(args, form, devices):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--context', type=int, default=4_096)
+  parser.add_argument('--seq_len', type=int, default=4_096)
   parser.add_argument('--layers', type=int, default=4)
   parser.add_argument('--output', type=pathlib.Path, help='default: a new file in benchmarks/results/context_memory/')
   args = parser.parse_args()
@@ -72,7 +72,7 @@ def main():
   from benchmarks.machine import machine
   from benchmarks.records import write_results
   one, gradient = temporaries(args, 'one device', 1)
-  results = {'machine': machine(), 'context': args.context,
+  results = {'machine': machine(), 'seq_len': args.seq_len,
              'layers': args.layers, 'gradient_mib': gradient, 'one_device_activations_mib': one - gradient}
   print(f'gradient {gradient:.1f} MiB, activations on one device {one - gradient:.1f} MiB')
   for form in ('compiler', 'gather', 'ring'):

@@ -1,6 +1,6 @@
 """Memory of a training step with a vocabulary of 32,000: chunked cross-entropy against materialised logits.
 
-python -m benchmarks.cross_entropy_memory [--batch 4] [--context 512] [--steps 2]
+python -m benchmarks.cross_entropy_memory [--batch 4] [--seq_len 512] [--steps 2]
 
 The same Llama-like decoder (6 layers, width 384, 12 million parameters in the head) and the same train step, once with
 `LanguageModelObjective` and once with a loss that computes the logits [batch, time, vocab] and hands them to Optax.
@@ -34,8 +34,8 @@ def materialised_objective(model):
 def worker(name, args):
   import jax
   import numpy as np
-  from benchmarks.train_step import peak_memory
 
+  from benchmarks.train_step import peak_memory
   from llm_jax.batch import LanguageModelBatch
   from llm_jax.config import presets
   from llm_jax.config.optimizers import AdamW
@@ -53,9 +53,9 @@ def worker(name, args):
   optimizer = make_optimizer(AdamW(), jax.eval_shape(init))
   state = jax.jit(lambda: TrainState.create(init(), optimizer, ema=False))()
   objective = LanguageModelObjective(model) if name == 'chunked' else materialised_objective(model)
-  ids = np.random.default_rng(1).integers(0, VOCAB, (args.batch, args.context + 1)).astype(np.int32)
-  ones = np.ones((args.batch, args.context), np.int32)
-  positions = np.broadcast_to(np.arange(args.context, dtype=np.int32), ones.shape)
+  ids = np.random.default_rng(1).integers(0, VOCAB, (args.batch, args.seq_len + 1)).astype(np.int32)
+  ones = np.ones((args.batch, args.seq_len), np.int32)
+  positions = np.broadcast_to(np.arange(args.seq_len, dtype=np.int32), ones.shape)
   batch = LanguageModelBatch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), positions, ones)
 
   step = jax.jit(make_train_step(objective, optimizer, make_schedule(Constant(3e-4), 1_000)), donate_argnums=0)
@@ -71,7 +71,7 @@ def worker(name, args):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--batch', type=int, default=4)
-  parser.add_argument('--context', type=int, default=512)
+  parser.add_argument('--seq_len', type=int, default=512)
   parser.add_argument('--steps', type=int, default=2)
   parser.add_argument('--output', type=pathlib.Path, help='default: a new file in results/cross_entropy_memory/')
   parser.add_argument('--worker', choices=('chunked', 'materialised'), help=argparse.SUPPRESS)
@@ -82,11 +82,11 @@ def main():
   from benchmarks.machine import machine
   from benchmarks.records import write_results
   results = {'machine': machine(), 'vocab': VOCAB, 'batch': args.batch,
-             'context': args.context, 'logits_mib': 4 * args.batch * args.context * VOCAB / 2**20}
+             'seq_len': args.seq_len, 'logits_mib': 4 * args.batch * args.seq_len * VOCAB / 2**20}
   print(f"logits of the whole batch: {results['logits_mib']:.0f} MiB")
   for name in ('materialised', 'chunked'):
     command = [sys.executable, '-m', 'benchmarks.cross_entropy_memory', '--worker', name,
-               '--batch', args.batch, '--context', args.context,
+               '--batch', args.batch, '--seq_len', args.seq_len,
                '--steps', args.steps]
     out = subprocess.run([str(c) for c in command], check=True, stdout=subprocess.PIPE, text=True).stdout
     r = results[name] = json.loads(out)

@@ -16,7 +16,7 @@ import pathlib
 from benchmarks.machine import machine
 from benchmarks.records import write_results
 
-EXPERTS, CHOSEN, BATCH, CONTEXT, WIDTH, LAYERS = 16, 2, 8, 128, 64, 2
+EXPERTS, CHOSEN, BATCH, SEQ_LEN, WIDTH, LAYERS = 16, 2, 8, 128, 64, 2
 
 
 def text():
@@ -64,12 +64,12 @@ def train(bias_rate, steps, data):
   step = jax.jit(make_train_step(LanguageModelObjective(model), optimizer, make_schedule(Constant(3e-3, 20), steps),
                                  clip_norm=1.0), donate_argnums=0)
   state, random = TrainState.create(params, optimizer, ema=False), np.random.default_rng(0)
-  ones = np.ones((BATCH, CONTEXT), np.int32)
-  positions = np.broadcast_to(np.arange(CONTEXT, dtype=np.int32), ones.shape)
+  ones = np.ones((BATCH, SEQ_LEN), np.int32)
+  positions = np.broadcast_to(np.arange(SEQ_LEN, dtype=np.int32), ones.shape)
   spread, nll = [], []
   for _ in range(steps):
-    starts = random.integers(0, len(data) - CONTEXT - 1, BATCH)
-    ids = data[starts[:, None] + np.arange(CONTEXT + 1)].astype(np.int32)
+    starts = random.integers(0, len(data) - SEQ_LEN - 1, BATCH)
+    ids = data[starts[:, None] + np.arange(SEQ_LEN + 1)].astype(np.int32)
     batch = LanguageModelBatch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), positions, ones)
     state, metrics = step(state, None, batch)
     spread.append(round(float(metrics['load_spread']), 4))
@@ -103,7 +103,7 @@ def main():
   args = parser.parse_args()
   data = text()
   results = {'machine': machine(), 'steps': args.steps, 'experts': EXPERTS,
-             'chosen': CHOSEN, 'tokens_per_step': BATCH * CONTEXT, 'bias_rate': args.bias_rate}
+             'chosen': CHOSEN, 'tokens_per_step': BATCH * SEQ_LEN, 'bias_rate': args.bias_rate}
   for name, rate in (('without_bias', 0.0), ('with_bias', args.bias_rate)):
     curves = train(rate, args.steps, data)
     last = {key: sum(values[-20:]) / len(values[-20:]) for key, values in curves.items()}

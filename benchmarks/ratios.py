@@ -62,7 +62,7 @@ def accelerator_memory(content: Content) -> Ratios:
   A length at which the latter does not fit has no ratio.
   """
   ratios = {}
-  for length, forms in content['contexts'].items():
+  for length, forms in content['seq_lens'].items():
     for form in ('xla', 'tpu'):
       if form in forms and 'peak_gib' in forms['plain']:
         ratios[f'{length} tokens, {form}'] = forms[form]['peak_gib'] / forms['plain']['peak_gib']

@@ -22,9 +22,9 @@ from benchmarks.machine import machine
 from benchmarks.records import write_results
 
 CASES = {
-    'gpt2-tiny': dict(family='gpt2', layers=4, width=256, heads=4, kv_heads=4, d_ff=1024, vocab=4096, context=256,
+    'gpt2-tiny': dict(family='gpt2', layers=4, width=256, heads=4, kv_heads=4, d_ff=1024, vocab=4096, seq_len=256,
                       batch=8),
-    'llama-small': dict(family='llama', layers=6, width=384, heads=6, kv_heads=2, d_ff=1024, vocab=32000, context=512,
+    'llama-small': dict(family='llama', layers=6, width=384, heads=6, kv_heads=2, d_ff=1024, vocab=32000, seq_len=512,
                         batch=4),
 }
 IMPLEMENTATIONS = ('llm_jax', 'transformers')
@@ -53,7 +53,7 @@ def build_llm_jax(case):
 
   size = dict(d_model=case['width'], num_layers=case['layers'], num_heads=case['heads'], vocab_size=case['vocab'])
   if case['family'] == 'gpt2':
-    architecture = presets.gpt2(**size, max_length=case['context'])
+    architecture = presets.gpt2(**size, max_length=case['seq_len'])
   else:
     architecture = presets.llama(**size, num_kv_heads=case['kv_heads'], d_ff=case['d_ff'])
   cpu.compute_in_calling_thread()  # as launch.train does
@@ -70,8 +70,8 @@ def build_llm_jax(case):
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
   put = lambda batch: jax.device_put(batch, batch_sharding(mesh))
 
-  ones = np.ones((case['batch'], case['context']), np.int32)
-  positions = np.broadcast_to(np.arange(case['context'], dtype=np.int32), ones.shape)
+  ones = np.ones((case['batch'], case['seq_len']), np.int32)
+  positions = np.broadcast_to(np.arange(case['seq_len'], dtype=np.int32), ones.shape)
   batches = [LanguageModelBatch(x.astype(np.int32), y.astype(np.int32), ones.astype(np.float32), positions, ones)
              for x, y in tokens(case)]
   step = cpu.compile_step(step.lower(abstract, None, put(batches[0])))  # before there is a state, as in training
@@ -96,13 +96,13 @@ def build_transformers(case):
   ids = dict(bos_token_id=0, eos_token_id=None, use_cache=False)
   if case['family'] == 'gpt2':
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=case['vocab'], n_positions=case['context'], n_embd=case['width'], n_layer=case['layers'],
+        vocab_size=case['vocab'], n_positions=case['seq_len'], n_embd=case['width'], n_layer=case['layers'],
         n_head=case['heads'], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **ids))
   else:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
         vocab_size=case['vocab'], hidden_size=case['width'], intermediate_size=case['d_ff'],
         num_hidden_layers=case['layers'], num_attention_heads=case['heads'], num_key_value_heads=case['kv_heads'],
-        max_position_embeddings=case['context'], rms_norm_eps=1e-5, tie_word_embeddings=False, pad_token_id=None,
+        max_position_embeddings=case['seq_len'], rms_norm_eps=1e-5, tie_word_embeddings=False, pad_token_id=None,
         **ids))
   model.train()
   optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(B1, B2), eps=EPS,
@@ -124,7 +124,7 @@ def build_transformers(case):
 def tokens(case, count=8):
   """Inputs and targets: uniform random ids, the same for both."""
   import numpy as np
-  ids = np.random.default_rng(1).integers(0, case['vocab'], (count, case['batch'], case['context'] + 1), dtype=np.int64)
+  ids = np.random.default_rng(1).integers(0, case['vocab'], (count, case['batch'], case['seq_len'] + 1), dtype=np.int64)
   return [(row[:, :-1].copy(), row[:, 1:].copy()) for row in ids]
 
 
@@ -178,7 +178,7 @@ def measure(case, args):
   for i in range(args.rounds):
     for name in IMPLEMENTATIONS[::1 if i % 2 else -1]:
       seconds[name].append(ask(workers[name][0], args.steps))
-  count = CASES[case]['batch'] * CASES[case]['context']
+  count = CASES[case]['batch'] * CASES[case]['seq_len']
   result = {}
   for name, (process, started) in workers.items():
     memory = ask(process, 'end')['peak_memory']
