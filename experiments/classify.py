@@ -32,7 +32,7 @@ def get_config():
     model=presets.gpt1(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096, max_length=256, dropout=0.1),
     checkpoints=Checkpoints(every=100),
     stages=(
-      # The same held_out: the files whose functions are held out are not read before.
+      # The same val_fraction: the files whose functions are held out are not read before.
       stage('pretrain', StandardLibrary(val_fraction=0.1), steps=300, seq_len=256, batch_size=8,
             learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), eval_every=100),
       stage('classify', FUNCTIONS, steps=200, seq_len=256, batch_size=8, objective=Classification(lm_weight=0.5),

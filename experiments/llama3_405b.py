@@ -38,7 +38,7 @@ ADAMW = AdamW(b1=0.9, b2=0.95, weight_decay=0.1)
 
 
 def get_config(folder):
-  return recipe(folder, presets.llama3_1_405b(), peak=8e-5, mesh=Mesh(data=-1, fsdp=128, tensor=8, seq_len=16))
+  return recipe(folder, presets.llama3_1_405b(), peak=8e-5, mesh=Mesh(data=-1, fsdp=128, tensor=8, context=16))
 
 
 def recipe(folder, model, peak, mesh):

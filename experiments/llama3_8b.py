@@ -14,4 +14,4 @@ from llm_jax.config.experiment import Mesh, presets
 
 
 def get_config(folder):
-  return recipe(folder, presets.llama3_1_8b(), peak=3e-4, mesh=Mesh(data=-1, fsdp=16, seq_len=8))
+  return recipe(folder, presets.llama3_1_8b(), peak=3e-4, mesh=Mesh(data=-1, fsdp=16, context=8))

@@ -46,7 +46,7 @@ def get_config():
   pretraining = dict(optimizer=Muon(), eval_every=100, sample_every=200,
                      prompts=('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self'))
   aligning = dict(batch_size=8, optimizer=AdamW(weight_decay=0.0), eval_every=50)
-  # The same held_out in all: questions about files that pretraining has not seen.
+  # The same val_fraction in all: questions about files that pretraining has not seen.
   library, chats = StandardLibrary(val_fraction=0.05), StandardLibraryChats(val_fraction=0.05)
   pairs = StandardLibraryPreferences(val_fraction=0.05)
   needles, far, test = NeedleTexts(library, spacing=10), NeedleTexts(library, spacing=40), Needles((64, 256))
