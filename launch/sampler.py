@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from launch.flags import refuse
-from llm_jax.checkpoints.store import Checkpoint, CheckpointStore, open_checkpoint
+from llm_jax.checkpoints.store import CheckpointStore, SavedCheckpoint, open_checkpoint
 from llm_jax.config import schema
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
@@ -224,7 +224,7 @@ def until(stops: Sequence[str], pieces: Iterable[str]) -> Iterator[str]:
 
 
 def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Tokenizer, stage: str | None = None,
-                    step: int | None = None) -> tuple[Stage, Checkpoint]:
+                    step: int | None = None) -> tuple[Stage, SavedCheckpoint]:
   """The stage and the checkpoint that were asked for, verified.
 
   Raises:
@@ -248,7 +248,7 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   return next(each for each in run.stages if each.name == store.folder.name), checkpoint
 
 
-def read_params(checkpoint: Checkpoint) -> Any:
+def read_params(checkpoint: SavedCheckpoint) -> Any:
   """The parameters, the average (EMA) where one is kept; tells where they are from."""
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
   return jax.device_put(checkpoint.read_best())

@@ -9,13 +9,13 @@ import numpy as np
 
 from llm_jax import paths
 from llm_jax.checkpoints.checkpoint import describe
-from llm_jax.checkpoints.store import Checkpoint
+from llm_jax.checkpoints.store import SavedCheckpoint
 from llm_jax.runtime.errors import CheckpointError
 
 BLOCK = 1 << 18  # numbers that are added at once
 
 
-def average_params(checkpoints: Sequence[Checkpoint], abstract: Any, weights: Sequence[float] | None = None) -> Any:
+def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any, weights: Sequence[float] | None = None) -> Any:
   """The mean of `params` over the checkpoints, summed in float64 and rounded once, so that N equal ones give the same.
 
   It is made leaf by leaf, each process for the shards that its devices hold. Memory is that of the mean and three times
@@ -50,7 +50,7 @@ def average_params(checkpoints: Sequence[Checkpoint], abstract: Any, weights: Se
   return paths.map_named(lambda name, _: means[name], abstract)
 
 
-def _check(checkpoint: Checkpoint, leaves: dict[str, Any]) -> None:
+def _check(checkpoint: SavedCheckpoint, leaves: dict[str, Any]) -> None:
   saved = {name.removeprefix('params/'): leaf for name, leaf in checkpoint.leaves.items() if name.startswith('params/')}
   for name in sorted(leaves.keys() | saved.keys()):
     here = describe(leaves[name]) if name in leaves else None

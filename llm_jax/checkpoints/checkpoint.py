@@ -23,7 +23,7 @@ FOLDER_NAME = re.compile(r'(\d{8,})(\.old)?')
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class SavedCheckpoint:
   """A verified checkpoint. metadata: what `save` was given.  leaves: name -> [shape, dtype] of every array.
 
   stamps: of its files, from before they were verified; minutes may go by until they are read.
@@ -104,7 +104,7 @@ class Checkpoint:
       raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {"; ".join(problems[:8])}{more}')
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> SavedCheckpoint:
   """Verifies one checkpoint folder, <...>/<step:08d>.
 
   Raises:
@@ -115,11 +115,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
-  """Verifies the checkpoint folder `path` and reads one sub-tree, without knowing the rest (see `Checkpoint.read`)."""
+  """Verifies the checkpoint folder `path` and reads one sub-tree, without knowing the rest (see `SavedCheckpoint.read`)."""
   return open_checkpoint(path).read(keys, abstract)
 
 
-def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> Checkpoint:
+def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> SavedCheckpoint:
   """The checkpoint at `path`, whose manifest has been read. stamps: of its files, from before they were verified.
 
   Raises:
@@ -130,7 +130,7 @@ def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> Che
   match = FOLDER_NAME.fullmatch(Path(path).name)
   if match is None or int(match[1]) != step:
     raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return Checkpoint(step, Path(path), metadata, leaves, stamps)
+  return SavedCheckpoint(step, Path(path), metadata, leaves, stamps)
 
 
 def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:

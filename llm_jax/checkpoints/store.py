@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from llm_jax import paths
 from llm_jax.checkpoints.checkpoint import (
   FOLDER_NAME,
-  Checkpoint,
+  SavedCheckpoint,
   describe,
   from_manifest,
   nest,
@@ -88,7 +88,7 @@ class CheckpointStore:
     """Steps of the committed checkpoints, highest first. By number, never by clock; nothing is verified."""
     return list(dict.fromkeys(step for step, _ in self._committed()))
 
-  def latest_valid(self) -> Checkpoint | None:
+  def latest_valid(self) -> SavedCheckpoint | None:
     """The checkpoint of the highest step whose files are all as written; None when there are none at all.
 
     Process 0 verifies and the others follow it.
@@ -99,7 +99,7 @@ class CheckpointStore:
     found = processes.on_first(self._newest_valid)
     return found and self._opened(*found)
 
-  def newest(self, count: int) -> list[Checkpoint]:
+  def newest(self, count: int) -> list[SavedCheckpoint]:
     """The checkpoints of the `count` highest steps, all verified, highest first.
 
     Raises:
@@ -111,7 +111,7 @@ class CheckpointStore:
                             'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
     return [self._opened(*each) for each in found]
 
-  def at(self, step: int) -> Checkpoint:
+  def at(self, step: int) -> SavedCheckpoint:
     """The checkpoint of `step`, verified.
 
     Raises:
@@ -127,7 +127,7 @@ class CheckpointStore:
                             f'{", ".join(map(str, self.steps())) or "none"}: bring it back from a copy')
     return self._opened(*found)
 
-  def _opened(self, name: str, stamps: dict[str, Any]) -> Checkpoint:
+  def _opened(self, name: str, stamps: dict[str, Any]) -> SavedCheckpoint:
     return from_manifest(self.folder / name, read_manifest(self.folder / name), stamps)
 
   def _newest_valid(self) -> list[Any] | None:

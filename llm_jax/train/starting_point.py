@@ -12,7 +12,7 @@ import optax
 
 from llm_jax import hf
 from llm_jax.checkpoints.average import average_params
-from llm_jax.checkpoints.store import Checkpoint
+from llm_jax.checkpoints.store import SavedCheckpoint
 from llm_jax.config.errors import located
 from llm_jax.config.objectives import Referenced
 from llm_jax.config.stage import Stage
@@ -35,7 +35,7 @@ class Start:
   read: Callable[[], tuple[TrainState, Any]]
   parent: str | None = None
   folder: dict[str, str] | None = None
-  resumed: Checkpoint | None = None
+  resumed: SavedCheckpoint | None = None
 
   @property
   def step(self) -> int:
@@ -57,7 +57,7 @@ class Starter:
                optimizer: optax.GradientTransformation):
     self.session, self.stage, self.create, self.abstract, self.optimizer = session, stage, create, abstract, optimizer
 
-  def start(self, newest: Checkpoint | None) -> Start:
+  def start(self, newest: SavedCheckpoint | None) -> Start:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
     if newest:
       check_tokenizer(newest, self.session.tokenizer)
@@ -132,7 +132,7 @@ class Starter:
     return {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
 
   @functools.cached_property
-  def members(self) -> list[tuple[Checkpoint, float]]:
+  def members(self) -> list[tuple[SavedCheckpoint, float]]:
     """The checkpoints whose mean the stage begins with, and their weights, the last of them last; none else."""
     match self.stage.init:
       case ('average', str() as name, count):
@@ -152,7 +152,7 @@ class Starter:
       if checkpoint.averaged:
         yield 'ema', checkpoint.read(('ema',), abstract)
 
-  def finished(self, name: str, step: int | None = None) -> Checkpoint:
+  def finished(self, name: str, step: int | None = None) -> SavedCheckpoint:
     """The last checkpoint of an earlier stage, or that of `step`."""
     store = self.session.store(name)
     checkpoint = store.latest_valid()
@@ -164,7 +164,7 @@ class Starter:
     check_tokenizer(checkpoint, self.session.tokenizer)
     return self.without_other_head(checkpoint)
 
-  def without_other_head(self, checkpoint: Checkpoint) -> Checkpoint:
+  def without_other_head(self, checkpoint: SavedCheckpoint) -> SavedCheckpoint:
     """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
     labels = next(stage.data.labels for stage in self.session.run.stages if stage.name == checkpoint.metadata['stage'])
     if labels == self.stage.data.labels:
@@ -172,7 +172,7 @@ class Starter:
     leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}
     return dataclasses.replace(checkpoint, leaves=leaves)
 
-  def held_by(self, *checkpoints: Checkpoint) -> Any:
+  def held_by(self, *checkpoints: SavedCheckpoint) -> Any:
     """The abstract parameters of the stage, without the head where one of the checkpoints has none."""
     all_have = all(f'params/{HEAD}/w' in checkpoint.leaves for checkpoint in checkpoints)
     return {name: leaf for name, leaf in self.abstract.params.items() if name != HEAD or all_have}
@@ -182,7 +182,7 @@ def from_first_step(state: TrainState) -> TrainState:
   return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
 
 
-def named(checkpoint: Checkpoint) -> str:
+def named(checkpoint: SavedCheckpoint) -> str:
   """`stage/step`, as lineage has it."""
   return f'{checkpoint.metadata["stage"]}/{checkpoint.step}'
 
@@ -216,7 +216,7 @@ def check_folder(folder: str, recorded: dict[str, str]) -> None:
                           f'{told(now)}: bring the first one back, or start in another workdir')
 
 
-def check_tokenizer(checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+def check_tokenizer(checkpoint: SavedCheckpoint, tokenizer: Tokenizer) -> None:
   if checkpoint.metadata['tokenizer'] != tokenizer.fingerprint:
     raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.metadata["tokenizer"]}, this run '
                           f'has {tokenizer.fingerprint}: bring the first one back, or start in another workdir')
