@@ -10,9 +10,11 @@ LabelledJsonl('texts.jsonl', labels=('no', 'yes')) in the place of FUNCTIONS; wi
 from llm_jax.config.experiment import (
   BPE,
   AdamW,
+  Baselines,
   Checkpoints,
   Classification,
   Cosine,
+  HeldOut,
   LinearToZero,
   StandardLibrary,
   StandardLibraryFunctions,
@@ -34,8 +36,9 @@ def get_config():
     stages=(
       # The same val_fraction: the files whose functions are held out are not read before.
       stage('pretrain', StandardLibrary(val_fraction=0.1), steps=300, seq_len=256, batch_size=8,
-            learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), eval_every=100),
+            learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), evals=(HeldOut(every=100), Baselines())),
       stage('classify', FUNCTIONS, steps=200, seq_len=256, batch_size=8, objective=Classification(lm_weight=0.5),
-            learning_rate=LinearToZero(peak=5e-4, warmup=10), init=('params', 'pretrain'), eval_every=50),
+            learning_rate=LinearToZero(peak=5e-4, warmup=10), init=('params', 'pretrain'),
+            evals=(HeldOut(every=50),)),
     ),
   )

@@ -3,7 +3,19 @@
 python -m launch.train --config=experiments/family.py:gemma2 --workdir=runs/gemma2
 """
 from llm_jax.config.errors import require
-from llm_jax.config.experiment import BPE, AdamW, Checkpoints, Cosine, StandardLibrary, experiment, presets, stage
+from llm_jax.config.experiment import (
+  BPE,
+  AdamW,
+  Baselines,
+  Checkpoints,
+  Cosine,
+  Generations,
+  HeldOut,
+  StandardLibrary,
+  experiment,
+  presets,
+  stage,
+)
 from llm_jax.config.model.architecture import Llama3Scaling, YaRNScaling
 
 SIZE = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
@@ -27,6 +39,7 @@ FAMILIES = {
     num_experts=16, top_k=4, groups=4, top_groups=2, router_scale=2.5, scaling=YaRNScaling(4.0, original_length=256),
     max_length=1_024),
 }
+PROMPTS = ('import ', 'class Node:\n    def __init__(self')
 
 
 def get_config(family):
@@ -39,6 +52,6 @@ def get_config(family):
     stages=(
       stage('pretrain', StandardLibrary(), steps=300, seq_len=256, batch_size=8,
             learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95),
-            eval_every=100, sample_every=150, prompts=('import ', 'class Node:\n    def __init__(self')),
+            evals=(HeldOut(every=100), Generations(PROMPTS, every=150), Baselines())),
     ),
   )

@@ -9,7 +9,17 @@ nothing of the tokenizer; of a model that has the special tokens of another, say
 '--config.stages[0].data.sources[0].source.template=llama3'.
 """
 from llm_jax import hf
-from llm_jax.config.experiment import AdamW, Checkpoints, Conversations, Cosine, experiment, mix, stage
+from llm_jax.config.experiment import (
+  AdamW,
+  Answers,
+  Checkpoints,
+  Conversations,
+  Cosine,
+  HeldOut,
+  experiment,
+  mix,
+  stage,
+)
 
 
 def get_config(folder):
@@ -22,6 +32,6 @@ def get_config(folder):
     stages=(
       stage('sft', mix(chats, packing='best_fit'), steps=500, seq_len=1_024, batch_size=32, microbatches=4,
             learning_rate=Cosine(peak=2e-5, warmup=20, final=0.1), optimizer=AdamW(weight_decay=0.0), remat='block',
-            eval_every=50, init=('hf', folder)),
+            evals=(HeldOut(every=50), Answers()), init=('hf', folder)),
     ),
   )

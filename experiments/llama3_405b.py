@@ -14,10 +14,12 @@ pretraining, and fsdp where the paper has pipelines. Steps until the schedule's 
 from llm_jax.config.experiment import (
   DPO,
   AdamW,
+  Answers,
   Checkpoints,
   Constant,
   Conversations,
   Cosine,
+  HeldOut,
   HuggingFaceFile,
   Jsonl,
   LinearToZero,
@@ -44,7 +46,8 @@ def get_config(folder):
 def recipe(folder, model, peak, mesh):
   """The stages for a size of Llama 3 with its peak learning rate."""
   text = lambda kind: Jsonl(f'{folder}/{kind}/*.jsonl.gz', val_fraction=0.0001)
-  common = dict(optimizer=ADAMW, clip_norm=1.0, remat='block', eval_every=2_000, eval_batches=8)
+  common = dict(optimizer=ADAMW, clip_norm=1.0, remat='block',
+                evals=(HeldOut(every=2_000, batches=8),))
   long = [f'context_{seq_len // 1_024}k' for seq_len in CONTEXTS]
 
   def longer(name, seq_len, parent):
@@ -54,7 +57,8 @@ def recipe(folder, model, peak, mesh):
                  learning_rate=Constant(peak=0.01 * peak), init=('resume', parent), **common,
                  positions=RoPE(500_000.0, Llama3Scaling(factor=8.0, original_length=8_192), max_length=seq_len))
 
-  aligned = dict(seq_len=8_192, batch_size=128, optimizer=AdamW(weight_decay=0.0), remat='block', eval_every=100)
+  aligned = dict(seq_len=8_192, batch_size=128, optimizer=AdamW(weight_decay=0.0), remat='block',
+                 evals=(HeldOut(every=100), Answers()))
   return experiment(
     seed=0,
     tokenizer=HuggingFaceFile(f'{folder}/tokenizer.json', end_of_text='<|end_of_text|>'),

@@ -14,7 +14,9 @@ CONTEXT), NTKScaling(FACTOR), LinearScaling(FACTOR), or None with a larger theta
 from llm_jax.config.experiment import (
   BPE,
   WSD,
+  Baselines,
   Checkpoints,
+  HeldOut,
   LinearToZero,
   Muon,
   Needles,
@@ -33,8 +35,9 @@ SCALING = Llama3Scaling(factor=FACTOR, original_length=SEQ_LEN)
 
 
 def get_config():
-  text, test = StandardLibrary(val_fraction=0.05), Needles((SEQ_LEN, 4 * SEQ_LEN, FACTOR * SEQ_LEN), depths=9, rows=32)
-  common = dict(optimizer=Muon(), eval_every=100, needles=test)
+  text = StandardLibrary(val_fraction=0.05)
+  needles = Needles((SEQ_LEN, 4 * SEQ_LEN, FACTOR * SEQ_LEN), depths=9, rows=32)
+  common = dict(optimizer=Muon(), evals=(HeldOut(every=100), needles, Baselines()))
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=1_024),

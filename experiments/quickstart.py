@@ -19,8 +19,12 @@ from llm_jax.config.experiment import (
   DPO,
   WSD,
   AdamW,
+  Answers,
+  Baselines,
   Checkpoints,
   Constant,
+  Generations,
+  HeldOut,
   LinearToZero,
   Muon,
   Needles,
@@ -36,6 +40,7 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 
+PROMPTS = ('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self')
 FUNCTION = 'def is_empty(self):\n    """Return True if the queue is empty."""'
 ROPE_THETA = 250.0  # is to 64 tokens what 10,000 is to 2,560
 STRETCHED = RoPE(ROPE_THETA, Llama3Scaling(factor=4.0, original_length=64), max_length=256)
@@ -43,13 +48,13 @@ STRETCHED = RoPE(ROPE_THETA, Llama3Scaling(factor=4.0, original_length=64), max_
 
 def get_config():
   rows = dict(seq_len=256, batch_size=8)
-  pretraining = dict(optimizer=Muon(), eval_every=100, sample_every=200,
-                     prompts=('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self'))
-  aligning = dict(batch_size=8, optimizer=AdamW(weight_decay=0.0), eval_every=50)
+  evals = (HeldOut(every=100), Needles((64, 256)), Generations(PROMPTS, every=200), Baselines())
+  pretraining = dict(optimizer=Muon(), evals=evals)
+  aligning = dict(batch_size=8, optimizer=AdamW(weight_decay=0.0))
   # The same val_fraction in all: questions about files that pretraining has not seen.
   library, chats = StandardLibrary(val_fraction=0.05), StandardLibraryChats(val_fraction=0.05)
   pairs = StandardLibraryPreferences(val_fraction=0.05)
-  needles, far, test = NeedleTexts(library, spacing=10), NeedleTexts(library, spacing=40), Needles((64, 256))
+  needles, far = NeedleTexts(library, spacing=10), NeedleTexts(library, spacing=40)
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, special_tokens=('<|im_start|>', '<|im_end|>')),
@@ -58,16 +63,17 @@ def get_config():
     stages=(
       stage('pretrain', mix((library, .1), (needles, ((0, .9), (.6, .9), (.61, .06)))), **pretraining, seq_len=32,
             batch_size=64, ramp=(Ramp(410_000, seq_len=64, batch_size=32),), steps=330,
-            learning_rate=Constant(peak=4e-3, warmup=20), needles=test),
+            learning_rate=Constant(peak=4e-3, warmup=20)),
       stage('long', mix((library, .5), (far, .5)), **pretraining, **rows, steps=130,
-            learning_rate=LinearToZero(peak=4e-3), init=('resume', 'pretrain'), positions=STRETCHED, needles=test),
+            learning_rate=LinearToZero(peak=4e-3), init=('resume', 'pretrain'), positions=STRETCHED),
       stage('anneal', mix((library, .85), (far, .15)), **pretraining, **rows, steps=200,
-            learning_rate=WSD(peak=4e-3, decay=1.0, final=0.3), init=('resume', 'long'), needles=test),
+            learning_rate=WSD(peak=4e-3, decay=1.0, final=0.3), init=('resume', 'long')),
       stage('average', library, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(chats, packing='best_fit'), **aligning, seq_len=256, steps=120,
-            learning_rate=LinearToZero(peak=1e-3, warmup=10), init=('params', 'average'), prompts=(FUNCTION,)),
+            learning_rate=LinearToZero(peak=1e-3, warmup=10), init=('params', 'average'),
+            evals=(HeldOut(every=50), Generations((FUNCTION,)), Answers())),
       stage('dpo', pairs, **aligning, seq_len=128, steps=80,
             objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=LinearToZero(peak=2e-4, warmup=10),
-            init=('params', 'sft')),
+            init=('params', 'sft'), evals=(HeldOut(every=50),)),
     ),
   )

@@ -11,10 +11,14 @@ from llm_jax.config.experiment import (
   BPE,
   DPO,
   AdamW,
+  Answers,
+  Baselines,
   Checkpoints,
   Constant,
   Conversations,
   Cosine,
+  Generations,
+  HeldOut,
   Jsonl,
   LinearToZero,
   Preferences,
@@ -27,6 +31,7 @@ from llm_jax.config.experiment import (
 
 def get_config(folder):
   web, best = Jsonl(f'{folder}/web/*.jsonl.gz', val_fraction=0.001), Jsonl(f'{folder}/best/*.jsonl.gz', val_fraction=0.001)
+  held_out = HeldOut(every=500, batches=4)
   rows = dict(seq_len=1_024, batch_size=256, microbatches=8)
   return experiment(
     seed=0,
@@ -36,15 +41,17 @@ def get_config(folder):
     log_every=10,
     stages=(
       stage('pretrain', web, **rows, steps=10_000, learning_rate=Constant(peak=6e-4, warmup=200),
-            eval_every=500, eval_batches=4, sample_every=1_000, prompts=('The ',)),
+            evals=(held_out, Generations(('The ',), every=1_000), Baselines())),
       stage('anneal', mix(web, (best, ((0, .1), (1, 2.0)))), **rows, steps=2_000, learning_rate=LinearToZero(peak=6e-4),
-            init=('resume', 'pretrain'), eval_every=500, eval_batches=4),
+            init=('resume', 'pretrain'), evals=(held_out, Baselines())),
       stage('average', best, **rows, steps=0, learning_rate=Constant(peak=0.0), init=('average', 'anneal', 4)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', 'chatml'), packing='best_fit'), seq_len=1_024,
             batch_size=64, microbatches=2, steps=800, learning_rate=Cosine(peak=5e-5, warmup=20, final=0.1),
-            optimizer=AdamW(weight_decay=0.0), init=('params', 'average'), eval_every=100),
+            optimizer=AdamW(weight_decay=0.0), init=('params', 'average'),
+            evals=(HeldOut(every=100), Answers())),
       stage('dpo', Preferences(f'{folder}/pairs.jsonl', 'chatml'), seq_len=1_024, batch_size=32, microbatches=4,
             steps=300, objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=Constant(peak=1e-6, warmup=30),
-            optimizer=AdamW(weight_decay=0.0), init=('params', 'sft'), eval_every=50),
+            optimizer=AdamW(weight_decay=0.0), init=('params', 'sft'),
+            evals=(HeldOut(every=50),)),
     ),
   )

@@ -1,33 +1,161 @@
-"""What a stage's model is asked at its end beside its held-out loss; `llm_jax/evaluation/` does it."""
+"""How a stage is evaluated: `Stage.evals` is a tuple of these; `llm_jax/evaluation/` computes them.
+
+To add one, write its class here, name it in `Evaluation`, and write the class that `implementation` names.
+"""
 import dataclasses
+import re
+from typing import TYPE_CHECKING, ClassVar
 
 from llm_jax.config.errors import require
+from llm_jax.config.sources import Plain
 
-__all__ = ['Needles']
+if TYPE_CHECKING:
+  from llm_jax.config.stage import Stage
+
+__all__ = ['Answers', 'Baselines', 'Evaluation', 'Generations', 'HeldOut', 'Needles']
+
+
+class EvaluationConfig:
+  """What every kind of evaluation states beside its own fields.
+
+  implementation: the class that computes it, 'package.module:Class'.
+  """
+  implementation: ClassVar[str]
+
+  @property
+  def name(self) -> str:
+    """How records and messages call it; the names of a stage's evaluations differ."""
+    return re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
+
+  @property
+  def row_lengths(self) -> tuple[int, ...]:
+    """Sequence lengths that it reads beside the stage's own: the mesh must divide them too."""
+    return ()
+
+  @property
+  def may_end_stage(self) -> bool:
+    """Whether its result may end the stage before its last step."""
+    return False
+
+  def check(self, stage: 'Stage') -> None:
+    """Raises ConfigError where the stage is none that it can evaluate."""
+
+
+def _check_every(every: int) -> None:
+  require(every >= 0, 'every', every, 'use a number of steps, or 0 for none between the first and the last')
 
 
 @dataclasses.dataclass(frozen=True)
-class Needles:
-  """Needle in a haystack (Kamradt 2023): a fact somewhere in held-out text, asked for at its end, of the model that the
-  stage starts from and of the one that it makes.
+class HeldOut(EvaluationConfig):
+  """The objective's loss and metrics on the validation split, and bits per byte where that is text.
 
-  contexts: lengths of the text, in tokens. depths: at how many evenly spaced places, from the start of the text to its
-  end. rows: texts for each of them.
-  enough: a share. The stage is asked at every `eval_every` steps too, and done as soon as so many needles are found at
-    every depth of every sequence length while the held-out loss in the context before is at most
-    `max_short_loss_increase`, a share, above what it was (Dubey et al. 2024, Llama 3, section 3.4.2). None: it takes
-    all its steps.
+  every: steps between evaluations; 0: only the one at the end, which reads all of the split.
+  batches: how many each of the others reads.
+  """
+  every: int = 0
+  batches: int = 16
+  implementation: ClassVar[str] = 'llm_jax.evaluation.held_out:HeldOutEvaluation'
+
+  def __post_init__(self):
+    _check_every(self.every)
+    require(self.batches >= 1, 'batches', self.batches, 'use 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Needles(EvaluationConfig):
+  """Needle in a haystack (Kamradt 2023): a fact is planted somewhere in validation text and asked for at its end, of
+  the model that the stage starts from and of the one that it makes.
+
+  seq_lens: lengths of the text, in tokens.
+  depths: at how many evenly spaced places, from the start of the text to its end.
+  rows: texts for each of them.
+  every: steps between evaluations; 0: only at the start and at the end.
+  target_recall: a share. The stage ends as soon as so many needles are found at every depth of every length while the
+    held-out loss at the sequence length of the stage before has risen by at most `max_short_loss_increase`, a share
+    (Dubey et al. 2024, Llama 3, section 3.4.2). None: the stage takes all its steps.
   """
   seq_lens: tuple[int, ...]
   depths: int = 5
   rows: int = 16
+  every: int = 0
   target_recall: float | None = None
   max_short_loss_increase: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.evaluation.needles:NeedlesEvaluation'
 
   def __post_init__(self):
     require(len(self.seq_lens) > 0 and min(self.seq_lens) >= 32, 'seq_lens', self.seq_lens,
             'give lengths of 32 tokens or more')
     for field in ('depths', 'rows'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
-    require(self.target_recall is None or 0 < self.target_recall <= 1, 'target_recall', self.target_recall, 'use a share in (0, 1], or None')
-    require(self.max_short_loss_increase >= 0, 'max_short_loss_increase', self.max_short_loss_increase, 'use 0 or more')
+    _check_every(self.every)
+    is_share = self.target_recall is None or 0 < self.target_recall <= 1
+    require(is_share, 'target_recall', self.target_recall, 'use a share in (0, 1], or None')
+    require(self.max_short_loss_increase >= 0, 'max_short_loss_increase', self.max_short_loss_increase,
+            'use 0 or more')
+    require(self.target_recall is None or self.every > 0, 'every', self.every,
+            'target_recall is looked at then: use 1 step or more')
+
+  @property
+  def row_lengths(self) -> tuple[int, ...]:
+    return self.seq_lens
+
+  @property
+  def may_end_stage(self) -> bool:
+    return self.target_recall is not None
+
+  def check(self, stage: 'Stage') -> None:
+    source = stage.validation_data.sources[0].source
+    has_text = isinstance(source, Plain) and source.val_fraction > 0
+    require(has_text, 'seq_lens', self.seq_lens,
+            f'needles are planted in text of the first source of the validation data, a {type(source).__name__}: let '
+            'that be text with val_fraction above 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class Generations(EvaluationConfig):
+  """What the model writes after each prompt, drawn at temperature 0.8 and top-p 0.95.
+
+  prompts: texts to continue; in a stage with conversations, what the user says.
+  every: steps between them; 0: only at the end.
+  max_new_tokens: tokens of each.
+  """
+  prompts: tuple[str, ...]
+  every: int = 0
+  max_new_tokens: int = 96
+  implementation: ClassVar[str] = 'llm_jax.evaluation.generations:GenerationsEvaluation'
+
+  def __post_init__(self):
+    require(len(self.prompts) > 0, 'prompts', self.prompts, 'give at least one text')
+    _check_every(self.every)
+    require(self.max_new_tokens >= 1, 'max_new_tokens', self.max_new_tokens, 'use 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers(EvaluationConfig):
+  """Greedy answers to the validation split's conversations, at the start and at the end: the share that ends its turn,
+  and, where code was asked for, the share that is code. Nothing in a stage without conversations.
+
+  questions: how many are answered.
+  """
+  questions: int = 64
+  implementation: ClassVar[str] = 'llm_jax.evaluation.answers:AnswersEvaluation'
+
+  def __post_init__(self):
+    require(self.questions >= 1, 'questions', self.questions, 'use 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines(EvaluationConfig):
+  """Bits per byte of the validation text by a trigram model of the training tokens and by `xz -9`, at the end. Nothing
+  in a stage whose data is not all text.
+
+  max_tokens: with more training tokens no trigram model is fitted.
+  """
+  max_tokens: int = 50_000_000
+  implementation: ClassVar[str] = 'llm_jax.evaluation.baselines:BaselinesEvaluation'
+
+  def __post_init__(self):
+    require(self.max_tokens >= 0, 'max_tokens', self.max_tokens, 'use 0 or more')
+
+
+Evaluation = HeldOut | Needles | Generations | Answers | Baselines

@@ -104,9 +104,10 @@ class Run:
       require(meant is None or longest <= meant, f'{path}.seq_len', longest,
               f'the positions are meant for {meant} tokens (max_length): stretch them with '
               f'{path}.positions=RoPE(theta, scaling, max_length={longest}), or shorten seq_len')
-      asked = max(stage.needles.seq_lens) if stage.needles else 0
-      require(limit is None or asked <= limit, f'{path}.needles.seq_lens', asked,
-              f'the learned positions end at model.positions.max_length={limit}: ask for shorter ones')
+      for k, evaluation in enumerate(stage.evals):
+        longest = max(evaluation.row_lengths, default=0)
+        require(limit is None or longest <= limit, f'{path}.evals[{k}].seq_lens', longest,
+                f'the learned positions end at model.positions.max_length={limit}: ask for shorter ones')
       earlier.append(stage.name)
     if isinstance(self.tokenizer, BPE | Bytes):
       needs = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE) else 257
@@ -118,10 +119,10 @@ class Run:
     every, by_name = self.checkpoints.every, {each.name: each for each in self.stages}
     members = members_of(stage.init)
     for parent in stage.parents:
-      test = by_name[parent].needles
-      require(test is None or test.target_recall is None, f'{path}.init', stage.init,
-              f'{parent} ends when enough needles are found (needles.target_recall={test and test.target_recall}), nobody knows at '
-              "which step: average a stage after it, or use ('params', ...)")
+      ends = next((each for each in by_name[parent].evals if each.may_end_stage), None)
+      require(ends is None, f'{path}.init', stage.init,
+              f'{parent} may end before its last step ({ends and ends.name}), nobody knows at which: average a stage '
+              "after it, or use ('params', ...)")
     if not members:
       _, name, count = stage.init
       require(count <= self.checkpoints.keep, 'checkpoints.keep', self.checkpoints.keep,

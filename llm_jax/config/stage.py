@@ -3,14 +3,13 @@ import dataclasses
 import functools
 
 from llm_jax.config.data import Data
-from llm_jax.config.errors import require
-from llm_jax.config.evaluations import Needles
+from llm_jax.config.errors import located, require
+from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import Classification, LanguageModel, Objective, Preference, Referenced
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.ramp import Phase, Ramp, make_phases
 from llm_jax.config.schedules import Schedule
-from llm_jax.config.sources import Plain
 from llm_jax.config.stage_init import Init, check_init, parents_of
 
 __all__ = ['Stage']
@@ -33,7 +32,7 @@ class Stage:
   batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
   max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
   ema: decay of an exponential moving average of the parameters kept beside them, or None.
-  needles: facts to be found in held-out text, asked for at the stage's beginning and end.
+  evals: how it is evaluated, in this order; their names differ. Each says itself when.
   remat: 'none' keeps activations, 'block' recomputes each block, 'dots' keeps matmul results.
   """
   name: str
@@ -53,18 +52,13 @@ class Stage:
   max_nonfinite: int = 10
   ema: float | None = None
   remat: str = 'none'
-  eval_every: int = 0            # steps between held-out evaluations; 0: only at the end
-  eval_batches: int = 16         # batches per evaluation during training; the one at the end reads all of held-out
-  sample_every: int = 0          # steps between samples; 0: none
-  prompts: tuple[str, ...] = ()
-  sample_tokens: int = 96
-  needles: Needles | None = None
+  evals: tuple[Evaluation, ...] = (HeldOut(), Answers(), Baselines())
 
   def __post_init__(self):
     plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
     require(plain, 'name', self.name, 'use a plain word')
-    for field, least in (('steps', 0), ('seq_len', 1), ('batch_size', 1), ('microbatches', 1), ('max_nonfinite', 1),
-                         ('eval_every', 0), ('eval_batches', 1), ('sample_every', 0), ('sample_tokens', 1)):
+    for field, least in (('steps', 0), ('seq_len', 1), ('batch_size', 1), ('microbatches', 1),
+                         ('max_nonfinite', 1)):
       require(getattr(self, field) >= least, field, getattr(self, field), f'use {least} or more')
     require(self.batch_size % self.microbatches == 0, 'microbatches', self.microbatches,
             f'use a divisor of batch_size={self.batch_size}')
@@ -95,14 +89,18 @@ class Stage:
             'cannot learn classes: use Classification()')
     require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
             self.init, "the reference is what the stage starts from: use ('params', stage)")
-    first = self.validation_data.sources[0].source
-    require(self.needles is None or isinstance(first, Plain) and first.val_fraction > 0, 'needles', self.needles,
-            f'they are put into the first source that is held out, a {type(first).__name__}: let that be text with '
-            'val_fraction above 0')
-    require(self.needles is None or self.needles.target_recall is None or self.eval_every > 0, 'eval_every', self.eval_every,
-            'needles.target_recall is looked at then: use 1 step or more')
+    self._check_evals()
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
+
+  def _check_evals(self) -> None:
+    names: list[str] = []
+    for i, evaluation in enumerate(self.evals):
+      require(evaluation.name not in names, f'evals[{i}]', evaluation,
+              f'another one is called {evaluation.name} too: leave one out, or give it another name')
+      names.append(evaluation.name)
+      with located(f'evals[{i}]'):
+        evaluation.check(self)
 
   @property
   def parents(self) -> tuple[str, ...]:

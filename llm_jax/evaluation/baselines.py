@@ -1,13 +1,70 @@
 """What a model must beat to have learnt something: an interpolated trigram model, and the compressor `xz -9`."""
+import itertools
 import lzma
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+
+from llm_jax.config import evaluations as config
+from llm_jax.config.ramp import spans
+from llm_jax.config.stage import Stage
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
 
 ORDERS = 4        # uniform, unigram, bigram, trigram
 BUCKETS = 2 + 24  # of contexts, by how often they were seen: see TrigramModel.bucket
 EM_STEPS = 40
+
+
+class BaselinesEvaluation(Evaluation):
+  """Bits per byte of a trigram model fitted on the tokens that the stage and those before it were trained on, and of
+  `xz -9`, on the validation text."""
+  config: config.Baselines
+
+  def applies(self) -> bool:
+    """Whether all the data is text, and anything was trained on."""
+    stage = self.setup.stage
+    datas = [stage.validation_data, *(each.data for each in self._stages())]
+    all_text = all(data.template is None and data.labels is None for data in datas)
+    return self.setup.validation is not None and all_text and stage.steps > 0
+
+  def run(self, model: Evaluated, start: Metrics) -> Result:
+    """Only the primary process computes: the others need none of it."""
+    trained = self._steps_trained(model.step)
+    if trained is None or not self.setup.primary:
+      return Result()
+    tokens = sum(stage.tokens_after(steps) for stage, steps in trained)
+    if tokens > self.config.max_tokens:
+      return Result()
+    validation = self.setup.validation
+    trigram = trigram_bits_per_byte(self._tokens_read(trained), validation.token_documents(),
+                                    self.setup.tokenizer.vocab_size, validation.num_bytes)
+    metrics: dict[str, float | list[float]] = {'trigram_bits_per_byte': trigram}
+    if not validation.changed:  # else these would not be the same bytes
+      metrics['xz_bits_per_byte'] = xz_bits_per_byte(validation.byte_documents())
+    shown = ', '.join(f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in metrics.items())
+    return Result(metrics, (f'the same bytes: {shown} bits per byte',))
+
+  def _stages(self) -> tuple[Stage, ...]:
+    return *self.setup.run.ancestors(self.setup.stage), self.setup.stage
+
+  def _steps_trained(self, step: int) -> list[tuple[Stage, int]] | None:
+    """Each stage with the steps that it took; None where checkpoints are gone, so that nobody knows."""
+    *earlier, last = self._stages()
+    trained = []
+    for stage in earlier:
+      saved = self.setup.saved_steps(stage.name)
+      if not saved:
+        return None
+      trained.append((stage, saved[0]))
+    return [*trained, (last, step)]
+
+  def _tokens_read(self, trained: Sequence[tuple[Stage, int]]) -> Iterator[np.ndarray]:
+    pieces = []
+    for stage, steps in trained:
+      for phase, samples in spans(stage.phases, stage.samples_after(steps)):
+        pieces.append(self.setup.data[stage.name].train[phase.seq_len].tokens_seen(samples))
+    return itertools.chain.from_iterable(pieces)
 
 
 def bits_per_byte(total_nats: float, num_bytes: int) -> float:

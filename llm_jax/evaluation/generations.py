@@ -1,28 +1,52 @@
 """What the model writes while it learns."""
+from typing import Any
+
 import jax
 
-from llm_jax.config.stage import Stage
+from llm_jax.config import evaluations as config
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Sampling
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
 
 
-def continue_prompts(config, execution, params, tokenizer, stage: Stage, seed: int) -> list[tuple[str, str]]:
-  """(prompt, continuation) for every prompt of the stage; of a stage with conversations, what the user says and the
-  answer. Every process takes part; the seed alone decides the draw."""
-  if not stage.prompts:
-    return []
-  room = stage.seq_len if config.max_length is None else min(stage.seq_len, config.max_length)
-  template, stops = stage.data.template, (tokenizer.eot,)
-  if template is None:
-    prompts = [[tokenizer.eot, *tokenizer.encode(prompt)] for prompt in stage.prompts]
-  else:
-    stops = chat_templates.end_of_turn(template, tokenizer)
-    questions = [[{'role': 'user', 'content': prompt}] for prompt in stage.prompts]
-    prompts = [chat_templates.prompt_ids(question, template, tokenizer) for question in questions]
-  prompts = [[int(token) for token in prompt[:room - 1]] for prompt in prompts]
-  new = max(1, min(stage.sample_tokens, room - max(map(len, prompts))))
-  generated = generate(config, params, prompts, new, Sampling(temperature=0.8, top_p=0.95), jax.random.key(seed),
-                       stop_tokens=tuple(stops), execution=execution)
-  texts = [tokenizer.decode([t for t in tokens if t not in stops]) for tokens in generated.tokens]
-  return list(zip(stage.prompts, texts, strict=True))
+class GenerationsEvaluation(Evaluation):
+  """A continuation of every prompt; the run's seed alone decides the draw, so that steps can be compared."""
+  config: config.Generations
+
+  @property
+  def every(self) -> int:
+    return self.config.every
+
+  def run(self, model: Evaluated, start: Metrics) -> Result:
+    texts = self.continue_prompts(model.params)
+    return Result(generations=tuple(zip(self.config.prompts, texts, strict=True)))
+
+  def continue_prompts(self, params: Any) -> list[str]:
+    """The continuation of every prompt; in a stage with conversations the answer to it. Every process takes part."""
+    setup, tokenizer = self.setup, self.setup.tokenizer
+    limit = setup.model.max_length
+    room = setup.stage.seq_len if limit is None else min(setup.stage.seq_len, limit)
+    prompts, stops = self.encode_prompts()
+    prompts = [prompt[:room - 1] for prompt in prompts]
+    longest = max(len(prompt) for prompt in prompts)
+    new_tokens = max(1, min(self.config.max_new_tokens, room - longest))
+    generated = generate(setup.model, params, prompts, new_tokens, Sampling(temperature=0.8, top_p=0.95),
+                         jax.random.key(setup.run.seed), stop_tokens=stops, execution=setup.execution)
+    texts = []
+    for tokens in generated.tokens:
+      kept = [token for token in tokens if token not in stops]
+      texts.append(tokenizer.decode(kept))
+    return texts
+
+  def encode_prompts(self) -> tuple[list[list[int]], tuple[int, ...]]:
+    """The ids of every prompt, and the ids that end a text."""
+    tokenizer, template = self.setup.tokenizer, self.setup.stage.data.template
+    if template is None:
+      prompts = [[tokenizer.eot, *map(int, tokenizer.encode(prompt))] for prompt in self.config.prompts]
+      return prompts, (tokenizer.eot,)
+    prompts = []
+    for prompt in self.config.prompts:
+      ids = chat_templates.prompt_ids([{'role': 'user', 'content': prompt}], template, tokenizer)
+      prompts.append([int(token) for token in ids])
+    return prompts, tuple(chat_templates.end_of_turn(template, tokenizer))

@@ -1,12 +1,21 @@
 """Held-out loss of any objective."""
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
+from llm_jax.config import evaluations as config
+from llm_jax.data.batches import Batch, validation_batches
+from llm_jax.data.dataset import Dataset
+from llm_jax.evaluation.baselines import bits_per_byte
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
 from llm_jax.objectives.loss import Loss, Objective, means_by_source
+from llm_jax.sharding.rules import batch_sharding
+
+# How the names under which the parameters of an average are compared read in a message.
+UNAVERAGED = {'last_checkpoint': 'the last checkpoint alone', 'last_ema': 'its moving average'}
 
 
 def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Loss]:
@@ -25,21 +34,117 @@ def evaluate(eval_step: Callable, params: Any, frozen: Any, batches: Iterable[An
 
   Sums are float64 on the host; one batch is computed while the last is read.
   """
-  sums, pending = None, None
-
-  def add(loss: Loss):
-    nonlocal sums
-    new = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
-    new = {name: float(value) for name, value in jax.device_get(new).items()}
-    sums = new if sums is None else {name: sums[name] + value for name, value in new.items()}
-
+  sums: dict[str, float] = {}
+  pending = None
   for batch in batches:
     loss = eval_step(params, frozen, batch)
     if pending is not None:
-      add(pending)
+      _add(sums, pending)
     pending = loss
   if pending is None:
     return {'loss': math.nan, 'weight': 0.0}
-  add(pending)
+  _add(sums, pending)
   weight = sums.pop('weight')
-  return {**means_by_source({name: value / max(weight, 1.0) for name, value in sums.items()}), 'weight': weight}
+  means = {name: value / max(weight, 1.0) for name, value in sums.items()}
+  return {**means_by_source(means), 'weight': weight}
+
+
+def _add(sums: dict[str, float], loss: Loss) -> None:
+  new = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
+  for name, value in jax.device_get(new).items():
+    sums[name] = sums.get(name, 0.0) + float(value)
+
+
+def eval_batches(setup: EvaluationSetup, validation: Dataset, heartbeat: Callable[[], None], limit: int | None = None
+                 ) -> Iterator[Batch]:
+  """Batches of a validation split, as large as a training microbatch; `limit` takes so many, spread over all."""
+  for batch in validation_batches(validation, setup.phase.rows, batch_sharding(setup.mesh), limit):
+    heartbeat()  # a long evaluation must not look like a process that hangs
+    yield batch
+
+
+class HeldOutEvaluation(Evaluation):
+  """The objective's means on the validation split. For text also bits per byte, for classes also the share of the most
+  common one."""
+  config: config.HeldOut
+
+  def __init__(self, config: config.HeldOut, setup: EvaluationSetup):
+    super().__init__(config, setup)
+    self.eval_step = make_eval_step(setup.objective)
+
+  @property
+  def every(self) -> int:
+    return self.config.every
+
+  def applies(self) -> bool:
+    return self.setup.validation is not None
+
+  def run(self, model: Evaluated, start: Metrics) -> Result:
+    limit = None if model.moment is Moment.END else self.config.batches * self.setup.phase.microbatches
+    metrics = self.scores(model.params, model, limit)
+    shown = describe(metrics)
+    status = f'held-out at step {model.step:,}: ' + '  '.join(shown)
+    if model.moment is not Moment.END:
+      return Result(metrics, status=status)
+    compared = self.compare_average(metrics, model)
+    return Result({**metrics, **compared.metrics}, compared.lines, status, compared.headline or headline(metrics))
+
+  def scores(self, params: Any, model: Evaluated, limit: int | None) -> dict[str, float]:
+    """The means over `limit` batches, or over all."""
+    setup, validation = self.setup, self.setup.validation
+    batches = eval_batches(setup, validation, model.heartbeat, limit)
+    found = evaluate(self.eval_step, params, model.reference, batches)
+    if setup.stage.data.labels is not None:
+      found['most_common_class'] = validation.most_common_class
+    elif setup.stage.validation_data.template is None:
+      found['bits_per_byte'] = bits_per_byte(found['nll'] * validation.num_targets, validation.num_bytes)
+    for name, rows in validation.parts.items():
+      is_text = rows.store.counts is None
+      if is_text and f'loss/{name}' in found:
+        nats = found[f'loss/{name}'] * rows.num_targets
+        found[f'bits_per_byte/{name}'] = bits_per_byte(nats, rows.store.num_bytes)
+    return found
+
+  def compare_average(self, metrics: dict[str, float], model: Evaluated) -> Result:
+    """Of a stage that starts from a mean of checkpoints: the same scores of the last of them alone, and of its moving
+    average where one was kept, under names that end with `_last_checkpoint` and `_last_ema`."""
+    in_bits = 'bits_per_byte' in metrics
+    name, unit = ('bits_per_byte', 'bits per byte') if in_bits else ('loss', 'loss')
+    compared: dict[str, float] = {}
+    steps: list[tuple[str, float]] = []
+    for kind, params in model.unaveraged():
+      alone = self.scores(params, model, None)
+      compared[f'loss_{kind}'] = alone['loss']
+      compared[f'{name}_{kind}'] = alone[name]
+      steps.append((UNAVERAGED[kind], alone[name]))
+    if not steps:
+      return Result()
+    trained = f' and {self.setup.stage.steps:,} steps' if self.setup.stage.steps else ''
+    steps.append((f'the mean{trained}', metrics[name]))
+    values = ' -> '.join(f'{value:.4f}' for _, value in steps)
+    words = ' -> '.join(word for word, _ in steps)
+    first = steps[0][1]
+    short_unit = 'bits/byte' if in_bits else 'loss'
+    return Result(compared, (f'held-out {values} {unit} ({words})',),
+                  headline=f'{first:.3f} → {metrics[name]:.3f} {short_unit}')
+
+
+def describe(metrics: Metrics) -> list[str]:
+  """The metrics that a person looks at first, in words."""
+  forms = {'loss': 'loss {:.4f}', 'bits_per_byte': '{:.4f} bits per byte'}
+  if 'reward_margin' in metrics:
+    forms |= {'accuracy': '{:.0%} right', 'reward_margin': 'margin {:.3f}'}
+  if 'class_loss' in metrics:
+    forms |= {'accuracy': '{:.1%} right', 'most_common_class': '{:.1%} are of the most common class'}
+  return [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
+
+
+def headline(metrics: Metrics) -> str:
+  """The same in a few words."""
+  if 'class_loss' in metrics:
+    return f'{metrics["accuracy"]:.0%} right, most common {metrics["most_common_class"]:.0%}'
+  if 'bits_per_byte' in metrics:
+    return f'{metrics["bits_per_byte"]:.3f} bits per byte'
+  if 'reward_margin' in metrics:
+    return f'{metrics["accuracy"]:.0%} right, margin {metrics["reward_margin"]:.2f}'
+  return f'held-out loss {metrics["loss"]:.3f}'

@@ -1,17 +1,131 @@
 """Needle in a haystack (Kamradt 2023): whether a model finds a fact anywhere in a text as long as its context."""
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from llm_jax.config import evaluations as config
 from llm_jax.config.errors import require
 from llm_jax.data.packing.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.decode.request import fetch
+from llm_jax.evaluation.held_out import eval_batches, evaluate, make_eval_step
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.sharding.rules import batch_sharding
+from llm_jax.tracking.display import HeatMap
+
+SECTION = 'Needles in a haystack'
+NOTE = ('A fact is planted at a depth of held-out text (0 % is its start) and asked for at its end: the share of texts '
+        'in which the model answers right.')
+
+
+class NeedlesEvaluation(Evaluation):
+  """`needles_L`, the share of needles found at each depth of a text of L tokens, and, where the stage comes from one of
+  shorter sequences, `short_loss`, the held-out loss at their length."""
+  at_start = True
+  config: config.Needles
+
+  @property
+  def every(self) -> int:
+    return self.config.every
+
+  def check(self) -> None:
+    check_haystack(self.setup.tokenizer, self.setup.validation.haystack, self.config.seq_lens)
+
+  def run(self, model: Evaluated, start: Metrics) -> Result:
+    transformer = self._transformer(model.moment)
+    metrics = self._find(transformer, model.params)
+    short_loss = self._short_loss(transformer, model)
+    if short_loss is not None:
+      metrics['short_loss'] = short_loss
+    if model.moment is Moment.START:
+      return Result(metrics)
+    return Result(metrics, self._lines(metrics, start), headline=self._headline(metrics, start),
+                  display=(self._heat_map(metrics, start),))
+
+  def ends_stage(self, start: Metrics, now: Metrics) -> bool:
+    if self.config.target_recall is None:
+      return False
+    lowest = min(min(now[self._metric(seq_len)]) for seq_len in self.config.seq_lens)
+    loss_limit = start.get('short_loss', math.inf) * (1 + self.config.max_short_loss_increase)
+    return lowest >= self.config.target_recall and now.get('short_loss', -math.inf) <= loss_limit
+
+  def _transformer(self, moment: Moment) -> Transformer:
+    """At its start the model has the positions of the stage that it comes from."""
+    setup, parent = self.setup, self.setup.parent
+    is_parents = moment is Moment.START and parent is not None
+    return Transformer(setup.run.model_of(parent) if is_parents else setup.model, setup.execution)
+
+  def _find(self, transformer: Transformer, params: Any) -> dict[str, float | list[float]]:
+    setup, config = self.setup, self.config
+    found: dict[str, float | list[float]] = {}
+    for seq_len in config.seq_lens:
+      found[self._metric(seq_len)] = find_needles(
+        transformer, params, setup.tokenizer, setup.validation.haystack, seq_len, depths=config.depths,
+        rows=config.rows, batch_size=setup.phase.rows, sharding=batch_sharding(setup.mesh))
+    return found
+
+  def _short_loss(self, transformer: Transformer, model: Evaluated) -> float | None:
+    """The loss on the text that scored the stage before, where its rows are shorter."""
+    setup, parent = self.setup, self.setup.parent
+    if parent is None:
+      return None
+    is_text = not parent.validation_data.pairs and parent.validation_data.labels is None
+    validation = setup.data[parent.name].validation
+    if not is_text or validation is None or validation.seq_len >= setup.phase.seq_len:
+      return None
+    step = make_eval_step(LanguageModelObjective(transformer))
+    return evaluate(step, model.params, None, eval_batches(setup, validation, model.heartbeat))['loss']
+
+  def _metric(self, seq_len: int) -> str:
+    return f'needles_{seq_len}'
+
+  def _lines(self, metrics: Metrics, start: Metrics) -> tuple[str, ...]:
+    lines = []
+    for seq_len in self.config.seq_lens:
+      name = self._metric(seq_len)
+      before = f'{_recall(start[name])} -> ' if name in start else ''
+      lines.append(f'needles found in {seq_len:,} tokens: {before}{_recall(metrics[name])}')
+    if 'short_loss' in metrics:
+      before = f'{start["short_loss"]:.4f} -> ' if 'short_loss' in start else ''
+      lines.append(f'held-out loss at the sequence length before: {before}{metrics["short_loss"]:.4f}')
+    return tuple(lines)
+
+  def _headline(self, metrics: Metrics, start: Metrics) -> str | None:
+    """What the stage has done for the longest text, where it has done anything."""
+    longest = max(self.config.seq_lens)
+    name = self._metric(longest)
+    if name not in start or _mean(metrics[name]) <= _mean(start[name]):
+      return None
+    return f'{_mean(start[name]):.0%} → {_mean(metrics[name]):.0%} found in {longest:,}'
+
+  def _heat_map(self, metrics: Metrics, start: Metrics) -> HeatMap:
+    depths = self.config.depths
+    columns = tuple(f'{100 * i / max(depths - 1, 1):.0f} %' for i in range(depths))
+    rows = []
+    for seq_len in sorted(self.config.seq_lens):
+      name = self._metric(seq_len)
+      if name in start:
+        rows.append((f'{seq_len:,} tokens, before', tuple(start[name])))
+        rows.append((f'{seq_len:,} tokens, after', tuple(metrics[name])))
+      else:
+        rows.append((f'{seq_len:,} tokens', tuple(metrics[name])))
+    return HeatMap(SECTION, NOTE, self.setup.stage.name, columns, tuple(rows))
+
+
+def _mean(shares: Sequence[float]) -> float:
+  return sum(shares) / len(shares)
+
+
+def _recall(shares: Sequence[float]) -> str:
+  return f'{_mean(shares):.0%} (at the worst depth {min(shares):.0%})'
+
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -24,7 +138,7 @@ def _last_choices(model: Transformer, params: Any, tokens_BT: jax.Array) -> jax.
 def check_haystack(tokenizer: Tokenizer, haystack: TokenStore, seq_lens: Sequence[int]) -> None:
   """Refuses texts that needles cannot be put into: ConfigError."""
   Facts(tokenizer)
-  require(haystack.num_tokens > max(seq_lens), 'needles.seq_lens', tuple(seq_lens),
+  require(haystack.num_tokens > max(seq_lens), 'seq_lens', tuple(seq_lens),
           f'the held-out text has {haystack.num_tokens} tokens: ask for shorter ones, or raise val_fraction')
 
 

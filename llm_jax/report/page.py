@@ -8,8 +8,8 @@ from typing import Any
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.count import count_parameters
+from llm_jax.report.displays import displays, headlines
 from llm_jax.report.html import bars, disclosure, escape, facts_table, page, table, tiles, tree
-from llm_jax.report.needles import mean_found, needle_tables
 from llm_jax.report.recipe_graph import stage_graph
 from llm_jax.report.records import StageRecords, by_stage, last, median, read_json
 from llm_jax.report.stages import curves, data_table, stage_table
@@ -17,7 +17,7 @@ from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.metrics import read_generations, read_metrics
 from llm_jax.tracking.numbers import NOTHING, count, duration, show, size, value
 
-SAMPLES_SHOWN = 6  # steps a prompt
+GENERATIONS_SHOWN = 6  # steps a prompt
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -41,10 +41,10 @@ def render(workdir: pathlib.Path) -> str:
       f'<h1>{escape(name)}</h1><p class="muted">{escape(subtitle(stages, records, config))}</p>',
       headline(stages, records, config, lineage),
       graph(stages, records, config),
-      needle_tables({str(r.get('stage')): r for r in records if r.get('kind') == 'final'}),
+      displays(records),
       '<h2>Curves</h2>', curves(stages),
       '<h2>Stages</h2>', stage_table(stages), data_table(stages, records),
-      events(records), samples(read_generations(workdir)),
+      events(records), generations(read_generations(workdir)),
       '<h2>Configuration</h2><div class="card tree">' + tree(config) + '</div>' if config else '',
       '<h2>Lineage</h2>' + facts_table(lineage) if lineage else '',
       checkpoints(workdir)])
@@ -130,30 +130,9 @@ def graph(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], con
   configs = [stage for stage in config.get('stages', []) if isinstance(stage, dict)]
   if len(configs) < 2:
     return ''
-  finals = {str(r.get('stage')): result(r) for r in records if r.get('kind') == 'final'}
-  return '<h2>Recipe</h2>' + stage_graph(configs, finals, {s.name: s.last_step for s in stages})
-
-
-def result(final: dict[str, Any]) -> str:
-  """The number that says what a stage did: more needles found, bits per byte of text (of a mean beside its last
-  checkpoint's), answers in form before and after, the accuracy on pairs or classes, else the held-out loss."""
-  context, after, before = mean_found(final) or (0, 0.0, None)
-  if before is not None and after > before:
-    return f'{before:.0%} → {after:.0%} found in {context:,}'
-  if math.isfinite(before := value(final, 'bits_per_byte_before')):
-    return f'{before:.3f} → {value(final, "bits_per_byte"):.3f} bits/byte'
-  for name, words in (('parses', 'in form'), ('ended', 'answers end')):
-    if math.isfinite(after := value(final, name)):
-      before = value(final, f'{name}_before')
-      return (f'{before:.0%} → ' if math.isfinite(before) else '') + f'{after:.0%} {words}'
-  if math.isfinite(value(final, 'class_loss')):
-    return f'{value(final, "accuracy"):.0%} right, most common {value(final, "most_common_class"):.0%}'
-  for name, form in (('bits_per_byte', '{:.3f} bits per byte'), ('reward_margin', 'margin {:.2f}'),
-                     ('loss', 'held-out loss {:.3f}')):
-    if math.isfinite(x := value(final, name)):
-      pairs = name == 'reward_margin' and math.isfinite(value(final, 'accuracy'))
-      return (f'{value(final, "accuracy"):.0%} right, ' if pairs else '') + form.format(x)
-  return 'done'
+  done = {str(r.get('stage')): 'done' for r in records if r.get('kind') == 'final'}
+  results = {**done, **headlines(records)}
+  return '<h2>Recipe</h2>' + stage_graph(configs, results, {s.name: s.last_step for s in stages})
 
 
 # ---------------------------------------------------------------------------------------------- below
@@ -168,27 +147,27 @@ def events(records: Sequence[dict[str, Any]]) -> str:
                     table(('stage', 'step', 'what'), rows[-100:], 'words'))
 
 
-def samples(records: Sequence[dict[str, Any]]) -> str:
+def generations(records: Sequence[dict[str, Any]]) -> str:
   """For each prompt what the model wrote at several steps, the latest first and open. The text is anyone's: escaped."""
   prompts: dict[str, dict[Any, dict[str, Any]]] = {}
-  for record in records:  # of two samples of a step the later counts
+  for record in records:  # of two of a step the later counts
     prompts.setdefault(str(record.get('prompt', '')), {})[str(record.get('stage')), record['step']] = record
   out = []
   for prompt, found in prompts.items():
     cards = [disclosure(
         f'<span class="muted">{escape(r.get("stage", ""))}, step {r["step"]:,}</span>',
-        f'<pre><mark>{escape(prompt)}</mark>{escape(r.get("text", ""))}</pre>', is_open=i == 0, css='sample')
+        f'<pre><mark>{escape(prompt)}</mark>{escape(r.get("text", ""))}</pre>', is_open=i == 0, css='generation')
         for i, r in enumerate(reversed(spread(list(found.values()))))]
     heading = f'<h3>Prompt <code>{escape(prompt)}</code></h3>' if prompt else '<h3>Without a prompt</h3>'
     out.append(heading + '<div class="card">' + ''.join(cards) + '</div>')
-  return '<h2>Samples</h2>' + ''.join(out) if out else ''
+  return '<h2>Generations</h2>' + ''.join(out) if out else ''
 
 
 def spread(found: Sequence[Any]) -> Sequence[Any]:
   """The first, the last, and some evenly between."""
-  if len(found) <= SAMPLES_SHOWN:
+  if len(found) <= GENERATIONS_SHOWN:
     return found
-  return [found[round(i * (len(found) - 1) / (SAMPLES_SHOWN - 1))] for i in range(SAMPLES_SHOWN)]
+  return [found[round(i * (len(found) - 1) / (GENERATIONS_SHOWN - 1))] for i in range(GENERATIONS_SHOWN)]
 
 
 def checkpoints(workdir: pathlib.Path) -> str:

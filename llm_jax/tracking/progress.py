@@ -48,7 +48,7 @@ class Progress:
     self._step = start
     self._paced: tuple[int, float] | None = None  # the first step seen, and when
     self._numbers: dict[str, float] = {}
-    self._held_out = ''
+    self._status = ''
     self._began = time.perf_counter()
     self._printed_at, self._printed_step = -math.inf, start
 
@@ -79,18 +79,11 @@ class Progress:
       if waited >= SECONDS_BETWEEN_LINES or (waited >= 1 and advanced * LINES_PER_RUN >= self.total_steps):
         self._guard(self._print_line)
 
-  def held_out(self, step: int, **numbers: float) -> None:
-    """The last evaluation's result: loss (nats per token), bits_per_byte of text; of pairs the share that is right and
-    the mean margin of rewards; of classes the share that is right."""
-    forms = {'loss': 'loss {:.4f}', 'bits_per_byte': '{:.4f} bits per byte'}
-    if 'reward_margin' in numbers:
-      forms |= {'accuracy': '{:.0%} right', 'reward_margin': 'margin {:.3f}'}
-    if 'class_loss' in numbers:
-      forms |= {'accuracy': '{:.1%} right', 'most_common_class': '{:.1%} are of the most common class'}
-    parts = [form.format(numbers[name]) for name, form in forms.items() if name in numbers]
-    self._held_out = '  '.join([f'held-out at step {step:,}:', *parts])
+  def evaluated(self, status: str) -> None:
+    """Shows an evaluation's result, in words, until the next one."""
+    self._status = status
     if self._live is None:
-      self.message(f'{self.title}  {self._held_out}')
+      self.message(f'{self.title}  {status}')
 
   def message(self, text: str) -> None:
     """Prints a line for good: above the live display, or in turn."""
@@ -154,8 +147,8 @@ class Progress:
     for label, value in self._fields():
       numbers.append(f'{label} ', style='dim').append(value, style='cyan').append('   ')
     lines = [head, numbers]
-    if self._held_out:
-      lines.append(Text(self._held_out, style='green'))
+    if self._status:
+      lines.append(Text(self._status, style='green'))
     return Group(*lines)
 
   def _guard(self, action: Callable[[], Any]) -> None:

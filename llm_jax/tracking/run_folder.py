@@ -21,8 +21,7 @@ SAFE_TO_CHANGE = (
     r'checkpoints\..*',
     r'log_every|stall_seconds',
     r'mesh\..*|context_attention',
-    r'stages\[\d+\]\.(eval_every|eval_batches|sample_every|sample_tokens)',
-    r'stages\[\d+\]\.prompts(\[\d+\])?',
+    r'stages\[\d+\]\.evals(\[\d+\].*)?',
     r'stages\[\d+\]\.(microbatches|remat|ramp\[\d+\]\.microbatches)',
     r'stages\[\d+\]\.max_nonfinite',
     r'(stages\[\d+\]\.(data|eval_data)|tokenizer)\..*path',  # what is there is checked by its fingerprint
@@ -149,8 +148,9 @@ def _deciding(run: dict[str, Any]) -> Iterator[str]:
   for i, stage in enumerate(run.get('stages', [])):
     if stage.get('init', ['scratch'])[0] == 'average':
       yield r'checkpoints\.every'  # which checkpoints are averaged
-    if (stage.get('needles') or {}).get('target_recall') is not None:
-      yield rf'stages\[{i}\]\.eval_every'  # when it may end
+    for k, evaluation in enumerate(stage.get('evals', [])):
+      if evaluation.get('target_recall') is not None:
+        yield rf'stages\[{i}\]\.evals\[{k}\].*'  # when it may end
   if run.get('model', {}).get('dropout') or '"SoftmaxRouter"' in text:
     yield r'stages\[\d+\]\.(ramp\[\d+\]\.)?microbatches'  # each draws its own dropout, and balances its own experts
 

@@ -12,6 +12,7 @@ from llm_jax.runtime.preemption import Preempted, Preemption
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.progress import Progress
+from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.state import TrainState
 
 
@@ -19,6 +20,7 @@ class Diverged(RuntimeError):
   """Too many steps in a row had a gradient that is not finite."""
 
 
+# What to change where the gradient is not finite.
 HINT = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
 
 
@@ -80,20 +82,40 @@ class Log:
                      f'nothing. {HINT}')
 
 
-class Every:
+class Periodic:
   """Runs `action(step, state)` every so many steps before the last one, outside of the steps' clock. 0: never."""
 
-  def __init__(self, steps: int, log: Log, action: Callable[[int, TrainState], Any]):
-    self.steps, self.log, self.action = steps, log, action
+  def __init__(self, steps: int, log: Log, action: Callable[[int, TrainState], None]):
+    self.steps = steps
+    self.log = log
+    self.action = action
 
-  def __call__(self, step: int, state: TrainState, metrics: Any) -> bool | None:
-    """What the action says: True ends the stage."""
-    if not self.steps or step % self.steps or step >= self.log.stage.steps:
-      return None
+  def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
+    is_due = self.steps > 0 and step % self.steps == 0
+    if is_due and step < self.log.stage.steps:
+      self.log.pause()
+      self.action(step, state)
+      self.log.resume()
+
+
+class Evaluate:
+  """Runs the stage's evaluations that are due before the last step, outside of the steps' clock.
+
+  evaluate: (step, state) -> whether the stage is to end.
+  """
+
+  def __init__(self, evaluations: Evaluations, log: Log, evaluate: Callable[[int, TrainState], bool]):
+    self.evaluations = evaluations
+    self.log = log
+    self.evaluate = evaluate
+
+  def __call__(self, step: int, state: TrainState, metrics: Any) -> bool:
+    if step >= self.log.stage.steps or not self.evaluations.is_due(step):
+      return False
     self.log.pause()
-    done = self.action(step, state)
+    ends_stage = self.evaluate(step, state)
     self.log.resume()
-    return done
+    return ends_stage
 
 
 class StopOnPreemption:

@@ -4,7 +4,7 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -16,8 +16,8 @@ from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
 from llm_jax.data.mixture_stats import Share, shares
+from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
-from llm_jax.evaluation.needles import check_haystack
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.runtime import cpu, processes
 from llm_jax.runtime.files import write_atomic
@@ -31,32 +31,66 @@ from llm_jax.tracking.numbers import shares_shown
 from llm_jax.tracking.progress import say, task
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.train.build import stage_seed
-from llm_jax.train.scores import StageData
+from llm_jax.train.evaluations import has_result, make_evaluations
 from llm_jax.train.session import Session
-from llm_jax.train.stage import StageRun, has_result
+from llm_jax.train.stage import build_stage, run_stage
 
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None,
           at_end: Callable[[pathlib.Path], None] = lambda workdir: None) -> None:
-  """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`.
+  """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`. Every process of a run calls this.
 
   at_end: called by the primary process with the workdir when the stages have ended, however that was.
-  Every process of a run calls this. Raises: ConfigError for what is wrong with the input, before anything compiles;
-  Preempted when the machine asked to stop and all is saved; Diverged; CheckpointError.
+
+  Raises:
+    ConfigError: for what is wrong with the input, before anything compiles.
+    Preempted: the machine asked the run to stop, and all is saved.
+    Diverged: too many gradients in a row were not finite.
+    CheckpointError: a checkpoint cannot be written or believed.
   """
+  check_mesh(run)
+  with open_session(run, workdir) as session:
+    stages = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
+    check_starts(session, stages)
+    data = open_data(session, stages)
+    check_evaluations(session, stages, data)
+    if session.primary:
+      print_data(run, stages, data)
+    try:
+      for stage in stages:
+        if session.preemption.requested():
+          raise Preempted(f'before stage {stage.name}')
+        run_stage(build_stage(session, stage, data))
+    finally:
+      if session.primary:
+        at_end(workdir)
+    processes.barrier('end of the run')  # a process that leaves early ends the others
+
+
+# ---------------------------------------------------------------------------------------------- before the stages
+def check_mesh(run: Run) -> None:
+  """Refuses shapes that the mesh does not divide."""
+  devices = jax.device_count()
   with located('config'):
     for stage in run.stages:
-      for phase in stage.phases_over(row_shards(run.model, run.mesh, jax.device_count())):
-        check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, jax.device_count(), phase.microbatches,
-                      stage.name)
-      for seq_len in stage.needles.seq_lens if stage.needles else ():
-        check_divides(run.model, run.mesh, phase.batch_size, seq_len, jax.device_count(), phase.microbatches,
-                      f'{stage.name}.needles')
+      phases = stage.phases_over(row_shards(run.model, run.mesh, devices))
+      for phase in phases:
+        check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, devices, phase.microbatches, stage.name)
+      last = phases[-1]
+      for evaluation in stage.evals:
+        for seq_len in evaluation.row_lengths:
+          check_divides(run.model, run.mesh, last.batch_size, seq_len, devices, last.microbatches,
+                        f'{stage.name}.{evaluation.name}')
+
+
+@contextlib.contextmanager
+def open_session(run: Run, workdir: pathlib.Path) -> Iterator[Session]:
+  """The services of the run in this process, with the workdir locked and bound to the run's configuration."""
+  with located('config'):
     mesh = make_mesh(run.mesh)
-  execution = Execution(dtype_of(run.dtype), context_attention=run.context_attention)
-  if jax.default_backend() == 'cpu' and run.context_attention == 'ring' and mesh.shape['context'] > 1:
-    cpu.compile_anew()
-  peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)  # may be measured, which no mesh must confine
+  execution = make_execution(run, mesh)
+  # Where the peak is not known it is measured, before a mesh is set that would confine the measurement.
+  peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)
   primary = jax.process_index() == 0
   folder = Workdir(workdir)
   processes.on_first(folder.prepare)
@@ -69,36 +103,19 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
     preemption = stack.enter_context(Preemption())
     stack.enter_context(jax.set_mesh(mesh))
     tokenizer = open_tokenizer(run, workdir)
-    with located('config'):
-      check_vocabulary(tokenizer, run.model.vocab_size)
     lineage = make_lineage()
     if primary:
       write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
-    session = Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
-    todo = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
-    check_starts(session, todo)
-    # All data is opened before anything compiles: what is wrong with the last stage's is said now.
-    needed = [stage for stage in run.stages if any(stage in (*run.ancestors(later), later) for later in todo)]
-    data = {stage.name: open_data(session, stage) for stage in needed}
-    processes.agree('data', repr([part and part.fingerprint for train, held_out in data.values()
-                                for part in (*train.values(), held_out)]))
-    for stage in todo:
-      if stage.needles:
-        with located(f'config.stages[{run.stages.index(stage)}]'):
-          check_haystack(tokenizer, data[stage.name][1].haystack, stage.needles.seq_lens)
-    for stage in todo if primary else ():
-      warn_of_seen(run, stage, data)
-      print_shares(stage.name, shares(data[stage.name][0], stage.phases, stage.samples_after(stage.steps)))
-    try:
-      for stage in todo:
-        if preemption.requested():
-          raise Preempted(f'before stage {stage.name}')
-        StageRun(session, stage, data).train()
-    finally:
-      if primary:
-        at_end(workdir)
-    processes.barrier('done')  # a process that leaves early ends the others
+    yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
+
+
+def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
+  """How the run computes on this machine."""
+  splits_rows = run.context_attention == 'ring' and mesh.shape['context'] > 1
+  if jax.default_backend() == 'cpu' and splits_rows:
+    cpu.compile_anew()
+  return Execution(dtype_of(run.dtype), context_attention=run.context_attention)
 
 
 def bind(folder: Workdir, run: Run) -> None:
@@ -113,37 +130,6 @@ def bind(folder: Workdir, run: Run) -> None:
   folder.bind(schema.to_json(run))
 
 
-def is_finished(session: Session, stage: Stage) -> bool:
-  """Whether the stage's result is written and its last checkpoint is there, or was: once a later stage that comes from
-  it has checkpoints of its own, those of the stage may go."""
-  recorded = processes.on_first(lambda: has_result(session.workdir, stage.name))
-  newest = session.store(stage.name).latest_valid() if recorded else None
-  finished = newest is not None and newest.metadata['final']
-  if recorded and newest is None:
-    later = [other.name for other in session.run.stages if stage in session.run.ancestors(other)]
-    finished = processes.on_first(lambda: any(session.store(name).steps() for name in later))
-  if finished and session.primary:
-    say(f'{stage.name}: finished before, skipped')
-  return finished
-
-
-def check_starts(session: Session, todo: list[Stage]) -> None:
-  """Refuses, before any stage runs, one that begins with what is not there and will not be made before it."""
-  for stage in todo:
-    if processes.on_first(lambda stage=stage: bool(session.store(stage.name).steps())):
-      continue  # it has begun
-    if stage.init[0] == 'hf':
-      with located('config'):
-        hf.check_pretrained(stage.init[1], session.run.model)
-    for parent in [name for name in stage.parents if name not in [other.name for other in todo]]:
-      newest = session.store(parent).latest_valid()
-      if newest is None or not newest.metadata['final']:
-        lost = newest is None and processes.on_first(lambda name=parent: has_result(session.workdir, name))
-        raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has ' + (
-          'lost its checkpoints: bring them back, or train it again in another workdir' if lost else
-          'not finished: run that first'))
-
-
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   """The run's tokenizer: made once (a trained one on the first stage's training text) and kept in the workdir."""
   folder = workdir / 'tokenizer'
@@ -154,20 +140,83 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
 
   with located('config.stages[0]'):
     processes.on_first(make)
-  return load_tokenizer(folder)
+  tokenizer = load_tokenizer(folder)
+  with located('config'):
+    check_vocabulary(tokenizer, run.model.vocab_size)
+  return tokenizer
 
 
-def open_data(session: Session, stage: Stage) -> StageData:
-  """The stage's training data by the seq_lens that it has, and its held-out data, in the last of them."""
+# ---------------------------------------------------------------------------------------------- which stages run
+def is_finished(session: Session, stage: Stage) -> bool:
+  """Whether the stage's result is written and its last checkpoint is there, or was: once a later stage that comes from
+  it has checkpoints of its own, those of the stage may be deleted."""
+  recorded = has_result(session, stage.name)
+  newest = session.store(stage.name).latest_valid() if recorded else None
+  finished = newest is not None and newest.metadata['final']
+  if recorded and newest is None:
+    finished = processes.on_first(lambda: has_later_checkpoints(session, stage))
+  if finished and session.primary:
+    say(f'{stage.name}: finished before, skipped')
+  return finished
+
+
+def has_later_checkpoints(session: Session, stage: Stage) -> bool:
+  """Whether a stage that comes from this one has checkpoints."""
+  later = [other.name for other in session.run.stages if stage in session.run.ancestors(other)]
+  return any(session.store(name).steps() for name in later)
+
+
+def check_starts(session: Session, stages: list[Stage]) -> None:
+  """Refuses, before any stage runs, one that starts from what is not there and will not be made before it."""
+  names = [stage.name for stage in stages]
+  for stage in stages:
+    has_begun = processes.on_first(lambda stage=stage: bool(session.store(stage.name).steps()))
+    if has_begun:
+      continue
+    if stage.init[0] == 'hf':
+      with located('config'):
+        hf.check_pretrained(stage.init[1], session.run.model)
+    for parent in stage.parents:
+      if parent not in names:
+        check_parent_finished(session, stage, parent)
+
+
+def check_parent_finished(session: Session, stage: Stage, parent: str) -> None:
+  newest = session.store(parent).latest_valid()
+  if newest is not None and newest.metadata['final']:
+    return
+  lost = newest is None and has_result(session, parent)
+  hint = ('lost its checkpoints: bring them back, or train it again in another workdir' if lost else
+          'not finished: run that first')
+  raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has {hint}')
+
+
+# ---------------------------------------------------------------------------------------------- their data
+def open_data(session: Session, stages: list[Stage]) -> dict[str, StageData]:
+  """The data of the stages and of those that they come from, by name. All of it is opened before anything compiles, so
+  that what is wrong with the last stage's is said at once."""
+  run = session.run
+  needed = [stage for stage in run.stages if any(stage in (*run.ancestors(later), later) for later in stages)]
+  data = {stage.name: open_stage_data(session, stage) for stage in needed}
+  fingerprints = []
+  for opened in data.values():
+    for split in (*opened.train.values(), opened.validation):
+      fingerprints.append(None if split is None else split.fingerprint)
+  processes.agree('data', repr(fingerprints))
+  return data
+
+
+def open_stage_data(session: Session, stage: Stage) -> StageData:
   seq_lens = dict.fromkeys(phase.seq_len for phase in stage.phases)
-  return ({length: open_split(session, stage, 'train', length) for length in seq_lens},
-          open_split(session, stage, 'validation', stage.phases[-1].seq_len))
+  train = {seq_len: open_split(session, stage, 'train', seq_len) for seq_len in seq_lens}
+  return StageData(train, open_split(session, stage, 'validation', stage.phases[-1].seq_len))
 
 
-def open_split(session: Session, stage: Stage, split: str, length: int) -> Dataset | None:
-  """One split in rows of `length` tokens, tokenised if no run has done that before."""
+def open_split(session: Session, stage: Stage, split: str, seq_len: int) -> Dataset | None:
+  """One split in rows of `seq_len` tokens, tokenised if no run has done that before."""
   with contextlib.ExitStack() as stack:
-    shown, advance = 0, None
+    shown = 0
+    advance: Callable[[float], None] | None = None
 
     def progress(done: int, total: int) -> None:
       nonlocal shown, advance
@@ -178,22 +227,45 @@ def open_split(session: Session, stage: Stage, split: str, length: int) -> Datas
 
     data = stage.data if split == 'train' else stage.validation_data
     with located(f'config.stages[{session.run.stages.index(stage)}]'):
-      return open_dataset(data, session.tokenizer, seq_len=length, seed=stage_seed(session.run, stage),
+      return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage),
                           split=split, steps=stage.steps, phases=stage.phases, progress=progress, name=stage.name)
+
+
+def check_evaluations(session: Session, stages: list[Stage], data: Mapping[str, StageData]) -> None:
+  """Refuses data that a stage's evaluations cannot use."""
+  for stage in stages:
+    number = session.run.stages.index(stage)
+    for evaluation in make_evaluations(session, stage, data):
+      place = stage.evals.index(evaluation.config)
+      with located(f'config.stages[{number}].evals[{place}]'):
+        evaluation.check()
+
+
+def print_data(run: Run, stages: list[Stage], data: Mapping[str, StageData]) -> None:
+  """What every stage will read, and a warning where it is scored on what it was trained on."""
+  for stage in stages:
+    warn_of_seen(run, stage, data)
+    print_mixture(stage.name, shares(data[stage.name].train, stage.phases, stage.samples_after(stage.steps)))
 
 
 def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
   """Says where a stage is scored on what it, or a stage that it comes from, is trained on."""
-  held_out = data[stage.name][1]
-  for each in [each for each in (*run.ancestors(stage), stage) if each.steps and held_out]:
-    for line in held_out.seen_in(data[each.name][0][each.seq_len]):
+  validation = data[stage.name].validation
+  if validation is None:
+    return
+  for trained in (*run.ancestors(stage), stage):
+    if trained.steps == 0:
+      continue
+    for line in validation.seen_in(data[trained.name].train[trained.seq_len]):
       logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '
-                      'files by the same path, with the same held_out', stage.name, line, each.name)
+                      'files by the same path, with the same val_fraction', stage.name, line, trained.name)
 
 
-def print_shares(stage: str, found: Sequence[Share]) -> None:
+def print_mixture(stage: str, rows: Sequence[Share]) -> None:
   """What the stage will read, a line a source."""
-  rows = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
-  rows += [(f'  {row.source}', *shares_shown(row._asdict())) for row in found]
-  for name, *numbers in rows if found else ():
+  if not rows:
+    return
+  lines = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
+  lines += [(f'  {row.source}', *shares_shown(row._asdict())) for row in rows]
+  for name, *numbers in lines:
     say(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers))

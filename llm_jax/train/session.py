@@ -7,16 +7,23 @@ import jax
 
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import members_of
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
 from llm_jax.runtime.preemption import Preemption
 from llm_jax.tracking.metrics import MetricsWriter
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-  """lineage: where and with what the run was made.   peak_flops: FLOP/s of all devices together."""
+  """The services of one run in this process.
+
+  lineage: where and with what the run was made.
+  peak_flops: FLOP/s of all devices together.
+  primary: whether this process is the one that prints and writes.
+  """
   run: Run
   workdir: pathlib.Path
   mesh: jax.sharding.Mesh
@@ -35,3 +42,8 @@ class Session:
     return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
                            every=self.run.checkpoints.every if averaged else 0,
                            pinned=[member.step for member in named if member.step])
+
+  def transformer(self, stage: Stage) -> Transformer:
+    """The model as `stage` trains it."""
+    execution = dataclasses.replace(self.execution, remat=stage.remat)
+    return Transformer(self.run.model_of(stage), execution)

@@ -1,247 +1,224 @@
-"""One stage: its parts made from the configuration, its training, its final evaluation."""
+"""One stage: made ready from its configuration, trained, evaluated."""
 import contextlib
 import dataclasses
 import functools
-import pathlib
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import optax
 
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
-from llm_jax.config.model.count import count_parameters
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.mixture_stats import shares
-from llm_jax.evaluation.generations import continue_prompts
-from llm_jax.modules.transformer import Transformer
+from llm_jax.data.stage_data import StageData
+from llm_jax.evaluation.protocol import Evaluation
+from llm_jax.objectives.loss import Objective
 from llm_jax.optim.optimizers import make_optimizer
-from llm_jax.optim.schedules import make_schedule
 from llm_jax.runtime import cpu, processes
 from llm_jax.runtime.hardware import training_flops_per_token
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import row_shards
-from llm_jax.sharding.rules import batch_sharding, replicated, state_shardings
-from llm_jax.tracking.metrics import read_generations, read_metrics
-from llm_jax.tracking.progress import Progress, say
-from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
-from llm_jax.train.hooks import Every, Log, StopOnPreemption, check_result
+from llm_jax.sharding.rules import batch_sharding, state_shardings
+from llm_jax.tracking.metrics import read_metrics
+from llm_jax.tracking.progress import Progress
+from llm_jax.train.build import best_params, init_params, make_objective
+from llm_jax.train.compile import compile_steps
+from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
+from llm_jax.train.hooks import Evaluate, Log, Periodic, StopOnPreemption, check_result
 from llm_jax.train.loop import train_loop
-from llm_jax.train.scores import Scorer, StageData, told
 from llm_jax.train.session import Session
 from llm_jax.train.starting_point import Start, Starter
 from llm_jax.train.state import TrainState
-from llm_jax.train.step import make_train_step
 
 
-class StageRun:
-  """A stage made ready: nothing is compiled or read before `train`.
+@dataclasses.dataclass(frozen=True)
+class BuiltStage:
+  """A stage made ready. Nothing of it is compiled, and no parameters are read.
 
-  data: of this stage and of those that it comes from, by name.
+  data: of this stage, and of those that it comes from, by name.
+  phases: the shapes of its steps; `sources` has the batches of each, `source` those of all, one after the other.
+  abstract: the shapes of its state, with `shardings`.
   """
-
-  def __init__(self, session: Session, stage: Stage, data: Mapping[str, StageData]):
-    run, mesh = session.run, session.mesh
-    self.session, self.stage = session, stage
-    train, _ = data[stage.name]
-    self.model, self.execution = run.model_of(stage), dataclasses.replace(session.execution, remat=stage.remat)
-    self.phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
-    model = Transformer(self.model, self.execution)
-    self.objective = make_objective(stage, model, stage.data)
-    self.scorer = Scorer(session, stage, data, make_objective(stage, model, stage.validation_data), self.model,
-                         self.execution, self.phases[-1])
-    self.sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)
-                    for phase in self.phases]
-    self.source = RampSource(self.sources) if stage.ramp else self.sources[0]
-    self.store = session.store(stage.name)
-
-    init = functools.partial(init_params, run, stage)
-    self.optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
-    create = lambda: TrainState.create(init(), self.optimizer, stage.ema is not None)
-    abstract = jax.eval_shape(create)
-    self.shardings = state_shardings(abstract, abstract.params, mesh)
-    self.abstract = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, self.shardings)
-    self.starter = Starter(session, stage, jax.jit(create, out_shardings=self.shardings), self.abstract, self.optimizer)
-    self.begun: dict[str, Any] = {}  # where, for the lineage
-    self.reference: Any = None  # what the objective compares with, and nothing trains
-    self.done = False  # before its last step
-    self.saved: int | None = None  # the step of the last checkpoint that was begun
-    self.before: dict[str, Any] = {}  # what its beginning was asked
-
-  def train(self) -> None:
-    """From wherever the newest checkpoint left the stage to its last step, its checkpoint and its final evaluation."""
-    session, stage, run = self.session, self.stage, self.session.run
-    with self.store, contextlib.closing(self.source):
-      found = self.find_start()
-      start = found.step
-      session.writer.rewind(stage.name, start)
-      steps = start if self.done else stage.steps
-      train_step = self.compile_steps(start) if start < steps else None  # before there is a state: both need memory
-      state = self.begin(found)
-      cpu.release_free_memory()
-      passes = 1 if self.reference is None else 4 / 3  # the reference's, forward alone: a third of a training step's
-      with (Progress(stage.steps, stage.name, start=start, enabled=session.primary) as progress,
-            contextlib.closing(Watchdog(run.stall_seconds)) as watchdog):
-        self.scorer.moves = watchdog.pause
-        log = Log(session.writer, progress, watchdog, stage, every=run.log_every,
-                  flops_per_token=lambda step: passes * training_flops_per_token(
-                    self.model, stage.phase_at(step - 1).seq_len),
-                  peak_flops=session.peak_flops)
-        with session.preemption.steps():
-          state = train_loop(state, self.reference, self.source, train_step, steps, hooks=[
-            log,
-            Every(stage.eval_every, log, lambda step, state: self.log_score(step, state, progress)),
-            Every(stage.sample_every, log, self.write_samples),
-            Every(run.checkpoints.every, log, self.save),
-            StopOnPreemption(session.preemption, log, self.save_and_wait),
-          ])
-          log.pause()
-          check_result(stage, int(state.nonfinite))
-          if start < steps or stage.steps == 0:
-            self.save_and_wait(int(state.step), state)
-        self.finish(int(state.step), state, progress)
-
-  def find_start(self) -> Start:
-    """Where to go on from, with what was noted there; refused here where it does not fit."""
-    start = self.starter.start(self.store.latest_valid())
-    self.begun = {'parent': start.parent}
-    if start.folder:
-      self.begun['folder'] = start.folder
-    if start.resumed:
-      self.source.restore(start.resumed.metadata['data'])
-      if self.scorer.held_out and (validation_data := start.resumed.metadata.get('eval_data')):
-        check_same_data(validation_data, self.scorer.held_out.fingerprint, 'eval_data.')
-      self.done, self.before = start.resumed.metadata['final'], start.resumed.metadata.get('before') or {}
-    return start
-
-  def begin(self, start: Start) -> TrainState:
-    """The state to go on from; a fresh one is asked what is told of the stage's start later, beside its end."""
-    state, self.reference = start.read()
-    if not start.resumed and self.scorer.asks and self.stage.init[0] != 'scratch':
-      self.before = self.scorer.asked(best_params(state), before=True)
-    return state
-
-  def compile_steps(self, start: int):
-    """The train step from step `start` on: compiled for every shape that is still to come, chosen by the batch's."""
-    compiled = {}
-    ends = [*(phase.first_step for phase in self.phases[1:]), self.stage.steps]
-    for phase, source, end in zip(self.phases, self.sources, ends, strict=True):
-      if max(start, phase.first_step) < min(end, self.stage.steps):
-        compiled[phase.batch_size, phase.seq_len] = self.compile_step(phase, source)
-
-    def step(state: TrainState, frozen: Any, batch: Any):
-      return compiled[jax.tree.leaves(batch)[0].shape](state, frozen, batch)
-    return step
-
-  def compile_step(self, phase: Phase, source: TrainSource):
-    """One compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
-    run, stage, mesh = self.session.run, self.stage, self.session.mesh
-    schedule = make_schedule(stage.learning_rate, stage.steps)
-    step = make_train_step(self.objective, self.optimizer, schedule, seed=stage_seed(run, stage),
-                           microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(self.shardings, replicated(mesh)))
-    begun = time.perf_counter()
-    reference = self.abstract.params if self.starter.referenced else None
-    compiled = cpu.compile_step(jitted.lower(self.abstract, reference, source.abstract()))
-    processes.barrier('compiled')
-    if self.session.primary:
-      tokens = phase.batch_size * phase.seq_len * (2 if stage.data.pairs else 1)
-      say(f'{stage.name}: {count_parameters(run.model):,} parameters, {tokens:,} tokens a step, mesh '
-          f'{dict(mesh.shape)}, compiled in {time.perf_counter() - begun:.1f} s')
-    return compiled
-
-  # -------------------------------------------------------------------------------------------- what it leaves
-  def save(self, step: int, state: TrainState, wait: bool = False) -> None:
-    """A step that is saved already is not saved again: asked to stop, a run may be at a checkpoint's step."""
-    session = self.session
-    if step == self.saved:
-      self.store.wait()
-      return
-    metadata = {'config': schema.to_json(session.run), 'stage': self.stage.name,
-             'final': self.done or step == self.stage.steps, 'tokenizer': session.tokenizer.fingerprint,
-             'data': self.source.position(), 'eval_data': self.scorer.held_out and self.scorer.held_out.fingerprint,
-             'before': self.before, 'lineage': {**session.lineage, **self.begun}}
-    self.store.save(step, state, metadata, wait=wait)
-    self.saved = step
-
-  def save_and_wait(self, step: int, state: TrainState) -> None:
-    self.save(step, state, wait=True)
-
-  def log_score(self, step: int, state: TrainState, progress: Progress) -> bool:
-    """Whether the stage is done by what it is asked."""
-    if scores := self.scorer.scores(best_params(state), self.reference):
-      progress.held_out(step, **scores)
-    if self.stage.needles and self.stage.needles.target_recall:
-      after = self.scorer.asked(best_params(state))
-      self.tell(after, progress)
-      self.done, scores = self.scorer.target_recall(after, self.before), scores | after
-    if scores:
-      self.session.writer.write('eval', self.stage.name, step, **scores)
-    if self.done:
-      progress.message(f'{self.stage.name}  done at step {step:,}: enough needles are found')
-    return self.done
-
-  def tell(self, after: dict[str, Any], progress: Progress) -> None:
-    for name, value in after.items():
-      progress.message(f'{self.stage.name}  {told(name, value, self.before.get(name))}')
-
-  def write_samples(self, step: int, state: TrainState) -> None:
-    """Those of a stage's end may be there already: a kill between them and the result leaves them."""
-    session, key = self.session, (self.stage.name, step)
-    there = {r['prompt'] for r in read_generations(session.workdir) if (r['stage'], r['step']) == key}
-    for prompt, text in continue_prompts(self.model, self.execution, best_params(state), session.tokenizer, self.stage,
-                                         session.run.seed):
-      if prompt not in there:
-        session.writer.generation(self.stage.name, step, prompt, text)
-
-  def finish(self, step: int, state: TrainState, progress: Progress) -> None:
-    """The stage's result: all of held-out, beside what needs no model to be learnt on the same bytes."""
-    session, stage, writer = self.session, self.stage, self.session.writer
-    if processes.on_first(lambda: has_result(session.workdir, stage.name)):
-      return
-    self.write_samples(step, state)
-    scores = self.scorer.scores(best_params(state), self.reference, everything=True)
-    if scores:
-      progress.held_out(step, **scores)
-    if scores and self.starter.members:
-      scores.update(self.alone(scores, progress))
-    if self.scorer.asks:
-      after = self.scorer.asked(best_params(state))
-      self.tell(after, progress)
-      scores |= after | {f'{name}_before': value for name, value in self.before.items()}
-      if self.scorer.learns_to_answer and 'ended' not in scores:
-        progress.message(f'{stage.name}  no held-out question fits into half of the context: no answers are scored')
-    if scores and session.primary and (baselines := self.scorer.baselines(step)):
-      scores.update(baselines)
-      progress.message(f'{stage.name}  the same bytes: ' + ', '.join(
-        f'{name.removesuffix("_bits_per_byte")} {value:.4f}' for name, value in baselines.items()) + ' bits per byte')
-    there = {r['source'] for r in read_metrics(session.workdir) if (r['kind'], r['stage']) == ('data', stage.name)}
-    for row in shares(self.scorer.data[stage.name][0], stage.phases, stage.samples_after(step)):
-      if row.source not in there:  # a kill between these and the result leaves them
-        writer.write('data', stage.name, step, **row._asdict())
-    writer.write('final', stage.name, step, **scores)
-    processes.barrier('result')  # the others wait for the baselines
-
-  def alone(self, scores: dict[str, float], progress: Progress) -> dict[str, float]:
-    """Beside the result of a stage that starts from an average: that of the last averaged checkpoint alone, `_before`,
-    and of its moving average where one was kept, `_ema`."""
-    stage, found, words = self.stage, {}, {'before': 'the last checkpoint alone', 'ema': 'its moving average'}
-    name, unit = ('bits_per_byte', 'bits per byte') if 'bits_per_byte' in scores else ('loss', 'loss')
-    for kind, params in self.starter.last_alone():
-      alone = self.scorer.scores(params, self.reference, everything=True)
-      found |= {f'{each}_{kind}': alone[each] for each in ('loss', name)}
-    beside = [(words[kind], found[f'{name}_{kind}']) for kind in words if f'{name}_{kind}' in found]
-    mean = f'the mean of {len(self.starter.members)}' + (f' and {stage.steps:,} steps' if stage.steps else '')
-    if beside:
-      names, values = zip(*beside, (mean, scores[name]), strict=True)
-      progress.message(f'{stage.name}: held-out {" -> ".join(f"{value:.4f}" for value in values)} {unit} '
-                       f'({" -> ".join(names)})')
-    return found
+  session: Session
+  stage: Stage
+  data: Mapping[str, StageData]
+  phases: tuple[Phase, ...]
+  sources: list[TrainSource]
+  source: TrainSource | RampSource
+  objective: Objective
+  optimizer: optax.GradientTransformation
+  abstract: TrainState
+  shardings: Any
+  starter: Starter
+  store: CheckpointStore
+  evaluations: list[Evaluation]
 
 
-def has_result(workdir: pathlib.Path, stage: str) -> bool:
-  """Whether the stage's final evaluation is written."""
-  return any(r['kind'] == 'final' and r['stage'] == stage for r in read_metrics(workdir))
+@dataclasses.dataclass
+class StageProgress:
+  """What changes while a stage runs, beside its state.
+
+  lineage: where it started: the parent checkpoint, and digests of the folder it was imported from.
+  start_metrics: what its evaluations found at its start.
+  stopped_early: an evaluation has ended it before its last step.
+  saved_step: the step of the last checkpoint that was begun.
+  """
+  lineage: dict[str, Any]
+  start_metrics: StartMetrics
+  stopped_early: bool = False
+  saved_step: int | None = None
+
+
+def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -> BuiltStage:
+  """Makes the parts of a stage from its configuration."""
+  run, mesh = session.run, session.mesh
+  phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
+  train = data[stage.name].train
+  sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)
+             for phase in phases]
+  init = functools.partial(init_params, run, stage)
+  optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
+
+  def create() -> TrainState:
+    return TrainState.create(init(), optimizer, stage.ema is not None)
+
+  shapes = jax.eval_shape(create)
+  shardings = state_shardings(shapes, shapes.params, mesh)
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  return BuiltStage(
+    session=session, stage=stage, data=data, phases=phases, sources=sources,
+    source=RampSource(sources) if stage.ramp else sources[0],
+    objective=make_objective(stage, session.transformer(stage), stage.data), optimizer=optimizer, abstract=abstract,
+    shardings=shardings,
+    starter=Starter(session, stage, jax.jit(create, out_shardings=shardings), abstract, optimizer),
+    store=session.store(stage.name), evaluations=make_evaluations(session, stage, data))
+
+
+def run_stage(built: BuiltStage) -> None:
+  """Trains from wherever the newest checkpoint left the stage to its last step, saves, and evaluates."""
+  session, stage = built.session, built.stage
+  with built.store, contextlib.closing(built.source):
+    start = built.starter.start(built.store.latest_valid())
+    progress = restore_progress(built, start)
+    session.writer.rewind(stage.name, start.step)
+    steps = start.step if progress.stopped_early else stage.steps
+    # Compiled before there is a state, for both need memory.
+    train_step = compile_steps(built, start.step) if start.step < steps else None
+    evaluations = Evaluations(session, stage, built.evaluations, progress.start_metrics)
+    state, reference = start.read()
+    if start.resumed is None and built.starter.is_trained:
+      evaluations.run_at_start(best_params(state), reference)
+    cpu.release_free_memory()
+    _train_and_finish(built, progress, evaluations, train_step, state, reference, start.step, steps)
+
+
+def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
+                      train_step: Callable | None, state: TrainState, reference: Any, first: int, steps: int) -> None:
+  session, stage = built.session, built.stage
+  with (Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display,
+        contextlib.closing(Watchdog(session.run.stall_seconds)) as watchdog):
+    evaluations.heartbeat = watchdog.pause
+    log = make_log(built, display, watchdog, reference is not None)
+    save = functools.partial(save_checkpoint, built, progress)
+    save_and_wait = functools.partial(save_checkpoint, built, progress, wait=True)
+
+    def evaluate(step: int, state: TrainState) -> bool:
+      progress.stopped_early = evaluations.run_at_step(step, best_params(state), reference, display)
+      return progress.stopped_early
+
+    with session.preemption.steps():
+      state = train_loop(state, reference, built.source, train_step, steps, hooks=[
+        log,
+        Evaluate(evaluations, log, evaluate),
+        Periodic(session.run.checkpoints.every, log, save),
+        StopOnPreemption(session.preemption, log, save_and_wait),
+      ])
+      log.pause()
+      check_result(stage, int(state.nonfinite))
+      if first < steps or stage.steps == 0:
+        save_and_wait(int(state.step), state)
+    finish(built, evaluations, int(state.step), state, reference, display)
+
+
+def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog, has_reference: bool) -> Log:
+  """The hook that writes every step's numbers."""
+  session, stage = built.session, built.stage
+  model = session.run.model_of(stage)
+  # The reference runs forward alone, which is a third of a training step.
+  passes = 4 / 3 if has_reference else 1
+
+  def flops_per_token(step: int) -> float:
+    return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)
+
+  return Log(session.writer, display, watchdog, stage, every=session.run.log_every, flops_per_token=flops_per_token,
+             peak_flops=session.peak_flops)
+
+
+def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
+  """What a checkpoint of the stage notes, its data's position restored; raises ConfigError where data has changed."""
+  lineage: dict[str, Any] = {'parent': start.parent}
+  if start.folder:
+    lineage['folder'] = start.folder
+  if start.resumed is None:
+    return StageProgress(lineage, {})
+  metadata = start.resumed.metadata
+  built.source.restore(metadata['data'])
+  validation = built.data[built.stage.name].validation
+  recorded = metadata.get('eval_data')
+  if validation is not None and recorded:
+    check_same_data(recorded, validation.fingerprint, 'eval_data.')
+  return StageProgress(lineage, dict(metadata.get('start_metrics') or {}), stopped_early=metadata['final'])
+
+
+def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state: TrainState, wait: bool = False
+                    ) -> None:
+  """Saves the state with what a resumed run must know.
+
+  A step that is saved already is not saved again: a run that is asked to stop may stand at a checkpoint's step.
+  """
+  if step == progress.saved_step:
+    built.store.wait()
+    return
+  session = built.session
+  validation = built.data[built.stage.name].validation
+  metadata = {
+    'config': schema.to_json(session.run),
+    'stage': built.stage.name,
+    'final': progress.stopped_early or step == built.stage.steps,
+    'tokenizer': session.tokenizer.fingerprint,
+    'data': built.source.position(),
+    'eval_data': None if validation is None else validation.fingerprint,
+    'start_metrics': progress.start_metrics,
+    'lineage': {**session.lineage, **progress.lineage},
+  }
+  built.store.save(step, state, metadata, wait=wait)
+  progress.saved_step = step
+
+
+def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainState, reference: Any,
+           display: Progress) -> None:
+  """Writes the stage's result, unless it is written already."""
+  session, stage = built.session, built.stage
+  if has_result(session, stage.name):
+    return
+  found = evaluations.run_at_end(step, best_params(state), reference, display, built.starter.last_alone)
+  write_mixture_stats(built, step)
+  session.writer.write('final', stage.name, step, **found)
+  processes.barrier('result')  # the primary process computes the baselines alone
+
+
+def write_mixture_stats(built: BuiltStage, step: int) -> None:
+  """A record of what the stage has read of each source. A kill before the result may have left some of them."""
+  session, stage = built.session, built.stage
+  written = set()
+  for record in read_metrics(session.workdir):
+    if (record['kind'], record['stage']) == ('data', stage.name):
+      written.add(record['source'])
+  for row in shares(built.data[stage.name].train, stage.phases, stage.samples_after(step)):
+    if row.source not in written:
+      session.writer.write('data', stage.name, step, **row._asdict())

@@ -92,6 +92,11 @@ class Starter:
     return Start(read, parent, folder)
 
   @property
+  def is_trained(self) -> bool:
+    """Whether the stage starts from parameters that were trained before."""
+    return self.stage.init[0] != 'scratch'
+
+  @property
   def referenced(self) -> bool:
     """Whether the objective compares with the parameters that the stage begins with."""
     return isinstance(self.stage.objective, Referenced)
@@ -144,13 +149,16 @@ class Starter:
     return []
 
   def last_alone(self) -> Iterator[tuple[str, Any]]:
-    """Of the last of `members`: ('before', its parameters), and ('ema', their moving average) where one was kept."""
+    """Of the last checkpoint that is averaged: ('last_checkpoint', its parameters), and ('last_ema', their moving
+    average) where one was kept. Nothing of a stage that starts from no average."""
+    if not self.members:
+      return
     checkpoint, _ = self.members[-1]
     abstract = self.held_by(checkpoint)
     if abstract.keys() == self.abstract.params.keys():  # else it lacks a classifier's head
-      yield 'before', checkpoint.read(('params',), abstract)
+      yield 'last_checkpoint', checkpoint.read(('params',), abstract)
       if checkpoint.averaged:
-        yield 'ema', checkpoint.read(('ema',), abstract)
+        yield 'last_ema', checkpoint.read(('ema',), abstract)
 
   def finished(self, name: str, step: int | None = None) -> SavedCheckpoint:
     """The last checkpoint of an earlier stage, or that of `step`."""

@@ -17,12 +17,15 @@ from llm_jax.config.experiment import (
   Bytes,
   Constant,
   Cosine,
+  Generations,
+  HeldOut,
   HuggingFaceFile,
   Jsonl,
   LabelledJsonl,
   LinearToZero,
   Mesh,
   Muon,
+  Needles,
   StandardLibrary,
   Text,
   TiktokenFile,
@@ -41,7 +44,8 @@ def run(**fields) -> Run:
     'stages': (
       stage('first', StandardLibrary(), steps=10, seq_len=64, batch_size=4, learning_rate=WSD(1e-3), optimizer=Muon()),
       stage('second', mix((Text('a'), 0.3), (Jsonl('b'), 0.7), packing='best_fit'), steps=4, seq_len=32, batch_size=2,
-            learning_rate=LinearToZero(1e-4), init=('params', 'first'), clip_norm=None, ema=0.9, prompts=('a', 'b')),
+            learning_rate=LinearToZero(1e-4), init=('params', 'first'), clip_norm=None, ema=0.9,
+            evals=(HeldOut(every=5), Generations(('a', 'b')), Needles((32,)))),
     ),
     'tokenizer': BPE(vocab_size=300), **fields})
 

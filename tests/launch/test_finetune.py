@@ -17,7 +17,7 @@ from llm_jax.tracking.metrics import read_metrics
 from tests.hf import hf_models
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / 'experiments/finetune.py'
-SMALL = ('steps=3', 'seq_len=64', 'batch_size=8', 'microbatches=1', 'eval_every=3',
+SMALL = ('steps=3', 'seq_len=64', 'batch_size=8', 'microbatches=1', 'evals[0].every=3',
          'learning_rate.peak=0.01', 'learning_rate.warmup=1')
 
 

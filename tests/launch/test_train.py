@@ -13,7 +13,7 @@ SHAKESPEARE = pathlib.Path(__file__).parents[2] / 'experiments' / 'shakespeare_c
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'cache'))
-  monkeypatch.setattr('llm_jax.train.stage.StageRun.compile_step', lambda *_: pytest.fail('something was compiled'))
+  monkeypatch.setattr('llm_jax.train.compile.compile_step', lambda *_: pytest.fail('something was compiled'))
 
 
 def refused(capsys, config: str, workdir: pathlib.Path, *flags: str) -> str:

@@ -21,8 +21,9 @@ from llm_jax.train import run as run_module
 
 CONFIG = {
     'model': {'d_model': 64, 'norm': {'kind': 'RMSNorm', 'eps': 1e-5}},
-    'stages': [{'name': 'pretrain', 'steps': 10, 'learning_rate': {'kind': 'Constant', 'peak': 1e-3}, 'eval_every': 0,
-                'prompts': ['a'], 'microbatches': 1, 'data': {'sources': [{'source': {'path': 'a.txt'}}]},
+    'stages': [{'name': 'pretrain', 'steps': 10, 'learning_rate': {'kind': 'Constant', 'peak': 1e-3},
+                'evals': [{'kind': 'HeldOut', 'every': 0}, {'kind': 'Generations', 'prompts': ['a']}],
+                'microbatches': 1, 'data': {'sources': [{'source': {'path': 'a.txt'}}]},
                 'eval_data': {'sources': [{'source': {'path': 'b.txt'}}]}}],
     'mesh': {'data': -1, 'fsdp': 1}, 'checkpoints': {'every': 10, 'keep': 2}, 'log_every': 1, 'seed': 0,
     'dtype': 'auto'}
@@ -141,7 +142,8 @@ def test_the_lock_is_let_go_after_an_error(tmp_path):
 
 @pytest.mark.parametrize('field, value', [
     (('checkpoints', 'every'), 5), (('checkpoints', 'keep'), 9), (('log_every',), 7), (('mesh', 'fsdp'), 8),
-    (('stages', 0, 'eval_every'), 3), (('stages', 0, 'prompts'), ['x', 'y']), (('stages', 0, 'microbatches'), 2),
+    (('stages', 0, 'evals', 0, 'every'), 3), (('stages', 0, 'evals', 1, 'prompts'), ['x', 'y']),
+    (('stages', 0, 'microbatches'), 2),
     (('stages', 0, 'data', 'sources', 0, 'source', 'path'), 'moved/a.txt'),
     (('stages', 0, 'eval_data', 'sources', 0, 'source', 'path'), 'moved/b.txt'),
 ])
@@ -182,7 +184,8 @@ def test_a_run_that_averages_keeps_its_checkpoints_steps(tmp_path):
 @pytest.mark.parametrize('decides, field, value', [
     ((('model', 'dropout'), 0.1), ('stages', 0, 'microbatches'), 2),
     ((('model', 'feed_forward'), {'router': {'kind': 'SoftmaxRouter'}}), ('stages', 0, 'microbatches'), 2),
-    ((('stages', 0, 'needles'), {'target_recall': 0.9}), ('stages', 0, 'eval_every'), 3),
+    ((('stages', 0, 'evals'), [{'kind': 'Needles', 'target_recall': 0.9, 'every': 5}]), ('stages', 0, 'evals'),
+     [{'kind': 'Needles', 'target_recall': 0.9, 'every': 3}]),
 ])
 def test_what_decides_a_result_in_this_run_stays(tmp_path, decides, field, value):
   config = edited(*decides)

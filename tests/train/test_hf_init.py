@@ -8,7 +8,7 @@ import pytest
 from launch import train
 from llm_jax import hf, paths
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.train.stage import StageRun
+from llm_jax.train import stage as stage_module
 from tests.hf import hf_models
 
 EXPERIMENT = '''
@@ -101,15 +101,15 @@ def test_another_model_is_refused_before_any_stage_runs(eps, changes, message, t
 def test_a_folder_that_goes_while_an_earlier_stage_trains(content, code, message, tmp_path, capsys, monkeypatch):
   first = f"stage('first', Text({str(tmp_path / 'text.txt')!r}), steps=1, seq_len=16, batch_size=8, " \
           'learning_rate=Constant(1e-3)), '
-  finish, config = StageRun.finish, tmp_path / 'hf' / 'config.json'
+  finish, config = stage_module.finish, tmp_path / 'hf' / 'config.json'
 
-  def finish_and_lose(self, *args):
-    finish(self, *args)
+  def finish_and_lose(*args):
+    finish(*args)
     config.unlink()
     if content is not None:
       config.write_bytes(content)
 
-  monkeypatch.setattr(StageRun, 'finish', finish_and_lose)
+  monkeypatch.setattr(stage_module, 'finish', finish_and_lose)
   with pytest.raises(SystemExit) as exit:
     start(tmp_path, 1e-6, first)
   assert exit.value.code == code and message in capsys.readouterr().err.strip().splitlines()[-1]
@@ -139,10 +139,10 @@ def test_a_reference_that_changes_while_the_step_is_compiled_is_refused(tmp_path
 
 
 def change_before_reading(monkeypatch, weights):
-  begin = StageRun.begin
+  restore_progress = stage_module.restore_progress
 
-  def change_and_begin(self, found):
+  def restore_and_change(*args):
     weights.write_bytes(weights.read_bytes()[:-1] + b'\x00')
-    return begin(self, found)
+    return restore_progress(*args)
 
-  monkeypatch.setattr(StageRun, 'begin', change_and_begin)
+  monkeypatch.setattr(stage_module, 'restore_progress', restore_and_change)

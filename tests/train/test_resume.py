@@ -87,7 +87,8 @@ def test_a_damaged_last_checkpoint_is_named_and_its_steps_are_done_again(corpus,
 def test_other_numbers_of_processes_see_the_same_documents(corpus, tmp_path):
   """1 process x 8 devices = 2 x 4; moved from 2 processes to 1 to 4, a run reads the same rows in the same order."""
   flags = ('--stage=first', '--config.stages[0].optimizer.kind=AdamW',
-           '--config.stages[0].prompts=("def ", "class ")', '--config.stages[0].sample_tokens=8',
+           '--config.stages[0].evals[1].kind=Generations', '--config.stages[0].evals[1].prompts=("def ", "class ")',
+           '--config.stages[0].evals[1].max_new_tokens=8',
            '--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
   runs.run(corpus, tmp_path / 'one', *flags, devices=8)
   runs.run_processes(corpus, tmp_path / 'two', 2, *flags, devices=4)

@@ -1,24 +1,27 @@
 """What a stage does once even where a run is stopped or killed at an awkward moment."""
 import dataclasses
-import types
 from pathlib import Path
 
 import pytest
 
 from launch.experiment_file import load_run
-from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.config.errors import ConfigError
-from llm_jax.tracking.metrics import MetricsWriter, read_generations
-from llm_jax.train import scores
-from llm_jax.train import stage as stage_module
+from llm_jax.evaluation.baselines import BaselinesEvaluation
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, Moment, Result
+from llm_jax.tracking.metrics import read_generations
+from llm_jax.tracking.progress import Progress
+from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.hooks import Diverged, check_result
-from llm_jax.train.scores import Scorer
-from llm_jax.train.stage import StageRun
+from llm_jax.train.run import check_starts, is_finished, open_data, open_session
+from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
 from llm_jax.train.starting_point import Start
 
+EXPERIMENT = Path(__file__).with_name('tiny_experiment.py')
 
-class Store:
-  """Writes down what it is asked for."""
+
+class RecordingStore:
+  """Writes down what it is asked to do."""
 
   def __init__(self):
     self.calls = []
@@ -31,83 +34,94 @@ class Store:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-  """A stage without a model: its checkpoints go nowhere, and it writes the name of every prompt."""
-  made = object.__new__(StageRun)
-  made.stage = types.SimpleNamespace(name='a', steps=9, prompts=('one', 'two'))
-  made.session = types.SimpleNamespace(run=types.SimpleNamespace(seed=0), workdir=tmp_path, lineage={},
-                                       tokenizer=types.SimpleNamespace(fingerprint=''),
-                                       writer=MetricsWriter(tmp_path, tensorboard=False))
-  made.store, made.saved, made.begun, made.model, made.execution = Store(), None, {}, None, None
-  made.done, made.before, made.scorer = False, None, types.SimpleNamespace(held_out=None)
-  made.source = types.SimpleNamespace(position=dict)
-  monkeypatch.setattr(stage_module.door, 'to_json', lambda run: {})
-  monkeypatch.setattr(stage_module, 'best_params', lambda state: state)
-  monkeypatch.setattr(stage_module, 'continue_prompts', lambda *_: [(p, p.upper()) for p in made.stage.prompts])
-  return made
+def session(corpus, tmp_path, monkeypatch):
+  monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'cache'))
+  with open_session(load_run(f'{EXPERIMENT}:{corpus}'), tmp_path / 'run') as session:
+    yield session
 
 
-def test_a_stop_at_a_checkpoints_step_saves_once(run):
-  run.save(4, None)
-  run.save_and_wait(4, None)
-  run.save_and_wait(5, None)
-  assert run.store.calls == [('save', 4, False), ('wait',), ('save', 5, True)]
+@pytest.fixture
+def built(session):
+  """The first stage, ready to train; its checkpoints go nowhere."""
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  return dataclasses.replace(built, store=RecordingStore())
 
 
-def test_another_held_out_text_is_refused(run):
+def test_a_stop_at_a_checkpoints_step_saves_once(built):
+  progress = StageProgress(lineage={}, start_metrics={})
+  save_checkpoint(built, progress, 4, None)
+  save_checkpoint(built, progress, 4, None, wait=True)
+  save_checkpoint(built, progress, 5, None, wait=True)
+  assert built.store.calls == [('save', 4, False), ('wait',), ('save', 5, True)]
+
+
+def test_another_validation_text_is_refused(built):
   """It is no part of the position in the data, and would go on with one curve on two texts."""
-  metadata = {'data': {}, 'final': False, 'eval_data': {'data': 'old', 'seed': '0'}}
-  resumed = types.SimpleNamespace(metadata=metadata)
-  run.starter = types.SimpleNamespace(start=lambda newest: Start(None, resumed=resumed))
-  run.store.latest_valid = lambda: None
-  run.source.restore = lambda position: None
-  for now in ({'data': 'old', 'seed': '0'}, {'data': 'old', 'seed': '0', 'formats': 'that nobody noted'}):
-    run.scorer.held_out = types.SimpleNamespace(fingerprint=now)
-    run.find_start()
-  run.scorer.held_out.fingerprint = {'data': 'new', 'seed': '0'}
-  with pytest.raises(ConfigError, match=r"eval_data\.data = 'new': the checkpoint was made with old"):
-    run.find_start()
+  fingerprint = built.data['first'].validation.fingerprint
+
+  def resume(recorded):
+    metadata = {'data': built.source.position(), 'final': False, 'eval_data': recorded}
+    return restore_progress(built, Start(None, resumed=SavedCheckpoint(5, Path('checkpoint'), metadata, {}, {})))
+
+  resume(fingerprint)
+  resume({name: value for name, value in fingerprint.items() if name != 'formats'})  # what nobody noted
+  with pytest.raises(ConfigError, match=r"eval_data\.data = .*: the checkpoint was made with old"):
+    resume({**fingerprint, 'data': 'old'})
 
 
-def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_one_has_begun(tmp_path):
+def test_a_finished_stage_without_checkpoints_is_not_trained_again_once_a_later_one_has_begun(session):
   """They may be deleted then, to save space: days of training would begin again without a word."""
-  run = load_run(f'{Path(__file__).with_name("tiny_experiment.py")}:{tmp_path}', ())
-  first, second = run.stages
-  session = types.SimpleNamespace(run=run, workdir=tmp_path, primary=True,
-                                  store=lambda name: CheckpointStore(tmp_path / 'checkpoints' / name))
-  MetricsWriter(tmp_path, tensorboard=False).write('final', first.name, first.steps)
-  assert not run.is_finished(session, first)
-  (tmp_path / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
-  assert run.is_finished(session, first) and not run.is_finished(session, second)
+  first, second = session.run.stages
+  session.writer.write('final', first.name, first.steps)
+  assert not is_finished(session, first)
+  (session.workdir / 'checkpoints' / second.name / '00000005').mkdir(parents=True)
+  assert is_finished(session, first)
+  assert not is_finished(session, second)
   branch = dataclasses.replace(second, name='branch')
   with pytest.raises(ConfigError, match=f'{first.name}, which has lost its checkpoints: bring them back'):
-    run.check_starts(session, [branch])
-  scorer = object.__new__(Scorer)
-  scorer.session, scorer.stage = session, second
-  assert scorer.baselines(second.steps) == {}  # what the first was trained on is not known
+    check_starts(session, [branch])
 
 
-def test_a_stage_that_ends_diverged_has_no_result(run):
-  check_result(run.stage, 0)
-  check_result(run.stage, 1)  # one step that was skipped happens
-  with pytest.raises(Diverged, match='a: the gradient of its last 2 steps was not finite'):
-    check_result(run.stage, 2)
+def test_there_are_no_baselines_where_nobody_knows_what_was_trained_on(session):
+  second = session.run.stages[1]
+  built = build_stage(session, second, open_data(session, [second]))
+  [baselines] = [each for each in built.evaluations if isinstance(each, BaselinesEvaluation)]
+  assert baselines.run(Evaluated(None, None, Moment.END, second.steps), {}) == Result()
 
 
-def test_a_long_evaluation_is_no_standstill(monkeypatch):
+def test_a_stage_that_ends_diverged_has_no_result(built):
+  check_result(built.stage, 0)
+  check_result(built.stage, 1)  # one step that was skipped happens
+  with pytest.raises(Diverged, match='first: the gradient of its last 2 steps was not finite'):
+    check_result(built.stage, 2)
+
+
+def test_a_long_evaluation_does_not_look_like_a_hang(built):
   """The watchdog hears of every batch."""
-  beats, scorer = [], object.__new__(Scorer)
-  scorer.session, scorer.phase = types.SimpleNamespace(mesh=None), types.SimpleNamespace(rows=2)
-  scorer.moves = lambda: beats.append(1)
-  monkeypatch.setattr(scores, 'batch_sharding', lambda mesh: None)
-  monkeypatch.setattr(scores, 'validation_batches', lambda data, rows, sharding, limit: iter(range(limit)))
-  assert list(scorer.batches(None, 3)) == [0, 1, 2] and len(beats) == 3
+  beats = []
+  evaluations = Evaluations(built.session, built.stage, built.evaluations, {})
+  evaluations.heartbeat = lambda: beats.append(1)
+  params = built.starter.create().params
+  held_out = built.evaluations[0]
+  evaluations._run(held_out, Evaluated(params, None, Moment.STEP, 12))
+  assert len(beats) == held_out.config.batches
 
 
-def test_samples_that_a_kill_left_are_completed_and_not_repeated(run):
-  run.session.writer.generation('a', 9, 'one', 'ONE')  # and then it was killed
-  run.session.writer.generation('a', 6, 'two', 'TWO')
-  run.write_samples(9, None)
-  run.write_samples(9, None)
-  written = [(r['step'], r['prompt']) for r in read_generations(run.session.workdir)]
+class WritesPrompts(Evaluation):
+  """Writes the name of every prompt."""
+
+  def run(self, model, start):
+    return Result(generations=tuple((prompt, prompt.upper()) for prompt in ('one', 'two')))
+
+
+def test_generations_that_a_kill_left_are_completed_and_not_repeated(built):
+  session = built.session
+  session.writer.generation('first', 9, 'one', 'ONE')  # and then it was killed
+  session.writer.generation('first', 6, 'two', 'TWO')
+  evaluation = WritesPrompts(built.evaluations[0].config, built.evaluations[0].setup)
+  evaluations = Evaluations(session, built.stage, [evaluation], {})
+  for _ in range(2):
+    evaluations.run_at_end(9, None, None, Progress(9, 'first', enabled=False), lambda: iter(()))
+  written = [(record['step'], record['prompt']) for record in read_generations(session.workdir)]
   assert written == [(9, 'one'), (6, 'two'), (9, 'two')]

@@ -4,6 +4,7 @@ from llm_jax.config.experiment import (
   Checkpoints,
   Classification,
   Constant,
+  HeldOut,
   Jsonl,
   LabelledJsonl,
   experiment,
@@ -26,7 +27,7 @@ def get_config(folder):
     stages=(
       stage('pretrain', text, **common, steps=2),
       stage('classify', mix(texts, texts), **classify, steps=40, init=('params', 'pretrain'), ema=0.8, microbatches=2,
-            eval_every=20),
+            evals=(HeldOut(every=20),)),
       stage('average', texts, **classify, steps=0, init=('average', 'classify', 2)),
       stage('other', LabelledJsonl(f'{folder}/labelled.jsonl', ('odd', 'even')), **classify, steps=0,
             init=('params', 'classify')),

@@ -1,8 +1,10 @@
 """A run of a few seconds, for tests: FILE is its text."""
 from llm_jax.config.experiment import (
   WSD,
+  Baselines,
   Bytes,
   Checkpoints,
+  HeldOut,
   Jsonl,
   Mesh,
   Muon,
@@ -22,7 +24,7 @@ def get_config(path):
     checkpoints=Checkpoints(every=5, keep=2),
     stages=(
       stage('first', data, steps=24, seq_len=32, batch_size=8, learning_rate=WSD(peak=3e-3, warmup=4), optimizer=Muon(),
-            ema=0.9, eval_every=12, eval_batches=2),
+            ema=0.9, evals=(HeldOut(every=12, batches=2), Baselines())),
       stage('second', data, steps=12, seq_len=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=('params', 'first'),
             microbatches=2),
     ),

@@ -4,6 +4,7 @@ from llm_jax.config.experiment import (
   BPE,
   Checkpoints,
   Constant,
+  HeldOut,
   Jsonl,
   Muon,
   Needles,
@@ -26,9 +27,10 @@ def get_config(path):
     checkpoints=Checkpoints(every=100),
     stages=(
       stage('short', mix((text, .1), (NeedleTexts(text, spacing=10), .9)), **common, seq_len=32, batch_size=64,
-            steps=400, eval_every=25, needles=Needles((32,), depths=2, rows=32, target_recall=0.05)),
+            steps=400, 
+            evals=(HeldOut(every=25), Needles((32,), depths=2, rows=32, target_recall=0.05, every=25))),
       stage('long', mix((text, .5), (NeedleTexts(text), .5)), **common, seq_len=64, batch_size=8, steps=4,
             init=('params', 'short'), positions=RoPE(10_000.0, LinearScaling(2.0)),
-            needles=Needles((32, 64), depths=3, rows=4)),
+            evals=(HeldOut(), Needles((32, 64), depths=3, rows=4))),
     ),
   )

@@ -1,0 +1,54 @@
+"""Compiles the steps of a stage, one for every shape of batch that is still to come."""
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from llm_jax.config.model.count import count_parameters
+from llm_jax.config.ramp import Phase
+from llm_jax.data.batches import TrainSource
+from llm_jax.optim.schedules import make_schedule
+from llm_jax.runtime import cpu, processes
+from llm_jax.sharding.rules import replicated
+from llm_jax.tracking.progress import say
+from llm_jax.train.build import stage_seed
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import make_train_step
+
+if TYPE_CHECKING:
+  from llm_jax.train.stage import BuiltStage
+
+
+def compile_steps(built: 'BuiltStage', first: int) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
+  """The train step from step `first` on; the batch's shape chooses the compiled program."""
+  compiled = {}
+  ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
+  for phase, source, end in zip(built.phases, built.sources, ends, strict=True):
+    is_to_come = max(first, phase.first_step) < min(end, built.stage.steps)
+    if is_to_come:
+      compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, source)
+
+  def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+    shape = jax.tree.leaves(batch)[0].shape
+    return compiled[shape](state, frozen, batch)
+
+  return step
+
+
+def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Callable:
+  """One compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
+  session, stage = built.session, built.stage
+  schedule = make_schedule(stage.learning_rate, stage.steps)
+  step = make_train_step(built.objective, built.optimizer, schedule, seed=stage_seed(session.run, stage),
+                         microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
+  since = time.perf_counter()
+  reference = built.abstract.params if built.starter.referenced else None
+  compiled = cpu.compile_step(jitted.lower(built.abstract, reference, source.abstract()))
+  processes.barrier('compiled')
+  if session.primary:
+    tokens = phase.batch_size * phase.seq_len * (2 if stage.data.pairs else 1)
+    say(f'{stage.name}: {count_parameters(session.run.model):,} parameters, {tokens:,} tokens a step, mesh '
+        f'{dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
+  return compiled
