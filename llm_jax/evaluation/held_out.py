@@ -120,7 +120,7 @@ class HeldOutEvaluation(Evaluation):
     if not steps:
       return Result()
     trained = f' and {self.setup.stage.steps:,} steps' if self.setup.stage.steps else ''
-    steps.append((f'the mean{trained}', metrics[name]))
+    steps.append((f'the mean of {model.num_averaged}{trained}', metrics[name]))
     values = ' -> '.join(f'{value:.4f}' for _, value in steps)
     words = ' -> '.join(word for word, _ in steps)
     first = steps[0][1]

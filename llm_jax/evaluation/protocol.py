@@ -68,6 +68,7 @@ class Evaluated:
   step: finished steps of the stage.
   unaveraged: of a stage that starts from a mean of checkpoints, at its end, (name, parameters) of the last of them
     alone; else nothing.
+  num_averaged: how many checkpoints that mean is of; 0 where the stage starts from none.
   heartbeat: tells the watchdog that the process still works; call it before every batch.
   """
   params: Any
@@ -75,6 +76,7 @@ class Evaluated:
   moment: Moment
   step: int
   unaveraged: Callable[[], Iterator[tuple[str, Any]]] = lambda: iter(())
+  num_averaged: int = 0
   heartbeat: Callable[[], None] = lambda: None
 
 

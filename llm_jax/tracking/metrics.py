@@ -155,9 +155,10 @@ def _ends_mid_line(path: pathlib.Path) -> bool:
 
 
 def _plain(value: Any) -> Any:
-  """A Python number or string, or a list of them: scalars of NumPy and jax through `item()`, which keeps their value
-  exactly."""
-  if isinstance(value, list):
+  """A JSON value: lists and mappings of such, scalars of NumPy and jax through `item()`, which keeps them exactly."""
+  if isinstance(value, dict):
+    return {str(name): _plain(each) for name, each in value.items()}
+  if isinstance(value, list | tuple):
     return [_plain(each) for each in value]
   value = value.item() if hasattr(value, 'item') else value
   return value if isinstance(value, bool | int | float | str | None) else str(value)

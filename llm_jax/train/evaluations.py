@@ -79,13 +79,13 @@ class Evaluations:
     return ends_stage
 
   def run_at_end(self, step: int, params: Any, reference: Any, progress: Progress,
-                 unaveraged: Callable[[], Iterator[tuple[str, Any]]]) -> dict[str, Any]:
+                 unaveraged: Callable[[], Iterator[tuple[str, Any]]], num_averaged: int = 0) -> dict[str, Any]:
     """Runs all that is due at a stage's end; returns the metrics of all, those of its start with `_at_start`."""
     found: dict[str, Any] = {}
     for evaluation in self.evaluations:
       if not evaluation.at_end:
         continue
-      result = self._run(evaluation, Evaluated(params, reference, Moment.END, step, unaveraged))
+      result = self._run(evaluation, Evaluated(params, reference, Moment.END, step, unaveraged, num_averaged))
       self._show(evaluation, result, step, progress)
       found.update(result.metrics)
       start = self.start.get(evaluation.config.name, {})

@@ -206,7 +206,8 @@ def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainS
   session, stage = built.session, built.stage
   if has_result(session, stage.name):
     return
-  found = evaluations.run_at_end(step, best_params(state), reference, display, built.starter.last_alone)
+  found = evaluations.run_at_end(step, best_params(state), reference, display, built.starter.last_alone,
+                                 len(built.starter.members))
   write_mixture_stats(built, step)
   session.writer.write('final', stage.name, step, **found)
   processes.barrier('result')  # the primary process computes the baselines alone

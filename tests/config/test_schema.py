@@ -91,8 +91,8 @@ def test_a_config_dict_has_kinds_tuples_and_every_field():
 
 
 def test_integers_serve_as_floats_and_lists_as_tuples():
-  new = schema.from_json(changed(**{'stages[0].learning_rate.peak': 1, 'stages[0].prompts': ['x']}))
-  assert isinstance(new.stages[0].learning_rate.peak, float) and new.stages[0].prompts == ('x',)
+  new = schema.from_json(changed(**{'stages[0].learning_rate.peak': 1, 'stages[1].evals[1].prompts': ['x']}))
+  assert isinstance(new.stages[0].learning_rate.peak, float) and new.stages[1].evals[1].prompts == ('x',)
 
 
 @pytest.mark.parametrize('at, value, hint', [
@@ -109,7 +109,7 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('seed', None, 'None is not allowed here: give an integer'),
   ('model.tied_head', 1, 'give True or False, not int'),
   ('stages[0].ema', 'x', 'give a number or None, not str'),
-  ('stages[0].prompts', 'def ', "give a tuple, not str, such as ('def ',)"),
+  ('stages[1].evals[1].prompts', 'def ', "give a tuple, not str, such as ('def ',)"),
   ('stages[1].init', 'scratch', "give a tuple, not str, such as ('scratch',)"),
   ('stages[1].data.sources[0].weight', '0.3', 'give a number or a tuple, not str'),
   ('stages[0].data', 'web', 'give Data(...), or a mapping of its fields'),
@@ -140,7 +140,7 @@ def test_wrong_values_are_one_line(at, value, hint):
 def test_errors_name_the_part_that_is_wrong():
   for at, value, line in (
     ('tokenizer', {}, 'config.tokenizer.kind = <missing>: say which one: Bytes, BPE, TiktokenFile, HuggingFaceFile'),
-    ('stages[0].prompts', ['a', 1], 'config.stages[0].prompts[1] = 1: give a string, not int'),
+    ('stages[1].evals[1].prompts', ['a', 1], 'config.stages[1].evals[1].prompts[1] = 1: give a string, not int'),
     ('model.d_model', 9, 'config.model.pattern[0].attention.num_heads = 2: use a divisor of d_model=9, or set '
                          'head_dim'),
   ):

@@ -15,8 +15,9 @@ from llm_jax.config.schedules import Cosine
 from llm_jax.config.sources import StandardLibrary
 from llm_jax.config.stage import Stage
 from llm_jax.config.tokenizers import BPE
-from llm_jax.report.page import render, result, write_report
-from llm_jax.tracking.metrics import MetricsWriter, read_metrics
+from llm_jax.report.page import render, write_report
+from llm_jax.tracking.display import HeatMap, Table, from_record, to_record
+from llm_jax.tracking.metrics import MetricsWriter
 from tests.report.html_page import HOSTILE, Page
 
 
@@ -223,9 +224,13 @@ def test_recipe(tmp_path):
       dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))))
   writer = MetricsWriter(tmp_path, tensorboard=False)
   writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
+  writer.write('display', 'pretrain', 60, evaluation='held_out', headline='1.250 bits per byte', blocks=[])
   writer.write('final', 'average', 0, loss=0.4, accuracy=0.9, reward_margin=1.5)
+  writer.write('display', 'average', 0, evaluation='held_out', headline='90% right, margin 1.50', blocks=[])
   writer.write('train', 'branch', 7, loss=3.0)
-  writer.write('final', '<b>anneal', 60, loss=2.0, ended=0.75, ended_before=0.125, parses=0.5, parses_before=0.0)
+  writer.write('final', '<b>anneal', 60, loss=2.0, parses=0.5)
+  writer.write('display', '<b>anneal', 60, evaluation='held_out', headline='2.000 bits per byte', blocks=[])
+  writer.write('display', '<b>anneal', 60, evaluation='answers', headline='0% → 50% in form', blocks=[])
   page = Page(write_report(tmp_path).read_text())
   assert [box['class'] for box in page.all('rect', rx='9')] == ['done', 'done', 'done', 'running']
   assert len(page.all('path', class_='arrow')) == 3
@@ -235,15 +240,25 @@ def test_recipe(tmp_path):
     assert words in text, words
 
 
-def test_needles_are_shown_by_context_and_depth(tmp_path):
-  writer = MetricsWriter(tmp_path)
-  writer.write('final', 'long', 40, loss=2.0, needles_256=[1.0, 0.5], needles_256_before=[1.0, 1.0],
-               needles_1024=[0.75, 1.0], needles_1024_before=[0.0, 0.125])
-  writer.close()
-  page = render(tmp_path)
-  rows = re.findall(r'<tr><td>([\d,]+ tokens, \w+)</td>(.*?)</tr>', page)
+def test_heat_maps_are_drawn_from_the_records(tmp_path):
+  """Whoever made them: the report knows no evaluation."""
+  heat_map = HeatMap('Needles', 'How they are <found>.', 'long', ('0 %', '100 %'), (
+    ('256 tokens, before', (1.0, 1.0)), ('256 tokens, after', (1.0, 0.5)),
+    ('1,024 tokens, before', (0.0, 0.125)), ('1,024 tokens, after', (0.75, 1.0))))
+  words = Table('Words', '', 'long', ('word', 'count'), (('<b>', '3'),))
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write('display', 'long', 40, evaluation='needles', headline=None,
+                 blocks=[to_record(heat_map), to_record(words), {'kind': 'OfAnotherVersion'}])
+  source = render(tmp_path)
+  rows = re.findall(r'<tr><td>([\d,]+ tokens, \w+)</td>(.*?)</tr>', source)
   cells = {name: re.findall(r'>(\d+)</td>', row) for name, row in rows}
   assert cells == {'256 tokens, before': ['100', '100'], '256 tokens, after': ['100', '50'],
                    '1,024 tokens, before': ['0', '12'], '1,024 tokens, after': ['75', '100']}
-  assert result(read_metrics(tmp_path)[0]) == '6% → 88% found in 1,024'
-  assert result({'bits_per_byte': 1.25, 'bits_per_byte_before': 1.5}) == '1.500 → 1.250 bits/byte'
+  assert '<h2>Needles</h2>' in source
+  assert 'How they are &lt;found&gt;.' in source
+  assert '<h2>Words</h2>' in source and '<td>&lt;b&gt;</td>' in source
+
+
+def test_blocks_survive_the_file():
+  block = HeatMap('a', 'b', 'c', ('0 %',), (('row', (0.5,)),))
+  assert from_record(json.loads(json.dumps(to_record(block)))) == block

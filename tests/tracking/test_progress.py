@@ -58,12 +58,12 @@ def test_time_left_leaves_out_the_first_step_and_what_was_done_before(clock):
     assert p.seconds_left() == pytest.approx(800)
 
 
-def test_held_out_and_messages_are_printed(clock):
+def test_results_and_messages_are_printed(clock):
   file = io.StringIO()
   with Progress(10, 'pretrain', file=file) as p:
-    p.held_out(4, loss=2.31, bits_per_byte=1.2345)
+    p.evaluated('held-out at step 4: loss 2.3100')
     p.message('saved [bold]step 4')
-  assert 'held-out at step 4:  loss 2.3100  1.2345 bits per byte' in file.getvalue()
+  assert 'pretrain  held-out at step 4: loss 2.3100' in file.getvalue()
   assert 'saved [bold]step 4' in file.getvalue()
 
 
@@ -72,7 +72,7 @@ def test_live_display_shows_the_numbers_and_keeps_the_last_picture():
   with Progress(10, 'pretrain', file=file, live=True) as p:
     for step in range(1, 11):
       p.update(step, loss=1.75, tokens_per_second=4_000.0, mfu=0.5)
-    p.held_out(10, loss=2.31, bits_per_byte=1.2345)
+    p.evaluated('held-out at step 10: loss 2.31')
     p.message('a message [not markup]')
   text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', file.getvalue())
   last = text[text.rindex('pretrain'):]
@@ -105,7 +105,7 @@ def test_other_processes_show_nothing():
   file = io.StringIO()
   with Progress(3, 'pretrain', file=file, enabled=False, live=True) as p:
     p.update(3, loss=1.0)
-    p.held_out(3, loss=1.0)
+    p.evaluated('loss 1.0')
     p.message('x')
   with task('tokenise', 10, file=file, enabled=False) as advance:
     advance(10)

@@ -51,15 +51,15 @@ def test_branches_start_alike_and_are_scored_on_the_same(done):
 
 
 def test_the_mean_is_compared_with_its_last_checkpoint(done):
-  """`_ema` is what the last averaged stage itself was judged by: its moving average, on the same data."""
+  """`_last_ema` is what the last averaged stage itself was judged by: its moving average, on the same data."""
   workdir, output = done
   mean, mixed = final(workdir, 'mean'), final(workdir, 'mixed')
-  assert mean['bits_per_byte_ema'] == pytest.approx(mixed['bits_per_byte'], rel=1e-6)
-  assert len({mean[name] for name in ('loss', 'loss_before', 'loss_ema')}) == 3
+  assert mean['bits_per_byte_last_ema'] == pytest.approx(mixed['bits_per_byte'], rel=1e-6)
+  assert len({mean[name] for name in ('loss', 'loss_last_checkpoint', 'loss_last_ema')}) == 3
   for name in ('loss', 'bits_per_byte'):
-    assert 0 < abs(mean[f'{name}_before'] / mean[name] - 1) < 0.5
-  told = [f'{mean[name]:.4f}' for name in ('bits_per_byte_before', 'bits_per_byte_ema', 'bits_per_byte')]
-  assert (f'mean: held-out {" -> ".join(told)} bits per byte '
+    assert 0 < abs(mean[f'{name}_last_checkpoint'] / mean[name] - 1) < 0.5
+  told = [f'{mean[name]:.4f}' for name in ('bits_per_byte_last_checkpoint', 'bits_per_byte_last_ema', 'bits_per_byte')]
+  assert (f'mean  held-out {" -> ".join(told)} bits per byte '
           '(the last checkpoint alone -> its moving average -> the mean of 3)') in output
 
 

@@ -27,7 +27,7 @@ def test_a_stage_ends_when_enough_is_found(done):
   assert last['step'] < 400 and CheckpointStore(workdir / 'checkpoints/short').steps()[0] == last['step']
   [final] = records(workdir, 'final', 'short')
   assert final['step'] == last['step'] and final['needles_32'] == last['needles_32']
-  assert 'needles_32_before' not in final  # it began with nothing
+  assert 'needles_32_at_start' not in final  # it began with nothing
   assert max(r['step'] for r in records(workdir, 'train', 'short')) == last['step']
   assert 'short: finished before, skipped' in start(corpus, workdir)
 
@@ -35,9 +35,9 @@ def test_a_stage_ends_when_enough_is_found(done):
 def test_before_and_after(done):
   _, workdir, output = done
   [short], [final] = records(workdir, 'final', 'short'), records(workdir, 'final', 'long')
-  names = ('needles_32', 'needles_64', 'needles_32_before', 'needles_64_before')
+  names = ('needles_32', 'needles_64', 'needles_32_at_start', 'needles_64_at_start')
   assert [len(final[name]) for name in names] == [3] * 4
   # Held-out text in the first stage's rows, by the model and the positions that it had: its own result.
-  assert final['short_loss_before'] == pytest.approx(short['loss/corpus'] if 'loss/corpus' in short else short['loss'])
-  assert final['short_loss'] != final['short_loss_before']
+  assert final['short_loss_at_start'] == pytest.approx(short['loss/corpus'] if 'loss/corpus' in short else short['loss'])
+  assert final['short_loss'] != final['short_loss_at_start']
   assert 'long  needles found in 64 tokens: ' in output and 'long  held-out loss at the sequence length before: ' in output
