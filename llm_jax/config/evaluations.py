@@ -12,7 +12,7 @@ from llm_jax.config.sources import Plain
 if TYPE_CHECKING:
   from llm_jax.config.stage import Stage
 
-__all__ = ['Answers', 'Baselines', 'Evaluation', 'Generations', 'HeldOut', 'Needles']
+__all__ = ['Answers', 'Baselines', 'Evaluation', 'Generations', 'HeldOut', 'MultipleChoice', 'Needles']
 
 
 class EvaluationConfig:
@@ -158,4 +158,30 @@ class Baselines(EvaluationConfig):
     require(self.max_tokens >= 0, 'max_tokens', self.max_tokens, 'use 0 or more')
 
 
-Evaluation = HeldOut | Needles | Generations | Answers | Baselines
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice(EvaluationConfig):
+  """Questions whose answer is the likeliest of a few given texts (Brown et al. 2020, GPT-3, section 2.4).
+
+  path: JSON lines of {"question", "choices", "answer"}, the answer being the place of the right one, counted from 0.
+  task: how records call it; '' means the file's name.
+  every: steps between evaluations; 0: only at the end.
+  limit: how many questions are asked, from the first on; None: all.
+  delimiter: what stands between a question and each of its choices.
+  """
+  path: str
+  task: str = ''
+  every: int = 0
+  limit: int | None = None
+  delimiter: str = ' '
+  implementation: ClassVar[str] = 'llm_jax.evaluation.multiple_choice:MultipleChoiceEvaluation'
+
+  def __post_init__(self):
+    _check_every(self.every)
+    require(self.limit is None or self.limit >= 1, 'limit', self.limit, 'use 1 or more, or None for all')
+
+  @property
+  def name(self) -> str:
+    return self.task or re.split(r'[/\\]', self.path)[-1].split('.')[0]
+
+
+Evaluation = HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice

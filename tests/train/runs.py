@@ -36,7 +36,7 @@ def environment(cache: pathlib.Path, devices: int) -> dict[str, str]:
 
 
 def write_recipe(folder: pathlib.Path) -> pathlib.Path:
-  """Text, conversations and pairs of answers, made of the same functions."""
+  """Text, conversations, pairs of answers and multiple-choice questions, made of the same functions."""
   documents = [json.loads(line)['text'] for line in write_corpus(folder).read_text().splitlines()]
   (folder / 'corpus.jsonl').rename(folder / 'text.jsonl')
   cut = lambda text, *at: [text[a:b].strip() for a, b in zip(at, at[1:], strict=False)]
@@ -45,7 +45,9 @@ def write_recipe(folder: pathlib.Path) -> pathlib.Path:
     ask, answer = cut(mine, 0, 14, 30)
     chats.append({'messages': [{'role': 'user', 'content': ask}, {'role': 'assistant', 'content': answer}]})
     pairs.append({'prompt': ask, 'chosen': answer, 'rejected': other[40:55].strip()})
-  for name, rows in (('chats', chats), ('pairs', pairs)):
+  questions = [{'question': chat['messages'][0]['content'], 'choices': ['no', 'yes'], 'answer': i % 2}
+               for i, chat in enumerate(chats[:10])]
+  for name, rows in (('chats', chats), ('pairs', pairs), ('questions', questions)):
     (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   return folder / 'text.jsonl'
 

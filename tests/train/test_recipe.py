@@ -45,13 +45,15 @@ def test_what_each_stage_learns(untouched):
   assert of('anneal', 'final')[0]['loss'] < of('pretrain', 'final')[0]['loss']
   assert 'bits_per_byte' in of('average', 'final')[0] and 'bits_per_byte' not in of('sft', 'final')[0]
   assert of('sft', 'final')[0]['loss'] < of('sft', 'train')[0]['loss']
+  assert 0 <= of('sft', 'final')[0]['questions/accuracy'] <= 1
   first, last = of('dpo', 'train')[0], of('dpo', 'final')[0]
   assert abs(first['reward_margin']) < 1e-6  # the policy is the reference
   assert first['loss'] == pytest.approx(math.log(2) + 0.2 * first['nll'], rel=1e-6)
   assert last['reward_margin'] > 0 and last['loss'] < first['loss']
   [sample] = read_generations(untouched)
   assert sample['stage'] == 'sft' and sample['prompt'] == 'def f' and '<|im' not in sample['text']
-  assert 'aria-label="stages"' in (untouched / 'report.html').read_text()
+  report = (untouched / 'report.html').read_text()
+  assert 'aria-label="stages"' in report and '<h2>Multiple choice</h2>' in report
 
 
 def test_held_out_text_that_was_trained_on_is_told(untouched):

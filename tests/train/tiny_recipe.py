@@ -1,4 +1,4 @@
-"""A whole recipe of a few seconds, for tests: pretrain, anneal, average, SFT, DPO. FOLDER holds its three files."""
+"""A whole recipe of a few seconds, for tests: pretrain, anneal, average, SFT, DPO. FOLDER holds its four files."""
 from llm_jax.config.experiment import (
   BPE,
   DPO,
@@ -10,6 +10,7 @@ from llm_jax.config.experiment import (
   HeldOut,
   Jsonl,
   LinearToZero,
+  MultipleChoice,
   Preferences,
   Ramp,
   experiment,
@@ -35,7 +36,8 @@ def get_config(folder):
       stage('average', text, **rows, steps=0, learning_rate=Constant(0.0), init=('average', 'anneal', 3)),
       stage('sft', mix(Conversations(f'{folder}/chats.jsonl', val_fraction=0.1), packing='best_fit'), **rows, steps=12,
             learning_rate=Constant(3e-3), init=('params', 'average'),
-            evals=(HeldOut(every=6), Generations(('def f',)), Answers())),
+            evals=(HeldOut(every=6), Generations(('def f',)), Answers(),
+                   MultipleChoice(f'{folder}/questions.jsonl', delimiter='\n'))),
       stage('dpo', Preferences(f'{folder}/pairs.jsonl', val_fraction=0.1), **rows, steps=12,
             evals=(HeldOut(every=6),),
             objective=DPO(nll_weight=0.2), learning_rate=Constant(3e-3), init=('params', 'sft')),
