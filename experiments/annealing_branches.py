@@ -8,7 +8,15 @@ trunk learns the standard library, `plain` anneals on it, and `questions` gives 
 functions. Each branch is a stage, so that the report has their held-out bits per byte side by side.
 """
 from experiments import quickstart
-from llm_jax.config.experiment import LinearToZero, StandardLibrary, StandardLibraryChats, experiment, mix, stage
+from llm_jax.config.experiment import (
+  LinearToZero,
+  Resume,
+  StandardLibrary,
+  StandardLibraryChats,
+  experiment,
+  mix,
+  stage,
+)
 
 
 def get_config():
@@ -17,7 +25,7 @@ def get_config():
   trunk = config.stages[0]
   library, chats = StandardLibrary(val_fraction=0.05), StandardLibraryChats(val_fraction=0.05)
   rows = dict(seq_len=256, batch_size=8, optimizer=trunk.optimizer, eval_data=mix(library))
-  branch = dict(**rows, steps=60, learning_rate=LinearToZero(peak=trunk.learning_rate.peak), init=('resume', 'trunk'))
+  branch = dict(**rows, steps=60, learning_rate=LinearToZero(peak=trunk.learning_rate.peak), init=Resume('trunk'))
   return experiment(
     seed=config.seed,
     tokenizer=config.tokenizer,

@@ -16,6 +16,7 @@ from llm_jax.config.experiment import (
   Cosine,
   HeldOut,
   LinearToZero,
+  Params,
   StandardLibrary,
   StandardLibraryFunctions,
   experiment,
@@ -38,7 +39,7 @@ def get_config():
       stage('pretrain', StandardLibrary(val_fraction=0.1), steps=300, seq_len=256, batch_size=8,
             learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), evals=(HeldOut(every=100), Baselines())),
       stage('classify', FUNCTIONS, steps=200, seq_len=256, batch_size=8, objective=Classification(lm_weight=0.5),
-            learning_rate=LinearToZero(peak=5e-4, warmup=10), init=('params', 'pretrain'),
+            learning_rate=LinearToZero(peak=5e-4, warmup=10), init=Params('pretrain'),
             evals=(HeldOut(every=50),)),
     ),
   )

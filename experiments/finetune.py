@@ -16,6 +16,7 @@ from llm_jax.config.experiment import (
   Conversations,
   Cosine,
   HeldOut,
+  HuggingFace,
   experiment,
   mix,
   stage,
@@ -32,6 +33,6 @@ def get_config(folder):
     stages=(
       stage('sft', mix(chats, packing='best_fit'), steps=500, seq_len=1_024, batch_size=32, microbatches=4,
             learning_rate=Cosine(peak=2e-5, warmup=20, final=0.1), optimizer=AdamW(weight_decay=0.0), remat='block',
-            evals=(HeldOut(every=50), Answers()), init=('hf', folder)),
+            evals=(HeldOut(every=50), Answers()), init=HuggingFace(folder)),
     ),
   )

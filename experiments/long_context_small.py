@@ -21,6 +21,7 @@ from llm_jax.config.experiment import (
   Muon,
   Needles,
   NeedleTexts,
+  Params,
   Ramp,
   StandardLibrary,
   experiment,
@@ -49,7 +50,7 @@ def get_config():
             steps=700, ramp=(Ramp(300 * 4_096, seq_len=SEQ_LEN, batch_size=32),),
             learning_rate=WSD(peak=7e-3, warmup=20)),
       stage('long', mix((text, .5), (NeedleTexts(text, spacing=64), .5)), **common, seq_len=FACTOR * SEQ_LEN,
-            batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=('params', 'short'),
+            batch_size=4, steps=250, learning_rate=LinearToZero(peak=3e-3, warmup=10), init=Params('short'),
             positions=RoPE(ROPE_THETA, SCALING, max_length=FACTOR * SEQ_LEN)),
     ),
   )

@@ -5,5 +5,5 @@ from experiments import quickstart
 def get_config():
   config = quickstart.get_config()
   stages = {stage.name: stage for stage in config.stages}
-  stages['sft'].init = ('params', 'anneal')
+  stages['sft'].init.stage = 'anneal'
   return config

@@ -20,6 +20,7 @@ from llm_jax.config import experiment, presets, schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model import architecture
 from llm_jax.config.run import Run
+from llm_jax.config.stage_init import HuggingFace
 
 LITERALS = {'none': None, 'true': True, 'false': False, 'nan': float('nan'), 'inf': float('inf'), '-inf': -float('inf')}
 
@@ -202,8 +203,9 @@ def check_files(run: Run, config: str) -> None:
     if path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True):
       raise ConfigError(path, value, f'no such file: name one by --config={file}:FILE or --{path}=FILE')
   for i, stage in enumerate(run.stages):
-    if stage.init[0] == 'hf' and not os.path.isdir(stage.init[1]):
-      raise ConfigError(f'config.stages[{i}].init', stage.init, 'no such folder: name one with config.json and weights')
+    if isinstance(stage.init, HuggingFace) and not os.path.isdir(stage.init.folder):
+      raise ConfigError(f'config.stages[{i}].init.folder', stage.init.folder,
+                        'no such folder: name one with config.json and weights')
 
 
 def walk(value: Any, path: str):

@@ -62,6 +62,8 @@ def plain(tree: Any) -> Any:
 def _tree(value: Any, kind: Any) -> Any:
   """`value`, whose declared type is `kind`, as a tree."""
   if dataclasses.is_dataclass(value):
+    if type(value) not in variants(kind):
+      return value  # of a type that does not belong here: `read` says so
     tree = {field: _tree(getattr(value, field), hint) for field, hint in hints(type(value)).items()}
     return {KIND: type(value).__name__, **tree} if len(variants(kind)) > 1 else tree
   if isinstance(value, list | tuple):
@@ -102,7 +104,7 @@ def read(kind: Any, value: Any, path: str) -> Any:
 
 def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
   if not hasattr(value, 'items'):
-    made = ' or '.join(f'{option.__name__}(...)' for option in options)
+    made = ' or '.join(f'{option.__name__}({"..." * bool(hints(option))})' for option in options)
     raise ConfigError(path, value, f'give {made}, or a mapping of its fields' + f' with {KIND}' * (len(options) > 1))
   tree = dict(value.items())
   if len(options) == 1:

@@ -10,7 +10,7 @@ from llm_jax.config.objectives import Classification, LanguageModel, Objective, 
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.ramp import Phase, Ramp, make_phases
 from llm_jax.config.schedules import Schedule
-from llm_jax.config.stage_init import Init, check_init, parents_of
+from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Scratch
 
 __all__ = ['Stage']
 
@@ -19,10 +19,7 @@ __all__ = ['Stage']
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
-  init: where it starts. ('scratch',); ('resume', stage): that stage's parameters, optimizer state and EMA; ('params',
-  stage): its parameters alone, averaged where it kept an average; ('average', stage, n): the mean of the parameters in
-  its last n checkpoints; ('average', Member(stage, step, weight), ...): the weighted mean of these checkpoints, which
-  may be of several stages; ('hf', folder): a Hugging Face folder of the run's model.
+  init: where it starts, one of the types in `stage_init.py`.
   Steps count from 0 in every stage, and schedules are functions of them.
   positions: rotary positions that replace the model's from this stage on (a longer sequence length: another theta or
   scaling); None keeps those of the stage that it starts from.
@@ -43,7 +40,7 @@ class Stage:
   learning_rate: Schedule
   optimizer: Optimizer = AdamW()
   objective: Objective = LanguageModel()
-  init: Init = ('scratch',)
+  init: Init = Scratch()
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
   eval_data: Data | None = None
@@ -65,7 +62,6 @@ class Stage:
     require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
     require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
     require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
-    check_init(self.init)
     tokens = [0, *(ramp.tokens for ramp in self.ramp)]
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
@@ -82,13 +78,13 @@ class Stage:
     prefers = isinstance(self.objective, Preference)
     require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
             'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
-            'cannot learn from Preferences: use DPO, IPO, Hinge, ORPO or SimPO')
+            'cannot learn from Preferences: use DPO, IPO, SLiC, ORPO or SimPO')
     classifies = isinstance(self.objective, Classification)
     require(classifies == (self.data.labels is not None), 'objective', type(self.objective).__name__,
             'needs data=LabelledJsonl(...) or StandardLibraryFunctions()' if classifies else
             'cannot learn classes: use Classification()')
-    require(not isinstance(self.objective, Referenced) or self.init[0] in ('params', 'average', 'hf'), 'init',
-            self.init, "the reference is what the stage starts from: use ('params', stage)")
+    require(not isinstance(self.objective, Referenced) or isinstance(self.init, Params | Average | HuggingFace), 'init',
+            self.init, 'the reference is what the stage starts from: use Params(stage)')
     self._check_evals()
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
@@ -105,7 +101,7 @@ class Stage:
   @property
   def parents(self) -> tuple[str, ...]:
     """The stages that this one starts from."""
-    return parents_of(self.init)
+    return self.init.parents
 
   @functools.cached_property
   def phases(self) -> tuple[Phase, ...]:

@@ -1,17 +1,19 @@
-"""Where a stage starts."""
+"""Where a stage starts: `Stage.init` is one of the types in this file."""
 import dataclasses
 import math
 
 from llm_jax.config.errors import require
 
-__all__ = ['Init', 'Member']
+__all__ = ['Average', 'Checkpoint', 'HuggingFace', 'Init', 'Params', 'Resume', 'Scratch']
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-  """A checkpoint that is averaged with others: of `stage` after `step` of its steps (None: its last).
+class Checkpoint:
+  """One saved checkpoint, to be averaged with others.
 
-  weight: its share in the mean is its weight by the sum of all weights.
+  stage: name of the stage that saves it.
+  step: steps of that stage after which it is saved; None: its last one.
+  weight: its weight in the mean; they need not sum to 1.
   """
   stage: str
   step: int | None = None
@@ -21,29 +23,131 @@ class Member:
     require(self.step is None or self.step > 0, 'step', self.step, 'use 1 or more, or None for the last')
     require(0 < self.weight < math.inf, 'weight', self.weight, 'use a finite weight above 0')
 
-
-Init = tuple[str | int | Member, ...]
-
-FORMS = {'scratch': (), 'resume': (str,), 'params': (str,), 'average': (str, int), 'hf': (str,)}
-
-
-def check_init(init: Init) -> None:
-  """Refuses what is none of the forms that `Stage.init` may have."""
-  kinds = tuple(map(type, init[1:]))
-  members = len(init) > 1 and init[0] == 'average' and set(kinds) == {Member}
-  require(members or bool(init) and FORMS.get(init[0]) == kinds, 'init', init,
-          "use ('scratch',), ('resume', stage), ('params', stage), ('average', stage, n), "
-          "('average', Member(stage, step), ...) or ('hf', folder)")
-  require(members or init[0] != 'average' or init[2] > 0, 'init', init, 'average 1 checkpoint or more')
+  @property
+  def label(self) -> str:
+    """For the recipe graph: `400`, `last`, `2 x 400`."""
+    step = 'last' if self.step is None else str(self.step)
+    return step if self.weight == 1 else f'{self.weight:g} x {step}'
 
 
-def members_of(init: Init) -> tuple[Member, ...]:
-  """The checkpoints that are named one by one; none where there are no such."""
-  return tuple(each for each in init if isinstance(each, Member))
+class StageInit:
+  """What all starts answer. A start that takes nothing from another stage keeps these answers."""
 
-
-def parents_of(init: Init) -> tuple[str, ...]:
-  """The stages that are started from, each once."""
-  if init[0] in ('scratch', 'hf'):
+  @property
+  def parents(self) -> tuple[str, ...]:
+    """Names of the stages that this one starts from, each once."""
     return ()
-  return tuple(dict.fromkeys(member.stage for member in members_of(init))) or (init[1],)
+
+  @property
+  def origin(self) -> str:
+    """For the recipe graph: what the stage starts from that is no stage of the run."""
+    return ''
+
+  def label(self, parent: str) -> str:
+    """For the recipe graph: what is taken from the stage called `parent`."""
+    raise KeyError(parent)
+
+  def averages_newest(self, parent: str) -> bool:
+    """Whether the newest checkpoints of the stage called `parent` are averaged."""
+    return False
+
+  def pinned_steps(self, parent: str) -> tuple[int, ...]:
+    """Steps of the stage called `parent` whose checkpoints have to stay until this stage has read them."""
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch(StageInit):
+  """Fresh parameters, drawn from the run's seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume(StageInit):
+  """The parameters, the optimizer's state and the moving average of an earlier stage.
+
+  stage: name of the earlier stage.
+  """
+  stage: str
+
+  @property
+  def parents(self) -> tuple[str, ...]:
+    return (self.stage,)
+
+  def label(self, parent: str) -> str:
+    return 'resume'
+
+
+@dataclasses.dataclass(frozen=True)
+class Params(StageInit):
+  """The parameters of an earlier stage, or their moving average where it kept one; the optimizer starts afresh.
+
+  stage: name of the earlier stage.
+  """
+  stage: str
+
+  @property
+  def parents(self) -> tuple[str, ...]:
+    return (self.stage,)
+
+  def label(self, parent: str) -> str:
+    return 'params'
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(StageInit):
+  """The weighted mean of the parameters in several checkpoints; the optimizer starts afresh.
+
+  `Average('anneal', last=3)` takes the last three of one stage (Izmailov et al. 2018; Dubey et al. 2024, Llama 3,
+  section 3.4.3), `Average((Checkpoint('a', 400), Checkpoint('b', weight=2.0)))` those that it names, of any stages.
+
+  checkpoints: name of an earlier stage, or the checkpoints one by one.
+  last: number of checkpoints of the named stage; None where they are named one by one.
+  """
+  checkpoints: str | tuple[Checkpoint, ...]
+  last: int | None = None
+
+  def __post_init__(self):
+    if isinstance(self.checkpoints, str):
+      require(self.last is not None and self.last > 0, 'last', self.last,
+              f'say how many checkpoints of {self.checkpoints!r} are averaged: use 1 or more')
+    else:
+      require(len(self.checkpoints) > 0, 'checkpoints', self.checkpoints, 'name 1 checkpoint or more')
+      require(self.last is None, 'last', self.last, 'checkpoints are named one by one: leave it out')
+
+  @property
+  def named(self) -> tuple[Checkpoint, ...]:
+    """The checkpoints that are named one by one."""
+    return () if isinstance(self.checkpoints, str) else self.checkpoints
+
+  @property
+  def parents(self) -> tuple[str, ...]:
+    if isinstance(self.checkpoints, str):
+      return (self.checkpoints,)
+    return tuple(dict.fromkeys(checkpoint.stage for checkpoint in self.checkpoints))
+
+  def label(self, parent: str) -> str:
+    if isinstance(self.checkpoints, str):
+      return f'average {self.last}'
+    return 'average ' + ', '.join(checkpoint.label for checkpoint in self.checkpoints if checkpoint.stage == parent)
+
+  def averages_newest(self, parent: str) -> bool:
+    return self.checkpoints == parent
+
+  def pinned_steps(self, parent: str) -> tuple[int, ...]:
+    return tuple(each.step for each in self.named if each.stage == parent and each.step is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(StageInit):
+  """The weights in a Hugging Face folder, which holds the run's model; the optimizer starts afresh.
+
+  folder: path of the folder with `config.json` and `*.safetensors`.
+  """
+  folder: str
+
+  @property
+  def origin(self) -> str:
+    return 'Hugging Face'
+
+
+Init = Scratch | Resume | Params | Average | HuggingFace

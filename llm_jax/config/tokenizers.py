@@ -1,6 +1,7 @@
 """The kinds of tokenizer; `llm_jax/data/tokenizers/base.py` makes them."""
 import dataclasses
 import re
+from typing import ClassVar
 
 from llm_jax.config.errors import require
 
@@ -12,6 +13,7 @@ PATTERNS = ('gpt2', 'cl100k', 'llama3')
 @dataclasses.dataclass(frozen=True)
 class Bytes:
   """256 bytes and one special token, `<|endoftext|>` = 256: a vocabulary of 257."""
+  vocab_size: ClassVar[int] = 257
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,7 @@ def float_type(dtype: Any) -> np.dtype:
 
 
 def read_config(directory: str | os.PathLike) -> Architecture:
-  """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `('hf', folder)`. No
+  """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `HuggingFace(folder)`. No
   weight is read; raises as `load_pretrained`."""
   return _open(pathlib.Path(directory), None)[0]
 

@@ -3,6 +3,10 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_jax.config import schema
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.stage_init import Init, Scratch
+
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 164, 74, 56, 18, 4
 
 
@@ -37,19 +41,18 @@ def stage_graph(stages: Sequence[Mapping[str, Any]], results: Mapping[str, str],
           f'style="min-width: {width}px; max-width: {width}px">' + ''.join(parts) + '</svg></figure>')
 
 
+def _init(stage: Mapping[str, Any]) -> Init:
+  """Where the stage starts; one whose configuration cannot be read is drawn as if it started from scratch."""
+  try:
+    return schema.read(Init, stage.get('init'), 'init')
+  except ConfigError:
+    return Scratch()
+
+
 def _parents(stage: Mapping[str, Any]) -> dict[str, str]:
   """The stages that it starts from, and what it takes from each: `params`, `average 3`, `average 200, 2 x last`."""
-  how, *rest = stage.get('init') or ['scratch']
-  if how not in ('resume', 'params', 'average') or not rest:
-    return {}
-  taken: dict[str, list[str]] = {}
-  for member in rest:
-    if isinstance(member, Mapping):
-      weight = '' if member.get('weight', 1) == 1 else f'{member["weight"]:g} x '
-      taken.setdefault(str(member.get('stage')), []).append(f'{weight}{member.get("step") or "last"}')
-  if taken:
-    return {name: f'{how} {", ".join(checkpoints)}' for name, checkpoints in taken.items()}
-  return {str(rest[0]): ' '.join(map(str, (how, *rest[1:])))}
+  init = _init(stage)
+  return {parent: init.label(parent) for parent in init.parents}
 
 
 def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | None) -> list[str]:
@@ -59,8 +62,8 @@ def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | N
   kind = objective.get('kind', 'LanguageModel') if isinstance(objective, Mapping) else 'LanguageModel'
   kinds = {'LanguageModel': 'next token', 'Classification': 'classes'}
   done = f'{reached:,} of {steps:,}' if reached and reached < steps else f'{steps:,} steps'
-  start = stage.get('init') or ['scratch']
-  source = f', from {start[0]}' if start[0] == 'hf' else ''
+  origin = _init(stage).origin
+  source = f', from {origin}' if origin else ''
   lines = [('name', str(stage.get('name'))), ('', f'{kinds.get(kind, kind)}, {done}{source}'),
            ('result', result or state)]
   text = ''.join(f'<text class="{css}" x="{x + 12}" y="{y + 22 + 20 * i}">{html.escape(_short(line))}</text>'

@@ -146,7 +146,7 @@ def _deciding(run: dict[str, Any]) -> Iterator[str]:
   """Fields of SAFE_TO_CHANGE that in this run decide what is learnt."""
   text = json.dumps(run.get('model', {}))
   for i, stage in enumerate(run.get('stages', [])):
-    if stage.get('init', ['scratch'])[0] == 'average':
+    if stage.get('init', {}).get('kind') == 'Average':
       yield r'checkpoints\.every'  # which checkpoints are averaged
     for k, evaluation in enumerate(stage.get('evals', [])):
       if evaluation.get('target_recall') is not None:

@@ -44,7 +44,7 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
                          microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
-  reference = built.abstract.params if built.starter.referenced else None
+  reference = built.abstract.params if built.starter.is_referenced else None
   compiled = cpu.compile_step(jitted.lower(built.abstract, reference, source.abstract()))
   processes.barrier('compiled')
   if session.primary:

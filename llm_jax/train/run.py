@@ -14,6 +14,7 @@ from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
 from llm_jax.data.mixture_stats import Share, shares
 from llm_jax.data.stage_data import StageData
@@ -173,9 +174,9 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
     has_begun = processes.on_first(lambda stage=stage: bool(session.store(stage.name).steps()))
     if has_begun:
       continue
-    if stage.init[0] == 'hf':
+    if isinstance(stage.init, HuggingFace):
       with located('config'):
-        hf.check_pretrained(stage.init[1], session.run.model)
+        hf.check_pretrained(stage.init.folder, session.run.model)
     for parent in stage.parents:
       if parent not in names:
         check_parent_finished(session, stage, parent)

@@ -8,7 +8,6 @@ import jax
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
-from llm_jax.config.stage_init import members_of
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -37,11 +36,11 @@ class Session:
 
   def store(self, stage: str) -> CheckpointStore:
     """The checkpoints of the stage of that name."""
-    averaged = any(other.init[:2] == ('average', stage) for other in self.run.stages)
-    named = [member for other in self.run.stages for member in members_of(other.init) if member.stage == stage]
+    inits = [other.init for other in self.run.stages]
+    pinned = {step for init in inits for step in init.pinned_steps(stage)}
+    is_averaged = any(init.averages_newest(stage) for init in inits)
     return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
-                           every=self.run.checkpoints.every if averaged else 0,
-                           pinned=[member.step for member in named if member.step])
+                           every=self.run.checkpoints.every if is_averaged else 0, pinned=pinned)
 
   def transformer(self, stage: Stage) -> Transformer:
     """The model as `stage` trains it."""

@@ -207,7 +207,7 @@ def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainS
   if has_result(session, stage.name):
     return
   found = evaluations.run_at_end(step, best_params(state), reference, display, built.starter.last_alone,
-                                 len(built.starter.members))
+                                 len(built.starter.averaged))
   write_mixture_stats(built, step)
   session.writer.write('final', stage.name, step, **found)
   processes.barrier('result')  # the primary process computes the baselines alone

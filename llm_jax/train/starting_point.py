@@ -16,6 +16,7 @@ from llm_jax.checkpoints.store import SavedCheckpoint
 from llm_jax.config.errors import located
 from llm_jax.config.objectives import Referenced
 from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import Average, HuggingFace, Params, Resume, Scratch
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.objectives.classification import HEAD
 from llm_jax.runtime import processes
@@ -26,10 +27,11 @@ from llm_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """read: () -> (the state to train, the parameters that the objective compares with in memory of their own or None).
+  """Where a stage goes on from.
 
-  parent: the checkpoints or the folder that the stage began with, for its lineage; None: nothing.
-  folder: digests of a Hugging Face folder that the stage began with, for its lineage too; None: it began elsewhere.
+  read: () -> (the state to train, the parameters that the objective compares with in memory of their own or None).
+  parent: the checkpoints or the folder that the stage started from, for its lineage; None: nothing.
+  folder: digests of the Hugging Face folder that the stage started from, for its lineage; None: it started elsewhere.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
   read: Callable[[], tuple[TrainState, Any]]
@@ -55,74 +57,95 @@ class Starter:
 
   def __init__(self, session: Session, stage: Stage, create: Callable[[], TrainState], abstract: TrainState,
                optimizer: optax.GradientTransformation):
-    self.session, self.stage, self.create, self.abstract, self.optimizer = session, stage, create, abstract, optimizer
+    self.session = session
+    self.stage = stage
+    self.create = create
+    self.abstract = abstract
+    self.optimizer = optimizer
 
   def start(self, newest: SavedCheckpoint | None) -> Start:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
-    if newest:
-      check_tokenizer(newest, self.session.tokenizer)
-      lineage = newest.metadata['lineage']
-      folder = lineage.get('folder')
-      if folder is not None:
-        check_folder(self.stage.init[1], folder)
-      newest.check(self.abstract)
-      params = self.inherited()[0] if self.referenced else lambda: None
-
-      def read():
-        reference = params()
-        if folder is not None:
-          check_folder(self.stage.init[1], folder)  # once more: it may have changed while the step was compiled
-        return newest.restore(self.abstract), reference
-      return Start(read, lineage['parent'], folder, newest)
+    if newest is not None:
+      return self.start_from_own(newest)
     match self.stage.init:
-      case ('scratch',):
+      case Scratch():
         return Start(lambda: (self.create(), None))
-      case ('resume', name):
+      case Resume(name):
         checkpoint = self.finished(name)
         checkpoint.check(self.abstract)
-        return Start(lambda: (from_first_step(checkpoint.restore(self.abstract)), None), named(checkpoint))
-    params, parent = self.inherited()
-    folder = processes.on_first(lambda: digests(self.stage.init[1])) if self.stage.init[0] == 'hf' else None
+        return Start(lambda: (from_first_step(checkpoint.restore(self.abstract)), None), describe(checkpoint))
+      case Params() | Average() | HuggingFace():
+        return self.start_from_params()
 
-    def read():
-      found = params()
-      if folder is not None:
-        check_folder(self.stage.init[1], folder)
-      return self.from_params(found), found if self.referenced else None
-    return Start(read, parent, folder)
+  def start_from_own(self, newest: SavedCheckpoint) -> Start:
+    """The stage was interrupted: it goes on from its own newest checkpoint."""
+    check_tokenizer(newest, self.session.tokenizer)
+    lineage = newest.metadata['lineage']
+    recorded = lineage.get('folder')
+    self.check_folder(recorded)
+    newest.check(self.abstract)
+    read_reference = self.initial_params()[0] if self.is_referenced else lambda: None
+
+    def read() -> tuple[TrainState, Any]:
+      reference = read_reference()
+      self.check_folder(recorded)  # again: the folder may have changed while the step was compiled
+      return newest.restore(self.abstract), reference
+    return Start(read, lineage['parent'], recorded, newest)
+
+  def start_from_params(self) -> Start:
+    """The first step of a stage that takes parameters over; its optimizer starts afresh."""
+    read_params, parent = self.initial_params()
+    init = self.stage.init
+    recorded = processes.on_first(lambda: digests(init.folder)) if isinstance(init, HuggingFace) else None
+
+    def read() -> tuple[TrainState, Any]:
+      params = read_params()
+      self.check_folder(recorded)
+      return self.from_params(params), params if self.is_referenced else None
+    return Start(read, parent, recorded)
+
+  def check_folder(self, recorded: dict[str, str] | None) -> None:
+    """Refuses a Hugging Face folder whose digests are no longer those that were recorded at the stage's start."""
+    if recorded is not None and isinstance(self.stage.init, HuggingFace):
+      check_folder(self.stage.init.folder, recorded)
 
   @property
   def is_trained(self) -> bool:
     """Whether the stage starts from parameters that were trained before."""
-    return self.stage.init[0] != 'scratch'
+    return not isinstance(self.stage.init, Scratch)
 
   @property
-  def referenced(self) -> bool:
-    """Whether the objective compares with the parameters that the stage begins with."""
+  def is_referenced(self) -> bool:
+    """Whether the objective compares with the parameters that the stage starts from."""
     return isinstance(self.stage.objective, Referenced)
 
   def from_params(self, params: Any) -> TrainState:
     """A fresh state; a copy where the objective compares with `params`, for steps write to the state's memory."""
-    def make(params):
-      params = jax.tree.map(jnp.copy, params) if self.referenced else params
+    def make(params: Any) -> TrainState:
+      params = jax.tree.map(jnp.copy, params) if self.is_referenced else params
       return TrainState.create(params, self.optimizer, self.stage.ema is not None)
     return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(params)
 
-  def inherited(self) -> tuple[Callable[[], Any], str]:
-    """What reads the parameters that the stage begins with, and where they are from."""
-    match self.stage.init:
-      case ('params' | 'resume', name):
+  def initial_params(self) -> tuple[Callable[[], Any], str]:
+    """What reads the parameters that the stage starts from, and where they are from, for its lineage."""
+    init = self.stage.init
+    match init:
+      case Scratch():
+        raise ValueError(f'{self.stage.name} starts from scratch: it takes no parameters over')
+      case Params(name) | Resume(name):
         checkpoint = self.finished(name)
-        read, parent = lambda: checkpoint.read_best(self.held_by(checkpoint)), named(checkpoint)
-      case ('average', *_):
-        checkpoints, weights = zip(*self.members, strict=True)
+        read = lambda: checkpoint.read_best(self.held_by(checkpoint))
+        parent = describe(checkpoint)
+      case Average():
+        checkpoints = [checkpoint for checkpoint, _ in self.averaged]
+        weights = [weight for _, weight in self.averaged]
         read = lambda: average_params(checkpoints, self.held_by(*checkpoints), weights)
-        parent = ' + '.join(named(checkpoint) if weight == 1 else f'{weight:g} x {named(checkpoint)}'
-                            for checkpoint, weight in self.members)
-      case ('hf', folder):
+        parent = ' + '.join(describe(checkpoint, weight) for checkpoint, weight in self.averaged)
+      case HuggingFace(folder):
         with located('config'):
           hf.check_pretrained(folder, self.session.run.model)
-        read, parent = lambda: self.pretrained(folder), f'hf:{folder}'
+        read = lambda: self.pretrained(folder)
+        parent = f'hf:{folder}'
     return lambda: self.with_head(read()), parent
 
   def pretrained(self, folder: str) -> Any:
@@ -137,23 +160,23 @@ class Starter:
     return {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
 
   @functools.cached_property
-  def members(self) -> list[tuple[SavedCheckpoint, float]]:
-    """The checkpoints whose mean the stage begins with, and their weights, the last of them last; none else."""
-    match self.stage.init:
-      case ('average', str() as name, count):
-        self.finished(name)
-        newest = reversed(self.session.store(name).newest(count))
-        return [(self.without_other_head(checkpoint), 1.0) for checkpoint in newest]
-      case ('average', *members):
-        return [(self.finished(member.stage, member.step), member.weight) for member in members]
-    return []
+  def averaged(self) -> list[tuple[SavedCheckpoint, float]]:
+    """The checkpoints whose mean the stage starts from with their weights, the last of them last; else none."""
+    init = self.stage.init
+    if not isinstance(init, Average):
+      return []
+    if isinstance(init.checkpoints, str):
+      self.finished(init.checkpoints)
+      newest = self.session.store(init.checkpoints).newest(init.last or 0)
+      return [(self.without_other_head(checkpoint), 1.0) for checkpoint in reversed(newest)]
+    return [(self.finished(named.stage, named.step), named.weight) for named in init.checkpoints]
 
   def last_alone(self) -> Iterator[tuple[str, Any]]:
     """Of the last checkpoint that is averaged: ('last_checkpoint', its parameters), and ('last_ema', their moving
     average) where one was kept. Nothing of a stage that starts from no average."""
-    if not self.members:
+    if not self.averaged:
       return
-    checkpoint, _ = self.members[-1]
+    checkpoint, _ = self.averaged[-1]
     abstract = self.held_by(checkpoint)
     if abstract.keys() == self.abstract.params.keys():  # else it lacks a classifier's head
       yield 'last_checkpoint', checkpoint.read(('params',), abstract)
@@ -190,9 +213,10 @@ def from_first_step(state: TrainState) -> TrainState:
   return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
 
 
-def named(checkpoint: SavedCheckpoint) -> str:
-  """`stage/step`, as lineage has it."""
-  return f'{checkpoint.metadata["stage"]}/{checkpoint.step}'
+def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:
+  """`stage/step` or `2 x stage/step`, as the lineage has it."""
+  name = f'{checkpoint.metadata["stage"]}/{checkpoint.step}'
+  return name if weight == 1 else f'{weight:g} x {name}'
 
 
 def digests(folder: str) -> dict[str, str]:
@@ -215,13 +239,14 @@ def digests(folder: str) -> dict[str, str]:
 
 
 def check_folder(folder: str, recorded: dict[str, str]) -> None:
-  """Refuses a folder that holds something else than what the stage began with. One that is gone is not asked for."""
+  """Refuses a folder that holds something else than what the stage started from. A folder that is gone is not
+  compared: where it is needed once more, reading it says so."""
   now = processes.on_first(lambda: digests(folder) if pathlib.Path(folder).is_dir() else recorded)
   changed = [name for name in sorted(now.keys() | recorded.keys()) if now.get(name) != recorded.get(name)]
   if changed:
-    told = lambda found: ', '.join(f'{name} {found[name][:12] if name in found else "absent"}' for name in changed)
-    raise CheckpointError(f'{folder} has changed since the stage began with it: then {told(recorded)}; now '
-                          f'{told(now)}: bring the first one back, or start in another workdir')
+    show = lambda found: ', '.join(f'{name} {found[name][:12] if name in found else "absent"}' for name in changed)
+    raise CheckpointError(f'{folder} has changed since the stage began with it: then {show(recorded)}; now '
+                          f'{show(now)}: bring the first one back, or start in another workdir')
 
 
 def check_tokenizer(checkpoint: SavedCheckpoint, tokenizer: Tokenizer) -> None:

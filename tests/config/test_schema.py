@@ -26,6 +26,7 @@ from llm_jax.config.experiment import (
   Mesh,
   Muon,
   Needles,
+  Params,
   StandardLibrary,
   Text,
   TiktokenFile,
@@ -44,7 +45,7 @@ def run(**fields) -> Run:
     'stages': (
       stage('first', StandardLibrary(), steps=10, seq_len=64, batch_size=4, learning_rate=WSD(1e-3), optimizer=Muon()),
       stage('second', mix((Text('a'), 0.3), (Jsonl('b'), 0.7), packing='best_fit'), steps=4, seq_len=32, batch_size=2,
-            learning_rate=LinearToZero(1e-4), init=('params', 'first'), clip_norm=None, ema=0.9,
+            learning_rate=LinearToZero(1e-4), init=Params('first'), clip_norm=None, ema=0.9,
             evals=(HeldOut(every=5), Generations(('a', 'b')), Needles((32,)))),
     ),
     'tokenizer': BPE(vocab_size=300), **fields})
@@ -110,7 +111,8 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('model.tied_head', 1, 'give True or False, not int'),
   ('stages[0].ema', 'x', 'give a number or None, not str'),
   ('stages[1].evals[1].prompts', 'def ', "give a tuple, not str, such as ('def ',)"),
-  ('stages[1].init', 'scratch', "give a tuple, not str, such as ('scratch',)"),
+  ('stages[1].init', 'scratch', 'give Scratch() or Resume(...) or Params(...) or Average(...) or HuggingFace(...), or a '
+                                'mapping of its fields with kind'),
   ('stages[1].data.sources[0].weight', '0.3', 'give a number or a tuple, not str'),
   ('stages[0].data', 'web', 'give Data(...), or a mapping of its fields'),
   ('stages[0].learning_rate', 3e-4,
@@ -125,7 +127,6 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('stages[0].seq_len', 65, 'the learned positions end at model.positions.max_length=64: shorten seq_len or '
                             'lengthen the table'),
   ('stages[0].microbatches', 3, 'use a divisor of batch_size=4'),
-  ('stages[1].init', ('resume', 'fist'), "name an earlier stage, one of ['first']"),
   ('stages[1].name', 'first', 'stage names must differ'),
   ('stages', (), 'give at least one stage'),
   ('model.vocab_size', 299, "smaller than the tokenizer's: use 300 or more"),

@@ -11,16 +11,19 @@ from llm_jax.config.experiment import (
   BPE,
   DPO,
   AdamW,
+  Average,
+  Checkpoint,
   Checkpoints,
   Classification,
   Constant,
   Conversations,
   HeldOut,
-  Member,
   Muon,
   Needles,
+  Params,
   Preferences,
   Ramp,
+  Resume,
   SimPO,
   StandardLibraryFunctions,
   Text,
@@ -49,51 +52,52 @@ def run(*stages: Stage, **fields) -> Run:
 
 def test_positions_hold_until_another_stage_sets_them():
   long, longer = RoPE(500_000.0), RoPE(500_000.0, YaRNScaling(4, 8))
-  stages = (row('short'), row('long', init=('resume', 'short'), positions=long),
-            row('next', steps=2_000, init=('params', 'long')),
-            row('longer', init=('average', 'next', 2), positions=longer), row('last', init=('resume', 'longer')),
-            row('branch', init=('params', 'short')))
+  stages = (row('short'), row('long', init=Resume('short'), positions=long),
+            row('next', steps=2_000, init=Params('long')),
+            row('longer', init=Average('next', last=2), positions=longer), row('last', init=Resume('longer')),
+            row('branch', init=Params('short')))
   of = run(*stages).model_of
   assert [of(s).positions for s in stages] == [RoPE(), long, long, longer, longer, RoPE()]
   assert of(stages[0]) == run(*stages).model
 
 
 def test_a_recipe_passes_through_the_door():
-  stages = (row('pretrain', steps=2_000), row('average', steps=0, init=('average', 'pretrain', 2)),
-            row('sft', Conversations('chats.jsonl', template='plain'), init=('params', 'average')),
-            row('dpo', PAIRS, objective=DPO(nll_weight=0.2), init=('params', 'sft')))
+  stages = (row('pretrain', steps=2_000), row('average', steps=0, init=Average('pretrain', last=2)),
+            row('sft', Conversations('chats.jsonl', template='plain'), init=Params('average')),
+            row('dpo', PAIRS, objective=DPO(nll_weight=0.2), init=Params('sft')))
   config = experiment(model=run(row('x')).model, stages=stages)
-  assert config.stages[1].init == ('average', 'pretrain', 2)
+  assert config.stages[1].init.to_dict() == {'kind': 'Average', 'checkpoints': 'pretrain', 'last': 2}
   assert config.stages[3].objective.kind == 'DPO' and config.stages[3].data.sources[0].source.kind == 'Preferences'
 
 
 def several(*members, **fields) -> Run:
-  """Two branches of a trunk, and the mean of what `members` names."""
-  return run(row('trunk', steps=20), row('a', steps=10, init=('resume', 'trunk')),
-             row('b', steps=10, init=('resume', 'trunk')), row('mean', steps=0, init=('average', *members)),
-             row('next', init=('params', 'mean')), **{'checkpoints': Checkpoints(every=4), **fields})
+  """Two branches of a trunk, and the mean of the checkpoints that `members` names."""
+  return run(row('trunk', steps=20), row('a', steps=10, init=Resume('trunk')),
+             row('b', steps=10, init=Resume('trunk')), row('mean', steps=0, init=Average(members)),
+             row('next', init=Params('mean')), **{'checkpoints': Checkpoints(every=4), **fields})
 
 
 def test_the_mean_of_named_checkpoints_comes_from_all_of_their_stages():
-  made = several(Member('a', 4), Member('a', 8, weight=2.0), Member('b'))
+  made = several(Checkpoint('a', 4), Checkpoint('a', 8, weight=2.0), Checkpoint('b'))
   assert made.stages[3].parents == ('a', 'b') and made.stages[1].parents == ('trunk',)
   assert [each.name for each in made.ancestors(made.stages[4])] == ['trunk', 'a', 'b', 'mean']
   assert [each.name for each in made.ancestors(made.stages[2])] == ['trunk']
   assert schema.from_json(json.loads(json.dumps(schema.to_json(made)))) == made
   assert schema.from_config_dict(schema.to_config_dict(made)) == made
   tree = schema.to_json(made)
-  set_field(tree, 'stages[3].init[2].weight', '3.5')
-  set_field(tree, 'stages[3].init[3].step', '4')
-  assert schema.from_json(tree).stages[3].init == ('average', Member('a', 4), Member('a', 8, 3.5), Member('b', 4))
+  set_field(tree, 'stages[3].init.checkpoints[1].weight', '3.5')
+  set_field(tree, 'stages[3].init.checkpoints[2].step', '4')
+  assert schema.from_json(tree).stages[3].init == Average(
+    (Checkpoint('a', 4), Checkpoint('a', 8, 3.5), Checkpoint('b', 4)))
 
 
 def test_positions_that_are_none_are_set_field_by_field_from_the_command_line():
-  tree = schema.to_json(several(Member('a')))
+  tree = schema.to_json(several(Checkpoint('a')))
   for path, text in (('theta', '500000.0'), ('scaling.original_length', '8'), ('scaling.kind', 'YaRNScaling'),
                      ('scaling.factor', '4.0')):
     set_field(tree, f'stages[1].positions.{path}', text)
   assert schema.from_json(tree).stages[1].positions == RoPE(500_000.0, YaRNScaling(4.0, 8))
-  tree = schema.to_json(several(Member('a')))
+  tree = schema.to_json(several(Checkpoint('a')))
   set_field(tree, 'stages[1].positions.theat', '1')
   hint = r"stages\[1\].positions.theat = 1: no such field in RoPE; did you mean 'theta'"
   with pytest.raises(ConfigError, match=hint):
@@ -101,8 +105,8 @@ def test_positions_that_are_none_are_set_field_by_field_from_the_command_line():
 
 
 def test_the_mean_of_stages_with_other_positions_says_which_it_has():
-  stages = [row('a'), row('b', init=('resume', 'a'), positions=RoPE(500_000.0))]
-  mean = dict(steps=0, init=('average', Member('a'), Member('b')))
+  stages = [row('a'), row('b', init=Resume('a'), positions=RoPE(500_000.0))]
+  mean = dict(steps=0, init=Average((Checkpoint('a'), Checkpoint('b'))))
   with pytest.raises(ConfigError, match=r'stages\[2\].positions = None: a, b have different ones'):
     run(*stages, row('mean', **mean))
   made = run(*stages, row('mean', **mean, positions=RoPE(500_000.0)))
@@ -145,8 +149,8 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
    r'ramp\[1\].tokens = 24: the stage ends before it, with its 3 steps: use at most 16, or more steps'),
   (lambda: row('a', eval_data=mix(PAIRS)), 'eval_data = .*: must be of one kind with data'),
   (lambda: row('a', PAIRS, objective=SimPO(), ramp=(Ramp(20, 1, 8),)), 'pairs of answers have one shape'),
-  (lambda: run(row('a', steps=9), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(every=5, keep=3)),
-   r"stages\[1\].init = .*: a makes 2 in its 9 steps: lower n, or save more often .checkpoints.every=5"),
+  (lambda: run(row('a', steps=9), row('b', init=Average('a', last=3)), checkpoints=Checkpoints(every=5, keep=3)),
+   r"stages\[1\].init = .*: a saves 2 in its 9 steps: lower last, or save more often .checkpoints.every=5"),
   (lambda: row('a', StandardLibraryFunctions(), objective=Classification(), ramp=(Ramp(8, 1, 16),), steps=9),
    'labelled texts are read whole: let its seq_len be 8 throughout'),
   (lambda: Muon(matrix_scale=-1.0), 'matrix_scale = -1.0: use a finite number above 0'),
@@ -161,22 +165,26 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: row('a', evals=(HeldOut(), HeldOut(every=2))), r'evals\[1\] = .*another one is called held_out too'),
   (lambda: run(row('a', PAIRS, objective=SimPO(), evals=(Needles((32,)),))),
    r'evals\[0\].seq_lens = .* let that be text'),
-  (lambda: run(row('a', evals=(Needles((32,), target_recall=0.9, every=1),)), row('b', init=('average', 'a', 1))),
+  (lambda: run(row('a', evals=(Needles((32,), target_recall=0.9, every=1),)), row('b', init=Average('a', last=1))),
    r'stages\[1\].init = .*: a may end before its last step'),
-  (lambda: row('a', init=('average', 'b')), r"init = \('average', 'b'\): use .* or \('hf', folder\)"),
-  (lambda: row('a', init=('average', 'b', 0)), 'average 1 checkpoint or more'),
-  (lambda: run(row('a', init=('params', 'z'))), r"stages\[0\].init = .*: name an earlier stage"),
-  (lambda: run(row('a'), row('b', init=('average', 'a', 3)), checkpoints=Checkpoints(keep=2)),
+  (lambda: row('a', init=('average', 'b', 2)),
+   r"init = \('average', 'b', 2\): give Scratch\(\) or Resume\(...\) or Params\(...\) or Average\(...\) or HuggingFace\("),
+  (lambda: Average('b'), r"last = None: say how many checkpoints of 'b' are averaged: use 1 or more"),
+  (lambda: row('a', init=Average('b', last=0)), 'last = 0: .*: use 1 or more'),
+  (lambda: run(row('a', init=Params('z'))), r"stages\[0\].init = .*: name an earlier stage"),
+  (lambda: run(row('a'), row('b', init=Average('a', last=3)), checkpoints=Checkpoints(keep=2)),
    r'checkpoints.keep = 2: stages\[1\].init averages 3 checkpoints: keep as many'),
-  (lambda: several(Member('c')), r"stages\[3\].init\[1\].stage = 'c': name an earlier stage, one of .*'b'"),
-  (lambda: several(Member('a'), Member('next')), r"stages\[3\].init\[2\].stage = 'next': name an earlier stage"),
-  (lambda: several(Member('a', 6)), r'init\[1\].step = 6: a saves its last step, 10, and the multiples of .*every=4'),
-  (lambda: several(Member('a', 12)), r'init\[1\].step = 12: a saves its last step, 10'),
-  (lambda: several(Member('a', 4), checkpoints=Checkpoints(every=0)), 'step = 4: .* while checkpoints.every=0'),
-  (lambda: several(Member('a'), Member('a', 10)), r"init\[2\] = 'a/10': is named twice"),
-  (lambda: several('a', Member('a')), 'init = .*: use .*Member'),
-  (lambda: Member('a', weight=0.0), 'weight = 0.0: use a finite weight above 0'),
-  (lambda: Member('a', 0), 'step = 0: use 1 or more'),
+  (lambda: several(Checkpoint('c')), r"stages\[3\].init.checkpoints\[0\].stage = 'c': name an earlier stage, one of .*'b'"),
+  (lambda: several(Checkpoint('a'), Checkpoint('next')), r"stages\[3\].init.checkpoints\[1\].stage = 'next': name an earlier stage"),
+  (lambda: several(Checkpoint('a', 6)), r'init.checkpoints\[0\].step = 6: a saves its last step, 10, and the multiples of .*every=4'),
+  (lambda: several(Checkpoint('a', 12)), r'init.checkpoints\[0\].step = 12: a saves its last step, 10'),
+  (lambda: several(Checkpoint('a', 4), checkpoints=Checkpoints(every=0)), 'step = 4: .* while checkpoints.every=0'),
+  (lambda: several(Checkpoint('a'), Checkpoint('a', 10)), r"init.checkpoints\[1\] = 'a/10': is named twice"),
+  (lambda: several(), 'checkpoints = .*: name 1 checkpoint or more'),
+  (lambda: Average((Checkpoint('a'),), last=2), 'last = 2: .*leave it out'),
+  (lambda: row('b', init=Average(('a', Checkpoint('a')))), r"init.checkpoints\[0\] = 'a': give Checkpoint"),
+  (lambda: Checkpoint('a', weight=0.0), 'weight = 0.0: use a finite weight above 0'),
+  (lambda: Checkpoint('a', 0), 'step = 0: use 1 or more'),
   (lambda: row('a', PAIRS), 'LanguageModel.*cannot learn from Preferences: use DPO'),
   (lambda: row('a', objective=DPO()), r"objective = 'DPO': needs data=Preferences"),
   (lambda: row('a', PAIRS, objective=DPO()), 'the reference is what the stage starts from'),

@@ -8,7 +8,7 @@ from launch import sample
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
 from llm_jax.config.data import Data, Weighted
-from llm_jax.config.experiment import Bytes, Constant, StandardLibrary, presets
+from llm_jax.config.experiment import Bytes, Constant, Params, Scratch, StandardLibrary, presets
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
@@ -21,7 +21,7 @@ MODEL = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
 def write_run(folder):
   """A run with two stages, of which the first has checkpoints: step 3 with other parameters, step 5 with an average."""
   stage = lambda name, init: Stage(name, Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3), init=init)
-  run = Run(MODEL, (stage('first', ('scratch',)), stage('second', ('params', 'first'))), Bytes())
+  run = Run(MODEL, (stage('first', Scratch()), stage('second', Params('first'))), Bytes())
   (folder / 'config.json').write_text(json.dumps(schema.to_json(run)))
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')

@@ -6,6 +6,7 @@ import pytest
 from launch.flags import BAD_INPUT, parse_train
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import WSD, Cosine
+from llm_jax.config.stage_init import Scratch
 from llm_jax.config.tokenizers import Bytes
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent.parent / 'experiments'
@@ -35,12 +36,12 @@ def test_a_command_line():
 
 def test_every_field_can_be_set():
   args = parse(ONE_STAGE, '--config.seed=3', '--config.stages[0].learning_rate.peak=1', '--config.dtype', 'float32',
-               '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None', '--config.stages[0].prompts[1]=a b',
-               '--config.model.tied_head=false', '--config.mesh.fsdp=2', "--config.stages[0].init=('scratch',)")
+               '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None', '--config.stages[0].evals[1].prompts[1]=a b',
+               '--config.model.tied_head=false', '--config.mesh.fsdp=2', '--config.stages[0].init.kind=Scratch')
   run, stage = args.run, args.run.stages[0]
   assert (run.seed, run.dtype, run.model.tied_head, run.mesh.fsdp) == (3, 'float32', False, 2)
   assert (stage.learning_rate.peak, stage.ema, stage.clip_norm) == (1.0, 0.99, None)
-  assert stage.prompts[1] == 'a b' and stage.init == ('scratch',)
+  assert stage.evals[1].prompts[1] == 'a b' and stage.init == Scratch()
   assert args.overrides[0] == 'seed=3' and args.overrides[2] == 'dtype=float32'
 
 
@@ -183,7 +184,7 @@ def test_help_of_an_experiment_lists_its_fields(capsys):
   out = capsys.readouterr().out
   fields = [line.strip() for line in out.splitlines() if line.startswith('  --config.')]
   assert caught.value.code == 0 and len(fields) > 50
-  for field in ('--config.seed=3', '--config.stages[0].ema=None', "--config.stages[0].init=('scratch',)",
+  for field in ('--config.seed=3', '--config.stages[0].ema=None', '--config.stages[0].init.kind=Scratch',
                 '--config.stages[0].learning_rate.kind=Cosine', '--config.mesh.data=-1'):
     assert field in fields
   assert parse(ONE_STAGE, *fields).run == parse(ONE_STAGE, '--config.seed=3').run

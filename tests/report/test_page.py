@@ -10,6 +10,7 @@ import pytest
 from launch import report as launch_report
 from llm_jax.config import presets, schema
 from llm_jax.config.data import Data, Weighted
+from llm_jax.config.experiment import Average, Params, Resume, Scratch
 from llm_jax.config.run import Checkpoints, Run
 from llm_jax.config.schedules import Cosine
 from llm_jax.config.sources import StandardLibrary
@@ -217,8 +218,8 @@ def test_recipe(tmp_path):
   """A box a stage with its result, an arrow for each start, whatever the stage is called."""
   stages = [Stage(name, Data((Weighted(StandardLibrary()),)), steps=60, seq_len=32, batch_size=4,
                   learning_rate=Cosine(1e-3), init=init)
-            for name, init in (('pretrain', ('scratch',)), ('<b>anneal', ('resume', 'pretrain')),
-                               ('average', ('average', '<b>anneal', 2)), ('branch', ('params', 'pretrain')))]
+            for name, init in (('pretrain', Scratch()), ('<b>anneal', Resume('pretrain')),
+                               ('average', Average('<b>anneal', last=2)), ('branch', Params('pretrain')))]
   make_run(tmp_path, finished=False)
   (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(
       dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))))

@@ -174,7 +174,7 @@ def test_other_changes_name_field_old_and_new_and_change_nothing(tmp_path, field
 
 
 def test_a_run_that_averages_keeps_its_checkpoints_steps(tmp_path):
-  config = edited(('stages', 0, 'init'), ['average', 'pretrain', 2])
+  config = edited(('stages', 0, 'init'), {'kind': 'Average', 'checkpoints': 'pretrain', 'last': 2})
   Workdir(tmp_path).bind(config)
   config['checkpoints'] = {'every': 5, 'keep': 4}
   with pytest.raises(ConfigError, match='checkpoints.every = 5: .* was started with 10'):

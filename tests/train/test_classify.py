@@ -14,6 +14,7 @@ from llm_jax.config.experiment import (
   Constant,
   Jsonl,
   LabelledJsonl,
+  Resume,
   experiment,
   presets,
   stage,
@@ -115,6 +116,6 @@ def test_stages_that_do_not_fit():
   with pytest.raises(ConfigError, match='cannot learn classes'):
     stage('a', texts, **common)
   model = presets.llama(d_model=32, num_layers=2, num_heads=4, vocab_size=264)
-  with pytest.raises(ConfigError, match="use \\('params', 'a'\\)"):
+  with pytest.raises(ConfigError, match="use Params\\('a'\\)"):
     experiment(model=model, stages=(
-      stage('a', text, **common), stage('b', texts, objective=Classification(), init=('resume', 'a'), **common)))
+      stage('a', text, **common), stage('b', texts, objective=Classification(), init=Resume('a'), **common)))

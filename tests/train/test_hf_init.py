@@ -12,25 +12,26 @@ from llm_jax.train import stage as stage_module
 from tests.hf import hf_models
 
 EXPERIMENT = '''
-from llm_jax.config.experiment import Bytes, Constant, Mesh, Text, experiment, presets, stage
+from llm_jax.config.experiment import Bytes, Constant, HuggingFace, Mesh, Text, experiment, presets, stage
 
 def get_config():
   return experiment(
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps={eps}),
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4),
     stages=({before}stage('start', Text({text!r}), steps=0, seq_len=16, batch_size=8, learning_rate=Constant(1e-3),
-                          init=('hf', {folder!r})),))
+                          init=HuggingFace({folder!r})),))
 '''
 
 PREFERENCES = '''
-from llm_jax.config.experiment import DPO, Bytes, Checkpoints, Constant, Mesh, Preferences, experiment, presets, stage
+from llm_jax.config.experiment import (
+  DPO, Bytes, Checkpoints, Constant, HuggingFace, Mesh, Preferences, experiment, presets, stage)
 
 def get_config():
   return experiment(
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps=1e-6),
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4), checkpoints=Checkpoints(every=1, keep=2),
     stages=(stage('start', Preferences({pairs!r}, val_fraction=0.0, template='plain'), steps=2, seq_len=64, batch_size=8,
-                  learning_rate=Constant(1e-3), objective=DPO(), init=('hf', {folder!r})),))
+                  learning_rate=Constant(1e-3), objective=DPO(), init=HuggingFace({folder!r})),))
 '''
 
 

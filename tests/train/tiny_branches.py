@@ -1,11 +1,13 @@
 """A trunk, a branch for each of two mixtures, and the mean of checkpoints of both. FOLDER holds text.jsonl."""
 from llm_jax.config.experiment import (
+  Average,
   Bytes,
+  Checkpoint,
   Checkpoints,
   Constant,
   Jsonl,
   LinearToZero,
-  Member,
+  Resume,
   experiment,
   mix,
   presets,
@@ -16,7 +18,7 @@ from llm_jax.config.experiment import (
 def get_config(folder):
   text, same = Jsonl(f'{folder}/text.jsonl', val_fraction=0.1), Jsonl(f'{folder}/text.jsonl', field='text', val_fraction=0.3)
   rows = dict(seq_len=32, batch_size=8, eval_data=mix(text))
-  branch = dict(**rows, steps=12, learning_rate=LinearToZero(3e-3), init=('resume', 'trunk'), ema=0.5)
+  branch = dict(**rows, steps=12, learning_rate=LinearToZero(3e-3), init=Resume('trunk'), ema=0.5)
   return experiment(
     seed=1,
     tokenizer=Bytes(),
@@ -27,6 +29,6 @@ def get_config(folder):
       stage('plain', text, **branch),
       stage('mixed', mix(text, (same, ((0, 0.0), (1, 1.0)))), **branch),
       stage('mean', text, **rows, steps=0, learning_rate=Constant(0.0),
-            init=('average', Member('plain'), Member('mixed', 4), Member('mixed', weight=2.0))),
+            init=Average((Checkpoint('plain'), Checkpoint('mixed', 4), Checkpoint('mixed', weight=2.0)))),
     ),
   )

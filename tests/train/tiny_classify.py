@@ -1,5 +1,6 @@
 """A few seconds of GPT-1's recipe, for tests: FOLDER holds text.jsonl and labelled.jsonl."""
 from llm_jax.config.experiment import (
+  Average,
   Bytes,
   Checkpoints,
   Classification,
@@ -7,6 +8,7 @@ from llm_jax.config.experiment import (
   HeldOut,
   Jsonl,
   LabelledJsonl,
+  Params,
   experiment,
   mix,
   presets,
@@ -26,11 +28,11 @@ def get_config(folder):
     checkpoints=Checkpoints(every=10, keep=2),
     stages=(
       stage('pretrain', text, **common, steps=2),
-      stage('classify', mix(texts, texts), **classify, steps=40, init=('params', 'pretrain'), ema=0.8, microbatches=2,
+      stage('classify', mix(texts, texts), **classify, steps=40, init=Params('pretrain'), ema=0.8, microbatches=2,
             evals=(HeldOut(every=20),)),
-      stage('average', texts, **classify, steps=0, init=('average', 'classify', 2)),
+      stage('average', texts, **classify, steps=0, init=Average('classify', last=2)),
       stage('other', LabelledJsonl(f'{folder}/labelled.jsonl', ('odd', 'even')), **classify, steps=0,
-            init=('params', 'classify')),
-      stage('text', text, **common, steps=0, init=('params', 'classify')),
+            init=Params('classify')),
+      stage('text', text, **common, steps=0, init=Params('classify')),
     ),
   )

@@ -8,6 +8,7 @@ from llm_jax.config.experiment import (
   Jsonl,
   Mesh,
   Muon,
+  Params,
   experiment,
   presets,
   stage,
@@ -25,7 +26,7 @@ def get_config(path):
     stages=(
       stage('first', data, steps=24, seq_len=32, batch_size=8, learning_rate=WSD(peak=3e-3, warmup=4), optimizer=Muon(),
             ema=0.9, evals=(HeldOut(every=12, batches=2), Baselines())),
-      stage('second', data, steps=12, seq_len=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=('params', 'first'),
+      stage('second', data, steps=12, seq_len=32, batch_size=8, learning_rate=WSD(peak=1e-3), init=Params('first'),
             microbatches=2),
     ),
   )

@@ -9,6 +9,7 @@ from llm_jax.config.experiment import (
   Muon,
   Needles,
   NeedleTexts,
+  Params,
   experiment,
   mix,
   presets,
@@ -30,7 +31,7 @@ def get_config(path):
             steps=400, 
             evals=(HeldOut(every=25), Needles((32,), depths=2, rows=32, target_recall=0.05, every=25))),
       stage('long', mix((text, .5), (NeedleTexts(text), .5)), **common, seq_len=64, batch_size=8, steps=4,
-            init=('params', 'short'), positions=RoPE(10_000.0, LinearScaling(2.0)),
+            init=Params('short'), positions=RoPE(10_000.0, LinearScaling(2.0)),
             evals=(HeldOut(), Needles((32, 64), depths=3, rows=4))),
     ),
   )
