@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Safe, Steps, Tokens
 from llm_jax.config.sources import Plain
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class HeldOut(EvaluationConfig):
   every: steps between evaluations; 0: only the one at the end, which reads all of the split.
   batches: how many each of the others reads.
   """
-  every: int = 0
+  every: Steps = 0
   batches: int = 16
   implementation: ClassVar[str] = 'llm_jax.evaluation.held_out:HeldOutEvaluation'
 
@@ -70,14 +71,15 @@ class Needles(EvaluationConfig):
   depths: at how many evenly spaced places, from the start of the text to its end.
   rows: texts for each of them.
   every: steps between evaluations; 0: only at the start and at the end.
-  target_recall: a share. The stage ends as soon as so many needles are found at every depth of every length while the
-    held-out loss at the sequence length of the stage before has risen by at most `max_short_loss_increase`, a share
-    (Dubey et al. 2024, Llama 3, section 3.4.2). None: the stage takes all its steps.
+  target_recall: share of needles found at which the stage ends; None: it takes all its steps. So many must be found at
+    every depth of every length, while the held-out loss at the sequence length of the stage before has risen by at most
+    `max_short_loss_increase` (Dubey et al. 2024, Llama 3, section 3.4.2).
+  max_short_loss_increase: share by which the loss on shorter sequences may have risen when the stage ends.
   """
   seq_lens: tuple[int, ...]
   depths: int = 5
   rows: int = 16
-  every: int = 0
+  every: Steps = 0
   target_recall: float | None = None
   max_short_loss_increase: float = 0.01
   implementation: ClassVar[str] = 'llm_jax.evaluation.needles:NeedlesEvaluation'
@@ -120,8 +122,8 @@ class Generations(EvaluationConfig):
   max_new_tokens: tokens of each.
   """
   prompts: tuple[str, ...]
-  every: int = 0
-  max_new_tokens: int = 96
+  every: Steps = 0
+  max_new_tokens: Tokens = 96
   implementation: ClassVar[str] = 'llm_jax.evaluation.generations:GenerationsEvaluation'
 
   def __post_init__(self):
@@ -151,7 +153,7 @@ class Baselines(EvaluationConfig):
 
   max_tokens: with more training tokens no trigram model is fitted.
   """
-  max_tokens: int = 50_000_000
+  max_tokens: Tokens = 50_000_000
   implementation: ClassVar[str] = 'llm_jax.evaluation.baselines:BaselinesEvaluation'
 
   def __post_init__(self):
@@ -162,15 +164,15 @@ class Baselines(EvaluationConfig):
 class MultipleChoice(EvaluationConfig):
   """Questions whose answer is the likeliest of a few given texts (Brown et al. 2020, GPT-3, section 2.4).
 
-  path: JSON lines of {"question", "choices", "answer"}, the answer being the place of the right one, counted from 0.
+  path: JSON lines of {"question", "choices", "answer"}. The answer is the place of the right one, counted from 0.
   task: how records call it; '' means the file's name.
   every: steps between evaluations; 0: only at the end.
   limit: how many questions are asked, from the first on; None: all.
   delimiter: what stands between a question and each of its choices.
   """
-  path: str
+  path: Safe[str]
   task: str = ''
-  every: int = 0
+  every: Steps = 0
   limit: int | None = None
   delimiter: str = ' '
   implementation: ClassVar[str] = 'llm_jax.evaluation.multiple_choice:MultipleChoiceEvaluation'

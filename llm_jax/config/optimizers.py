@@ -9,7 +9,13 @@ __all__ = ['AdamW', 'Muon', 'Optimizer']
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-  """Loshchilov & Hutter 2019; matrices decay, norms, biases and 1-d parameters do not (GPT-3, appendix B)."""
+  """Loshchilov & Hutter 2019; matrices decay, norms, biases and 1-d parameters do not (GPT-3, appendix B).
+
+  b1: decay rate of the first moment.
+  b2: decay rate of the second moment.
+  eps: added to the root of the second moment.
+  weight_decay: fraction of a matrix, times the learning rate, taken off in a step.
+  """
   b1: float = 0.9
   b2: float = 0.95
   eps: float = 1e-8
@@ -24,6 +30,13 @@ class Muon:
   """Jordan et al. 2024 through `optax.contrib.muon`: matrices orthogonalised, the rest by AdamW.
 
   The stage's learning rate is AdamW's; matrices use `matrix_scale` times as much.
+
+  matrix_scale: what the learning rate of the matrices is multiplied by.
+  beta: momentum of the matrices.
+  b1: decay rate of the first moment, for the rest.
+  b2: decay rate of the second moment, for the rest.
+  eps: added to the root of the second moment.
+  weight_decay: fraction of a matrix, times the learning rate, taken off in a step.
   """
   matrix_scale: float = 1.0
   beta: float = 0.95

@@ -1,10 +1,17 @@
 """A ramp: batch size and sequence length that change within a stage, as stretches of steps of one shape."""
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Change, SafeToChange, Sequences, Tokens
 
 __all__ = ['Phase', 'Ramp']
+
+
+def changes_result_of_microbatches(change: Change) -> bool:
+  """Whether another number of microbatches is more than another order of summation."""
+  return change.run.model.depends_on_microbatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,12 +19,15 @@ class Ramp:
   """Another batch size and sequence length, from the first step on that begins after `tokens` tokens of the stage
   (Dubey et al. 2024, Llama 3, section 3.4.1).
 
-  microbatches: None means as few as leave each of them no more tokens than the stage's first ones have.
+  tokens: tokens of the stage after which it begins.
+  batch_size: sequences of a step over all devices, from then on.
+  seq_len: length of a sequence, from then on.
+  microbatches: pieces that a step is computed in. None means as few as leave each of them no more tokens than the stage's first ones have.
   """
-  tokens: int
-  batch_size: int
-  seq_len: int
-  microbatches: int | None = None
+  tokens: Tokens
+  batch_size: Sequences
+  seq_len: Tokens
+  microbatches: Annotated[int | None, SafeToChange(unless=changes_result_of_microbatches)] = None
 
   def __post_init__(self):
     for field in ('tokens', 'batch_size', 'seq_len'):

@@ -3,11 +3,14 @@
 Its parts are in the other files of this folder, `stage.py` first; `experiment.py` exports them all.
 """
 import dataclasses
+from typing import Annotated
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Change, Devices, Safe, SafeToChange, Seconds, Steps
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.recipe_checks import check_stages
 from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import Average
 from llm_jax.config.tokenizers import BPE, Bytes, Tokenizer
 
 __all__ = ['Checkpoints', 'Mesh', 'Run']
@@ -15,12 +18,19 @@ __all__ = ['Checkpoints', 'Mesh', 'Run']
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis; one of them may be -1: all that are left."""
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
-  context: int = 1
-  expert: int = 1
+  """Devices along each axis; one of them may be -1: all that are left.
+
+  data: devices with other rows of the batch and the same parameters.
+  fsdp: devices with other rows, among which parameters and optimizer state are split.
+  tensor: devices among which every matrix product is split.
+  context: devices among which every sequence is split.
+  expert: devices among which the experts are split.
+  """
+  data: Devices = -1
+  fsdp: Devices = 1
+  tensor: Devices = 1
+  context: Devices = 1
+  expert: Devices = 1
 
   def __post_init__(self):
     sizes = dataclasses.asdict(self)
@@ -30,14 +40,20 @@ class Mesh:
     require(len(left) <= 1, left[-1] if left else '', -1, f'only one axis may be -1, found {left}')
 
 
+def _chooses_averaged(change: Change) -> bool:
+  """Whether it decides which checkpoints a later stage averages."""
+  return any(isinstance(stage.init, Average) for stage in change.run.stages)
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-  """every: steps between checkpoints, beside those at a stage's end and on SIGTERM (0: only those).
+  """When the state is saved, and what is kept.
 
-  keep: so many of the newest stay.
+  every: steps between checkpoints, beside those at a stage's end and on SIGTERM (0: only those).
+  keep: how many of the newest stay.
   """
-  every: int = 1_000
-  keep: int = 2
+  every: Annotated[Steps, SafeToChange(unless=_chooses_averaged)] = 1_000
+  keep: Safe[int] = 2
 
   def __post_init__(self):
     require(self.every >= 0, 'every', self.every, 'use 0 or more')
@@ -48,21 +64,30 @@ class Checkpoints:
 class Run:
   """Everything that an experiment states.
 
-  dtype: of the computation, 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU); parameters are
-  float32.
-  context_attention: where mesh.context splits the sequences, 'gather' brings all keys and values to every device, and
-  'ring' passes them round, for contexts so long that they do not fit.
+  model: the decoder that all stages train.
+  stages: stages in the order in which they run; each may start from those before it.
+  tokenizer: how text becomes tokens.
+  mesh: how the devices share the work.
+  checkpoints: when the state is saved.
+  seed: decides parameters, order of the data and dropout.
+  dtype: of the computation: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU). Parameters are
+    float32.
+  context_attention: how attention reads a split sequence, 'gather' or 'ring'. Where mesh.context splits the sequences,
+    'gather' brings all keys and values to every device, and 'ring' passes them round, for sequences so long that they
+    do not fit.
+  stall_seconds: a process that finishes no step for so long ends with exit code 70.
+  log_every: steps between training records in metrics.jsonl and TensorBoard.
   """
   model: Architecture
   stages: tuple[Stage, ...]
   tokenizer: Tokenizer = Bytes()
-  mesh: Mesh = Mesh()
+  mesh: Safe[Mesh] = Mesh()
   checkpoints: Checkpoints = Checkpoints()
   seed: int = 0
   dtype: str = 'auto'
-  context_attention: str = 'gather'
-  stall_seconds: float = 1_800.0  # a process that finishes no step for so long ends with exit code 70
-  log_every: int = 1  # steps between training records in metrics.jsonl and TensorBoard
+  context_attention: Safe[str] = 'gather'
+  stall_seconds: Safe[Seconds] = 1_800.0
+  log_every: Safe[Steps] = 1
 
   def __post_init__(self):
     require(-2**63 <= self.seed < 2**63, 'seed', self.seed, 'use a number of 64 bits')

@@ -3,15 +3,20 @@ import dataclasses
 import math
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Steps
 
 __all__ = ['Constant', 'Cosine', 'LinearToZero', 'Schedule', 'WSD']
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-  """Linear warm-up over `warmup` steps to `peak`, then constant."""
+  """Linear warm-up, then constant.
+
+  peak: the highest learning rate.
+  warmup: first steps, over which it rises from 0.
+  """
   peak: float
-  warmup: int = 0
+  warmup: Steps = 0
 
   def __post_init__(self):
     check_schedule(self)
@@ -19,9 +24,14 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-  """Warm-up, then half a cosine down to `final` x peak at the stage's end (GPT-3, appendix B; Llama)."""
+  """Warm-up, then half a cosine down to `final` x peak at the stage's end (GPT-3, appendix B; Llama).
+
+  peak: the highest learning rate.
+  warmup: first steps, over which it rises from 0.
+  final: the last rate, as a fraction of the peak.
+  """
   peak: float
-  warmup: int = 0
+  warmup: Steps = 0
   final: float = 0.1
 
   def __post_init__(self):
@@ -30,10 +40,15 @@ class Cosine:
 
 @dataclasses.dataclass(frozen=True)
 class WSD:
-  """Warm-up, stable, decay: constant, then linear to `final` x peak over the last `decay` of the stage
-  (Hu et al. 2024, MiniCPM, section 4)."""
+  """Warm-up, stable, decay: constant, then linear to `final` x peak (Hu et al. 2024, MiniCPM, section 4).
+
+  peak: the highest learning rate.
+  warmup: first steps, over which it rises from 0.
+  decay: the fraction of the stage's steps, its last ones, over which it falls.
+  final: the last rate, as a fraction of the peak.
+  """
   peak: float
-  warmup: int = 0
+  warmup: Steps = 0
   decay: float = 0.2
   final: float = 0.0
 
@@ -44,9 +59,13 @@ class WSD:
 
 @dataclasses.dataclass(frozen=True)
 class LinearToZero:
-  """Warm-up, then linear to zero at the stage's end (Llama 3's annealing, section 3.4.3)."""
+  """Warm-up, then linear to zero at the stage's end (Llama 3's annealing, section 3.4.3).
+
+  peak: the highest learning rate.
+  warmup: first steps, over which it rises from 0.
+  """
   peak: float
-  warmup: int = 0
+  warmup: Steps = 0
 
   def __post_init__(self):
     check_schedule(self)

@@ -7,6 +7,7 @@ import dataclasses
 from typing import ClassVar
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Safe
 
 __all__ = [
   'ArrayRecord', 'Chats', 'Conversations', 'Dialogues', 'Jsonl', 'Labelled', 'LabelledJsonl', 'NeedleTexts', 'Pairs',
@@ -26,14 +27,14 @@ class StandardLibrary:
 @dataclasses.dataclass(frozen=True)
 class Text:
   """`.txt` files: a path, a folder or a glob; each file is one document."""
-  path: str
+  path: Safe[str]
   val_fraction: float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl:
   """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
-  path: str
+  path: Safe[str]
   field: str = 'text'
   val_fraction: float = 0.01
   on_error: str = 'fail'
@@ -45,7 +46,7 @@ class Jsonl:
 @dataclasses.dataclass(frozen=True)
 class Parquet:
   """Parquet files, the text in column `field`."""
-  path: str
+  path: Safe[str]
   field: str = 'text'
   val_fraction: float = 0.01
 
@@ -53,14 +54,14 @@ class Parquet:
 @dataclasses.dataclass(frozen=True)
 class ArrayRecord:
   """ArrayRecord files whose records are UTF-8 text."""
-  path: str
+  path: Safe[str]
   val_fraction: float = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile:
   """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document)."""
-  path: str
+  path: Safe[str]
   dtype: str = 'uint16'
   separator: int | None = None
   val_fraction: float = 0.01
@@ -75,7 +76,7 @@ class TokenFile:
 class Conversations:
   """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`, written out by a chat template. Only
   what the assistant says is a target, the end of its turn included."""
-  path: str
+  path: Safe[str]
   template: str = 'chatml'
   field: str = 'messages'
   val_fraction: float = 0.01
@@ -91,7 +92,7 @@ class Preferences:
 
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
   """
-  path: str
+  path: Safe[str]
   template: str = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.01
@@ -157,7 +158,7 @@ class LabelledJsonl:
   As many whole texts as fit share a row of the stage's sequence length, whatever `packing` says; longer ones lose
   their ends.
   """
-  path: str
+  path: Safe[str]
   labels: tuple[str, ...]
   text: str = 'text'
   pair: str | None = None

@@ -1,42 +1,61 @@
 """What a stage of a run is."""
 import dataclasses
 import functools
+from typing import Annotated
 
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
+from llm_jax.config.fields import Change, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import Classification, LanguageModel, Objective, Preference, Referenced
 from llm_jax.config.optimizers import AdamW, Optimizer
-from llm_jax.config.ramp import Phase, Ramp, make_phases
+from llm_jax.config.ramp import Phase, Ramp, changes_result_of_microbatches, make_phases
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Scratch
 
 __all__ = ['Stage']
 
 
+def _may_end_otherwise(change: Change) -> bool:
+  """Whether evaluations that may end the stage before its last step are changed."""
+  old = [evaluation for evaluation in change.old if evaluation.may_end_stage]
+  new = [evaluation for evaluation in change.new if evaluation.may_end_stage]
+  return old != new
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """One stretch of training with one objective and one data mixture. Its boundary is a checkpoint.
 
-  init: where it starts, one of the types in `stage_init.py`.
   Steps count from 0 in every stage, and schedules are functions of them.
-  positions: rotary positions that replace the model's from this stage on (a longer sequence length: another theta or
-  scaling); None keeps those of the stage that it starts from.
-  ramp: other batch sizes and contexts later in the stage.
-  eval_data: data whose validation split scores the stage, so that stages with other data can be compared; None: its
-  own.
-  batch_size: sequences per step over all devices; microbatches: how many pieces it is computed in.
-  max_nonfinite: a step whose gradient is not finite changes nothing; after this many in a row the run halts.
-  ema: decay of an exponential moving average of the parameters kept beside them, or None.
+
+  name: a plain word; no two stages have the same.
+  data: what it learns from.
+  steps: how many optimizer steps it takes.
+  seq_len: length of a sequence.
+  batch_size: sequences of a step over all devices.
+  learning_rate: its schedule over the stage's steps.
+  optimizer: how gradients become updates.
+  objective: what is learnt.
+  init: where it starts, one of the types in `stage_init.py`.
+  positions: rotary positions from this stage on, or None. They replace the model's (a longer sequence length: another
+    theta or scaling); None keeps those of the stage that it starts from.
+  ramp: other batch sizes and sequence lengths later in the stage.
+  eval_data: data whose validation split scores the stage; None: its own. Stages with other data are compared by it.
+  microbatches: pieces that a step's batch is computed in, one after the other.
+  clip_norm: the gradient's norm is cut to it; None leaves it.
+  max_nonfinite: the run halts after so many steps in a row whose gradient is not finite. Each of them changes nothing.
+  ema: decay of an exponential moving average of the parameters, kept beside them; None keeps none.
+  remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
+    recomputes each block, 'dots' keeps results of matrix products.
   evals: how it is evaluated, in this order; their names differ. Each says itself when.
-  remat: 'none' keeps activations, 'block' recomputes each block, 'dots' keeps matmul results.
   """
   name: str
   data: Data
-  steps: int
-  seq_len: int
-  batch_size: int
+  steps: Steps
+  seq_len: Tokens
+  batch_size: Sequences
   learning_rate: Schedule
   optimizer: Optimizer = AdamW()
   objective: Objective = LanguageModel()
@@ -44,12 +63,13 @@ class Stage:
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
   eval_data: Data | None = None
-  microbatches: int = 1
+  microbatches: Annotated[int, SafeToChange(unless=changes_result_of_microbatches)] = 1
   clip_norm: float | None = 1.0
-  max_nonfinite: int = 10
+  max_nonfinite: Safe[Steps] = 10
   ema: float | None = None
-  remat: str = 'none'
-  evals: tuple[Evaluation, ...] = (HeldOut(), Answers(), Baselines())
+  remat: Safe[str] = 'none'
+  evals: Annotated[tuple[Evaluation, ...], SafeToChange(unless=_may_end_otherwise)] = (
+    HeldOut(), Answers(), Baselines())
 
   def __post_init__(self):
     plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')

@@ -3,6 +3,7 @@ import dataclasses
 import math
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Steps
 
 __all__ = ['Average', 'Checkpoint', 'HuggingFace', 'Init', 'Params', 'Resume', 'Scratch']
 
@@ -12,11 +13,11 @@ class Checkpoint:
   """One saved checkpoint, to be averaged with others.
 
   stage: name of the stage that saves it.
-  step: steps of that stage after which it is saved; None: its last one.
+  step: how many steps of that stage come before it; None: all.
   weight: its weight in the mean; they need not sum to 1.
   """
   stage: str
-  step: int | None = None
+  step: Steps | None = None
   weight: float = 1.0
 
   def __post_init__(self):

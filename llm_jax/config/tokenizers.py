@@ -1,9 +1,10 @@
 """The kinds of tokenizer; `llm_jax/data/tokenizers/base.py` makes them."""
 import dataclasses
 import re
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from llm_jax.config.errors import require
+from llm_jax.config.fields import Safe, Unit
 
 __all__ = ['BPE', 'Bytes', 'HuggingFaceFile', 'TiktokenFile', 'Tokenizer']
 
@@ -20,14 +21,16 @@ class Bytes:
 class BPE:
   """Byte-level BPE trained on the first stage's training text, then kept in the workdir.
 
-  vocab_size counts the 256 bytes, the merges, the end of text and the names in `special_tokens`, which come last.
+  vocab_size: the 256 bytes, the merges, the end of text, and the names in `special_tokens`, which come last.
   pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression that matches every character in some place.
+  split_digits: whether every digit is a token of its own.
+  sample_bytes: bytes of text that it is trained on.
   special_tokens: further special tokens, such as a chat template's: ('<|im_start|>', '<|im_end|>').
   """
   vocab_size: int = 4_096
   pattern: str = 'cl100k'
   split_digits: bool = False
-  sample_bytes: int = 20_000_000
+  sample_bytes: Annotated[int, Unit('bytes')] = 20_000_000
   special_tokens: tuple[str, ...] = ()
 
   def __post_init__(self):
@@ -42,10 +45,13 @@ class BPE:
 class TiktokenFile:
   """A tiktoken rank file on disk (GPT-2, cl100k, Llama 3).
 
+  path: the file.
+  pattern: 'gpt2', 'cl100k' or 'llama3', or a regular expression that matches every character in some place.
   special_tokens: names of the ids after the ranks, in order; '' leaves one unused (cl100k: ('', '<|endoftext|>')).
+  split_digits: whether every digit is a token of its own.
   end_of_text: the one of them that separates documents; None means the first that has a name.
   """
-  path: str
+  path: Safe[str]
   pattern: str = 'cl100k'
   special_tokens: tuple[str, ...] = ('<|endoftext|>',)
   split_digits: bool = False
@@ -57,8 +63,12 @@ class TiktokenFile:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceFile:
-  """A `tokenizer.json`. end_of_text: its special token that separates documents."""
-  path: str
+  """A `tokenizer.json`.
+
+  path: the file.
+  end_of_text: its special token that separates documents.
+  """
+  path: Safe[str]
   end_of_text: str = '<|endoftext|>'
 
 

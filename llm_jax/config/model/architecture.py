@@ -39,7 +39,12 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm."""
+  """x + attention(norm(x)), then x + feed_forward(norm(x)): pre-norm.
+
+  attention: how tokens read each other.
+  feed_forward: what each token passes through.
+  norm: the kind of normalisation.
+  """
   attention: AnyAttention
   feed_forward: FeedForward
   norm: Norm
@@ -47,7 +52,12 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class PostNormBlock:
-  """norm(x + attention(x)), then norm(x + feed_forward(x)) (Vaswani et al. 2017, GPT-1)."""
+  """norm(x + attention(x)), then norm(x + feed_forward(x)) (Vaswani et al. 2017, GPT-1).
+
+  attention: how tokens read each other.
+  feed_forward: what each token passes through.
+  norm: the kind of normalisation.
+  """
   attention: AnyAttention
   feed_forward: FeedForward
   norm: Norm
@@ -55,7 +65,12 @@ class PostNormBlock:
 
 @dataclasses.dataclass(frozen=True)
 class SandwichBlock:
-  """x + norm(attention(norm(x))), then x + norm(feed_forward(norm(x))) (Gemma 2)."""
+  """x + norm(attention(norm(x))), then x + norm(feed_forward(norm(x))) (Gemma 2).
+
+  attention: how tokens read each other.
+  feed_forward: what each token passes through.
+  norm: the kind of normalisation.
+  """
   attention: AnyAttention
   feed_forward: FeedForward
   norm: Norm
@@ -69,7 +84,9 @@ class NormalInit:
   """Normal initialisation as GPT-2 states it (section 2.3): std 0.02, and the projections that write to the residual
   stream scaled by 1/sqrt(2 num_layers). LLaMA's papers state none; it is used there too.
 
-  residual_std: None means std / sqrt(2 num_layers).
+  std: standard deviation of the matrices.
+  residual_std: standard deviation of the projections to the residual stream; None means std / sqrt(2 num_layers).
+  positions_std: standard deviation of learned positions.
   """
   std: float = 0.02
   residual_std: float | None = None
@@ -85,11 +102,20 @@ class NormalInit:
 class Architecture:
   """A decoder: `prefix` blocks once, then `pattern` repeated until there are `num_layers`.
 
-  norm: after the last block; None means none (GPT-1, whose blocks end in one).
+  vocab_size: rows of the embedding.
+  d_model: width of the residual stream.
+  num_layers: blocks, those of `prefix` included.
+  pattern: blocks that repeat.
+  positions: how a token's place enters.
+  norm: the normalisation after the last block; None means none (GPT-1, whose blocks end in one).
+  tied_head: whether logits are made with the embedding.
+  prefix: blocks before those that repeat.
+  dropout: probability that a number of the residual stream is left out in training.
+  init: distribution of the fresh parameters.
   embedding_scale: what token embeddings are multiplied by (sqrt(d_model) in Vaswani et al. 2017 and Gemma).
   logit_soft_cap: logits become cap tanh(logits / cap) (Gemma 2, section 2).
-  multi_token: blocks that predict one token further each, used in training and to draft while decoding; they are not
-    among the `num_layers` (DeepSeek-V3, section 2.2).
+  multi_token: blocks that predict one token further each (DeepSeek-V3, section 2.2). They are used in training and to
+    draft while decoding, and are not among the `num_layers`.
   """
   vocab_size: int
   d_model: int
@@ -139,6 +165,14 @@ class Architecture:
     return (self.num_layers - len(self.prefix)) // len(self.pattern)
 
   @property
+  def depends_on_microbatches(self) -> bool:
+    """Whether it matters how a batch is cut into microbatches: each draws its own dropout, and `SoftmaxRouter` balances
+    the experts over one."""
+    blocks = (*self.prefix, *self.pattern, *self.multi_token)
+    mixtures = [block.feed_forward for block in blocks if isinstance(block.feed_forward, MixtureOfExperts)]
+    return self.dropout > 0 or any(isinstance(mixture.router, SoftmaxRouter) for mixture in mixtures)
+
+  @property
   def max_length(self) -> int | None:
-    """The longest context that the positions allow; None means any."""
+    """The longest sequence that the positions allow; None means any."""
     return self.positions.max_length if isinstance(self.positions, LearnedPositions) else None

@@ -12,8 +12,11 @@ from llm_jax.config.model.norms import Norm, RMSNorm
 class Attention:
   """Causal multi-head attention; multi-query and grouped-query by `num_kv_heads`.
 
-  head_dim: None means d_model / num_heads.   num_kv_heads: None means num_heads.
-  window: a query sees this many positions, its own included (banded, GPT-3; sliding, Mistral); None means all.
+  num_heads: query heads.
+  num_kv_heads: key and value heads, each shared by as many query heads; None means num_heads.
+  head_dim: size of a head; None means d_model / num_heads.
+  bias: whether the projections have one.
+  window: a query sees this many positions, its own included; None means all (banded, GPT-3; sliding, Mistral).
   soft_cap: scores become soft_cap tanh(score / soft_cap) (Gemma 2, section 2).
   scale: what q k' is multiplied by; None means 1 / sqrt(head_dim).
   """
@@ -49,9 +52,14 @@ class LatentAttention:
   """Multi-head latent attention: keys and values of all heads are made from one compressed vector of `kv_rank`, and one
   rotary key of `rope_dim` is shared by all heads (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1).
 
-  nope_dim: size of the part of a head that carries no position.   v_dim: size of a head's value.
+  num_heads: heads of queries, keys and values.
+  kv_rank: size of the vector that keys and values are made from.
+  nope_dim: size of the part of a head that carries no position.
+  rope_dim: size of the part of a head that carries the position.
+  v_dim: size of a head's value.
   q_rank: rank of the compressed query; None means queries are projected directly.
-  norm: of the compressed vectors.   scale: None means 1 / sqrt(nope_dim + rope_dim).
+  norm: of the compressed vectors.
+  scale: what q k' is multiplied by; None means 1 / sqrt(nope_dim + rope_dim).
   """
   num_heads: int
   kv_rank: int

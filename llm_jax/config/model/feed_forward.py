@@ -12,7 +12,12 @@ ACTIVATIONS = ('gelu_tanh', 'gelu', 'gelu_sigmoid', 'silu', 'relu')
 
 @dataclasses.dataclass(frozen=True)
 class MLP:
-  """up, activation, down.   d_ff: None means 4 d_model (Vaswani et al. 2017, section 3.3)."""
+  """up, activation, down (Vaswani et al. 2017, section 3.3).
+
+  d_ff: width between up and down; None means 4 d_model.
+  activation: one of ACTIVATIONS.
+  bias: whether the projections have one.
+  """
   d_ff: int | None = None
   activation: str = 'gelu_tanh'
   bias: bool = False
@@ -29,7 +34,9 @@ class MLP:
 class GLU:
   """down(activation(gate) * up), Shazeer 2020; SwiGLU with silu, GeGLU with gelu.
 
-  d_ff: None means 8/3 d_model rounded up to a multiple of 256 (LLaMA, section 2.2 and its code).
+  d_ff: width before down; None means 8/3 d_model rounded up to a multiple of 256 (LLaMA, section 2.2 and its code).
+  activation: one of ACTIVATIONS.
+  bias: whether the projections have one.
   """
   d_ff: int | None = None
   activation: str = 'silu'
@@ -47,8 +54,8 @@ class GLU:
 class SoftmaxRouter:
   """The top_k experts of softmax(router x), weighted by their probabilities over the chosen (Mixtral, section 2.1).
 
-  balance_weight: of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
-  z_weight: of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
+  balance_weight: weight of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
+  z_weight: weight of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
   """
   balance_weight: float = 0.01
   z_weight: float = 0.0
@@ -62,10 +69,12 @@ class SigmoidRouter:
   """The top_k experts of sigmoid(router x) + bias, weighted by their sigmoids normalised over the chosen; the bias only
   chooses, and moves by `bias_rate` a step against the load (DeepSeek-V3, sections 2.1.2 and 4.2).
 
-  groups, top_groups: experts stand in `groups` groups (nodes), and a token chooses among those of its `top_groups`
-    best, a group's score being the sum of its two best experts' (node-limited routing).
+  groups: groups (nodes) that the experts stand in.
+  top_groups: how many of them a token chooses among. A group's score is the sum of its two best experts' (node-limited
+    routing).
   scale: the weights of the chosen are multiplied by it (`routed_scaling_factor`).
-  sequence_balance_weight: of the balance loss within each sequence (their equation 17).
+  bias_rate: how far an expert's bias moves in a step.
+  sequence_balance_weight: weight of the balance loss within each sequence (their equation 17).
   """
   groups: int = 1
   top_groups: int = 1
@@ -87,9 +96,12 @@ Router = SoftmaxRouter | SigmoidRouter
 class MixtureOfExperts:
   """Each token is served by `top_k` of `num_experts` experts that the router chooses, and by the shared one, if any.
 
-  expert: one routed expert.   shared: None, or what every token passes through (n shared experts of width F are one of
-    width n F).
-  capacity_factor: None drops no token; else an expert takes at most capacity_factor x tokens x top_k / num_experts
+  num_experts: experts that the router chooses from.
+  top_k: experts that a token is served by.
+  expert: one routed expert.
+  router: how experts are chosen.
+  shared: what every token passes through, or None. n shared experts of width F are one of width n F.
+  capacity_factor: how many tokens an expert takes; None drops none. Else an expert takes at most capacity_factor x tokens x top_k / num_experts
     tokens of each sequence and the rest pass it by (Switch Transformers, equation 3). Generation drops none.
   """
   num_experts: int

@@ -6,7 +6,10 @@ from llm_jax.config.errors import require_weights
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-  """Ba et al. 2016, with scale and bias."""
+  """Ba et al. 2016, with scale and bias.
+
+  eps: added to the variance.
+  """
   eps: float = 1e-5
 
   def __post_init__(self):
@@ -15,7 +18,10 @@ class LayerNorm:
 
 @dataclasses.dataclass(frozen=True)
 class RMSNorm:
-  """Zhang & Sennrich 2019, with scale."""
+  """Zhang & Sennrich 2019, with scale.
+
+  eps: added to the mean square.
+  """
   eps: float = 1e-5
 
   def __post_init__(self):
@@ -24,7 +30,10 @@ class RMSNorm:
 
 @dataclasses.dataclass(frozen=True)
 class ZeroCenteredRMSNorm:
-  """RMSNorm whose stored scale is the difference from 1, so that it starts at 0 (Gemma)."""
+  """RMSNorm whose stored scale is the difference from 1, so that it starts at 0 (Gemma).
+
+  eps: added to the mean square.
+  """
   eps: float = 1e-6
 
   def __post_init__(self):

@@ -3,12 +3,16 @@ import dataclasses
 import math
 
 from llm_jax.config.errors import require, require_sizes
+from llm_jax.config.fields import Tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedPositions:
-  """A table of `max_length` vectors added to the embeddings (GPT-1, GPT-2, GPT-3)."""
-  max_length: int
+  """A table of vectors added to the embeddings (GPT-1, GPT-2, GPT-3).
+
+  max_length: length of the table, and of the longest sequence.
+  """
+  max_length: Tokens
 
   def __post_init__(self):
     require(self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
@@ -16,7 +20,10 @@ class LearnedPositions:
 
 @dataclasses.dataclass(frozen=True)
 class SinusoidalPositions:
-  """Sines and cosines of geometric wavelengths added to the embeddings (Vaswani et al. 2017, section 3.5)."""
+  """Sines and cosines of geometric wavelengths added to the embeddings (Vaswani et al. 2017, section 3.5).
+
+  base: the largest wavelength is about 2 pi base tokens.
+  """
   base: float = 10_000.0
 
   def __post_init__(self):
@@ -25,7 +32,10 @@ class SinusoidalPositions:
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
-  """Positions divided by `factor` (Chen et al. 2023, Position Interpolation)."""
+  """Positions divided by `factor` (Chen et al. 2023, Position Interpolation).
+
+  factor: how many times longer sequences become.
+  """
   factor: float
 
   def __post_init__(self):
@@ -35,7 +45,10 @@ class LinearScaling:
 @dataclasses.dataclass(frozen=True)
 class NTKScaling:
   """theta x factor^(K / (K - 2)) for head size K: low frequencies stretched by `factor`, the highest one not at all
-  ("NTK-aware", Peng et al. 2023, YaRN, section 3.1)."""
+  ("NTK-aware", Peng et al. 2023, YaRN, section 3.1).
+
+  factor: how many times longer sequences become.
+  """
   factor: float
 
   def __post_init__(self):
@@ -45,11 +58,17 @@ class NTKScaling:
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
   """Wavelengths beyond original_length / low_frequency_factor stretched by `factor`, those below original_length /
-  high_frequency_factor kept, between them a blend (Llama 3.1, Dubey et al. 2024, and its code)."""
+  high_frequency_factor kept, between them a blend (Llama 3.1, Dubey et al. 2024, and its code).
+
+  factor: how many times longer sequences become.
+  low_frequency_factor: longer wavelengths than original_length divided by it are stretched in full.
+  high_frequency_factor: shorter wavelengths than original_length divided by it are kept.
+  original_length: sequence length that the model was trained on before.
+  """
   factor: float = 8.0
   low_frequency_factor: float = 1.0
   high_frequency_factor: float = 4.0
-  original_length: int = 8_192
+  original_length: Tokens = 8_192
 
   def __post_init__(self):
     _check_factor(self.factor)
@@ -63,10 +82,14 @@ class YaRNScaling:
   """Dimensions that turn less than `beta_slow` times in original_length stretched by `factor`, those that turn more
   than `beta_fast` times kept, a ramp between (Peng et al. 2023, YaRN, sections 3.2 and 3.3).
 
+  factor: how many times longer sequences become.
+  original_length: sequence length that the model was trained on before.
+  beta_fast: dimensions with more turns are kept.
+  beta_slow: dimensions with fewer turns are stretched in full.
   attention_factor: what cosines and sines are multiplied by; None means 0.1 ln(factor) + 1 (their equation 22).
   """
   factor: float
-  original_length: int
+  original_length: Tokens
   beta_fast: float = 32.0
   beta_slow: float = 1.0
   attention_factor: float | None = None
@@ -86,7 +109,7 @@ class YaRNScaling:
 
 
 def _check_factor(factor: float) -> None:
-  require(factor >= 1, 'factor', factor, 'use 1 or more: how many times longer the context becomes')
+  require(factor >= 1, 'factor', factor, 'use 1 or more: how many times longer sequences become')
 
 
 Scaling = LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling
@@ -97,12 +120,12 @@ class RoPE:
   """Rotary positions (Su et al. 2021), half-split layout as in Hugging Face; phases are float32.
 
   theta: the largest wavelength is about 2 pi theta tokens (`rope_theta` of transformers).
-  scaling: how the rotation is stretched to contexts longer than those trained on.
-  max_length: the context that the model is meant for. It goes into exported files; nothing is computed from it.
+  scaling: how the rotation is stretched to sequences longer than those trained on, or None.
+  max_length: the longest sequence that the model is meant for. It goes into exported files; nothing is computed from it.
   """
   theta: float = 10_000.0
   scaling: Scaling | None = None
-  max_length: int | None = None
+  max_length: Tokens | None = None
 
   def __post_init__(self):
     require(self.theta > 1, 'theta', self.theta, 'use a number above 1, such as 10000')
