@@ -88,11 +88,6 @@ def words_of(line: str) -> list[str]:
     return shlex.split(line.rstrip('"\''), comments=True)
 
 
-# The pages have the names that stages get next; until then their examples are not run.
-named_anew = pytest.mark.skipif(not hasattr(experiment, 'Resume') or not hasattr(experiment, 'HeldOut'), reason='names')
-
-
-@named_anew
 @pytest.mark.parametrize('code', blocks('python'))
 def test_what_examples_import_exists(code):
   for node in ast.walk(ast.parse(code)):
@@ -101,7 +96,6 @@ def test_what_examples_import_exists(code):
         assert public_object(f'{node.module}.{alias.name}') is not None, f'{node.module}.{alias.name}'
 
 
-@named_anew
 @pytest.mark.parametrize('code', [block for block in blocks('python') if 'def get_config' in block.values[0]])
 def test_examples_of_experiments_are_right(code, tmp_path, monkeypatch):
   monkeypatch.setattr('llm_jax.hf.read_config', lambda folder: presets.llama3_2_1b())
