@@ -1,0 +1,151 @@
+"""The training of one stage in memory: no folder, no mesh, no hooks. What tools compare is recorded on the way."""
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
+from llm_jax.data.batches import Batch, RampSource, TrainSource
+from llm_jax.data.dataset import Dataset, open_dataset, training_texts
+from llm_jax.data.sources.documents import Split
+from llm_jax.data.tokenizers.base import Tokenizer, make_tokenizer
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.optim.optimizers import make_optimizer
+from llm_jax.optim.schedules import make_schedule
+from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
+from llm_jax.train.state import TrainState
+from llm_jax.train.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What a training was.
+
+  losses: of each step.   batches: sha256 of all batches.   num_parameters: of the model.   initial_norm, final_norm:
+  of the parameters (of their moving average where one is kept) before the first step and after the last.
+  """
+  losses: tuple[float, ...]
+  batches: str
+  num_parameters: int
+  initial_norm: float
+  final_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """What a stage reads: sha256 of all its training batches, and of its validation rows."""
+  batches: str
+  validation: str
+
+
+# XLA's CPU compiler takes a third of its time at this level, and the steps of a tiny model are as fast.
+QUICK_COMPILE = {'xla_backend_optimization_level': 0}
+
+
+class Training:
+  """A stage of a run, made ready. `record` trains it from its first step on, each time anew."""
+
+  def __init__(self, run: Run, stage: Stage):
+    self._run = run
+    self._stage = stage
+    self._optimizer = make_optimizer(stage.optimizer, jax.eval_shape(self._init))
+    self._create = jax.jit(self._new_state).lower().compile(QUICK_COMPILE)
+    self._compiled: dict[Any, Callable] = {}
+
+  def record(self) -> Record:
+    state = self._create()
+    # NumPy's copies: the step is given the state's memory, and must not overwrite what it is compared with.
+    initial = jax.tree.map(np.array, state.params)
+    reference = jax.tree.map(jnp.array, initial)
+    losses = []
+    digest = hashlib.sha256()
+    for step, batch in enumerate(batches(self._run, self._stage)):
+      update(digest, batch)
+      state, metrics = self._step(step, state, reference, batch)
+      losses.append(float(metrics['loss']))
+    final = jax.tree.map(np.array, best_params(state))
+    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(initial))
+    return Record(tuple(losses), digest.hexdigest(), num_parameters, _norm(initial), _norm(final))
+
+  def _init(self) -> Any:
+    return init_params(self._run, self._stage)
+
+  def _new_state(self) -> TrainState:
+    return TrainState.create(self._init(), self._optimizer, self._stage.ema is not None)
+
+  def _step(self, step: int, *arguments: Any) -> tuple[TrainState, dict[str, Any]]:
+    """One step, with the program of its phase."""
+    phase = self._stage.phase_at(step)
+    if phase not in self._compiled:
+      jitted = jax.jit(self._make_step(phase.microbatches), donate_argnums=0)
+      self._compiled[phase] = jitted.lower(*arguments).compile(QUICK_COMPILE)
+    return self._compiled[phase](*arguments)
+
+  def _make_step(self, microbatches: int) -> Callable:
+    run = self._run
+    stage = self._stage
+    model = Transformer(run.model_of(stage), Execution(remat=stage.remat))
+    objective = make_objective(stage, model, stage.data)
+    schedule = make_schedule(stage.learning_rate, stage.steps)
+    return make_train_step(objective, self._optimizer, schedule, seed=stage_seed(run, stage), microbatches=microbatches,
+                           clip_norm=stage.clip_norm, ema=stage.ema)
+
+
+def rows(run: Run, stage: Stage) -> Rows:
+  """Reads everything that the stage would, and computes nothing."""
+  train = hashlib.sha256()
+  for batch in batches(run, stage):
+    update(train, batch)
+  validation = hashlib.sha256()
+  dataset = open_split(run, stage, tokenizer_of(run), 'validation', stage.phases[-1].seq_len)
+  for row in dataset.rows if dataset else ():
+    update(validation, row)
+  return Rows(train.hexdigest(), validation.hexdigest())
+
+
+def update(digest: 'hashlib._Hash', tree: Any) -> None:
+  """Adds all arrays of a tree, in its order."""
+  for leaf in jax.tree.leaves(tree):
+    digest.update(np.asarray(leaf).tobytes())
+
+
+def batches(run: Run, stage: Stage) -> Iterator[Batch]:
+  """The batches of all steps of a stage, as NumPy arrays."""
+  source = make_source(run, stage, tokenizer_of(run))
+  try:
+    for _ in range(stage.steps):
+      yield source.next()
+  finally:
+    source.close()
+
+
+def tokenizer_of(run: Run) -> Tokenizer:
+  """The run's tokenizer; one that is to be trained is trained on the text of the first stage, as in a run."""
+  return make_tokenizer(run.tokenizer, functools.partial(training_texts, run.stages[0].data))
+
+
+def make_source(run: Run, stage: Stage, tokenizer: Tokenizer) -> TrainSource | RampSource:
+  """The stage's batches, which begin with its first sample."""
+  sources = []
+  for phase in stage.phases:
+    dataset = open_split(run, stage, tokenizer, 'train', phase.seq_len)
+    sources.append(TrainSource(dataset, phase.batch_size, start=phase.first_sample))
+  return RampSource(sources) if stage.ramp else sources[0]
+
+
+def open_split(run: Run, stage: Stage, tokenizer: Tokenizer, split: Split, seq_len: int) -> Dataset | None:
+  return open_dataset(stage.data, tokenizer, seq_len=seq_len, seed=stage_seed(run, stage), split=split,
+                      steps=stage.steps, phases=stage.phases)
+
+
+def _norm(params: Any) -> float:
+  squares = [float(np.square(leaf, dtype=np.float64).sum()) for leaf in jax.tree.leaves(params)]
+  return math.sqrt(sum(squares))
