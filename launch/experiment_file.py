@@ -142,12 +142,12 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[st
   return overrides, rest
 
 
-class Begun(dict):
+class FromNone(dict):
   """What becomes of a None whose fields are set one by one; those that are not have their defaults."""
 
 
 def set_field(tree: dict[str, Any], path: str, text: str) -> None:
-  """Sets one field of a tree. The door checks the result; here only the way to the field must exist.
+  """Sets one field of a tree. The schema checks the result; here only the way to the field must exist.
 
   Where `kind` changes, fields that the new kind does not have are dropped, so that one override is enough.
   """
@@ -156,8 +156,8 @@ def set_field(tree: dict[str, Any], path: str, text: str) -> None:
   keys = [int(index) if index else name for name, index in re.findall(r'(\w+)(?!\])|\[(\d+)\]', path)]
   holder, where = tree, 'config'
   for key in keys[:-1]:
-    if isinstance(holder, dict) and (holder.get(key, '') is None or isinstance(holder, Begun) and key not in holder):
-      holder[key] = Begun()
+    if isinstance(holder, dict) and (holder.get(key, '') is None or isinstance(holder, FromNone) and key not in holder):
+      holder[key] = FromNone()
     holder, where = step_into(holder, key, where)
   key = keys[-1]
   if isinstance(holder, dict) and isinstance(key, str):

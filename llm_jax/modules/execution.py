@@ -38,7 +38,7 @@ class Execution:
     return resolve(self.kernels)
 
 
-def dtype_of(asked: str) -> str:
+def dtype_of(dtype: str) -> str:
   """A run's `dtype`, with 'auto' made 'float32' on CPU and 'bfloat16' elsewhere."""
   native = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  return native if asked == 'auto' else asked
+  return native if dtype == 'auto' else dtype

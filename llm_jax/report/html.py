@@ -133,7 +133,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], css: str = '') -> 
           f'<tbody>{body}</tbody></table></div>')
 
 
-def facts_table(tree: Any) -> str:
+def lineage_table(tree: Any) -> str:
   """A nested tree as two columns, names joined by dots."""
   rows = ''.join(f'<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>' for name, value in flatten(tree))
   return f'<div class="card scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'

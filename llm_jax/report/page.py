@@ -9,7 +9,7 @@ from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.count import count_parameters
 from llm_jax.report.displays import displays, headlines
-from llm_jax.report.html import bars, disclosure, escape, facts_table, page, table, tiles, tree
+from llm_jax.report.html import bars, disclosure, escape, lineage_table, page, table, tiles, tree
 from llm_jax.report.recipe_graph import stage_graph
 from llm_jax.report.records import StageRecords, by_stage, last, median, read_json
 from llm_jax.report.stages import curves, data_table, stage_table
@@ -46,7 +46,7 @@ def render(workdir: pathlib.Path) -> str:
       '<h2>Stages</h2>', stage_table(stages), data_table(stages, records),
       events(records), generations(read_generations(workdir)),
       '<h2>Configuration</h2><div class="card tree">' + tree(config) + '</div>' if config else '',
-      '<h2>Lineage</h2>' + facts_table(lineage) if lineage else '',
+      '<h2>Lineage</h2>' + lineage_table(lineage) if lineage else '',
       checkpoints(workdir)])
 
 
