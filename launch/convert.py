@@ -125,7 +125,7 @@ def read(args: argparse.Namespace) -> Model:
 
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   from launch.sample import read_config
-  from llm_jax.checkpoints.store import CheckpointStore, open_checkpoint
+  from llm_jax.checkpoints.store import CheckpointStore
   from llm_jax.data.tokenizers.base import load_tokenizer
   from llm_jax.data.tokenizers.byte_level import META_FILE
   from llm_jax.data.tokenizers.chat_templates import end_of_turn
@@ -139,7 +139,7 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
   stage = stage or found[-1]
   store = stores[stage]
   require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
-  checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
+  checkpoint = store.latest_valid() if step is None else store.at(step)
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
   trained = next(each for each in run.stages if each.name == stage)
   folder, files = workdir / 'tokenizer', {}
@@ -175,10 +175,11 @@ def write(args: argparse.Namespace, model: Model) -> None:
 
 def write_run(workdir: pathlib.Path, model: Model) -> None:
   """A run of one finished stage without steps: its configuration, tokenizer and checkpoint."""
+  from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
   from llm_jax.checkpoints.store import CheckpointStore
   from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
   from llm_jax.runtime.files import write_atomic
-  from llm_jax.tracking.lineage import make_lineage
+  from llm_jax.runtime.lineage import make_lineage
   from llm_jax.tracking.run_folder import Workdir
   end, tokenizer = end_of_text(model), None
   if end is None:
@@ -201,9 +202,13 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
     (path / name).write_bytes(content)
   if tokenizer:
     tokenizer.save(path)
-  write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
-  metadata = {'config': schema.to_json(run), 'stage': STAGE, 'final': True, 'data': None,
-           'tokenizer': tokenizer and tokenizer.fingerprint, 'lineage': {**lineage, 'parent': None}}
+  write_atomic(workdir / 'lineage.json', json.dumps(lineage.to_json(), indent=2) + '\n')
+  metadata = CheckpointMetadata(
+    config=schema.to_json(run),
+    stage=STAGE,
+    final=True,
+    tokenizer=tokenizer.fingerprint if tokenizer else None,
+    lineage=Lineage(lineage))
   with CheckpointStore(workdir / 'checkpoints' / STAGE) as store:
     store.save(0, {'params': model.params}, metadata, wait=True)
   folder.bind(schema.to_json(run))

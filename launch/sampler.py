@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from launch.flags import refuse
-from llm_jax.checkpoints.store import CheckpointStore, SavedCheckpoint, open_checkpoint
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
@@ -241,9 +242,9 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   store = CheckpointStore(folder / (stage or with_checkpoints[-1]))
   if step is not None and step not in store.steps():
     refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
-  checkpoint = store.latest_valid() if step is None else open_checkpoint(store.folder / f'{step:08d}')
-  if checkpoint.metadata['tokenizer'] != tokenizer.fingerprint:
-    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {checkpoint.metadata["tokenizer"][:16]}, the '
+  checkpoint = store.latest_valid() if step is None else store.at(step)
+  if checkpoint.metadata.tokenizer != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {str(checkpoint.metadata.tokenizer)[:16]}, the '
                           f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')
   return next(each for each in run.stages if each.name == store.folder.name), checkpoint
 

@@ -1,21 +1,25 @@
 """The mean of the parameters of several checkpoints: of a stage's last (Izmailov et al. 2018; Dubey et al. 2024, Llama
 3, section 3.4.3), or of several data mixes and rounds (section 4.1.5)."""
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from llm_jax import paths
-from llm_jax.checkpoints.checkpoint import describe
-from llm_jax.checkpoints.store import SavedCheckpoint
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.metadata import ArraySpec
 from llm_jax.runtime.errors import CheckpointError
 
 BLOCK = 1 << 18  # numbers that are added at once
+PREFIX = 'params/'
+
+Index = tuple[tuple[int | None, int | None], ...]  # (start, stop) in each dimension
 
 
-def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any, weights: Sequence[float] | None = None) -> Any:
+def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any,
+                   weights: Sequence[float] | None = None) -> Any:
   """The mean of `params` over the checkpoints, summed in float64 and rounded once, so that N equal ones give the same.
 
   It is made leaf by leaf, each process for the shards that its devices hold. Memory is that of the mean and three times
@@ -27,53 +31,66 @@ def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any, weight
   Raises:
     CheckpointError: a leaf that a checkpoint lacks, or holds in another shape or dtype; before anything is read.
   """
-  weights = [1.0] * len(checkpoints) if weights is None else weights
+  if weights is None:
+    weights = [1.0] * len(checkpoints)
   leaves = dict(paths.leaves(abstract))
   for checkpoint in checkpoints:
-    _check(checkpoint, leaves)
-  scale = math.fsum(weights)
-
-  def mean(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    sums: dict[Any, np.ndarray] = {}  # by the part of the leaf: devices may hold copies of it
-    for checkpoint, weight in zip(checkpoints, weights, strict=True):
-      array = checkpoint.read_leaf(f'params/{name}', leaf)
-      for part, shard in {_part(shard): shard for shard in array.addressable_shards}.items():
-        _add(sums.setdefault(part, np.zeros(shard.data.size)), shard.data, weight)
-      sharding = array.sharding
-      shards = [(_part(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
-      del array, shard
-    rounded = {part: _round(sums.pop(part), scale, leaf.dtype) for part in list(sums)}
-    parts = [jax.device_put(rounded[part].reshape(shape), device) for part, shape, device in shards]
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
-
-  means = {name: mean(name, leaves[name]) for name in sorted(leaves, key=lambda name: -leaves[name].size)}
+    _check_same_model(checkpoint, leaves)
+  largest_first = sorted(leaves, key=lambda name: -leaves[name].size)
+  means = {name: _average_leaf(name, leaves[name], checkpoints, weights) for name in largest_first}
   return paths.map_named(lambda name, _: means[name], abstract)
 
 
-def _check(checkpoint: SavedCheckpoint, leaves: dict[str, Any]) -> None:
-  saved = {name.removeprefix('params/'): leaf for name, leaf in checkpoint.leaves.items() if name.startswith('params/')}
-  for name in sorted(leaves.keys() | saved.keys()):
-    here = describe(leaves[name]) if name in leaves else None
-    if saved.get(name) != here:
-      words = ['absent' if leaf is None else f'{leaf[1]}{leaf[0]}' for leaf in (saved.get(name), here)]
-      raise CheckpointError(f'{checkpoint.path}: params/{name} is {words[0]} in the checkpoint, {words[1]} here: only '
-                            'checkpoints of one model can be averaged')
+def _average_leaf(name: str, leaf: jax.ShapeDtypeStruct, checkpoints: Sequence[SavedCheckpoint],
+                  weights: Sequence[float]) -> jax.Array:
+  sums: dict[Index, np.ndarray] = {}
+  for checkpoint, weight in zip(checkpoints, weights, strict=True):
+    array = checkpoint.read_leaf(PREFIX + name, leaf)
+    _add_shards(sums, array, weight)
+    sharding = array.sharding
+    places = [(_index(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
+    del array  # else it stays in memory while the next one is read
+  rounded: dict[Index, np.ndarray] = {}
+  for index in list(sums):
+    rounded[index] = _round(sums.pop(index), math.fsum(weights), leaf.dtype)
+  shards = [jax.device_put(rounded[index].reshape(shape), device) for index, shape, device in places]
+  return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
-def _part(shard: Any) -> tuple[tuple[int | None, int | None], ...]:
+def _add_shards(sums: dict[Index, np.ndarray], array: jax.Array, weight: float) -> None:
+  """Adds weight x the shards that are here; of copies of a shard on several devices, one."""
+  distinct = {_index(shard): shard for shard in array.addressable_shards}
+  for index, shard in distinct.items():
+    if index not in sums:
+      sums[index] = np.zeros(shard.data.size)
+    _add(sums[index], shard.data, weight)
+
+
+def _check_same_model(checkpoint: SavedCheckpoint, leaves: Mapping[str, Any]) -> None:
+  saved = {name.removeprefix(PREFIX): spec for name, spec in checkpoint.leaves.items() if name.startswith(PREFIX)}
+  here = {name: ArraySpec.of(leaf) for name, leaf in leaves.items()}
+  for name in sorted(here.keys() | saved.keys()):
+    if saved.get(name) != here.get(name):
+      raise CheckpointError(f'{checkpoint.path}: {PREFIX}{name} is {saved.get(name, "absent")} in the checkpoint, '
+                            f'{here.get(name, "absent")} here: only checkpoints of one model can be averaged')
+
+
+def _index(shard: Any) -> Index:
   return tuple((piece.start, piece.stop) for piece in shard.index)
 
 
 def _add(total: np.ndarray, data: jax.Array, weight: float) -> None:
-  """total += weight x data, flat, without another float64 copy of all of it."""
-  data = np.asarray(data).reshape(-1)
+  """total += weight x data, flat, without a float64 copy of all of it."""
+  flat = np.asarray(data).reshape(-1)
   for start in range(0, total.size, BLOCK):
-    total[start:start + BLOCK] += weight * data[start:start + BLOCK].astype(np.float64)
+    block = slice(start, start + BLOCK)
+    total[block] += weight * flat[block].astype(np.float64)
 
 
 def _round(total: np.ndarray, scale: float, dtype: Any) -> np.ndarray:
-  """total / scale."""
+  """total / scale, flat, without a float64 copy of all of it."""
   mean = np.empty(total.size, dtype)
   for start in range(0, total.size, BLOCK):
-    mean[start:start + BLOCK] = (total[start:start + BLOCK] / scale).astype(dtype)
+    block = slice(start, start + BLOCK)
+    mean[block] = (total[block] / scale).astype(dtype)
   return mean

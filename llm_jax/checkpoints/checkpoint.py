@@ -3,9 +3,8 @@
 What is stored is nested dicts of arrays whose names are the leaves' paths (`params/embedding/w`), whatever classes the
 state is made of, so that a reader needs neither the model nor the optimizer.
 """
-import contextlib
 import dataclasses
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from llm_jax import paths
+from llm_jax.checkpoints.folders import step_of
 from llm_jax.checkpoints.manifest import Manifest, verify
+from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
+from llm_jax.runtime.files import files_below, stamp
 
-# .old: replaced by another save of the same step, and not yet deleted
-FOLDER_NAME = re.compile(r'(\d{8,})(\.old)?')
+MOST_PROBLEMS_NAMED = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedCheckpoint:
-  """A verified checkpoint. metadata: what `save` was given.  leaves: name -> [shape, dtype] of every array.
+  """A verified checkpoint.
 
-  stamps: of its files, from before they were verified; minutes may go by until they are read.
+  leaves: shape and dtype of every array, by its path in the state.
+  stamp: of its files, from before they were verified. Minutes may go by until they are read: see `read`.
   """
   step: int
   path: Path
-  metadata: dict[str, Any]
-  leaves: dict[str, list[Any]]
-  stamps: dict[str, Any]
+  metadata: CheckpointMetadata
+  leaves: Mapping[str, ArraySpec]
+  stamp: str
 
   def restore(self, abstract: Any) -> Any:
     """Reads the state back, bit for bit.
@@ -45,7 +47,8 @@ class SavedCheckpoint:
         been damaged since all were verified.
     """
     self.check(abstract)
-    arrays = dict(paths.leaves(self._read(dict(paths.leaves(abstract)))))
+    wanted = dict(paths.leaves(abstract))
+    arrays = dict(paths.leaves(self._read(wanted)))
     return paths.map_named(lambda name, _: arrays[name], abstract)
 
   def check(self, abstract: Any) -> None:
@@ -53,14 +56,18 @@ class SavedCheckpoint:
     self._check(dict(paths.leaves(abstract)), self.leaves)
 
   def read(self, keys: tuple[str, ...] = ('params',), abstract: Any = None) -> Any:
-    """Reads the sub-tree under `keys` only: numpy arrays in a nested dict, or what `abstract` describes."""
+    """Reads the sub-tree under `keys` only: numpy arrays in a nested dict, or what `abstract` describes.
+
+    Raises:
+      CheckpointError: as `restore` does.
+    """
     prefix = '/'.join(keys) + '/'
     saved = {name: leaf for name, leaf in self.leaves.items() if name.startswith(prefix)}
     if not saved:
       tops = ', '.join(sorted({name.split('/')[0] for name in self.leaves}))
       raise CheckpointError(f'{self.path}: holds no {prefix[:-1]}, only {tops}')
     if abstract is None:
-      tree = self._read({name: None for name in saved})
+      tree = self._read(dict.fromkeys(saved))
       for key in keys:
         tree = tree[key]
       return tree
@@ -71,7 +78,8 @@ class SavedCheckpoint:
 
   def read_leaf(self, name: str, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     """Reads one array, by its path."""
-    self._check({name: abstract}, {k: v for k, v in self.leaves.items() if k == name})
+    saved = {name: self.leaves[name]} if name in self.leaves else {}
+    self._check({name: abstract}, saved)
     [(_, array)] = paths.leaves(self._read({name: abstract}))
     return array
 
@@ -84,24 +92,27 @@ class SavedCheckpoint:
     """The parameters to go on with: their moving average where the run kept one, else the parameters themselves."""
     return self.read(('ema' if self.averaged else 'params',), abstract)
 
-  def _read(self, wanted: dict[str, Any]) -> dict[str, Any]:
-    processes.on_first(self._verify_again)
-    return _read(self.path, wanted)
+  def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    processes.on_first(self._verify_if_touched)
+    return _read_arrays(self.path, wanted)
 
-  def _verify_again(self) -> None:
-    if stamps(self.path) != self.stamps:
+  def _verify_if_touched(self) -> None:
+    if stamp(files_below(self.path)) != self.stamp:
       verify(self.path)
 
-  def _check(self, wanted: dict[str, Any], saved: dict[str, list[Any]]) -> None:
+  def _check(self, wanted: Mapping[str, Any], saved: Mapping[str, ArraySpec]) -> None:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
     problems += [f'{name} is only in the checkpoint' for name in sorted(saved.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & saved.keys()):
-      shape, dtype = describe(wanted[name])
-      if [shape, dtype] != saved[name]:
-        problems.append(f'{name} is {saved[name][1]}{saved[name][0]} in the checkpoint, {dtype}{shape} here')
-    if problems:
-      more = f'; and {len(problems) - 8} more' if len(problems) > 8 else ''
-      raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {"; ".join(problems[:8])}{more}')
+      here = ArraySpec.of(wanted[name])
+      if here != saved[name]:
+        problems.append(f'{name} is {saved[name]} in the checkpoint, {here} here')
+    if not problems:
+      return
+    text = '; '.join(problems[:MOST_PROBLEMS_NAMED])
+    if len(problems) > MOST_PROBLEMS_NAMED:
+      text += f'; and {len(problems) - MOST_PROBLEMS_NAMED} more'
+    raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {text}')
 
 
 def open_checkpoint(path: Path) -> SavedCheckpoint:
@@ -110,55 +121,50 @@ def open_checkpoint(path: Path) -> SavedCheckpoint:
   Raises:
     CheckpointError: naming the bad file.
   """
-  before = stamps(path)
+  before = stamp(files_below(path))
   return from_manifest(path, verify(path), before)
 
 
 def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
-  """Verifies the checkpoint folder `path` and reads one sub-tree, without knowing the rest (see `SavedCheckpoint.read`)."""
+  """Verifies the checkpoint folder `path` and reads one sub-tree, see `SavedCheckpoint.read`."""
   return open_checkpoint(path).read(keys, abstract)
 
 
-def from_manifest(path: Path, manifest: Manifest, stamps: dict[str, Any]) -> SavedCheckpoint:
-  """The checkpoint at `path`, whose manifest has been read. stamps: of its files, from before they were verified.
+def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint:
+  """The checkpoint at `path`, whose manifest has been read.   stamp: of its files, from before they were verified.
 
   Raises:
-    CheckpointError: when the folder's name states another step.
+    CheckpointError: the folder's name states another step, or another version wrote the manifest.
   """
-  metadata = dict(manifest.metadata)
-  step, leaves = metadata.pop('step'), metadata.pop('leaves')
-  match = FOLDER_NAME.fullmatch(Path(path).name)
-  if match is None or int(match[1]) != step:
+  try:
+    step = int(manifest.metadata['step'])
+    leaves = {name: ArraySpec.from_json(entry) for name, entry in manifest.metadata['leaves'].items()}
+    metadata = CheckpointMetadata.from_json(manifest.metadata)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise CheckpointError(f'{path}: its metadata are of another version of llm_jax ({type(error).__name__}: {error}): '
+                          'read it with the version that wrote it') from error
+  if step_of(path) != step:
     raise CheckpointError(f'{path}: holds the checkpoint of step {step}, which its name does not say')
-  return SavedCheckpoint(step, Path(path), metadata, leaves, stamps)
+  return SavedCheckpoint(step, path, metadata, leaves, stamp)
 
 
-def _read(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _read_arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
   """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
-  def restore_args(leaf: Any) -> ocp.RestoreArgs:
-    if leaf is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
-
   item = nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
-  args = nest({name: restore_args(leaf) for name, leaf in wanted.items()})
+  restore_args = nest({name: _restore_args(leaf) for name, leaf in wanted.items()})
+  args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(path.absolute() / 'state',
-                          args=ocp.args.PyTreeRestore(item=item, restore_args=args, partial_restore=True))
+    return reader.restore(path.absolute() / 'state', args=args)
 
 
-def stamps(path: Path) -> dict[str, list[int]]:
-  """Size and time of change of every file below `path`; one that goes meanwhile is left out."""
-  found = {}
-  for file in Path(path).rglob('*'):
-    with contextlib.suppress(FileNotFoundError):
-      if file.is_file():
-        found[str(file.relative_to(path))] = [file.stat().st_size, file.stat().st_mtime_ns]
-  return found
+def _restore_args(leaf: Any) -> ocp.RestoreArgs:
+  if leaf is None:
+    return ocp.RestoreArgs(restore_type=np.ndarray)
+  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
 
-def nest(named: dict[str, Any]) -> dict[str, Any]:
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
   """{'a/b': x} to {'a': {'b': x}}."""
   tree: dict[str, Any] = {}
   for name, leaf in named.items():
@@ -168,8 +174,3 @@ def nest(named: dict[str, Any]) -> dict[str, Any]:
       node = node.setdefault(key, {})
     node[last] = leaf
   return tree
-
-
-def describe(leaf: Any) -> list[Any]:
-  """[shape, dtype] as the manifest states them."""
-  return [list(leaf.shape), str(leaf.dtype)]

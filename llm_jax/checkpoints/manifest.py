@@ -19,10 +19,25 @@ _THREADS = 8  # hashing releases the GIL, so this is bounded by the disk or by t
 
 
 @dataclasses.dataclass(frozen=True)
+class FileEntry:
+  """What the manifest states of a file.   sha256: hex."""
+  num_bytes: int
+  sha256: str
+
+  def to_json(self) -> list[Any]:
+    return [self.num_bytes, self.sha256]
+
+  @classmethod
+  def from_json(cls, entry: list[Any]) -> 'FileEntry':
+    num_bytes, sha256 = entry
+    return cls(num_bytes, sha256)
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
-  """metadata: what the writer stated.  files: relative path -> [bytes, sha256]."""
+  """metadata: what the writer stated, JSON values.   files: by path relative to the folder."""
   metadata: dict[str, Any]
-  files: dict[str, list[Any]]
+  files: dict[str, FileEntry]
 
 
 def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
@@ -30,13 +45,13 @@ def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
 
   metadata: JSON values.
   """
-  folder = Path(folder)
-  names = _names(folder)
+  names = _file_names(folder)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    entries = pool.map(lambda name: _entry(folder / name, durable=True), names)
-    files = dict(zip(names, entries, strict=True))
-  for inner in (path for path in folder.rglob('*') if path.is_dir()):
-    sync_folder(inner)
+    entries = list(pool.map(lambda name: _read_entry(folder / name, durable=True), names))
+  for path in folder.rglob('*'):
+    if path.is_dir():
+      sync_folder(path)
+  files = {name: entry.to_json() for name, entry in zip(names, entries, strict=True)}
   write_atomic(folder / NAME, _encode({'metadata': metadata, 'files': files}))
 
 
@@ -44,9 +59,9 @@ def read_manifest(folder: Path) -> Manifest:
   """The manifest alone, its own checksum verified, the files not.
 
   Raises:
-    CheckpointError: when it is missing or not byte for byte what was written.
+    CheckpointError: it is missing, not byte for byte what was written, or of a version before 0.2.
   """
-  path = Path(folder) / NAME
+  path = folder / NAME
   try:
     raw = path.read_bytes()
   except OSError as error:
@@ -57,7 +72,10 @@ def read_manifest(folder: Path) -> Manifest:
     # Comparing with a fresh encoding leaves no byte unchecked: not white space, not the case of a digit.
     if raw != _encode(body):
       raise ValueError('its checksum does not match')
-    return Manifest(body['metadata'], body['files'])
+    if 'facts' in body:
+      raise CheckpointError(f'{path}: written by llm_jax 0.1: read it with that version, or train in another workdir')
+    files = {name: FileEntry.from_json(entry) for name, entry in body['files'].items()}
+    return Manifest(body['metadata'], files)
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     raise CheckpointError(f'{path}: damaged ({type(error).__name__}: {error})') from error
 
@@ -68,47 +86,52 @@ def verify(folder: Path) -> Manifest:
   Raises:
     CheckpointError: naming the first file that is missing, unknown to the manifest, of another size, or changed.
   """
-  folder = Path(folder)
   manifest = read_manifest(folder)
-  found = set(_names(folder))
+  found = set(_file_names(folder))
   for name in sorted(manifest.files.keys() - found):
     raise CheckpointError(f'{folder / name}: missing')
   for name in sorted(found - manifest.files.keys()):
     raise CheckpointError(f'{folder / name}: not listed in {NAME}')
   names = sorted(manifest.files)
-  for name in names:
-    size, listed = (folder / name).stat().st_size, manifest.files[name][0]
-    if size != listed:
-      raise CheckpointError(f'{folder / name}: has {size} bytes, {NAME} says {listed}')
+  for name in names:  # before any file is read: a size is known at once
+    num_bytes = (folder / name).stat().st_size
+    listed = manifest.files[name].num_bytes
+    if num_bytes != listed:
+      raise CheckpointError(f'{folder / name}: has {num_bytes} bytes, {NAME} says {listed}')
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    for name, entry in zip(names, pool.map(lambda name: _entry(folder / name), names), strict=True):
+    entries = pool.map(lambda name: _read_entry(folder / name), names)
+    for name, entry in zip(names, entries, strict=True):
       if entry != manifest.files[name]:
         raise CheckpointError(f'{folder / name}: changed since it was written (its sha256 differs from {NAME})')
   return manifest
 
 
-def _names(folder: Path) -> list[str]:
-  """Relative paths of everything but folders and the manifest, sorted."""
-  paths = (path for path in folder.rglob('*') if path.is_symlink() or not path.is_dir())
-  return sorted(name for path in paths if (name := path.relative_to(folder).as_posix()) != NAME)
+def _file_names(folder: Path) -> list[str]:
+  """Relative paths of everything but folders and the manifest, sorted. A link counts, wherever it leads."""
+  names: list[str] = []
+  for path in folder.rglob('*'):
+    name = path.relative_to(folder).as_posix()
+    if name != NAME and (path.is_symlink() or not path.is_dir()):
+      names.append(name)
+  return sorted(names)
 
 
-def _entry(path: Path, durable: bool = False) -> list[Any]:
-  """[bytes, sha256] of a file."""
-  digest, size = hashlib.sha256(), 0
+def _read_entry(path: Path, durable: bool = False) -> FileEntry:
+  digest = hashlib.sha256()
+  num_bytes = 0
   try:
     with open(path, 'rb') as file:
       while chunk := file.read(_CHUNK):
         digest.update(chunk)
-        size += len(chunk)
+        num_bytes += len(chunk)
       if durable:
         os.fsync(file.fileno())
   except OSError as error:
     raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
-  return [size, digest.hexdigest()]
+  return FileEntry(num_bytes, digest.hexdigest())
 
 
 def _encode(body: dict[str, Any]) -> bytes:
-  """The one way that the metadata and the files are written, with the checksum of itself."""
+  """The only way in which a manifest is written, with the checksum of itself."""
   checksum = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
   return json.dumps({**body, 'sha256': checksum}, sort_keys=True, indent=1).encode()

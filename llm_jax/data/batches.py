@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_jax.batch import LabelledBatch, LanguageModelBatch, PreferenceBatch
 from llm_jax.config.errors import require
+from llm_jax.data.batch_source import DataPosition
 from llm_jax.data.dataset import Dataset, Row
 
 Batch = LanguageModelBatch | LabelledBatch | PreferenceBatch
@@ -47,15 +48,14 @@ class TrainSource:
   def fingerprint(self) -> dict[str, str]:
     return {**self._dataset.fingerprint, 'batch_size': str(self._batch_size)}
 
-  def position(self) -> dict:
-    """How many samples were given out, and of what: JSON for the checkpoint."""
-    return {'samples': self._samples, 'fingerprint': self.fingerprint}
+  def position(self) -> DataPosition:
+    return DataPosition(self._samples, self.fingerprint)
 
-  def restore(self, position: dict) -> None:
+  def restore(self, position: DataPosition) -> None:
     """Goes on after `position`. Raises ConfigError where it belongs to other data, naming what changed, old and new."""
-    check_same_data(position['fingerprint'], self.fingerprint)
+    check_same_data(position.fingerprint, self.fingerprint)
     self.close()
-    self._samples = int(position['samples'])
+    self._samples = position.samples
 
   def close(self) -> None:
     """Stops the threads."""
@@ -72,10 +72,10 @@ class RampSource:
 
   def __init__(self, parts: Sequence[TrainSource]):
     self._parts, self._at = parts, 0
-    self._starts = [part.position()['samples'] for part in parts]
+    self._starts = [part.position().samples for part in parts]
 
   def next(self, state: object = None) -> Batch:
-    samples = self.position()['samples']
+    samples = self.position().samples
     while self._at + 1 < len(self._parts) and samples >= self._starts[self._at + 1]:
       self.close()
       self._at += 1
@@ -88,16 +88,15 @@ class RampSource:
     joined = {name: ' then '.join(dict.fromkeys(part[name] for part in each)) for name in each[0]}
     return {**joined, 'ramp': ', '.join(map(str, self._starts))}
 
-  def position(self) -> dict:
-    return {'samples': self._parts[self._at].position()['samples'], 'fingerprint': self.fingerprint}
+  def position(self) -> DataPosition:
+    return DataPosition(self._parts[self._at].position().samples, self.fingerprint)
 
-  def restore(self, position: dict) -> None:
-    check_same_data(position['fingerprint'], self.fingerprint)
+  def restore(self, position: DataPosition) -> None:
+    check_same_data(position.fingerprint, self.fingerprint)
     self.close()
-    samples = int(position['samples'])
-    self._at = max(i for i, start in enumerate(self._starts) if start <= samples)
+    self._at = max(i for i, start in enumerate(self._starts) if start <= position.samples)
     part = self._parts[self._at]
-    part.restore({'samples': samples, 'fingerprint': part.fingerprint})
+    part.restore(DataPosition(position.samples, part.fingerprint))
 
   def close(self) -> None:
     self._parts[self._at].close()

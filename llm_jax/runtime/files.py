@@ -1,8 +1,16 @@
-"""Files that are replaced whole or not at all."""
+"""Files that survive a crash or a second process: replaced whole, locked, and stamped so that a change is noticed."""
 import contextlib
+import errno
+import fcntl
+import hashlib
 import os
 import tempfile
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
+
+LOCK_POLL_SECONDS = 0.1
 
 
 def sync_folder(folder: Path) -> None:
@@ -14,20 +22,111 @@ def sync_folder(folder: Path) -> None:
     os.close(descriptor)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-  """Replaces `path` so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
-  path = Path(path)
-  data = content.encode() if isinstance(content, str) else content
+@contextlib.contextmanager
+def replace_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+  """A new file that takes the place of `path` when the body ends; where the body raises, the old file stays.
+
+  A reader, or a crash at any moment, sees the old content or the new, never a part.
+
+  durable: whether the new content also survives a power cut, for which this waits until the disk has it.
+  """
   descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
   try:
     with open(descriptor, 'wb') as file:
-      file.write(data)
+      yield file
       file.flush()
-      os.fchmod(descriptor, 0o644)
-      os.fsync(descriptor)
+      os.fchmod(file.fileno(), 0o644)
+      if durable:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
   except BaseException:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
     raise
-  sync_folder(path.parent)
+  if durable:
+    sync_folder(path.parent)
+
+
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+  """Replaces `path` by `content`, see `replace_file`."""
+  data = content.encode() if isinstance(content, str) else content
+  with replace_file(path, durable=durable) as file:
+    file.write(data)
+
+
+# ---------------------------------------------------------------------------------------------- locks
+_held_locks: set[int] = set()  # file descriptors
+
+
+def _forget_locks_in_child() -> None:
+  """A forked worker that outlives its killed parent must not keep the parent's locks."""
+  while _held_locks:
+    os.close(_held_locks.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks_in_child)
+
+
+@contextlib.contextmanager
+def hold_lock(path: Path, timeout: float | None = None) -> Iterator[int]:
+  """Holds the lock file `path` while the body runs; gives the file's descriptor.
+
+  The kernel releases the lock when its owner dies, however that happens.
+
+  timeout: seconds to wait for another owner; None: as long as it takes.
+
+  Raises:
+    TimeoutError: another process still holds it.
+    OSError: the file cannot be made, or its file system has no locks.
+  """
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    _acquire(descriptor, path, timeout)
+  except BaseException:
+    os.close(descriptor)
+    raise
+  _held_locks.add(descriptor)
+  try:
+    yield descriptor
+  finally:
+    _held_locks.discard(descriptor)
+    os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, timeout: float | None) -> None:
+  if timeout is None:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return
+  deadline = time.monotonic() + timeout
+  while True:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      return
+    except OSError as error:
+      held_by_another = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+      if not held_by_another:
+        raise
+    if time.monotonic() > deadline:
+      raise TimeoutError(f'{path}: another process holds this lock')
+    time.sleep(LOCK_POLL_SECONDS)
+
+
+# ---------------------------------------------------------------------------------------------- stamps
+def files_below(folder: Path) -> dict[str, Path]:
+  """Every file below `folder`, by its path relative to it, sorted."""
+  found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
+  return dict(sorted(found.items()))
+
+
+def stamp(files: Mapping[str, Path]) -> str:
+  """A digest of the files' names, sizes and times of change: another one as soon as any of them was written to or is
+  gone. It takes no time, unlike a digest of what they hold."""
+  digest = hashlib.sha256()
+  for name, path in files.items():
+    try:
+      status = path.stat()
+      state = f'{status.st_size} {status.st_mtime_ns}'
+    except OSError:  # deleted, perhaps just now
+      state = 'absent'
+    digest.update(f'{name}\0{state}\0'.encode(errors='surrogateescape'))
+  return digest.hexdigest()

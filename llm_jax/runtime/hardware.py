@@ -1,4 +1,5 @@
 """What the machine could do, and what a token costs: the two halves of model FLOPs utilisation (MFU)."""
+import dataclasses
 import functools
 import os
 import platform
@@ -118,18 +119,40 @@ def resident_memory() -> int:
     return peak if sys.platform == 'darwin' else peak * 1024
 
 
-def describe_machine() -> dict[str, Any]:
-  """Where a run ran, for its lineage and its report: plain strings and numbers."""
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """Where a run ran, as its lineage and its report show it.
+
+  devices: such as '8 x gpu (NVIDIA H100 80GB HBM3)', of all processes.
+  cpu_cores: of this host; None where the system does not tell.
+  """
+  devices: str
+  processes: int
+  cpu_cores: int | None
+  system: str
+  python: str
+  jax: str
+
+
+def describe_machine() -> Machine:
   device = jax.devices()[0]
   kind = _cpu_name() if device.platform == 'cpu' else device.device_kind
-  return {'devices': f'{jax.device_count()} x {device.platform} ({kind})', 'processes': jax.process_count(),
-          'cpu_cores': os.cpu_count(), 'system': platform.platform(terse=True), 'python': platform.python_version(),
-          'jax': jax.__version__}
+  return Machine(
+    devices=f'{jax.device_count()} x {device.platform} ({kind})',
+    processes=jax.process_count(),
+    cpu_cores=os.cpu_count(),
+    system=platform.platform(terse=True),
+    python=platform.python_version(),
+    jax=jax.__version__,
+  )
 
 
 def _cpu_name() -> str:
   try:
-    with open('/proc/cpuinfo') as f:
-      return next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
-  except (OSError, StopIteration):
-    return platform.processor() or platform.machine()
+    with open('/proc/cpuinfo') as file:
+      for line in file:
+        if line.startswith('model name'):
+          return line.split(':', 1)[1].strip()
+  except OSError:  # not Linux
+    pass
+  return platform.processor() or platform.machine()

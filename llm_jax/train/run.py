@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from llm_jax import hf
-from llm_jax.checkpoints.checkpoint import FOLDER_NAME
+from llm_jax.checkpoints.folders import COMMITTED_NAME
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
@@ -23,10 +23,10 @@ from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.runtime import cpu, processes
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.hardware import total_peak_flops
+from llm_jax.runtime.lineage import code_digest, make_lineage, package_versions
 from llm_jax.runtime.preemption import Preempted, Preemption
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
-from llm_jax.tracking.lineage import code_digest, make_lineage, package_versions
 from llm_jax.tracking.metrics import MetricsWriter, read_metrics
 from llm_jax.tracking.numbers import shares_shown
 from llm_jax.tracking.progress import say, task
@@ -106,7 +106,7 @@ def open_session(run: Run, workdir: pathlib.Path) -> Iterator[Session]:
     tokenizer = open_tokenizer(run, workdir)
     lineage = make_lineage()
     if primary:
-      write_atomic(workdir / 'lineage.json', json.dumps(lineage, indent=2) + '\n')
+      write_atomic(workdir / 'lineage.json', json.dumps(lineage.to_json(), indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
     yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
 
@@ -121,7 +121,7 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
 
 def bind(folder: Workdir, run: Run) -> None:
   """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
-  if not any(FOLDER_NAME.fullmatch(path.name) for path in folder.path.glob('checkpoints/*/*')):
+  if not any(COMMITTED_NAME.fullmatch(path.name) for path in folder.path.glob('checkpoints/*/*')):
     reached = max((r['step'] for r in read_metrics(folder.path) if r['kind'] == 'train'), default=0)
     if run.checkpoints.every and reached > 2 * run.checkpoints.every:
       raise ConfigError('workdir', str(folder.path), f'its metrics reach step {reached} and its checkpoints are gone: '
@@ -153,7 +153,7 @@ def is_finished(session: Session, stage: Stage) -> bool:
   it has checkpoints of its own, those of the stage may be deleted."""
   recorded = has_result(session, stage.name)
   newest = session.store(stage.name).latest_valid() if recorded else None
-  finished = newest is not None and newest.metadata['final']
+  finished = newest is not None and newest.metadata.final
   if recorded and newest is None:
     finished = processes.on_first(lambda: has_later_checkpoints(session, stage))
   if finished and session.primary:
@@ -184,7 +184,7 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
 
 def check_parent_finished(session: Session, stage: Stage, parent: str) -> None:
   newest = session.store(parent).latest_valid()
-  if newest is not None and newest.metadata['final']:
+  if newest is not None and newest.metadata.final:
     return
   lost = newest is None and has_result(session, parent)
   hint = ('lost its checkpoints: bring them back, or train it again in another workdir' if lost else

@@ -1,7 +1,6 @@
 """What the stages of a run share."""
 import dataclasses
 import pathlib
-from typing import Any
 
 import jax
 
@@ -11,6 +10,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.runtime.lineage import RunLineage
 from llm_jax.runtime.preemption import Preemption
 from llm_jax.tracking.metrics import MetricsWriter
 
@@ -30,7 +30,7 @@ class Session:
   tokenizer: Tokenizer
   writer: MetricsWriter
   preemption: Preemption
-  lineage: dict[str, Any]
+  lineage: RunLineage
   peak_flops: float
   primary: bool
 

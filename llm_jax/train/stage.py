@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
 from llm_jax.config.ramp import Phase
@@ -62,12 +63,12 @@ class BuiltStage:
 class StageProgress:
   """What changes while a stage runs, beside its state.
 
-  lineage: where it started: the parent checkpoint, and digests of the folder it was imported from.
+  lineage: of its checkpoints.
   start_metrics: what its evaluations found at its start.
   stopped_early: an evaluation has ended it before its last step.
   saved_step: the step of the last checkpoint that was begun.
   """
-  lineage: dict[str, Any]
+  lineage: Lineage
   start_metrics: StartMetrics
   stopped_early: bool = False
   saved_step: int | None = None
@@ -161,18 +162,16 @@ def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog, has_refer
 
 def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
   """What a checkpoint of the stage notes, its data's position restored; raises ConfigError where data has changed."""
-  lineage: dict[str, Any] = {'parent': start.parent}
-  if start.folder:
-    lineage['folder'] = start.folder
+  lineage = Lineage(built.session.lineage, start.parent, start.folder)
   if start.resumed is None:
     return StageProgress(lineage, {})
   metadata = start.resumed.metadata
-  built.source.restore(metadata['data'])
+  if metadata.data is not None:
+    built.source.restore(metadata.data)
   validation = built.data[built.stage.name].validation
-  recorded = metadata.get('eval_data')
-  if validation is not None and recorded:
-    check_same_data(recorded, validation.fingerprint, 'eval_data.')
-  return StageProgress(lineage, dict(metadata.get('start_metrics') or {}), stopped_early=metadata['final'])
+  if validation is not None and metadata.eval_data is not None:
+    check_same_data(metadata.eval_data, validation.fingerprint, 'eval_data.')
+  return StageProgress(lineage, dict(metadata.start_metrics), stopped_early=metadata.final)
 
 
 def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state: TrainState, wait: bool = False
@@ -186,16 +185,16 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
     return
   session = built.session
   validation = built.data[built.stage.name].validation
-  metadata = {
-    'config': schema.to_json(session.run),
-    'stage': built.stage.name,
-    'final': progress.stopped_early or step == built.stage.steps,
-    'tokenizer': session.tokenizer.fingerprint,
-    'data': built.source.position(),
-    'eval_data': None if validation is None else validation.fingerprint,
-    'start_metrics': progress.start_metrics,
-    'lineage': {**session.lineage, **progress.lineage},
-  }
+  metadata = CheckpointMetadata(
+    config=schema.to_json(session.run),
+    stage=built.stage.name,
+    final=progress.stopped_early or step == built.stage.steps,
+    tokenizer=session.tokenizer.fingerprint,
+    lineage=progress.lineage,
+    data=built.source.position(),
+    eval_data=None if validation is None else validation.fingerprint,
+    start_metrics=progress.start_metrics,
+  )
   built.store.save(step, state, metadata, wait=wait)
   progress.saved_step = step
 

@@ -12,7 +12,7 @@ import optax
 
 from llm_jax import hf
 from llm_jax.checkpoints.average import average_params
-from llm_jax.checkpoints.store import SavedCheckpoint
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.config.errors import located
 from llm_jax.config.objectives import Referenced
 from llm_jax.config.stage import Stage
@@ -80,8 +80,8 @@ class Starter:
   def start_from_own(self, newest: SavedCheckpoint) -> Start:
     """The stage was interrupted: it goes on from its own newest checkpoint."""
     check_tokenizer(newest, self.session.tokenizer)
-    lineage = newest.metadata['lineage']
-    recorded = lineage.get('folder')
+    lineage = newest.metadata.lineage
+    recorded = lineage.folder
     self.check_folder(recorded)
     newest.check(self.abstract)
     read_reference = self.initial_params()[0] if self.is_referenced else lambda: None
@@ -90,7 +90,7 @@ class Starter:
       reference = read_reference()
       self.check_folder(recorded)  # again: the folder may have changed while the step was compiled
       return newest.restore(self.abstract), reference
-    return Start(read, lineage['parent'], recorded, newest)
+    return Start(read, lineage.parent, recorded, newest)
 
   def start_from_params(self) -> Start:
     """The first step of a stage that takes parameters over; its optimizer starts afresh."""
@@ -187,7 +187,7 @@ class Starter:
     """The last checkpoint of an earlier stage, or that of `step`."""
     store = self.session.store(name)
     checkpoint = store.latest_valid()
-    if checkpoint is None or not checkpoint.metadata['final']:
+    if checkpoint is None or not checkpoint.metadata.final:
       raise CheckpointError(f'stage {self.stage.name} starts from stage {name}, which has not finished or has lost its '
                             'checkpoints: run it first, or bring them back')
     if step not in (None, checkpoint.step):
@@ -197,7 +197,7 @@ class Starter:
 
   def without_other_head(self, checkpoint: SavedCheckpoint) -> SavedCheckpoint:
     """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
-    labels = next(stage.data.labels for stage in self.session.run.stages if stage.name == checkpoint.metadata['stage'])
+    labels = next(stage.data.labels for stage in self.session.run.stages if stage.name == checkpoint.metadata.stage)
     if labels == self.stage.data.labels:
       return checkpoint
     leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}
@@ -215,7 +215,7 @@ def from_first_step(state: TrainState) -> TrainState:
 
 def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:
   """`stage/step` or `2 x stage/step`, as the lineage has it."""
-  name = f'{checkpoint.metadata["stage"]}/{checkpoint.step}'
+  name = f'{checkpoint.metadata.stage}/{checkpoint.step}'
   return name if weight == 1 else f'{weight:g} x {name}'
 
 
@@ -250,6 +250,6 @@ def check_folder(folder: str, recorded: dict[str, str]) -> None:
 
 
 def check_tokenizer(checkpoint: SavedCheckpoint, tokenizer: Tokenizer) -> None:
-  if checkpoint.metadata['tokenizer'] != tokenizer.fingerprint:
-    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.metadata["tokenizer"]}, this run '
+  if checkpoint.metadata.tokenizer != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path} was trained with tokenizer {checkpoint.metadata.tokenizer}, this run '
                           f'has {tokenizer.fingerprint}: bring the first one back, or start in another workdir')

@@ -14,6 +14,7 @@ from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import presets
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from tests.checkpoints.checkpoint_states import make_metadata
 
 ROOT = pathlib.Path(__file__).parents[2]
 CHECKPOINTS = 8
@@ -42,7 +43,7 @@ if __name__ == '__main__':
     for name, abstract in models.items():
       with CheckpointStore(root / name) as store:
         params = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(0), leaf.shape), abstract)
-        store.save(1, {'params': params}, {}, wait=True)
+        store.save(1, {'params': params}, make_metadata(), wait=True)
   else:
     average(root / 'tiny', models['tiny'])  # what is loaded once
     pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew

@@ -8,6 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
+from llm_jax.data.batch_source import DataPosition
+from llm_jax.runtime.hardware import Machine
+from llm_jax.runtime.lineage import RunLineage
+
+RUN = RunLineage('command', '2025-01-01 00:00:00+0000', '0.2.0', Machine('1 x cpu', 1, 2, 'Linux', '3.11', '0.10.2'), {})
 
 @flax.struct.dataclass
 class State:
@@ -23,6 +29,12 @@ def make_state(step: int, rows: int = 64) -> State:
   params = {'embedding': {'w': jnp.asarray(random.normal(size=(rows, 32)), jnp.float32)},
             'blocks': {'block_0': {'b': jnp.asarray(random.normal(size=(3, 16)), jnp.bfloat16)}}}
   return State(jnp.int32(step), params, optax.adamw(1e-3).init(params), None)
+
+
+def make_metadata(samples: int = 0, **changes: Any) -> CheckpointMetadata:
+  fields = {'config': {}, 'stage': 'a', 'final': False, 'tokenizer': 'sha256', 'lineage': Lineage(RUN, 'before/4'),
+            'data': DataPosition(samples, {'data': 'sha256'}), **changes}
+  return CheckpointMetadata(**fields)
 
 
 def abstract(state: State) -> State:
@@ -43,4 +55,4 @@ if __name__ == '__main__':
   from llm_jax.checkpoints.store import CheckpointStore
   with CheckpointStore(Path(sys.argv[1]), keep=2) as store:
     for step in (10, 20, 30):
-      store.save(step, make_state(step, rows=4096), {'position': step * 4})
+      store.save(step, make_state(step, rows=4096), make_metadata(step * 4))

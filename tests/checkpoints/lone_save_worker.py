@@ -1,4 +1,4 @@
-"""One of two processes, of which the second cannot write its arrays; for test_cluster.py."""
+"""One of two processes, of which the second cannot write its arrays; for test_processes.py."""
 import resource
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
+from tests.checkpoints.checkpoint_states import make_metadata
 
 
 def main(folder):
@@ -21,7 +22,7 @@ def main(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
   store = CheckpointStore(folder)
   try:
-    store.save(1, {'params': {'w': w}}, {}, wait=True)
+    store.save(1, {'params': {'w': w}}, make_metadata(), wait=True)
   except CheckpointError as error:
     print(f'said: {error}', flush=True)
     sys.exit(1)

@@ -19,7 +19,7 @@ from tests.checkpoints import checkpoint_states as states
 def store(tmp_path_factory):
   with CheckpointStore(tmp_path_factory.mktemp('checkpoints'), keep=5) as store:
     for step in (10, 20, 30):
-      store.save(step, states.make_state(step), {}, wait=True)
+      store.save(step, states.make_state(step), states.make_metadata(), wait=True)
     yield store
 
 

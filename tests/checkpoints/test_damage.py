@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from llm_jax.checkpoints import checkpoint as checkpoint_module
+from llm_jax.checkpoints.kill_points import KILL_POINTS
 from llm_jax.checkpoints.manifest import read_manifest, verify
-from llm_jax.checkpoints.store import KILL_POINTS, CheckpointStore
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.runtime.errors import CheckpointError
-from tests.checkpoints.checkpoint_states import abstract, assert_same, make_state
+from tests.checkpoints.checkpoint_states import abstract, assert_same, make_metadata, make_state
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +24,7 @@ def saved(tmp_path_factory):
   folder = tmp_path_factory.mktemp('saved')
   with CheckpointStore(folder, keep=2) as store:
     for step in (10, 20):
-      store.save(step, make_state(step), {'position': step})
+      store.save(step, make_state(step), make_metadata(step))
   return folder
 
 
@@ -134,7 +135,7 @@ def test_damage_is_named_and_the_newest_valid_one_taken(folder, name, damage):
   damage(path)
   warnings = []
   found = CheckpointStore(folder, warn=warnings.append).latest_valid()
-  assert found.step == 10 and found.metadata == {'position': 10}
+  assert found.step == 10 and found.metadata == make_metadata(10)
   assert_same(found.restore(abstract(make_state(0))), make_state(10))
   [warning] = warnings
   assert str(path) in warning
@@ -205,9 +206,9 @@ def test_kill_in_the_middle_of_a_save(killed, point):
   with CheckpointStore(folder, keep=2) as store:
     found = store.latest_valid()
     assert found.step == (30 if point in ('after_commit', 'mid_gc') else 20)
-    assert found.metadata == {'position': found.step * 4}
+    assert found.metadata == make_metadata(found.step * 4)
     assert_same(found.restore(abstract(make_state(0, rows=4096))), make_state(found.step, rows=4096))
-    store.save(found.step + 10, make_state(found.step + 10), {}, wait=True)
+    store.save(found.step + 10, make_state(found.step + 10), make_metadata(), wait=True)
   assert {path.name for path in folder.iterdir()} == {f'{found.step:08d}', f'{found.step + 10:08d}'}
 
 
@@ -217,5 +218,5 @@ def test_killed_between_the_two_renames_that_replace_a_step(folder):
     found = store.latest_valid()
     assert found.step == 20 and store.steps() == [20, 10]
     assert_same(found.restore(abstract(make_state(0))), make_state(20))
-    store.save(20, make_state(20), {}, wait=True)
+    store.save(20, make_state(20), make_metadata(), wait=True)
   assert [path.name for path in folder.iterdir()] == ['00000020']

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from llm_jax.checkpoints.manifest import NAME, read_manifest, verify, write_manifest
+from llm_jax.checkpoints.manifest import NAME, FileEntry, _encode, read_manifest, verify, write_manifest
 from llm_jax.runtime.errors import CheckpointError
 
-FACTS = {'step': 3, 'rate': 1e-05, 'name': 'é', 'nested': {'list': [1, None, True]}}
+METADATA = {'step': 3, 'rate': 1e-05, 'name': 'é', 'nested': {'list': [1, None, True]}}
 
 
 @pytest.fixture
@@ -17,15 +17,15 @@ def folder(tmp_path):
   (tmp_path / 'a').write_bytes(b'alpha')
   (tmp_path / 'inner' / 'b').write_bytes(bytes(range(256)) * 8)
   (tmp_path / 'inner' / 'empty').write_bytes(b'')
-  write_manifest(tmp_path, FACTS)
+  write_manifest(tmp_path, METADATA)
   return tmp_path
 
 
-def test_facts_and_hashes(folder):
+def test_metadata_and_hashes(folder):
   manifest = verify(folder)
-  assert manifest.metadata == FACTS == read_manifest(folder).metadata
+  assert manifest.metadata == METADATA == read_manifest(folder).metadata
   assert set(manifest.files) == {'a', 'inner/b', 'inner/empty'}
-  assert manifest.files['a'] == [5, hashlib.sha256(b'alpha').hexdigest()]
+  assert manifest.files['a'] == FileEntry(5, hashlib.sha256(b'alpha').hexdigest())
 
 
 @pytest.mark.parametrize('change, message', [
@@ -70,6 +70,14 @@ def test_a_rewritten_manifest_without_the_right_checksum(folder):
   (folder / NAME).write_text(json.dumps(body, sort_keys=True, indent=1))
   with pytest.raises(CheckpointError, match='checksum'):
     verify(folder)
+
+
+def test_a_manifest_of_version_0_1_is_refused_in_one_line(tmp_path):
+  (tmp_path / NAME).write_bytes(_encode({'facts': METADATA, 'files': {}}))
+  with pytest.raises(CheckpointError) as caught:
+    verify(tmp_path)
+  assert str(caught.value) == (f'{tmp_path / NAME}: written by llm_jax 0.1: read it with that version, or train in '
+                               'another workdir')
 
 
 def test_a_dangling_link_is_not_overlooked(folder):

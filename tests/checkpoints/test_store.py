@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint._src.futures import future
 
 from llm_jax.checkpoints.checkpoint import read_params
+from llm_jax.checkpoints.manifest import read_manifest, write_manifest
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.runtime.errors import CheckpointError
-from tests.checkpoints.checkpoint_states import abstract, assert_same, make_state
+from tests.checkpoints.checkpoint_states import abstract, assert_same, make_metadata, make_state
 
 
 @contextlib.contextmanager
@@ -36,7 +37,7 @@ def no_privileges():
 
 
 def test_restored_state_is_bitwise_what_was_saved(tmp_path):
-  metadata = {'config': {'seed': 0}, 'position': {'samples': 40}, 'final': False}
+  metadata = make_metadata(40, config={'seed': 0}, start_metrics={'needles_256': [0.5, 1.0]}, eval_data={'data': 'x'})
   with CheckpointStore(tmp_path / 'stage', keep=2) as store:
     store.save(7, make_state(7), metadata)
     store.wait()
@@ -45,15 +46,25 @@ def test_restored_state_is_bitwise_what_was_saved(tmp_path):
     assert_same(found.restore(abstract(make_state(0))), make_state(7))
 
 
-def test_facts_are_those_at_the_time_of_the_call(tmp_path):
-  metadata = {'position': {'samples': 40}}
+def test_metadata_are_those_at_the_time_of_the_call(tmp_path):
+  config = {'seed': 40}
+  metadata = make_metadata(config=config)
   with CheckpointStore(tmp_path) as store:
     store.save(1, make_state(1), metadata)
-    metadata['position']['samples'] = 44
+    config['seed'] = 44
     store.wait()
-    assert store.latest_valid().metadata == {'position': {'samples': 40}}
+    assert store.latest_valid().metadata == make_metadata(config={'seed': 40})
     with pytest.raises(TypeError):
-      store.save(2, make_state(2), {'path': Path('x')})
+      store.save(2, make_state(2), make_metadata(config={'path': Path('x')}))
+
+
+def test_metadata_of_another_version_are_refused_in_one_line(tmp_path):
+  with CheckpointStore(tmp_path, warn=lambda text: None) as store:
+    store.save(1, make_state(1), make_metadata(), wait=True)
+    manifest = read_manifest(tmp_path / '00000001')
+    write_manifest(tmp_path / '00000001', {**manifest.metadata, 'lineage': {'parent': None}})
+    with pytest.raises(CheckpointError, match='00000001: its metadata are of another version of llm_jax .*machine'):
+      store.latest_valid()
 
 
 def test_nothing_saved_is_none(tmp_path):
@@ -63,7 +74,7 @@ def test_nothing_saved_is_none(tmp_path):
 def test_latest_is_the_highest_step_whatever_the_clock_says(tmp_path):
   with CheckpointStore(tmp_path, keep=9) as store:
     for step in (3, 12, 5):
-      store.save(step, make_state(step), {})
+      store.save(step, make_state(step), make_metadata())
   for step, day in ((3, 2_000), (5, 3_000), (12, 1)):
     os.utime(tmp_path / f'{step:08d}', (day * 86_400, day * 86_400))
   assert store.steps() == [12, 5, 3]
@@ -73,7 +84,7 @@ def test_latest_is_the_highest_step_whatever_the_clock_says(tmp_path):
 def test_named_steps_stay_beside_the_newest(tmp_path):
   with CheckpointStore(tmp_path, keep=2, pinned=(10, 30)) as store:
     for step in (10, 20, 30, 40, 50, 60):
-      store.save(step, make_state(step), {}, wait=True)
+      store.save(step, make_state(step), make_metadata(), wait=True)
     assert store.steps() == [60, 50, 30, 10]
     assert store.at(30).step == 30
     with pytest.raises(CheckpointError, match='has no checkpoint of step 20, only of 60, 50, 30, 10'):
@@ -83,7 +94,7 @@ def test_named_steps_stay_beside_the_newest(tmp_path):
 def test_keeps_the_newest(tmp_path):
   with CheckpointStore(tmp_path, keep=2) as store:
     for step in (1, 2, 3, 4):
-      store.save(step, make_state(step), {})
+      store.save(step, make_state(step), make_metadata())
     store.wait()
     assert store.steps() == [4, 3]
   assert sorted(path.name for path in tmp_path.iterdir()) == ['00000003', '00000004']
@@ -94,7 +105,7 @@ def test_what_is_averaged_does_not_depend_on_where_the_run_stopped(tmp_path):
   for name, steps in (('straight', (4, 8, 12, 14)), ('stopped', (3, 4, 8, 9, 10, 12, 13, 14))):
     with CheckpointStore(tmp_path / name, keep=3, every=4) as store:
       for step in steps:
-        store.save(step, make_state(step), {}, wait=True)
+        store.save(step, make_state(step), make_metadata(), wait=True)
         if step == 10:
           assert store.steps() == [10, 8, 4]
       kept[name] = [found.step for found in store.newest(3)], store.steps()
@@ -104,29 +115,29 @@ def test_what_is_averaged_does_not_depend_on_where_the_run_stopped(tmp_path):
 def test_a_step_that_is_there_twice_counts_once(tmp_path):
   with CheckpointStore(tmp_path, keep=2) as store:
     for step in (1, 2):
-      store.save(step, make_state(step), {}, wait=True)
+      store.save(step, make_state(step), make_metadata(), wait=True)
     shutil.copytree(tmp_path / '00000002', tmp_path / '00000002.old')  # as a kill leaves it
     assert [found.step for found in store.newest(2)] == [2, 1]
 
 
 def test_a_damaged_higher_step_does_not_push_out_the_one_just_saved(tmp_path):
   with CheckpointStore(tmp_path, keep=1, warn=lambda text: None) as store:
-    store.save(20, make_state(20), {}, wait=True)
+    store.save(20, make_state(20), make_metadata(), wait=True)
     (tmp_path / '00000020' / 'manifest.json').unlink()
-    store.save(15, make_state(15), {}, wait=True)
+    store.save(15, make_state(15), make_metadata(), wait=True)
     assert store.steps() == [20, 15]
     assert store.latest_valid().step == 15
-    store.save(20, make_state(20), {'again': True}, wait=True)
+    store.save(20, make_state(20), make_metadata(1), wait=True)
     assert store.steps() == [20]
-    assert store.latest_valid().metadata == {'again': True}
+    assert store.latest_valid().metadata == make_metadata(1)
 
 
 def test_same_step_again_replaces_it(tmp_path):
   with CheckpointStore(tmp_path) as store:
-    store.save(5, make_state(5), {'final': False})
-    store.save(5, make_state(6), {'final': True}, wait=True)
+    store.save(5, make_state(5), make_metadata(final=False))
+    store.save(5, make_state(6), make_metadata(final=True), wait=True)
     found = store.latest_valid()
-    assert store.steps() == [5] and found.metadata == {'final': True}
+    assert store.steps() == [5] and found.metadata == make_metadata(final=True)
     assert_same(found.restore(abstract(make_state(0))), make_state(6))
 
 
@@ -138,7 +149,7 @@ def test_donating_the_state_after_save_does_not_change_what_is_saved(tmp_path):
 
   state = {'params': {f'w{i}': jnp.full((512, 1024), 0.0) for i in range(8)}}
   with CheckpointStore(tmp_path) as store:
-    store.save(1, state, {})
+    store.save(1, state, make_metadata())
     for _ in range(5):
       state = step(state)
     store.wait()
@@ -153,7 +164,7 @@ def test_another_mesh(tmp_path, mesh_shape):
     return jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, spec if x.shape == (64, 32) else P())), state)
 
   with CheckpointStore(tmp_path) as store:
-    store.save(1, place(make_state(1), (4, 2), P('fsdp', 'tensor')), {}, wait=True)
+    store.save(1, place(make_state(1), (4, 2), P('fsdp', 'tensor')), make_metadata(), wait=True)
     target = abstract(place(make_state(0), mesh_shape, P('tensor', 'fsdp')))
     restored = store.latest_valid().restore(target)
   assert_same(jax.device_get(restored), jax.device_get(make_state(1)))
@@ -162,7 +173,7 @@ def test_another_mesh(tmp_path, mesh_shape):
 
 def test_mismatches_name_the_leaves(tmp_path):
   with CheckpointStore(tmp_path) as store:
-    store.save(1, make_state(1), {}, wait=True)
+    store.save(1, make_state(1), make_metadata(), wait=True)
     found = store.latest_valid()
   wanted = abstract(make_state(1))
   w = wanted.params['embedding']['w']
@@ -180,7 +191,7 @@ def test_mismatches_name_the_leaves(tmp_path):
 
 def test_read_params_needs_neither_model_nor_optimizer(tmp_path):
   with CheckpointStore(tmp_path) as store:
-    store.save(1, make_state(1), {}, wait=True)
+    store.save(1, make_state(1), make_metadata(), wait=True)
     path = store.latest_valid().path
   params = make_state(1).params
   assert_same(read_params(path), jax.device_get(params))
@@ -194,16 +205,16 @@ def test_read_params_needs_neither_model_nor_optimizer(tmp_path):
 def test_disk_full_leaves_the_previous_checkpoint_and_says_so(tmp_path):
   """A limit on file size stands for a full disk: the write fails in the same places."""
   store = CheckpointStore(tmp_path)
-  store.save(1, make_state(1), {}, wait=True)
+  store.save(1, make_state(1), make_metadata(), wait=True)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
   try:
     with pytest.raises(CheckpointError, match='step 2 was not saved .*the checkpoints before it are intact'):
-      store.save(2, make_state(2, rows=65_536), {}, wait=True)
+      store.save(2, make_state(2, rows=65_536), make_metadata(), wait=True)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert store.latest_valid().step == 1
-  store.save(3, make_state(3), {}, wait=True)  # and goes on once there is room
+  store.save(3, make_state(3), make_metadata(), wait=True)  # and goes on once there is room
   assert store.latest_valid().step == 3
   assert [path.name for path in tmp_path.iterdir()] == ['00000003']
   store.close()
@@ -220,7 +231,7 @@ def test_a_save_may_take_hours_and_the_clock_may_be_set_meanwhile(tmp_path, monk
   with CheckpointStore(tmp_path) as store:
     # Where Orbax waits for the arrays. It waits 20 minutes for their folder to be made, which no option changes.
     monkeypatch.setattr(future, 'time', types.SimpleNamespace(time=clock))
-    store.save(1, make_state(1), {}, wait=True)
+    store.save(1, make_state(1), make_metadata(), wait=True)
     assert len(seen) > 1
     assert_same(store.latest_valid().restore(abstract(make_state(0))), make_state(1))
 
@@ -230,9 +241,9 @@ def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
     raise OSError(28, 'No space left on device')
 
   store = CheckpointStore(tmp_path)
-  store.save(1, make_state(1), {}, wait=True)
-  monkeypatch.setattr(store, 'write_manifest', full)
-  store.save(2, make_state(2), {})
+  store.save(1, make_state(1), make_metadata(), wait=True)
+  monkeypatch.setattr('llm_jax.checkpoints.saver.write_manifest', full)
+  store.save(2, make_state(2), make_metadata())
   with pytest.raises(CheckpointError, match='disk full.*No space left'):
     store.close()
   assert store.latest_valid().step == 1
@@ -241,11 +252,11 @@ def test_disk_full_at_the_manifest(tmp_path, monkeypatch):
 def test_read_only_folder(tmp_path):
   folder = tmp_path / 'stage'
   with CheckpointStore(folder) as store:
-    store.save(1, make_state(1), {}, wait=True)
+    store.save(1, make_state(1), make_metadata(), wait=True)
     folder.chmod(0o555)
     for parent in (tmp_path, *tmp_path.parents[:2]):
       parent.chmod(0o755)
     with no_privileges(), pytest.raises(CheckpointError, match=f'{Path(folder).name}.*step 2 was not saved'):
-      store.save(2, make_state(2), {}, wait=True)
+      store.save(2, make_state(2), make_metadata(), wait=True)
     folder.chmod(0o755)
     assert store.latest_valid().step == 1

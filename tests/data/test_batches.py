@@ -1,4 +1,5 @@
 """Sample i is the same row whatever the number of processes, threads and restarts."""
+import dataclasses
 import json
 
 import jax
@@ -10,8 +11,14 @@ from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.ramp import make_phases
 from llm_jax.data import dataset, token_store
+from llm_jax.data.batch_source import DataPosition
 from llm_jax.data.batches import Placement, RampSource, TrainSource, validation_batches
 from tests.data.two_sources import BYTES, make_data, open_data, write_sources
+
+
+def reread(position):
+  """As a checkpoint gives it back."""
+  return DataPosition.from_json(json.loads(json.dumps(position.to_json())))
 
 
 @pytest.fixture(scope='module')
@@ -57,9 +64,9 @@ def test_resumed_is_uninterrupted(folder):
     if position:
       source.restore(position)
     parts += numpy_batches(source, count)
-    position = json.loads(json.dumps(source.position()))
-  assert same(parts, whole) and position['samples'] == 160
-  source.restore({**position, 'samples': 8})  # also backwards, in a source that has run
+    position = reread(source.position())
+  assert same(parts, whole) and position.samples == 160
+  source.restore(dataclasses.replace(position, samples=8))  # also backwards, in a source that has run
   assert same(numpy_batches(source, 5), whole[2:7])
 
 
@@ -69,11 +76,11 @@ def test_a_ramp_gives_every_sample_once(folder):
                              TrainSource(long, 3, start=8)])  # no step is left for the second
   want = [*numpy_batches(TrainSource(short, 4), 2), *numpy_batches(TrainSource(long, 3, start=8), 3)]
   whole = make()
-  assert same(numpy_batches(whole, 5), want) and whole.position()['samples'] == 17
+  assert same(numpy_batches(whole, 5), want) and whole.position().samples == 17
   for done in range(5):
     first, second = make(), make()
     assert same(numpy_batches(first, done), want[:done])
-    second.restore(json.loads(json.dumps(first.position())))
+    second.restore(reread(first.position()))
     assert same(numpy_batches(second, 5 - done), want[done:])
 
 
@@ -93,7 +100,7 @@ def test_a_changed_component_is_named(folder, bpe, tmp_path, monkeypatch):
   with monkeypatch.context() as another_version:
     another_version.setattr(token_store, 'FORMAT', 2)
     changed['formats'] = open_data(folder), 4, ".*'format': 2}.*made with {'format': 1}"
-  assert changed.keys() == old['fingerprint'].keys()
+  assert changed.keys() == old.fingerprint.keys()
   for name, (data, batch_size, message) in changed.items():
     with pytest.raises(ConfigError, match=rf'^{name} = {message}'):
       TrainSource(data, batch_size).restore(old)
@@ -163,7 +170,7 @@ def test_a_scheduled_mixture_goes_on_after_any_step_on_any_number_of_processes(f
     opened, late = open_phases(), done >= phases[1].first_step
     stopped, again = source_of(opened), source_of(opened)
     numpy_batches(stopped, done)
-    position = json.loads(json.dumps(stopped.position()))
+    position = reread(stopped.position())
     again.restore(position)
     assert same(numpy_batches(again, 8 - done), whole[done:])
     for processes in (1, 2, 4):
@@ -171,5 +178,5 @@ def test_a_scheduled_mixture_goes_on_after_any_step_on_any_number_of_processes(f
       for owned in np.split(np.array(devices), processes):
         placement = Placement(open_phases()[late], phases[late].batch_size, OneProcess(sharding, owned.tolist()))
         assert len(placement.rows) == phases[late].batch_size // processes
-        read |= dict(zip(placement.rows.tolist(), placement.read(position['samples'])['tokens'], strict=True))
+        read |= dict(zip(placement.rows.tolist(), placement.read(position.samples)['tokens'], strict=True))
       assert np.array_equal(np.stack([read[row] for row in sorted(read)]), whole[done]['tokens'])

@@ -14,6 +14,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.generate import generate
 from llm_jax.modules.transformer import Transformer
+from tests.checkpoints.checkpoint_states import make_metadata
 
 MODEL = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
 
@@ -26,8 +27,8 @@ def write_run(folder):
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')
   with CheckpointStore(folder / 'checkpoints' / 'first', keep=2) as store:
-    store.save(3, {'params': params(3)}, {'tokenizer': tokenizer.fingerprint})
-    store.save(5, {'params': params(4), 'ema': params(5)}, {'tokenizer': tokenizer.fingerprint}, wait=True)
+    store.save(3, {'params': params(3)}, make_metadata(tokenizer=tokenizer.fingerprint))
+    store.save(5, {'params': params(4), 'ema': params(5)}, make_metadata(tokenizer=tokenizer.fingerprint), wait=True)
   return folder
 
 

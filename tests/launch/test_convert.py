@@ -12,7 +12,8 @@ import transformers
 
 from launch import convert, sample
 from llm_jax import hf
-from llm_jax.checkpoints.store import CheckpointStore, open_checkpoint
+from llm_jax.checkpoints.checkpoint import open_checkpoint
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import presets, schema
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
@@ -22,6 +23,7 @@ from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
 from llm_jax.hf.tokenizer import tokenizer_files
 from llm_jax.hf.weights import parameter_shapes
+from tests.checkpoints.checkpoint_states import make_metadata
 from tests.hf import hf_models
 
 
@@ -52,7 +54,7 @@ def test_a_folder_becomes_a_run_and_a_folder_again(folder, tmp_path, capsys):
   checkpoint = open_checkpoint(tmp_path / 'run' / 'checkpoints' / 'imported' / '00000000')
   config, params = hf.load_pretrained(folder)
   jax.tree.map(np.testing.assert_array_equal, checkpoint.read(), params)
-  assert checkpoint.metadata['final'] and checkpoint.metadata['tokenizer'] == load_tokenizer(
+  assert checkpoint.metadata.final and checkpoint.metadata.tokenizer == load_tokenizer(
     tmp_path / 'run' / 'tokenizer').fingerprint
   assert schema.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
 
@@ -125,7 +127,7 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   ByteTokenizer().save(tmp_path / 'tokenizer')
   head = {'classifier/w': jax.numpy.ones((16, 2))}
   with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:
-    store.save(5, {'params': params | head, 'ema': ema | head}, {'tokenizer': ByteTokenizer().fingerprint}, wait=True)
+    store.save(5, {'params': params | head, 'ema': ema | head}, make_metadata(tokenizer=ByteTokenizer().fingerprint), wait=True)
   assert run(f'--checkpoint={tmp_path}', f'--to_hf={tmp_path / "out"}', '--dtype=bfloat16', '--max_shard_gb=1e-5') == 0
   assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1 and 'head is left out' in capsys.readouterr().err
   _, got = hf.load_pretrained(tmp_path / 'out')

@@ -12,6 +12,7 @@ from llm_jax.config.experiment import Bytes, Constant, Conversations
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
+from tests.checkpoints.checkpoint_states import make_metadata
 from tests.launch.sample_runs import MODEL, answer_to, call, decode, params, text_of, write_run
 
 
@@ -30,7 +31,7 @@ def chat_workdir(tmp_path_factory):
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')
   with CheckpointStore(folder / 'checkpoints' / 'sft', keep=1) as store:
-    store.save(5, {'params': params(5)}, {'tokenizer': tokenizer.fingerprint}, wait=True)
+    store.save(5, {'params': params(5)}, make_metadata(tokenizer=tokenizer.fingerprint), wait=True)
   return folder
 
 
@@ -88,7 +89,7 @@ def test_a_template_and_a_system_message_by_flag(workdir, chat_workdir, capsys, 
     (['--template=plain', '--raw'], '--raw'), (['--system= '], '--system'),
     (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its special tokens')])
 def test_wrong_templates(workdir, capsys, flags, words, monkeypatch):
-  monkeypatch.setattr('llm_jax.checkpoints.store.SavedCheckpoint.read', lambda *_: pytest.fail('parameters were read'))
+  monkeypatch.setattr('llm_jax.checkpoints.checkpoint.SavedCheckpoint.read', lambda *_: pytest.fail('parameters were read'))
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
   assert caught.value.code == 2 and words in capsys.readouterr().err

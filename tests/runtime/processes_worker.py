@@ -1,4 +1,4 @@
-"""What one of several real processes does in test_cluster.py; prints one JSON object per line."""
+"""What one of several real processes does in test_processes.py; prints one JSON object per line."""
 import json
 import os
 import signal
@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llm_jax.checkpoints import saver
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import require
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preemption
+from tests.checkpoints.checkpoint_states import make_metadata
 
 
-def say(**metadata):
-  print(json.dumps(metadata), flush=True)
+def say(**values):
+  print(json.dumps(values), flush=True)
 
 
 def error_of(function, *args):
@@ -71,10 +73,10 @@ def main(folder):
   store = CheckpointStore(folder, keep=2, warn=warnings.append)
   say(empty=repr(store.latest_valid()))
   for step in (10, 20, 30):
-    store.save(step, make_state(step, mesh), {'position': step})
+    store.save(step, make_state(step, mesh), make_metadata(step))
   store.wait()
   found = store.latest_valid()
-  say(steps=store.steps(), found=found.step, metadata=found.metadata)
+  say(steps=store.steps(), found=found.step, samples=found.metadata.data.samples)
   say(same=same(found.restore(abstract), make_state(30, mesh)))
 
   if rank == 0:
@@ -83,11 +85,11 @@ def main(folder):
   found = store.latest_valid()
   say(fallback=found.step, same_fallback=same(found.restore(abstract), make_state(20, mesh)), warned=len(warnings))
 
-  original = store.write_manifest
-  store.write_manifest = lambda *args: os.write(os.open('/dev/full', os.O_WRONLY), b'x')
-  store.save(40, make_state(40, mesh), {})
+  original = saver.write_manifest
+  saver.write_manifest = lambda *args: os.write(os.open('/dev/full', os.O_WRONLY), b'x')
+  store.save(40, make_state(40, mesh), make_metadata())
   say(full=error_of(store.wait), after=store.latest_valid().step)
-  store.write_manifest = original
+  saver.write_manifest = original
 
   with Preemption() as preemption:
     for step in range(41, 1_000):
@@ -98,7 +100,7 @@ def main(folder):
       processes.agree('step', str(step))
       if preemption.requested():
         break
-  store.save(step, make_state(step, mesh), {'final': False}, wait=True)
+  store.save(step, make_state(step, mesh), make_metadata(), wait=True)
   store.close()
   say(stopped=step)
   sys.exit(EXIT_PREEMPTED)

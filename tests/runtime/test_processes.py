@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def launch(n, module, *args, **env):
   clean = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  clean |= {'PYTHON': sys.executable, 'MODULE': module, 'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "train"}', **env}
+  clean |= {'PYTHON': sys.executable, 'MODULE': module, 'PYTHONPATH': str(ROOT), **env}
   return subprocess.Popen(['bash', str(ROOT / 'launch' / 'local.sh'), str(n), *map(str, args)], env=clean, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -32,7 +32,7 @@ def launch(n, module, *args, **env):
 def two(tmp_path_factory):
   """Two processes of two devices: (exit code, what each said, the folder that they left, all output)."""
   folder = tmp_path_factory.mktemp('cluster') / 'stage'
-  process = launch(2, 'cluster_worker', folder, DEVICES_PER_PROCESS='2')
+  process = launch(2, 'tests.runtime.processes_worker', folder, DEVICES_PER_PROCESS='2')
   output, _ = process.communicate(timeout=120)
   said = [{}, {}]
   for line in output.splitlines():
@@ -79,7 +79,7 @@ def test_what_the_first_finds_all_know(two):
 def test_two_save_and_restore(two):
   _, said, _, _ = two
   for s in said:
-    assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['metadata'] == {'position': 30}
+    assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['samples'] == 30
     assert s['same'] is True
 
 
@@ -115,7 +115,7 @@ def test_one_process_restores_what_two_saved(two):
 
 def test_a_process_that_cannot_write_its_arrays_ends_the_run(tmp_path):
   """The other waits for it inside of Orbax, and would for as long as a save may take."""
-  process = launch(2, 'lone_save_worker', tmp_path / 'stage', DEVICES_PER_PROCESS='1')
+  process = launch(2, 'tests.checkpoints.lone_save_worker', tmp_path / 'stage', DEVICES_PER_PROCESS='1')
   try:
     output, _ = process.communicate(timeout=60)
   finally:

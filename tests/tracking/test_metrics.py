@@ -1,4 +1,5 @@
 """What a run leaves on disk: exact, resumable, and never a reason to stop. And what the machine could have done."""
+import dataclasses
 import json
 import logging
 import math
@@ -202,5 +203,5 @@ def test_memory_and_machine():
   block = np.ones(50_000_000, np.uint8)
   assert hardware.memory_in_use() - before > 0.5 * block.nbytes
   machine = hardware.describe_machine()
-  assert 'cpu' in machine['devices'] and machine['processes'] == 1
-  assert json.loads(json.dumps(machine)) == machine
+  assert 'cpu' in machine.devices and machine.processes == 1
+  assert json.loads(json.dumps(dataclasses.asdict(machine))) == dataclasses.asdict(machine)

@@ -14,8 +14,8 @@ import pytest
 
 from launch.experiment_file import load_run
 from llm_jax.config.errors import ConfigError
+from llm_jax.runtime import lineage
 from llm_jax.runtime.files import write_atomic
-from llm_jax.tracking import lineage
 from llm_jax.tracking.run_folder import Workdir, differences
 from llm_jax.train import run as run_module
 

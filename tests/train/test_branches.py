@@ -39,12 +39,12 @@ def test_a_named_checkpoint_stays_and_the_mean_is_theirs(done):
   for name, leaf in paths.leaves(mean.read()):
     want = np.average([each[name].astype(np.float64) for each in of], 0, (1, 1, 2)).astype(np.float32)
     np.testing.assert_array_max_ulp(leaf, want, 1)
-  assert mean.metadata['lineage']['parent'] == 'plain/12 + mixed/4 + 2 x mixed/12'
+  assert mean.metadata.lineage.parent == 'plain/12 + mixed/4 + 2 x mixed/12'
 
 
 def test_branches_start_alike_and_are_scored_on_the_same(done):
   workdir, _ = done
-  assert [checkpoint(workdir, name, 12).metadata['lineage']['parent'] for name in ('plain', 'mixed')] == ['trunk/8'] * 2
+  assert [checkpoint(workdir, name, 12).metadata.lineage.parent for name in ('plain', 'mixed')] == ['trunk/8'] * 2
   scores = [final(workdir, name) for name in ('trunk', 'plain', 'mixed', 'mean')]
   assert len({score['weight'] for score in scores}) == 1  # held-out tokens
   assert scores[1]['loss'] != scores[2]['loss']

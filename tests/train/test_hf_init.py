@@ -55,7 +55,7 @@ def test_the_stage_begins_with_the_folder(tmp_path):
   assert start(tmp_path, eps=1e-6) == 0
   checkpoint = CheckpointStore(tmp_path / 'run' / 'checkpoints' / 'start').latest_valid()
   got, want = dict(paths.leaves(checkpoint.read())), dict(paths.leaves(hf.load_pretrained(tmp_path / 'hf')[1]))
-  assert got.keys() == want.keys() and checkpoint.metadata['lineage']['parent'] == f'hf:{tmp_path / "hf"}'
+  assert got.keys() == want.keys() and checkpoint.metadata.lineage.parent == f'hf:{tmp_path / "hf"}'
   for name in got:
     np.testing.assert_array_equal(got[name], want[name], name)
 
@@ -64,7 +64,7 @@ def test_another_content_of_the_folder_is_refused_when_the_stage_goes_on(tmp_pat
   """The same shapes and names, other weights: the checkpoint knows what it began with."""
   assert start(tmp_path, eps=1e-6) == 0
   run = tmp_path / 'run'
-  [recorded] = [CheckpointStore(run / 'checkpoints' / 'start').latest_valid().metadata['lineage']['folder']]
+  [recorded] = [CheckpointStore(run / 'checkpoints' / 'start').latest_valid().metadata.lineage.folder]
   assert sorted(recorded) == ['config.json', 'model.safetensors']
   (run / 'metrics.jsonl').unlink()  # the result is not written yet
   weights = tmp_path / 'hf' / 'model.safetensors'

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from launch.experiment_file import load_run
-from llm_jax.checkpoints.store import KILL_POINTS, CheckpointStore
+from llm_jax.checkpoints.kill_points import KILL_POINTS
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.tracking.metrics import read_generations, read_metrics
 from tests.train import runs, small_quickstart
 
@@ -37,7 +38,7 @@ def test_killed_in_all_stages(folder, untouched, tmp_path, kills):
     died += killed_run(folder, workdir, len(read_metrics(untouched)), kills - died, rng)
     for stage in load_run(QUICKSTART).stages:
       assert runs.state_hash(workdir, stage.name) == runs.state_hash(untouched, stage.name), stage.name
-      assert metadata(workdir, stage.name)['data'] == metadata(untouched, stage.name)['data']
+      assert metadata(workdir, stage.name).data == metadata(untouched, stage.name).data
     assert numbers(workdir) == numbers(untouched)
     assert read_generations(workdir) == read_generations(untouched)
 
@@ -47,7 +48,7 @@ def test_an_ablation_differs_from_where_it_changes_something(folder, untouched, 
   names = [stage.name for stage in load_run(QUICKSTART).stages]
   same = {name for name in names if runs.state_hash(tmp_path, name) == runs.state_hash(untouched, name)}
   assert same == set(names) - {'sft', 'dpo'}
-  assert metadata(tmp_path, 'sft')['lineage']['parent'] == f'anneal/{small_quickstart.STEPS}'
+  assert metadata(tmp_path, 'sft').lineage.parent == f'anneal/{small_quickstart.STEPS}'
 
 
 def start(folder, workdir, experiment=QUICKSTART, kill_at=''):

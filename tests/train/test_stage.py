@@ -6,6 +6,7 @@ import pytest
 
 from launch.experiment_file import load_run
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.metadata import Lineage
 from llm_jax.config.errors import ConfigError
 from llm_jax.evaluation.baselines import BaselinesEvaluation
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Moment, Result
@@ -16,6 +17,7 @@ from llm_jax.train.hooks import Diverged, check_result
 from llm_jax.train.run import check_starts, is_finished, open_data, open_session
 from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
 from llm_jax.train.starting_point import Start
+from tests.checkpoints.checkpoint_states import RUN, make_metadata
 
 EXPERIMENT = Path(__file__).with_name('tiny_experiment.py')
 
@@ -49,7 +51,7 @@ def built(session):
 
 
 def test_a_stop_at_a_checkpoints_step_saves_once(built):
-  progress = StageProgress(lineage={}, start_metrics={})
+  progress = StageProgress(lineage=Lineage(RUN), start_metrics={})
   save_checkpoint(built, progress, 4, None)
   save_checkpoint(built, progress, 4, None, wait=True)
   save_checkpoint(built, progress, 5, None, wait=True)
@@ -61,8 +63,8 @@ def test_another_validation_text_is_refused(built):
   fingerprint = built.data['first'].validation.fingerprint
 
   def resume(recorded):
-    metadata = {'data': built.source.position(), 'final': False, 'eval_data': recorded}
-    return restore_progress(built, Start(None, resumed=SavedCheckpoint(5, Path('checkpoint'), metadata, {}, {})))
+    metadata = make_metadata(data=built.source.position(), eval_data=recorded)
+    return restore_progress(built, Start(None, resumed=SavedCheckpoint(5, Path('checkpoint'), metadata, {}, '')))
 
   resume(fingerprint)
   resume({name: value for name, value in fingerprint.items() if name != 'formats'})  # what nobody noted

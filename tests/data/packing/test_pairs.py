@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
+from llm_jax.data.batch_source import DataPosition
 from llm_jax.data.batches import Placement, TrainSource, typed, validation_batches
 from llm_jax.data.sources import dialogues
 from llm_jax.data.tokenizers import byte_level, chat_templates
@@ -110,7 +111,7 @@ def test_batches_of_pairs(folder, bpe):
       row = data.row(4 * k + r)
       for side in ('chosen', 'rejected'):
         assert all(np.array_equal(getattr(getattr(batch, side), f)[r], row[side][f]) for f in row[side])
-  position = json.loads(json.dumps(source.position()))
+  position = DataPosition.from_json(json.loads(json.dumps(source.position().to_json())))
   following = [source.next() for _ in range(3)]
   source.close()
   again = TrainSource(open_data(folder, bpe, preferences(folder), seq_len=48), 4, prefetch=1, threads=1)

@@ -1,0 +1,103 @@
+"""What a checkpoint states of itself beside its arrays: the record, and its JSON form in the manifest."""
+import dataclasses
+from typing import Any
+
+from llm_jax.data.batch_source import DataPosition
+from llm_jax.runtime.lineage import RunLineage
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+  """Shape and dtype of a stored array, such as float32[64, 32]."""
+  shape: tuple[int, ...]
+  dtype: str
+
+  def __str__(self) -> str:
+    return f'{self.dtype}{list(self.shape)}'
+
+  @classmethod
+  def of(cls, array: Any) -> 'ArraySpec':
+    """Of anything with a shape and a dtype."""
+    return cls(tuple(array.shape), str(array.dtype))
+
+  def to_json(self) -> list[Any]:
+    return [list(self.shape), self.dtype]
+
+  @classmethod
+  def from_json(cls, entry: list[Any]) -> 'ArraySpec':
+    shape, dtype = entry
+    return cls(tuple(shape), dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lineage:
+  """Where a checkpoint's parameters come from.
+
+  run: the command, the code and the machine that made them.
+  parent: what the stage started from: checkpoints as `stage/step`, or `hf:FOLDER`; None: from scratch.
+  folder: digests of the Hugging Face folder's files that the stage started from; None: it started elsewhere.
+  """
+  run: RunLineage
+  parent: str | None = None
+  folder: dict[str, str] | None = None
+
+  def to_json(self) -> dict[str, Any]:
+    fields = {**self.run.to_json(), 'parent': self.parent}
+    if self.folder is not None:
+      fields['folder'] = self.folder
+    return fields
+
+  @classmethod
+  def from_json(cls, fields: dict[str, Any]) -> 'Lineage':
+    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder')}
+    return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointMetadata:
+  """What whoever saves a checkpoint states of it.
+
+  config: the run's configuration, as in `config.json`.
+  stage: the stage's name.
+  final: whether the stage has ended with this checkpoint.
+  tokenizer: fingerprint of the run's tokenizer; None: a model that was imported without one.
+  lineage: where the parameters come from.
+  data: where the stage is in its training data; None: a model that was imported.
+  eval_data: fingerprint of the data that scores the stage, by component; None where none does.
+  start_metrics: what was evaluated before the stage's first step, by the evaluation's name; JSON values.
+  """
+  config: dict[str, Any]
+  stage: str
+  final: bool
+  tokenizer: str | None
+  lineage: Lineage
+  data: DataPosition | None = None
+  eval_data: dict[str, str] | None = None
+  start_metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def to_json(self) -> dict[str, Any]:
+    return {
+      'config': self.config,
+      'stage': self.stage,
+      'final': self.final,
+      'tokenizer': self.tokenizer,
+      'lineage': self.lineage.to_json(),
+      'data': None if self.data is None else self.data.to_json(),
+      'eval_data': self.eval_data,
+      'start_metrics': self.start_metrics,
+    }
+
+  @classmethod
+  def from_json(cls, fields: dict[str, Any]) -> 'CheckpointMetadata':
+    """Raises KeyError, TypeError, ValueError or AttributeError for what `to_json` did not write."""
+    data = fields['data']
+    return cls(
+      config=fields['config'],
+      stage=fields['stage'],
+      final=fields['final'],
+      tokenizer=fields['tokenizer'],
+      lineage=Lineage.from_json(fields['lineage']),
+      data=None if data is None else DataPosition.from_json(data),
+      eval_data=fields['eval_data'],
+      start_metrics=fields['start_metrics'],
+    )
