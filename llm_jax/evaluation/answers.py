@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.config import evaluations as config
+from llm_jax.config.evaluations import Answers
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.data.dataset import Dataset
 from llm_jax.data.sources import standard_library
@@ -19,12 +19,12 @@ HEADLINES = {'parses': 'in form', 'ended': 'answers end'}
 class AnswersEvaluation(Evaluation):
   """Greedy answers to held-out conversations, at the stage's start and at its end."""
   at_start = True
-  config: config.Answers
+  config: Answers
 
   def applies(self) -> bool:
     stage = self.setup.stage
     has_dialogues = stage.validation_data.template is not None and not stage.data.pairs
-    return self.setup.validation is not None and has_dialogues
+    return self.setup.has_validation and has_dialogues
 
   def run(self, model: Evaluated, start: Metrics) -> Result:
     setup = self.setup

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from llm_jax.config import evaluations as config
+from llm_jax.config.evaluations import Baselines
 from llm_jax.config.ramp import spans
 from llm_jax.config.stage import Stage
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
@@ -19,14 +19,14 @@ EM_STEPS = 40
 class BaselinesEvaluation(Evaluation):
   """Bits per byte of a trigram model fitted on the tokens that the stage and those before it were trained on, and of
   `xz -9`, on the validation text."""
-  config: config.Baselines
+  config: Baselines
 
   def applies(self) -> bool:
     """Whether all the data is text, and anything was trained on."""
     stage = self.setup.stage
     datas = [stage.validation_data, *(each.data for each in self._stages())]
     all_text = all(data.template is None and data.labels is None for data in datas)
-    return self.setup.validation is not None and all_text and stage.steps > 0
+    return self.setup.has_validation and all_text and stage.steps > 0
 
   def run(self, model: Evaluated, start: Metrics) -> Result:
     """Only the primary process computes: the others need none of it."""
@@ -108,7 +108,8 @@ def trigrams(documents: Iterable[np.ndarray], vocab_size: int) -> tuple[np.ndarr
   """(u, v, w), int64 [predicted tokens] each: w follows u v. Before a document's first token u is `vocab_size`."""
   documents = [np.asarray(d, np.int64) for d in documents if len(d) > 1]
   if not documents:
-    return (np.zeros(0, np.int64),) * 3
+    nothing = np.zeros(0, np.int64)
+    return nothing, nothing, nothing
   tokens = np.concatenate(documents)
   starts = np.cumsum([0] + [len(d) for d in documents[:-1]])
   before = np.concatenate([[vocab_size], tokens[:-1]])

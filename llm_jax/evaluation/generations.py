@@ -3,7 +3,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.config import evaluations as config
+from llm_jax.config.evaluations import Generations
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Sampling
@@ -12,7 +12,7 @@ from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
 
 class GenerationsEvaluation(Evaluation):
   """A continuation of every prompt; the run's seed alone decides the draw, so that steps can be compared."""
-  config: config.Generations
+  config: Generations
 
   @property
   def every(self) -> int:

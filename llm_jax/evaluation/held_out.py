@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from llm_jax.config import evaluations as config
+from llm_jax.config.evaluations import HeldOut
 from llm_jax.data.batches import Batch, validation_batches
 from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.baselines import bits_per_byte
@@ -66,9 +66,9 @@ def eval_batches(setup: EvaluationSetup, validation: Dataset, heartbeat: Callabl
 class HeldOutEvaluation(Evaluation):
   """The objective's means on the validation split. For text also bits per byte, for classes also the share of the most
   common one."""
-  config: config.HeldOut
+  config: HeldOut
 
-  def __init__(self, config: config.HeldOut, setup: EvaluationSetup):
+  def __init__(self, config: HeldOut, setup: EvaluationSetup):
     super().__init__(config, setup)
     self.eval_step = make_eval_step(setup.objective)
 
@@ -77,7 +77,7 @@ class HeldOutEvaluation(Evaluation):
     return self.config.every
 
   def applies(self) -> bool:
-    return self.setup.validation is not None
+    return self.setup.has_validation
 
   def run(self, model: Evaluated, start: Metrics) -> Result:
     limit = None if model.moment is Moment.END else self.config.batches * self.setup.phase.microbatches

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from llm_jax.batch import LanguageModelBatch
-from llm_jax.config import evaluations as config
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.evaluations import MultipleChoice
 from llm_jax.data.sources import formats
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.decode.request import fetch
@@ -44,9 +44,9 @@ class MultipleChoiceEvaluation(Evaluation):
   """`NAME/accuracy`, the share of questions whose right choice has the largest log-likelihood, and
   `NAME/accuracy_per_byte`, where the log-likelihood is divided by the choice's bytes (`acc` and `acc_norm` of
   lm-evaluation-harness)."""
-  config: config.MultipleChoice
+  config: MultipleChoice
 
-  def __init__(self, config: config.MultipleChoice, setup: EvaluationSetup):
+  def __init__(self, config: MultipleChoice, setup: EvaluationSetup):
     super().__init__(config, setup)
     self.model = Transformer(setup.model, setup.execution)
 

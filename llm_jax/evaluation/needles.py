@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.config import evaluations as config
 from llm_jax.config.errors import require
+from llm_jax.config.evaluations import Needles
 from llm_jax.data.packing.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
@@ -29,7 +29,7 @@ class NeedlesEvaluation(Evaluation):
   """`needles_L`, the share of needles found at each depth of a text of L tokens, and, where the stage comes from one of
   shorter sequences, `short_loss`, the held-out loss at their length."""
   at_start = True
-  config: config.Needles
+  config: Needles
 
   @property
   def every(self) -> int:
@@ -52,21 +52,22 @@ class NeedlesEvaluation(Evaluation):
   def ends_stage(self, start: Metrics, now: Metrics) -> bool:
     if self.config.target_recall is None:
       return False
-    lowest = min(min(now[self._metric(seq_len)]) for seq_len in self.config.seq_lens)
-    loss_limit = start.get('short_loss', math.inf) * (1 + self.config.max_short_loss_increase)
-    return lowest >= self.config.target_recall and now.get('short_loss', -math.inf) <= loss_limit
+    lowest = min(min(_shares(now, seq_len)) for seq_len in self.config.seq_lens)
+    loss_limit = _number(start, 'short_loss', math.inf) * (1 + self.config.max_short_loss_increase)
+    return lowest >= self.config.target_recall and _number(now, 'short_loss', -math.inf) <= loss_limit
 
   def _transformer(self, moment: Moment) -> Transformer:
     """At its start the model has the positions of the stage that it comes from."""
     setup, parent = self.setup, self.setup.parent
-    is_parents = moment is Moment.START and parent is not None
-    return Transformer(setup.run.model_of(parent) if is_parents else setup.model, setup.execution)
+    if moment is Moment.START and parent is not None:
+      return Transformer(setup.run.model_of(parent), setup.execution)
+    return Transformer(setup.model, setup.execution)
 
   def _find(self, transformer: Transformer, params: Any) -> dict[str, float | list[float]]:
     setup, config = self.setup, self.config
     found: dict[str, float | list[float]] = {}
     for seq_len in config.seq_lens:
-      found[self._metric(seq_len)] = find_needles(
+      found[_metric(seq_len)] = find_needles(
         transformer, params, setup.tokenizer, setup.validation.haystack, seq_len, depths=config.depths,
         rows=config.rows, batch_size=setup.phase.rows, sharding=batch_sharding(setup.mesh))
     return found
@@ -83,15 +84,11 @@ class NeedlesEvaluation(Evaluation):
     step = make_eval_step(LanguageModelObjective(transformer))
     return evaluate(step, model.params, None, eval_batches(setup, validation, model.heartbeat))['loss']
 
-  def _metric(self, seq_len: int) -> str:
-    return f'needles_{seq_len}'
-
   def _lines(self, metrics: Metrics, start: Metrics) -> tuple[str, ...]:
     lines = []
     for seq_len in self.config.seq_lens:
-      name = self._metric(seq_len)
-      before = f'{_recall(start[name])} -> ' if name in start else ''
-      lines.append(f'needles found in {seq_len:,} tokens: {before}{_recall(metrics[name])}')
+      before = f'{_recall(_shares(start, seq_len))} -> ' if _metric(seq_len) in start else ''
+      lines.append(f'needles found in {seq_len:,} tokens: {before}{_recall(_shares(metrics, seq_len))}')
     if 'short_loss' in metrics:
       before = f'{start["short_loss"]:.4f} -> ' if 'short_loss' in start else ''
       lines.append(f'held-out loss at the sequence length before: {before}{metrics["short_loss"]:.4f}')
@@ -100,23 +97,38 @@ class NeedlesEvaluation(Evaluation):
   def _headline(self, metrics: Metrics, start: Metrics) -> str | None:
     """What the stage has done for the longest text, where it has done anything."""
     longest = max(self.config.seq_lens)
-    name = self._metric(longest)
-    if name not in start or _mean(metrics[name]) <= _mean(start[name]):
+    if _metric(longest) not in start:
       return None
-    return f'{_mean(start[name]):.0%} → {_mean(metrics[name]):.0%} found in {longest:,}'
+    before, after = _mean(_shares(start, longest)), _mean(_shares(metrics, longest))
+    return f'{before:.0%} → {after:.0%} found in {longest:,}' if after > before else None
 
   def _heat_map(self, metrics: Metrics, start: Metrics) -> HeatMap:
     depths = self.config.depths
     columns = tuple(f'{100 * i / max(depths - 1, 1):.0f} %' for i in range(depths))
     rows = []
     for seq_len in sorted(self.config.seq_lens):
-      name = self._metric(seq_len)
-      if name in start:
-        rows.append((f'{seq_len:,} tokens, before', tuple(start[name])))
-        rows.append((f'{seq_len:,} tokens, after', tuple(metrics[name])))
+      after = tuple(_shares(metrics, seq_len))
+      if _metric(seq_len) in start:
+        rows.append((f'{seq_len:,} tokens, before', tuple(_shares(start, seq_len))))
+        rows.append((f'{seq_len:,} tokens, after', after))
       else:
-        rows.append((f'{seq_len:,} tokens', tuple(metrics[name])))
+        rows.append((f'{seq_len:,} tokens', after))
     return HeatMap(SECTION, NOTE, self.setup.stage.name, columns, tuple(rows))
+
+
+def _metric(seq_len: int) -> str:
+  return f'needles_{seq_len}'
+
+
+def _shares(metrics: Metrics, seq_len: int) -> list[float]:
+  """The recall at each depth of a text of that length."""
+  found = metrics[_metric(seq_len)]
+  return found if isinstance(found, list) else [found]
+
+
+def _number(metrics: Metrics, name: str, default: float) -> float:
+  found = metrics.get(name, default)
+  return default if isinstance(found, list) else found
 
 
 def _mean(shares: Sequence[float]) -> float:
@@ -131,8 +143,9 @@ def _recall(shares: Sequence[float]) -> str:
 @functools.partial(jax.jit, static_argnums=0)
 def _last_choices(model: Transformer, params: Any, tokens_BT: jax.Array) -> jax.Array:
   """The likeliest ids after each of the last VALUES positions, int32 [batch, VALUES]."""
-  x_BTD = model.apply({'params': params}, tokens_BT, method='features')
-  return model.apply({'params': params}, x_BTD[:, -VALUES:], method='logits').argmax(-1)
+  x_BTD: Any = model.apply({'params': params}, tokens_BT, method='features')
+  logits_BTV: Any = model.apply({'params': params}, x_BTD[:, -VALUES:], method='logits')
+  return logits_BTV.argmax(-1)
 
 
 def check_haystack(tokenizer: Tokenizer, haystack: TokenStore, seq_lens: Sequence[int]) -> None:
@@ -153,22 +166,33 @@ def find_needles(model: Transformer, params: Any, tokenizer: Tokenizer, haystack
 
   sharding: of [batch, time] arrays; None: one device.
   """
-  needles, documents = Facts(tokenizer), []
-  length = seq_len - needles.length - needles.question_length - VALUES
-  for depth in range(depths):
-    for row in range(rows):
-      rng = np.random.default_rng((seq_len, depth, row))
-      [fact] = facts = needles.draw(1, rng)
-      start = rng.integers(haystack.num_tokens - length)
-      text = np.asarray(haystack.tokens[start:start + length])
-      planted = needles.plant(text, facts, [round(length * depth / max(depths - 1, 1))])
-      documents.append(np.concatenate([planted, needles.line(fact)[:needles.question_length + VALUES]]))
-  ids = np.array(documents, np.int32)
+  ids = _make_texts(Facts(tokenizer), haystack, seq_len, depths, rows)
   found = []
   for first in range(0, len(ids), batch_size):
     batch = np.resize(ids[first:first + batch_size], (batch_size, ids.shape[1]))  # the last one starts over
-    tokens = jax.make_array_from_callback((batch_size, seq_len), sharding, lambda i, b=batch: b[:, :-1][i]) \
-      if sharding is not None else batch[:, :-1]
-    right = (fetch(_last_choices(model, params, tokens)) == batch[:, -VALUES:]).all(axis=1)
-    found.append(right[:len(ids) - first])
+    choices = fetch(_last_choices(model, params, _place(batch[:, :-1], sharding)))
+    is_right = (choices == batch[:, -VALUES:]).all(axis=1)
+    found.append(is_right[:len(ids) - first])
   return np.concatenate(found).reshape(depths, rows).mean(axis=1).tolist()
+
+
+def _make_texts(needles: Facts, haystack: TokenStore, seq_len: int, depths: int, rows: int) -> np.ndarray:
+  """int32 [depths x rows, seq_len + 1]: a stretch of the haystack with one fact in it, its question, its answer."""
+  length = seq_len - needles.length - needles.question_length - VALUES
+  texts = []
+  for depth in range(depths):
+    place = round(length * depth / max(depths - 1, 1))
+    for row in range(rows):
+      rng = np.random.default_rng((seq_len, depth, row))
+      facts = needles.draw(1, rng)
+      start = rng.integers(haystack.num_tokens - length)
+      text = np.asarray(haystack.tokens[start:start + length])
+      question = needles.line(facts[0])[:needles.question_length + VALUES]
+      texts.append(np.concatenate([needles.plant(text, facts, [place]), question]))
+  return np.array(texts, np.int32)
+
+
+def _place(tokens: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array | np.ndarray:
+  if sharding is None:
+    return tokens
+  return jax.make_array_from_callback(tokens.shape, sharding, lambda index: tokens[index])

@@ -50,8 +50,17 @@ class EvaluationSetup:
   primary: bool
 
   @property
-  def validation(self) -> Dataset | None:
-    return self.data[self.stage.name].validation
+  def has_validation(self) -> bool:
+    """Whether any of the stage's data is set aside."""
+    return self.data[self.stage.name].validation is not None
+
+  @property
+  def validation(self) -> Dataset:
+    """The split that scores the stage; ask `has_validation` first."""
+    dataset = self.data[self.stage.name].validation
+    if dataset is None:
+      raise ValueError(f'stage {self.stage.name} has no validation split')
+    return dataset
 
   @property
   def parent(self) -> Stage | None:

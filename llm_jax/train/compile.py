@@ -20,12 +20,13 @@ if TYPE_CHECKING:
   from llm_jax.train.stage import BuiltStage
 
 
-def compile_steps(built: 'BuiltStage', first: int) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
-  """The train step from step `first` on; the batch's shape chooses the compiled program."""
+def compile_steps(built: 'BuiltStage', first: int, last: int
+                  ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
+  """The train step for the steps from `first` to `last`; the batch's shape chooses the compiled program."""
   compiled = {}
   ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
   for phase, source, end in zip(built.phases, built.sources, ends, strict=True):
-    is_to_come = max(first, phase.first_step) < min(end, built.stage.steps)
+    is_to_come = max(first, phase.first_step) < min(end, last)
     if is_to_come:
       compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, source)
 

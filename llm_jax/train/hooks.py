@@ -1,4 +1,5 @@
 """What happens around the steps: numbers, held-out loss, samples, checkpoints, stopping."""
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -30,24 +31,42 @@ def check_result(stage: Stage, nonfinite: int) -> None:
     raise Diverged(f'{stage.name}: the gradient of its last {nonfinite} steps was not finite: it has no result. {HINT}')
 
 
+@dataclasses.dataclass(frozen=True)
+class PendingStep:
+  """A step whose numbers are not yet read. finished_at: when it was seen to have finished; None: not yet."""
+  step: int
+  metrics: dict[str, Any]
+  finished_at: float | None
+
+
 class Log:
-  """Writes a step's numbers while the next step runs, so that the device never waits for the host."""
+  """Writes a step's numbers while the next step runs, so that the device never waits for the host.
+
+  flops_per_token: (step) -> FLOP of a token in that step.   peak_flops: FLOP/s of all devices together.
+  every: steps between two records in metrics.jsonl.
+  """
 
   def __init__(self, writer: MetricsWriter, progress: Progress, watchdog: Watchdog, stage: Stage, *,
                flops_per_token: Callable[[int], float], peak_flops: float, every: int):
-    self.writer, self.progress, self.watchdog, self.stage, self.every = writer, progress, watchdog, stage, every
-    self.utilisation = lambda step: flops_per_token(step) / peak_flops
-    self.pending: tuple[int, dict[str, jax.Array], float | None] | None = None
+    self.writer = writer
+    self.progress = progress
+    self.watchdog = watchdog
+    self.stage = stage
+    self.every = every
+    self.flops_per_token = flops_per_token
+    self.peak_flops = peak_flops
+    self.pending: PendingStep | None = None
     self.seconds = float('inf')  # of the last step that was timed
     self.resume()
 
-  def __call__(self, step: int, state: TrainState, metrics: dict[str, jax.Array]) -> None:
-    done = time.perf_counter() if metrics['loss'].is_ready() else None  # some backends compute before they return
-    self.flush(done)
-    self.pending = step, metrics, done
+  def __call__(self, step: int, state: TrainState, metrics: dict[str, Any]) -> None:
+    # Some backends compute before they return: then the step has finished now.
+    finished_at = time.perf_counter() if metrics['loss'].is_ready() else None
+    self.flush(finished_at)
+    self.pending = PendingStep(step, metrics, finished_at)
 
   def pause(self) -> None:
-    """Before something other than steps: writes what is pending; nobody expects a step until `resume`."""
+    """Before something other than steps: writes what is pending; no step is expected until `resume`."""
     self.flush()
     self.watchdog.pause()
 
@@ -55,30 +74,42 @@ class Log:
     """Starts the clock anew, so that what came between two steps is not counted as their time."""
     self.since = time.perf_counter()
 
-  def flush(self, before: float | None = None) -> None:
-    """Reads and writes the numbers of the step that is still pending; it had finished at `before`, if that is given."""
+  def flush(self, finished_before: float | None = None) -> None:
+    """Reads and writes the numbers of the pending step, which had finished at `finished_before` at the latest."""
     if self.pending is None:
       return
-    (step, metrics, done), self.pending = self.pending, None
-    numbers = means_by_source({name: value.item() for name, value in jax.device_get(metrics).items()})
-    self.watchdog.beat(step)
-    done = done or before or time.perf_counter()
-    if done > self.since:  # else two short steps were seen to end at once: the time of the one before stands for it
-      self.seconds, self.since = done - self.since, done
-    tokens, stage = self.stage.tokens_after(step), self.stage.name
-    speed = (tokens - self.stage.tokens_after(step - 1)) / self.seconds
-    in_a_row = int(numbers.pop('nonfinite'))
-    numbers.update(step_seconds=self.seconds, tokens=tokens, tokens_per_second=speed,
-                   mfu=speed * self.utilisation(step), skipped=in_a_row > 0)
-    if step % self.every == 0 or in_a_row:
-      self.writer.write('train', stage, step, **numbers)
-    self.progress.update(step, memory=memory_in_use(), **numbers)
-    if in_a_row:
-      samples = f'{self.stage.samples_after(step - 1)} to {self.stage.samples_after(step) - 1}'
-      self.writer.write('event', stage, step, event=f'skipped: gradient not finite, samples {samples}')
-      self.progress.message(f'{stage}: step {step} skipped, its gradient is not finite (samples {samples})')
+    pending, self.pending = self.pending, None
+    numbers = means_by_source({name: value.item() for name, value in jax.device_get(pending.metrics).items()})
+    self.watchdog.beat(pending.step)
+    self._measure(pending.finished_at or finished_before or time.perf_counter())
+    num_skipped = int(numbers.pop('nonfinite'))
+    numbers.update(self._speed(pending.step), skipped=num_skipped > 0)
+    if pending.step % self.every == 0 or num_skipped > 0:
+      self.writer.write('train', self.stage.name, pending.step, **numbers)
+    self.progress.update(pending.step, memory=memory_in_use(), **numbers)
+    if num_skipped > 0:
+      self._warn_of_skipped(pending.step, num_skipped)
+
+  def _measure(self, finished_at: float) -> None:
+    """Two short steps may be seen to end at once: then the time of the one before stands for both."""
+    if finished_at > self.since:
+      self.seconds = finished_at - self.since
+      self.since = finished_at
+
+  def _speed(self, step: int) -> dict[str, float]:
+    tokens = self.stage.tokens_after(step)
+    per_second = (tokens - self.stage.tokens_after(step - 1)) / self.seconds
+    utilisation = per_second * self.flops_per_token(step) / self.peak_flops
+    return {'step_seconds': self.seconds, 'tokens': tokens, 'tokens_per_second': per_second, 'mfu': utilisation}
+
+  def _warn_of_skipped(self, step: int, in_a_row: int) -> None:
+    """Raises Diverged after too many skipped steps in a row."""
+    name = self.stage.name
+    samples = f'{self.stage.samples_after(step - 1)} to {self.stage.samples_after(step) - 1}'
+    self.writer.write('event', name, step, event=f'skipped: gradient not finite, samples {samples}')
+    self.progress.message(f'{name}: step {step} skipped, its gradient is not finite (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
-      raise Diverged(f'{stage}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
+      raise Diverged(f'{name}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
                      f'nothing. {HINT}')
 
 
@@ -122,7 +153,9 @@ class StopOnPreemption:
   """Saves and raises Preempted after the step in which the machine asked for it."""
 
   def __init__(self, preemption: Preemption, log: Log, save: Callable[[int, TrainState], Any]):
-    self.preemption, self.log, self.save = preemption, log, save
+    self.preemption = preemption
+    self.log = log
+    self.save = save
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
     if self.preemption.requested():

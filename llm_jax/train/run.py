@@ -17,6 +17,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
 from llm_jax.data.mixture_stats import Share, shares
+from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
@@ -208,12 +209,15 @@ def open_data(session: Session, stages: list[Stage]) -> dict[str, StageData]:
 
 
 def open_stage_data(session: Session, stage: Stage) -> StageData:
-  seq_lens = dict.fromkeys(phase.seq_len for phase in stage.phases)
-  train = {seq_len: open_split(session, stage, 'train', seq_len) for seq_len in seq_lens}
+  train = {}
+  for seq_len in dict.fromkeys(phase.seq_len for phase in stage.phases):
+    dataset = open_split(session, stage, 'train', seq_len)
+    if dataset is not None:  # a training split is never empty
+      train[seq_len] = dataset
   return StageData(train, open_split(session, stage, 'validation', stage.phases[-1].seq_len))
 
 
-def open_split(session: Session, stage: Stage, split: str, seq_len: int) -> Dataset | None:
+def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
   """One split in rows of `seq_len` tokens, tokenised if no run has done that before."""
   with contextlib.ExitStack() as stack:
     shown = 0

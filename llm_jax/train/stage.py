@@ -108,8 +108,8 @@ def run_stage(built: BuiltStage) -> None:
     progress = restore_progress(built, start)
     session.writer.rewind(stage.name, start.step)
     steps = start.step if progress.stopped_early else stage.steps
-    # Compiled before there is a state, for both need memory.
-    train_step = compile_steps(built, start.step) if start.step < steps else None
+    # Compiled before there is a state, for both need memory. Nothing is compiled where no step is to come.
+    train_step = compile_steps(built, start.step, steps)
     evaluations = Evaluations(session, stage, built.evaluations, progress.start_metrics)
     state, reference = start.read()
     if start.resumed is None and built.starter.is_trained:
@@ -119,7 +119,7 @@ def run_stage(built: BuiltStage) -> None:
 
 
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
-                      train_step: Callable | None, state: TrainState, reference: Any, first: int, steps: int) -> None:
+                      train_step: Callable, state: TrainState, reference: Any, first: int, steps: int) -> None:
   session, stage = built.session, built.stage
   with (Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display,
         contextlib.closing(Watchdog(session.run.stall_seconds)) as watchdog):
