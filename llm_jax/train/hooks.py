@@ -1,4 +1,4 @@
-"""What happens around the steps: numbers, held-out loss, samples, checkpoints, stopping."""
+"""What happens after a step: its numbers are written, the stage is evaluated and saved, the run stops."""
 import dataclasses
 import time
 from collections.abc import Callable

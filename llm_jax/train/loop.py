@@ -4,17 +4,21 @@ from typing import Any
 
 from llm_jax.train.state import TrainState
 
-# Called after every step with the number of finished steps; may raise to stop, or say with True that all is done.
+# Called after every step with the number of finished steps. It may raise to stop the run; True ends the stage.
 Hook = Callable[[int, TrainState, dict[str, Any]], bool | None]
 
 
 def train_loop(state: TrainState, frozen: Any, source: Any, train_step: Callable, steps: int,
                hooks: Sequence[Hook]) -> TrainState:
-  """Runs from the state's step to `steps`, or until a hook says that it is done. `source.next(state)` gives a batch;
-  `train_step` is compiled."""
+  """Trains from the state's step to `steps`, or until a hook ends the stage.
+
+  source: `source.next(state)` gives the batch of the state's step.
+  train_step: compiled (state, frozen, batch) -> (state, metrics).
+  """
   for step in range(int(state.step), steps):
     batch = source.next(state)
     state, metrics = train_step(state, frozen, batch)
-    if any([hook(step + 1, state, metrics) for hook in hooks]):  # a list: every hook is called
+    ends_stage = [hook(step + 1, state, metrics) for hook in hooks]
+    if any(ends_stage):
       break
   return state
