@@ -48,6 +48,12 @@ def test_links_lead_somewhere(page):
     assert (ROOT / path).exists(), path
 
 
+def test_every_page_is_in_the_navigation():
+  listed = re.findall(r'^ +- (?:[^:\n]*: )?([\w/-]+\.md)$|^  - [^:\n]*: ([\w/-]+\.md)$',
+                      text_of(ROOT / 'mkdocs.yml').partition('\nnav:')[2], re.MULTILINE)
+  assert sorted(map(''.join, listed)) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob('*.md'))
+
+
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_what_is_named_exists(page):
   text = text_of(page)
