@@ -19,7 +19,7 @@ os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
 from tools.golden_cases import cases  # noqa: E402  jax reads the environment when it is imported
 from tools.golden_data import write_data  # noqa: E402
-from tools.training import Record, Rows, Training, rows  # noqa: E402
+from tools.training import QUICK_COMPILE, Record, Rows, Training, rows  # noqa: E402
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'tests' / 'golden'
 OTHER_MACHINE = 1e-4  # relative; XLA orders and fuses sums by the instructions that a processor has
@@ -32,7 +32,7 @@ def records(name: str, folder: pathlib.Path, times: int = 1) -> list[Record | Ro
   stage = run.stages[-1]
   if name.startswith('data_'):
     return [rows(run, stage) for _ in range(times)]
-  training = Training(run, stage)
+  training = Training(run, stage, QUICK_COMPILE)
   return [training.record() for _ in range(times)]
 
 

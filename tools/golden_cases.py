@@ -20,6 +20,7 @@ from llm_jax.config.run import Run
 from llm_jax.config.schedules import WSD, Cosine
 from llm_jax.config.sources import Conversations, Jsonl, LabelledJsonl, NeedleTexts, Preferences, Source
 from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import Params
 from llm_jax.config.tokenizers import BPE
 from tools.golden_data import CHATS, LABELLED, LABELLED_PAIRS, LABELS, MADE_UP, PAIRS, TEXTS
 
@@ -69,7 +70,7 @@ def objective(name: str, folder: pathlib.Path) -> Run:
   require(name in OBJECTIVES, 'objective', name, 'give it a row in OBJECTIVES of tools/golden_cases.py')
   kind, source_of = OBJECTIVES[name]
   before = Stage('before', Data((Weighted(texts(folder)),)), **COMMON)
-  golden = Stage('golden', Data((Weighted(source_of(folder)),)), objective=kind, init=('params', 'before'),
+  golden = Stage('golden', Data((Weighted(source_of(folder)),)), objective=kind, init=Params('before'),
                  **(COMMON | dict(learning_rate=Cosine(peak=1e-3, warmup=2))))
   return Run(narrow(FAMILIES['llama2']), (before, golden), dtype='float32')
 

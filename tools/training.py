@@ -3,7 +3,8 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -50,59 +51,87 @@ class Rows:
 QUICK_COMPILE = {'xla_backend_optimization_level': 0}
 
 
-class Training:
-  """A stage of a run, made ready. `record` trains it from its first step on, each time anew."""
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """A step that was just taken. `state` is gone once the next one is taken.
 
-  def __init__(self, run: Run, stage: Stage):
-    self._run = run
-    self._stage = stage
+  number: from 1 on.   seconds: of the step alone, once compiled.
+  """
+  number: int
+  batch: Batch
+  state: TrainState
+  loss: float
+  seconds: float
+
+
+class Training:
+  """A stage of a run, made ready to be trained from its first step on, as often as wanted."""
+
+  def __init__(self, run: Run, stage: Stage, compiler_options: Mapping[str, Any] | None = None):
+    self.run = run
+    self.stage = stage
+    self._compiler_options = dict(compiler_options or {})
     self._optimizer = make_optimizer(stage.optimizer, jax.eval_shape(self._init))
     self._create = jax.jit(self._new_state).lower().compile(QUICK_COMPILE)
     self._compiled: dict[Any, Callable] = {}
+    model = Transformer(run.model_of(stage), Execution(remat=stage.remat))
+    self.objective = make_objective(stage, model, stage.data)
 
   def record(self) -> Record:
-    state = self._create()
-    # NumPy's copies: the step is given the state's memory, and must not overwrite what it is compared with.
-    initial = jax.tree.map(np.array, state.params)
-    reference = jax.tree.map(jnp.array, initial)
-    losses = []
-    digest = hashlib.sha256()
-    for step, batch in enumerate(batches(self._run, self._stage)):
-      update(digest, batch)
-      state, metrics = self._step(step, state, reference, batch)
-      losses.append(float(metrics['loss']))
-    final = jax.tree.map(np.array, best_params(state))
+    """What all steps of the stage give."""
+    initial = self.initial_params()
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(initial))
-    return Record(tuple(losses), digest.hexdigest(), num_parameters, _norm(initial), _norm(final))
+    losses = []
+    final_norm = 0.0
+    digest = hashlib.sha256()
+    for step in self.steps(self.stage.steps):
+      update(digest, step.batch)
+      losses.append(step.loss)
+      if step.number == self.stage.steps:
+        final_norm = _norm(best_params(step.state))
+    return Record(tuple(losses), digest.hexdigest(), num_parameters, _norm(initial), final_norm)
+
+  def initial_params(self) -> Any:
+    """The parameters before the first step, as NumPy arrays."""
+    return jax.tree.map(np.array, self._create().params)
+
+  def steps(self, count: int) -> Iterator[Step]:
+    """Trains the first `count` steps."""
+    state = self._create()
+    # A copy: each step is given the state's memory, and must not overwrite what the objective compares with.
+    reference = jax.tree.map(jnp.array, self.initial_params())
+    for done, batch in enumerate(batches(self.run, self.stage, count)):
+      train_step = self._compile(done, state, reference, batch)
+      start = time.perf_counter()
+      state, metrics = train_step(state, reference, batch)
+      loss = float(metrics['loss'])  # waits for the step
+      yield Step(done + 1, batch, state, loss, time.perf_counter() - start)
 
   def _init(self) -> Any:
-    return init_params(self._run, self._stage)
+    return init_params(self.run, self.stage)
 
   def _new_state(self) -> TrainState:
-    return TrainState.create(self._init(), self._optimizer, self._stage.ema is not None)
+    return TrainState.create(self._init(), self._optimizer, self.stage.ema is not None)
 
-  def _step(self, step: int, *arguments: Any) -> tuple[TrainState, dict[str, Any]]:
-    """One step, with the program of its phase."""
-    phase = self._stage.phase_at(step)
+  def _compile(self, done: int, *arguments: Any) -> Callable:
+    """The program of the step that comes after `done` steps; each phase of the stage has one."""
+    phase = self.stage.phase_at(done)
     if phase not in self._compiled:
       jitted = jax.jit(self._make_step(phase.microbatches), donate_argnums=0)
-      self._compiled[phase] = jitted.lower(*arguments).compile(QUICK_COMPILE)
-    return self._compiled[phase](*arguments)
+      self._compiled[phase] = jitted.lower(*arguments).compile(self._compiler_options)
+    return self._compiled[phase]
 
   def _make_step(self, microbatches: int) -> Callable:
-    run = self._run
-    stage = self._stage
-    model = Transformer(run.model_of(stage), Execution(remat=stage.remat))
-    objective = make_objective(stage, model, stage.data)
+    stage = self.stage
     schedule = make_schedule(stage.learning_rate, stage.steps)
-    return make_train_step(objective, self._optimizer, schedule, seed=stage_seed(run, stage), microbatches=microbatches,
-                           clip_norm=stage.clip_norm, ema=stage.ema)
+    return make_train_step(self.objective, self._optimizer, schedule, seed=stage_seed(self.run, stage),
+                           microbatches=microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
 
 
 def rows(run: Run, stage: Stage) -> Rows:
   """Reads everything that the stage would, and computes nothing."""
   train = hashlib.sha256()
-  for batch in batches(run, stage):
+  for batch in batches(run, stage, stage.steps):
     update(train, batch)
   validation = hashlib.sha256()
   dataset = open_split(run, stage, tokenizer_of(run), 'validation', stage.phases[-1].seq_len)
@@ -117,11 +146,11 @@ def update(digest: 'hashlib._Hash', tree: Any) -> None:
     digest.update(np.asarray(leaf).tobytes())
 
 
-def batches(run: Run, stage: Stage) -> Iterator[Batch]:
-  """The batches of all steps of a stage, as NumPy arrays."""
+def batches(run: Run, stage: Stage, count: int) -> Iterator[Batch]:
+  """The batches of a stage's first `count` steps, as NumPy arrays."""
   source = make_source(run, stage, tokenizer_of(run))
   try:
-    for _ in range(stage.steps):
+    for _ in range(count):
       yield source.next()
   finally:
     source.close()
