@@ -124,14 +124,14 @@ def read(args: argparse.Namespace) -> Model:
 
 
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
-  from launch.sample import read_config
   from llm_jax.checkpoints.store import CheckpointStore
   from llm_jax.data.tokenizers.base import load_tokenizer
   from llm_jax.data.tokenizers.byte_level import META_FILE
   from llm_jax.data.tokenizers.chat_templates import end_of_turn
   from llm_jax.hf import tokenizer_files
   from llm_jax.objectives.classification import HEAD
-  run = read_config('checkpoint', workdir)
+  from llm_jax.tracking.run_config import read_config
+  run = read_config(workdir, '--checkpoint')
   stores = {each.name: CheckpointStore(workdir / 'checkpoints' / each.name) for each in run.stages}
   found = [name for name, store in stores.items() if store.steps()]
   require(bool(found), '--checkpoint', str(workdir), 'has no checkpoint yet')
@@ -211,7 +211,7 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
     lineage=Lineage(lineage))
   with CheckpointStore(workdir / 'checkpoints' / STAGE) as store:
     store.save(0, {'params': model.params}, metadata, wait=True)
-  folder.bind(schema.to_json(run))
+  folder.bind(run)
 
 
 def end_of_text(model: Model) -> str | None:

@@ -10,18 +10,17 @@ answers, or goes on from there. /reset starts a new conversation, /quit or Ctrl-
 A model that continues text goes on after an empty line.
 """
 import argparse
-import json
 import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
 from launch import runtime
-from launch.flags import refuse, refusing
-from llm_jax.config import schema
-from llm_jax.config.errors import ConfigError, require
+from launch.flags import refusing
+from llm_jax.config.errors import require
 from llm_jax.config.run import Run
 from llm_jax.config.sources import TEMPLATES
+from llm_jax.tracking.run_config import read_config
 
 HEADS = 'heads'  # --draft with the model's own
 NO_READER = 128 + 13  # the exit code of a program whose reader has left, as a shell has it: SIGPIPE
@@ -95,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parse(argv)
   with refusing():
     check(args)
-    run = read_config('checkpoint', args.checkpoint)
-    draft_run = read_config('draft', pathlib.Path(args.draft)) if args.draft not in (None, HEADS) else None
+    run = read_config(args.checkpoint, '--checkpoint')
+    draft_run = read_config(pathlib.Path(args.draft), '--draft') if args.draft not in (None, HEADS) else None
     if args.draft == HEADS:
       heads = len(run.model.multi_token)
       require(heads > 0, '--draft', HEADS, 'this model has no multi-token heads: name the folder of one that drafts')
@@ -138,18 +137,6 @@ def answer(args: argparse.Namespace, run: Run, draft_run: Run | None) -> int:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
   return 0
-
-
-def read_config(flag: str, workdir: pathlib.Path) -> Run:
-  path = workdir / 'config.json'
-  if not os.path.isfile(path):
-    refuse(f'--{flag}={workdir}: there is no config.json: name the folder that launch.train was given as --workdir')
-  try:
-    return schema.from_json(json.loads(path.read_text()))
-  except ValueError as error:
-    if isinstance(error, ConfigError):
-      raise
-    refuse(f'--{flag}={workdir}: {path} is damaged ({error}): bring it back from a copy')
 
 
 def lines() -> Iterator[str]:

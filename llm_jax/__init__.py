@@ -7,6 +7,7 @@ Axis letters, used as suffixes in modules, objectives and kernels (x_BTD, q_BTHK
 from typing import Any
 
 _EXPORTS = {
+  '__version__': 'llm_jax.config.version',
   'Transformer': 'llm_jax.modules.transformer',
   'generate': 'llm_jax.decode.generate',
   'beam_search': 'llm_jax.decode.beam',

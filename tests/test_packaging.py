@@ -10,7 +10,9 @@ import tomllib
 import pytest
 import yaml
 
+import llm_jax
 from launch import convert, report, sample, train
+from llm_jax.config.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
 WORKFLOW = yaml.safe_load((ROOT / '.github' / 'workflows' / 'ci.yml').read_text(encoding='utf-8'))
@@ -124,3 +126,7 @@ def test_every_command_is_a_program():
   modules = {'train': train, 'sample': sample, 'convert': convert, 'report': report}
   assert PROJECT['scripts'] == {f'llm-jax-{name}': f'launch.{name}:cli' for name in modules}
   assert all(callable(module.cli) for module in modules.values())
+
+
+def test_the_package_knows_its_version():
+  assert PROJECT['version'] == __version__ == llm_jax.__version__

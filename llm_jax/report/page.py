@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.count import count_parameters
 from llm_jax.report.displays import displays, headlines
@@ -16,6 +15,7 @@ from llm_jax.report.stages import curves, data_table, stage_table
 from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.metrics import read_generations, read_metrics
 from llm_jax.tracking.numbers import NOTHING, count, duration, show, size, value
+from llm_jax.tracking.run_config import parse_config
 
 GENERATIONS_SHOWN = 6  # steps a prompt
 
@@ -120,7 +120,7 @@ def verdict(compared: Sequence[tuple[str, float, str]]) -> str:
 
 def parameters(config: dict[str, Any]) -> int | None:
   try:
-    return count_parameters(schema.from_json(config).model)
+    return count_parameters(parse_config(config).model)
   except (ConfigError, AttributeError, TypeError, ValueError):
     return None
 

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from llm_jax.config.version import __version__
 from llm_jax.runtime.hardware import Machine, describe_machine
 
 PACKAGE = pathlib.Path(__file__).parents[1]
@@ -19,11 +20,13 @@ GIT_SECONDS = 10
 class RunLineage:
   """What a run was made with; it stands in `lineage.json` and in every checkpoint.
 
+  version: of llm_jax.
   command: the command line.
   started: local time with its offset.
   code: see `code_version`.
   packages: versions by name.
   """
+  version: str
   command: str
   started: str
   code: str
@@ -41,6 +44,7 @@ class RunLineage:
 def make_lineage() -> RunLineage:
   """The lineage of the run that this process belongs to."""
   return RunLineage(
+    version=__version__,
     command=' '.join(sys.argv),
     started=time.strftime('%Y-%m-%d %H:%M:%S%z'),
     code=code_version(),
@@ -70,16 +74,12 @@ def code_digest() -> str:
 def code_version() -> str:
   """The package's version and, where it runs from a clone, the commit; '+' marks changes that are not committed."""
   try:
-    version = importlib.metadata.version('llm_jax')
-  except importlib.metadata.PackageNotFoundError:  # a clone that was not installed
-    version = 'clone'
-  try:
     commit = _git('rev-parse', '--short=12', 'HEAD')
     changes = _git('status', '--porcelain', '--untracked-files=no')
   except (OSError, subprocess.SubprocessError):  # no git, or no clone
-    return version
+    return __version__
   mark = '+' if changes else ''
-  return f'{version} {commit}{mark}'
+  return f'{__version__} {commit}{mark}'
 
 
 def _git(*words: str) -> str:

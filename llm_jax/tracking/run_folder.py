@@ -1,32 +1,19 @@
-"""The folder of a run: writable, locked against a second run, bound to one configuration, written atomically."""
+"""The folder of a run: writable, locked against a second run, bound to one configuration."""
 import contextlib
 import errno
 import fcntl
 import json
 import os
-import re
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime.files import write_atomic
+from llm_jax.config.run import Run
+from llm_jax.tracking.run_config import NAME, check_unchanged, read_config, write_config
 
-# What may change between a run and its resumption: none of it changes which function is being learnt from which data.
-# Everything else needs a new workdir, or a new stage: stages may be appended.
-SAFE_TO_CHANGE = (
-    r'checkpoints\..*',
-    r'log_every|stall_seconds',
-    r'mesh\..*|context_attention',
-    r'stages\[\d+\]\.evals(\[\d+\].*)?',
-    r'stages\[\d+\]\.(microbatches|remat|ramp\[\d+\]\.microbatches)',
-    r'stages\[\d+\]\.max_nonfinite',
-    r'(stages\[\d+\]\.(data|eval_data)|tokenizer)\..*path',  # what is there is checked by its fingerprint
-)
-_ABSENT = '(absent)'
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
 _held: set[int] = set()  # file descriptors of the locks that this process holds
 
@@ -103,68 +90,20 @@ class Workdir:
                           'stop that run, or name another workdir')
       time.sleep(0.1)
 
-  def bind(self, config: dict[str, Any]) -> None:
-    """Ties the folder to a configuration (its JSON form): written the first time, compared afterwards.
+  def bind(self, run: Run) -> None:
+    """Ties the folder to a run: `config.json` is written the first time, compared afterwards.
 
-    Fields that `SAFE_TO_CHANGE` matches may differ, and stages may be appended; then config.json is brought up to date.
+    Fields that are safe to change may differ, and stages may be appended; then config.json is brought up to date.
 
     Raises:
       ConfigError: naming the first other field that differs, with its old and new value; nothing is changed.
     """
-    path = self.path / 'config.json'
-    config = json.loads(json.dumps(config))
-    if path.exists():
-      try:
-        old = json.loads(path.read_text())
-        if not isinstance(old, dict):
-          raise ValueError('not an object')
-      except ValueError as error:
-        raise ConfigError('workdir', str(self.path), f'{path} is damaged ({error}): restore that file, or name another '
-                          'workdir') from error
-      check_unchanged(old, config, self.path)
-      if old == config:
+    if (self.path / NAME).exists():
+      old = read_config(self.path)
+      check_unchanged(old, run, self.path)
+      if old == run:
         return
-    write_atomic(path, json.dumps(config, indent=2) + '\n')
-
-
-def check_unchanged(old: dict[str, Any], new: dict[str, Any], workdir: Path) -> None:
-  """Raises ConfigError for the first field that differs and is not safe to change."""
-  stages = old.get('stages', [])
-  deciding = list(_deciding(old))
-  matches = lambda field, patterns: any(re.fullmatch(pattern, field) for pattern in patterns)
-  for field, before, after in differences(old, new):
-    appended = re.fullmatch(r'stages\[(\d+)\]', field)
-    if appended and int(appended[1]) >= len(stages):
-      continue
-    if matches(field, SAFE_TO_CHANGE) and not matches(field, deciding):
-      continue
-    raise ConfigError(f'config.{field}', after, f'{workdir} was started with {before!r}: set it back, or name another '
-                      'workdir')
-
-
-def _deciding(run: dict[str, Any]) -> Iterator[str]:
-  """Fields of SAFE_TO_CHANGE that in this run decide what is learnt."""
-  text = json.dumps(run.get('model', {}))
-  for i, stage in enumerate(run.get('stages', [])):
-    if stage.get('init', {}).get('kind') == 'Average':
-      yield r'checkpoints\.every'  # which checkpoints are averaged
-    for k, evaluation in enumerate(stage.get('evals', [])):
-      if evaluation.get('target_recall') is not None:
-        yield rf'stages\[{i}\]\.evals\[{k}\].*'  # when it may end
-  if run.get('model', {}).get('dropout') or '"SoftmaxRouter"' in text:
-    yield r'stages\[\d+\]\.(ramp\[\d+\]\.)?microbatches'  # each draws its own dropout, and balances its own experts
-
-
-def differences(old: Any, new: Any, field: str = '') -> Iterator[tuple[str, Any, Any]]:
-  """Yields (field, old, new) for every leaf that differs between two JSON trees."""
-  if isinstance(old, dict) and isinstance(new, dict) and old.get('kind') == new.get('kind'):
-    for key in sorted(old.keys() | new.keys()):
-      yield from differences(old.get(key, _ABSENT), new.get(key, _ABSENT), f'{field}.{key}' if field else key)
-  elif isinstance(old, list) and isinstance(new, list):
-    for i in range(max(len(old), len(new))):
-      yield from differences(old[i] if i < len(old) else _ABSENT, new[i] if i < len(new) else _ABSENT, f'{field}[{i}]')
-  elif old != new or isinstance(old, bool) != isinstance(new, bool):
-    yield field, old, new
+    write_config(self.path, run)
 
 
 def _owner(path: Path) -> str:

@@ -10,7 +10,6 @@ import jax
 
 from llm_jax import hf
 from llm_jax.checkpoints.folders import COMMITTED_NAME
-from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -129,7 +128,7 @@ def bind(folder: Workdir, run: Run) -> None:
                         'bring them back, or name another workdir')
     (folder.path / 'config.json').unlink(missing_ok=True)
     shutil.rmtree(folder.path / 'tokenizer', ignore_errors=True)
-  folder.bind(schema.to_json(run))
+  folder.bind(run)
 
 
 def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:

@@ -13,7 +13,8 @@ from llm_jax.data.batch_source import DataPosition
 from llm_jax.runtime.hardware import Machine
 from llm_jax.runtime.lineage import RunLineage
 
-RUN = RunLineage('command', '2025-01-01 00:00:00+0000', '0.2.0', Machine('1 x cpu', 1, 2, 'Linux', '3.11', '0.10.2'), {})
+RUN = RunLineage('0.2.0', 'command', '2025-01-01 00:00:00+0000', '0.2.0',
+                 Machine('1 x cpu', 1, 2, 'Linux', '3.11', '0.10.2'), {})
 
 @flax.struct.dataclass
 class State:

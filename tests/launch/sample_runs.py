@@ -1,12 +1,10 @@
 """A small run to sample from, and what its model says, decoded by the library itself."""
-import json
 
 import jax
 import jax.numpy as jnp
 
 from launch import sample
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config import schema
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, Params, Scratch, StandardLibrary, presets
 from llm_jax.config.run import Run
@@ -14,6 +12,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.generate import generate
 from llm_jax.modules.transformer import Transformer
+from llm_jax.tracking.run_config import write_config
 from tests.checkpoints.checkpoint_states import make_metadata
 
 MODEL = presets.gpt2(16, 1, 2, vocab_size=257, max_length=48)
@@ -23,7 +22,7 @@ def write_run(folder):
   """A run with two stages, of which the first has checkpoints: step 3 with other parameters, step 5 with an average."""
   stage = lambda name, init: Stage(name, Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3), init=init)
   run = Run(MODEL, (stage('first', Scratch()), stage('second', Params('first'))), Bytes())
-  (folder / 'config.json').write_text(json.dumps(schema.to_json(run)))
+  write_config(folder, run)
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')
   with CheckpointStore(folder / 'checkpoints' / 'first', keep=2) as store:

@@ -1,5 +1,4 @@
 """launch.convert: folders to runs and back; what goes in comes out, and `transformers` reads it."""
-import json
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from launch import convert, sample
 from llm_jax import hf
 from llm_jax.checkpoints.checkpoint import open_checkpoint
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config import presets, schema
+from llm_jax.config import presets
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, StandardLibrary
 from llm_jax.config.run import Run
@@ -23,6 +22,7 @@ from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
 from llm_jax.hf.tokenizer import tokenizer_files
 from llm_jax.hf.weights import parameter_shapes
+from llm_jax.tracking.run_config import read_config, write_config
 from tests.checkpoints.checkpoint_states import make_metadata
 from tests.hf import hf_models
 
@@ -56,7 +56,7 @@ def test_a_folder_becomes_a_run_and_a_folder_again(folder, tmp_path, capsys):
   jax.tree.map(np.testing.assert_array_equal, checkpoint.read(), params)
   assert checkpoint.metadata.final and checkpoint.metadata.tokenizer == load_tokenizer(
     tmp_path / 'run' / 'tokenizer').fingerprint
-  assert schema.from_json(json.loads((tmp_path / 'run' / 'config.json').read_text())).model == config
+  assert read_config(tmp_path / 'run').model == config
 
   assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
   before, after = files(folder), files(tmp_path / 'out')
@@ -123,7 +123,7 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   random = np.random.default_rng(0)
   params, ema = ({path: jax.numpy.asarray(random.standard_normal(shape), 'float32') for path, shape in
                   parameter_shapes(model).items()} for _ in range(2))
-  (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(Run(model, (stage,), Bytes()))))
+  write_config(tmp_path, Run(model, (stage,), Bytes()))
   ByteTokenizer().save(tmp_path / 'tokenizer')
   head = {'classifier/w': jax.numpy.ones((16, 2))}
   with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:

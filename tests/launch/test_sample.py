@@ -141,7 +141,7 @@ def test_spaces_between_words_are_kept():
     (['--num_samples=0'], 'num_samples'), (['--beams=0'], '--beams'), (['--beams=2', '--temperature=1'], '--beams'),
     (['--beams=2', '--num_samples=3'], '--num_samples'), (['--beams=2', '--log_probs'], '--log_probs'),
     (['--beams=2', '--draft=x'], '--draft'), (['--draft_tokens=2'], '--draft'),
-    (['--draft=nowhere'], '--draft=nowhere'), (['--draft=heads'], 'no multi-token heads'),
+    (['--draft=nowhere'], "--draft = 'nowhere': there is no config.json"), (['--draft=heads'], 'no multi-token heads'),
     (['--temperature=0', '--top_k=3'], '--top_k'), (['--stop='], '--stop'),
     (['--seed=99999999999999999999'], '--seed = 99999999999999999999: use'), (['--top_p=0'], 'keeps all tokens')])
 def test_wrong_flags(workdir, capsys, flags, words):

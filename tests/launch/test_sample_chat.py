@@ -1,17 +1,16 @@
 """launch.sample on what is typed or piped in: conversations, line by line, with text and chat models."""
 import io
-import json
 
 import pytest
 
 from launch import sampler
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config import schema
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Bytes, Constant, Conversations
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import make_tokenizer
+from llm_jax.tracking.run_config import write_config
 from tests.checkpoints.checkpoint_states import make_metadata
 from tests.launch.sample_runs import MODEL, answer_to, call, decode, params, text_of, write_run
 
@@ -27,7 +26,7 @@ def chat_workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp('chat')
   data = Data((Weighted(Conversations('chats.jsonl', 'plain')),))
   run = Run(MODEL, (Stage('sft', data, 5, 32, 8, Constant(1e-3)),))
-  (folder / 'config.json').write_text(json.dumps(schema.to_json(run)))
+  write_config(folder, run)
   tokenizer = make_tokenizer(Bytes(), None)
   tokenizer.save(folder / 'tokenizer')
   with CheckpointStore(folder / 'checkpoints' / 'sft', keep=1) as store:

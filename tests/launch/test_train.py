@@ -52,9 +52,18 @@ def test_a_mesh_that_does_not_divide_the_devices(tmp_path, capsys):
 def test_a_folder_of_another_run_is_left_alone(tmp_path, capsys):
   corpus, run = runs.write_corpus(tmp_path), tmp_path / 'run'
   (run / 'checkpoints' / 'first' / '00000005').mkdir(parents=True)
-  (run / 'config.json').write_text('{"seed": 7}\n')
-  assert str(run) in refused(capsys, runs.tiny('experiment', corpus), run)
-  assert (run / 'config.json').read_text() == '{"seed": 7}\n'
+  for text in ('{"seed": 7}\n', '{"version": "0.2.0", "seed": 7}\n'):
+    (run / 'config.json').write_text(text)
+    assert str(run) in refused(capsys, runs.tiny('experiment', corpus), run)
+    assert (run / 'config.json').read_text() == text
+
+
+def test_a_folder_of_an_older_version_is_refused_in_one_line_that_names_it(tmp_path, capsys):
+  corpus, run = runs.write_corpus(tmp_path), tmp_path / 'run'
+  (run / 'checkpoints' / 'first' / '00000005').mkdir(parents=True)
+  (run / 'config.json').write_text('{"seed": 1, "stages": [{"init": ["scratch"], "context": 32}]}')  # as 0.1 wrote it
+  line = refused(capsys, runs.tiny('experiment', corpus), run)
+  assert 'was written by llm_jax 0.1, whose configuration this version' in line and 'name another folder' in line
 
 
 def test_a_folder_where_nothing_was_saved_is_free(tmp_path, capsys):

@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 import pytest
 
 from launch import report as launch_report
-from llm_jax.config import presets, schema
+from llm_jax.config import presets
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.experiment import Average, Params, Resume, Scratch
 from llm_jax.config.run import Checkpoints, Run
@@ -19,6 +19,7 @@ from llm_jax.config.tokenizers import BPE
 from llm_jax.report.page import render, write_report
 from llm_jax.tracking.display import HeatMap, Table, from_record, to_record
 from llm_jax.tracking.metrics import MetricsWriter
+from llm_jax.tracking.run_config import write_config
 from tests.report.html_page import HOSTILE, Page
 
 
@@ -30,7 +31,7 @@ def experiment(*stages):
 
 def make_run(folder, stages=(('pretrain', 60),), finished=True):
   """A workdir as a run leaves it."""
-  (folder / 'config.json').write_text(json.dumps(schema.to_json(experiment(*stages))))
+  write_config(folder, experiment(*stages))
   (folder / 'lineage.json').write_text(json.dumps(
       {'machine': {'devices': '1 x test', 'cpu_cores': 2}, 'data': {'train': 'sha256:12'}, 'parent': None}))
   writer = MetricsWriter(folder, tensorboard=False)
@@ -161,7 +162,7 @@ def test_what_is_missing_is_left_out(tmp_path):
   (tmp_path / 'lineage.json').write_text('[]')
   (tmp_path / 'metrics.jsonl').write_text('not json\n{"kind": "train", "stage": "a", "step": "one"}\n')
   assert 'no step recorded yet' in report(tmp_path).text()
-  (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(experiment(('pretrain', 60)))))
+  write_config(tmp_path, experiment(('pretrain', 60)))
   assert '196,928 parameters' in report(tmp_path).text()
   with MetricsWriter(tmp_path, tensorboard=False) as writer:
     writer.write('eval', 'pretrain', 0, loss=6.0)
@@ -221,8 +222,8 @@ def test_recipe(tmp_path):
             for name, init in (('pretrain', Scratch()), ('<b>anneal', Resume('pretrain')),
                                ('average', Average('<b>anneal', last=2)), ('branch', Params('pretrain')))]
   make_run(tmp_path, finished=False)
-  (tmp_path / 'config.json').write_text(json.dumps(schema.to_json(
-      dataclasses.replace(experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))))
+  write_config(tmp_path, dataclasses.replace(
+    experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))
   writer = MetricsWriter(tmp_path, tensorboard=False)
   writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
   writer.write('display', 'pretrain', 60, evaluation='held_out', headline='1.250 bits per byte', blocks=[])

@@ -1,13 +1,12 @@
 """Branches of one trunk, each with its own data and all scored on the same, and the mean of named checkpoints."""
-import json
 
 import numpy as np
 import pytest
 
 from llm_jax import paths
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config import schema
 from llm_jax.tracking.metrics import read_metrics
+from llm_jax.tracking.run_config import read_config
 from tests.train import runs
 
 
@@ -71,7 +70,7 @@ def test_the_report_draws_an_arrow_from_every_parent(done):
 
 
 def test_the_config_in_the_folder_is_the_same_run(done):
-  run = schema.from_json(json.loads((done[0] / 'config.json').read_text()))
+  run = read_config(done[0])
   assert [each.name for each in run.ancestors(run.stages[3])] == ['trunk', 'plain', 'mixed']
 
 
