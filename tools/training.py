@@ -23,7 +23,7 @@ from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
 from llm_jax.train.state import TrainState
-from llm_jax.train.step import make_train_step
+from llm_jax.train.step import accumulate, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,15 @@ class Training:
     """The parameters before the first step, as NumPy arrays."""
     return jax.tree.map(np.array, self._create().params)
 
+  def first_gradients(self) -> Any:
+    """Of the first step, before they are clipped: sums over the batch, as NumPy arrays."""
+    params = self.initial_params()
+    [batch] = batches(self.run, self.stage, 1)
+    rng = jax.random.fold_in(jax.random.key(stage_seed(self.run, self.stage)), 0)
+    microbatches = self.stage.phase_at(0).microbatches
+    gradients = jax.jit(lambda params, batch: accumulate(self.objective, params, params, batch, rng, microbatches)[0])
+    return jax.tree.map(np.array, gradients(params, batch))
+
   def steps(self, count: int) -> Iterator[Step]:
     """Trains the first `count` steps."""
     state = self._create()
@@ -138,6 +147,13 @@ def rows(run: Run, stage: Stage) -> Rows:
   for row in dataset.rows if dataset else ():
     update(validation, row)
   return Rows(train.hexdigest(), validation.hexdigest())
+
+
+def digest_of(tree: Any) -> str:
+  """sha256 of all arrays of a tree."""
+  digest = hashlib.sha256()
+  update(digest, tree)
+  return digest.hexdigest()
 
 
 def update(digest: 'hashlib._Hash', tree: Any) -> None:

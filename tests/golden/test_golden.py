@@ -42,7 +42,8 @@ def test_every_family_has_a_case():
 
 
 def test_every_objective_has_a_case():
-  assert set(objective_names()) == set(OBJECTIVES), 'give the new objective a row in OBJECTIVES of tools/golden_cases.py'
+  hint = 'give the new objective a row in OBJECTIVES of tools/golden_cases.py'
+  assert set(objective_names()) == set(OBJECTIVES), hint
   assert {f'objective_{name}' for name in objective_names()} <= set(cases())
 
 
