@@ -16,13 +16,13 @@ from llm_jax.config.errors import ConfigError
 def main(argv: list[str]) -> int:
   flags = parse_train(argv, __doc__)
   runtime.prepare()  # jax starts here, after the command line has been checked
-  from llm_jax.runtime import processes
+  from llm_jax.runtime import joining
   from llm_jax.runtime.errors import CheckpointError
   from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted
   from llm_jax.train.hooks import Diverged
   from llm_jax.train.run import train
   try:
-    processes.join(flags.coordinator, flags.num_processes, flags.process_id)
+    joining.join(flags.coordinator, flags.num_processes, flags.process_id)
     train(flags.run, flags.workdir, flags.stage, at_end=report)
   except ConfigError as error:
     refuse(str(error))

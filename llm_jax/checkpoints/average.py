@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from llm_jax import paths
-from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint, sharding_of
 from llm_jax.checkpoints.metadata import ArraySpec
 from llm_jax.runtime.errors import CheckpointError
 
@@ -25,7 +25,7 @@ def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any,
   It is made leaf by leaf, each process for the shards that its devices hold. Memory is that of the mean and three times
   the leaf in work, whatever N; the largest leaf comes first.
 
-  abstract: the parameters' tree with jax.ShapeDtypeStruct leaves that carry shardings.
+  abstract: the parameters' tree with jax.ShapeDtypeStruct leaves; without a sharding one goes to the default device.
   weights: above 0, one a checkpoint; they need not sum to 1. None: equal ones.
 
   Raises:
@@ -47,19 +47,20 @@ def _average_leaf(name: str, leaf: jax.ShapeDtypeStruct, checkpoints: Sequence[S
   for checkpoint, weight in zip(checkpoints, weights, strict=True):
     array = checkpoint.read_leaf(PREFIX + name, leaf)
     _add_shards(sums, array, weight)
-    sharding = array.sharding
-    places = [(_index(shard), shard.data.shape, shard.device) for shard in array.addressable_shards]
     del array  # else it stays in memory while the next one is read
-  rounded: dict[Index, np.ndarray] = {}
+  means: dict[Index, np.ndarray] = {}
   for index in list(sums):
-    rounded[index] = _round(sums.pop(index), math.fsum(weights), leaf.dtype)
-  shards = [jax.device_put(rounded[index].reshape(shape), device) for index, shape, device in places]
+    means[index] = _round(sums.pop(index), math.fsum(weights), leaf.dtype)
+  sharding = sharding_of(leaf)
+  shape = sharding.shard_shape(leaf.shape)
+  places = sharding.addressable_devices_indices_map(leaf.shape)
+  shards = [jax.device_put(means[_index(slices)].reshape(shape), device) for device, slices in places.items()]
   return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
 def _add_shards(sums: dict[Index, np.ndarray], array: jax.Array, weight: float) -> None:
   """Adds weight x the shards that are here; of copies of a shard on several devices, one."""
-  distinct = {_index(shard): shard for shard in array.addressable_shards}
+  distinct = {_index(shard.index): shard for shard in array.addressable_shards}
   for index, shard in distinct.items():
     if index not in sums:
       sums[index] = np.zeros(shard.data.size)
@@ -75,8 +76,9 @@ def _check_same_model(checkpoint: SavedCheckpoint, leaves: Mapping[str, Any]) ->
                             f'{here.get(name, "absent")} here: only checkpoints of one model can be averaged')
 
 
-def _index(shard: Any) -> Index:
-  return tuple((piece.start, piece.stop) for piece in shard.index)
+def _index(slices: Any) -> Index:
+  """A tuple of slices in a form that can be a key."""
+  return tuple((piece.start, piece.stop) for piece in slices)
 
 
 def _add(total: np.ndarray, data: jax.Array, weight: float) -> None:

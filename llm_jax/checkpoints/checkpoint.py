@@ -160,8 +160,12 @@ def _read_arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def _restore_args(leaf: Any) -> ocp.RestoreArgs:
   if leaf is None:
     return ocp.RestoreArgs(restore_type=np.ndarray)
-  sharding = getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+  return ocp.ArrayRestoreArgs(sharding=sharding_of(leaf), global_shape=leaf.shape, dtype=leaf.dtype)
+
+
+def sharding_of(leaf: Any) -> jax.sharding.Sharding:
+  """Where an array that `leaf` describes is read to: as it says, else to the default device."""
+  return getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def step_of(path: Path) -> int | None:
 
 def committed_folders(folder: Path) -> list[CommittedFolder]:
   """The committed checkpoints, highest step first; of two of one step the one that was saved later comes first."""
-  found = []
+  found: list[CommittedFolder] = []
   for path in folder.glob('*'):
     step = step_of(path)
     if step is not None and path.is_dir():

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,7 @@ def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
   metadata: JSON values.
   """
   names = _file_names(folder)
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    entries = list(pool.map(lambda name: _read_entry(folder / name, durable=True), names))
+  entries = _read_entries(folder, names, durable=True)
   for path in folder.rglob('*'):
     if path.is_dir():
       sync_folder(path)
@@ -98,11 +98,9 @@ def verify(folder: Path) -> Manifest:
     listed = manifest.files[name].num_bytes
     if num_bytes != listed:
       raise CheckpointError(f'{folder / name}: has {num_bytes} bytes, {NAME} says {listed}')
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    entries = pool.map(lambda name: _read_entry(folder / name), names)
-    for name, entry in zip(names, entries, strict=True):
-      if entry != manifest.files[name]:
-        raise CheckpointError(f'{folder / name}: changed since it was written (its sha256 differs from {NAME})')
+  for name, entry in zip(names, _read_entries(folder, names), strict=True):
+    if entry != manifest.files[name]:
+      raise CheckpointError(f'{folder / name}: changed since it was written (its sha256 differs from {NAME})')
   return manifest
 
 
@@ -116,7 +114,16 @@ def _file_names(folder: Path) -> list[str]:
   return sorted(names)
 
 
-def _read_entry(path: Path, durable: bool = False) -> FileEntry:
+def _read_entries(folder: Path, names: Sequence[str], durable: bool = False) -> list[FileEntry]:
+  """What the files hold now.   durable: also makes them survive a power cut."""
+  def read(name: str) -> FileEntry:
+    return _read_entry(folder / name, durable)
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(read, names))
+
+
+def _read_entry(path: Path, durable: bool) -> FileEntry:
   digest = hashlib.sha256()
   num_bytes = 0
   try:

@@ -1,7 +1,11 @@
-"""Memory of a process that computes on CPU. What is said of the allocator holds for Linux and glibc alone."""
+"""Memory and compilation of a process that computes on CPU. The allocator's settings are for Linux with glibc."""
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  import jax
 
 # XLA allocates the temporaries of a step anew at every step. With huge pages, and freed memory kept for the next step
 # instead of handed back to the system, a training step is 10-15 % shorter. Read by glibc when a process starts; it
@@ -24,29 +28,29 @@ def use_allocator_settings() -> None:
 
 
 def compute_in_calling_thread() -> None:
-  """XLA on CPU computes in the thread that asks for it, where another would by default. Before jax's first array.
+  """Makes XLA on CPU compute in the thread that calls it, not in one of its own. Call it before jax's first array.
 
-  The temporaries of a step then come from the main thread's memory, which glibc keeps. Of another thread glibc maps
-  every block beyond 64 MiB anew, and Linux clears its pages: 150 ms of a step of 1.8 s, and much more at times.
+  The temporaries of a step then come from the main thread's memory, which glibc keeps. For any other thread glibc maps
+  every block above 64 MiB anew, and Linux clears its pages: 150 ms of a step of 1.8 s, and much more at times.
   """
   import jax
   jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
-def compile_anew() -> None:
-  """From here on programs are not taken from the cache on disk.
+def disable_compilation_cache() -> None:
+  """From here on every program is compiled, none read from the cache on disk.
 
-  For those that pass arrays round a ring of several CPU devices: what XLA brings back from the cache starts its
-  exchanges in another order on each device, and at times all wait for ever.
+  For programs that pass arrays round a ring of several CPU devices: one that XLA reads from the cache may start its
+  exchanges in another order on each device, and then all of them wait for ever.
   """
   import jax
   from jax.experimental.compilation_cache import compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # whether there is one is asked once
+  compilation_cache.reset_cache()  # jax looks only once whether there is a cache
 
 
-def compile_step(lowered):
-  """`lowered.compile()`, freed memory handed back to the system before and after it."""
+def compile_step(lowered: 'jax.stages.Lowered') -> 'jax.stages.Compiled':
+  """`lowered.compile()`, with freed memory handed back to the system before and after it."""
   release_free_memory()
   compiled = lowered.compile()
   release_free_memory()
@@ -54,8 +58,11 @@ def compile_step(lowered):
 
 
 def release_free_memory() -> None:
-  """What tracing, compiling and making a state free, 100 to 300 MB each, glibc would keep for later, and it would count
-  against the peak of the steps."""
+  """Hands freed memory back to the system.
+
+  Tracing, compiling and making a state each free 100 to 300 MB, which glibc would keep: it would count towards the peak
+  memory of the steps.
+  """
   try:
     ctypes.CDLL('libc.so.6').malloc_trim(0)
   except (OSError, AttributeError):  # another C library

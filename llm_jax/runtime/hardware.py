@@ -1,6 +1,7 @@
-"""What the machine could do, and what a token costs: the two halves of model FLOPs utilisation (MFU)."""
+"""What the machine can do, and what a token costs: the two halves of model FLOPs utilisation (MFU)."""
 import dataclasses
 import functools
+import math
 import os
 import platform
 import resource
@@ -21,6 +22,7 @@ from llm_jax.config.model.count import blocks, count_matmul_parameters
 # where they print figures "with sparsity"; Google Cloud's TPU pages, which print figures per chip, halved where jax
 # shows two devices a chip (v3, TPU7x).
 PEAKS = (
+    # device, bfloat16, float32
     ('GB200', 2.5e15, 1.25e15),
     ('B200', 2.25e15, 1.125e15),
     ('H100 PCIe', 756e12, 378e12),
@@ -38,6 +40,7 @@ PEAKS = (
     ('TPU v4', 275e12, 275e12),
     ('TPU v3', 61.5e12, 61.5e12),
 )
+MEASURE_SECONDS = 0.25
 
 
 def peak_flops(device: Any, dtype: Any) -> float:
@@ -45,14 +48,16 @@ def peak_flops(device: Any, dtype: Any) -> float:
 
   A device that the table lacks, and every CPU, is measured once a process: see `measured_matmul_flops`.
   """
-  half = jnp.dtype(dtype).itemsize == 2
-  if device.platform != 'cpu':
+  is_half = jnp.dtype(dtype).itemsize == 2
+  is_cpu = device.platform == 'cpu'
+  if not is_cpu:
     for name, bfloat16, float32 in PEAKS:
       if name.lower() in device.device_kind.lower():
-        return bfloat16 if half else float32
-  # A CPU's own matrix units are rarely reached in bfloat16; its float32 roofline is the honest yardstick for both.
-  local = next(d for d in jax.local_devices(backend=device.platform) if d.device_kind == device.device_kind)
-  return measured_matmul_flops(local, 'bfloat16' if half and device.platform != 'cpu' else 'float32')
+        return bfloat16 if is_half else float32
+  # A device of another process cannot be measured here, one like it can.
+  alike = [local for local in jax.local_devices(backend=device.platform) if local.device_kind == device.device_kind]
+  # XLA rarely reaches a CPU's own bfloat16 units: its float32 peak is what both dtypes are compared with.
+  return measured_matmul_flops(alike[0], 'bfloat16' if is_half and not is_cpu else 'float32')
 
 
 def total_peak_flops(devices: Iterable[Any], dtype: Any) -> float:
@@ -68,52 +73,57 @@ def measured_matmul_flops(device: Any, dtype: str) -> float:
   """The best FLOP/s of a square matmul on `device`, in about 0.3 s.
 
   1,024^3 on a CPU (4 MiB a matrix; about 10 ms on two cores), 8,192^3 elsewhere; the fastest of the repetitions that
-  fit in 0.25 s, after one that compiles. Other work on the same cores lowers it.
+  fit in MEASURE_SECONDS, after one that compiles. Other work on the same cores lowers it.
   """
   size = 1_024 if device.platform == 'cpu' else 8_192
   x = jax.device_put(jnp.ones((size, size), dtype), device)
   matmul = jax.jit(lambda a: jax.lax.dot_general(a, a, (((1,), (0,)), ((), ())), precision=jax.lax.Precision.DEFAULT))
   jax.block_until_ready(matmul(x))
-  best, end = float('inf'), time.perf_counter() + 0.25
-  while time.perf_counter() < end or best == float('inf'):
+  best = math.inf
+  end = time.perf_counter() + MEASURE_SECONDS
+  while time.perf_counter() < end or best == math.inf:
     start = time.perf_counter()
     jax.block_until_ready(matmul(x))
     best = min(best, time.perf_counter() - start)
   return 2 * size ** 3 / best
 
 
-def training_flops_per_token(architecture: Architecture, context: int) -> float:
-  """FLOPs that one token costs forward and backward: 6 N + 12 sum over layers of H K T (PaLM, appendix B).
+def training_flops_per_token(architecture: Architecture, seq_len: int) -> float:
+  """FLOPs that one token costs forward and backward: 6 N + 12 sum over layers of H K T (Chowdhery et al. 2022, PaLM,
+  appendix B).
 
-  N counts parameters that multiply a token (`count_matmul_parameters`), H query heads, K head size, T the context, or a
-  layer's window where that is shorter. As in the paper, attention counts the whole T x T square although a causal model
-  needs half of it, and recomputation (remat) does not count: so the figure compares with published ones, and skipping
-  the masked half raises MFU. In latent attention K is the mean of what scores and values contract.
+  N counts parameters that multiply a token (`count_matmul_parameters`), H query heads, K head size, T the sequence
+  length, or a layer's window where that is shorter. As in the paper, attention counts the whole T x T square although
+  a causal model needs half of it, and recomputation (remat) does not count: so the figure compares with published ones,
+  and skipping the masked half raises MFU. In latent attention K is the mean of what scores and values contract.
   """
   layers = blocks(architecture) + architecture.multi_token
-  attention = sum(_attended(block.attention, architecture.d_model, context) for block in layers)
+  attention = sum(_attention_size(block.attention, architecture.d_model, seq_len) for block in layers)
   return 6.0 * count_matmul_parameters(architecture) + 12.0 * attention
 
 
-def _attended(attention: AnyAttention, d_model: int, context: int) -> float:
+def _attention_size(attention: AnyAttention, d_model: int, seq_len: int) -> float:
   """H K T of one layer."""
   if isinstance(attention, LatentAttention):
-    return attention.num_heads * (attention.nope_dim + attention.rope_dim + attention.v_dim) / 2 * context
-  return attention.num_heads * attention.head_size(d_model) * min(context, attention.window or context)
+    mean_size = (attention.nope_dim + attention.rope_dim + attention.v_dim) / 2
+    return attention.num_heads * mean_size * seq_len
+  length = min(seq_len, attention.window or seq_len)
+  return attention.num_heads * attention.head_size(d_model) * length
 
 
 def memory_in_use() -> int:
   """Bytes in use: the fullest local device's, or this process's resident memory where devices do not tell (CPU)."""
   stats = [device.memory_stats() or {} for device in jax.local_devices()]
-  in_use = max((s.get('bytes_in_use', 0) for s in stats), default=0)
+  in_use = max((each.get('bytes_in_use', 0) for each in stats), default=0)
   return in_use or resident_memory()
 
 
 def resident_memory() -> int:
   """Bytes of this process in RAM (its peak where the system has no /proc)."""
   try:
-    with open('/proc/self/statm') as f:
-      return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+    with open('/proc/self/statm') as file:
+      pages = int(file.read().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE')
   except OSError:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024

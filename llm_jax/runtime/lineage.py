@@ -38,7 +38,14 @@ class RunLineage:
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'RunLineage':
-    return cls(**{**fields, 'machine': Machine(**fields['machine'])})
+    """Raises KeyError or TypeError for what `to_json` did not write."""
+    return cls(
+      command=fields['command'],
+      started=fields['started'],
+      code=fields['code'],
+      machine=Machine(**fields['machine']),
+      packages=fields['packages'],
+    )
 
 
 def make_lineage() -> RunLineage:

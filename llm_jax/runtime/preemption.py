@@ -4,14 +4,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from types import FrameType
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved and stopped on request; the same command goes on from there
 SAVED = 'everything saved'
+INTERRUPTED = b'\nInterrupted: saving after this step; once more to stop at once.\n'
+
+Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 class Preempted(Exception):
@@ -21,59 +25,63 @@ class Preempted(Exception):
 class Preemption:
   """Turns SIGTERM and the first SIGINT into a request that all processes see at the same step.
 
-  With one process a flag is enough, and outside of `steps`, where nothing waits to be saved (while a corpus is
-  tokenised, a step compiled, a result computed), the request raises Preempted where it arrives. With several, jax's own
-  preemption service has the SIGTERM handler (it is installed by `jax.distributed.initialize`) and agrees on a step;
-  SIGINT is passed on to it. More SIGTERMs change nothing; a second SIGINT interrupts at once, which leaves the last
-  committed checkpoint intact.
+  With one process a flag is enough. Outside of `steps` nothing waits to be saved (a corpus is tokenised, a step
+  compiled, a result computed), so there the request raises Preempted where it arrives.
 
-  Use as a context manager, after `cluster.join`; the earlier handlers come back at its end.
+  With several, jax's own preemption service has the SIGTERM handler (`jax.distributed.initialize` installs it) and
+  agrees on a step; SIGINT is passed on to it. More SIGTERMs change nothing. A second SIGINT interrupts at once, which
+  leaves the last committed checkpoint intact.
+
+  Use as a context manager, after `joining.join`; the earlier handlers come back at its end.
   """
 
-  def __init__(self):
-    self._flag = False
-    self._asked = 0
+  def __init__(self) -> None:
+    self._requested = False
+    self._num_checks = 0
     self._in_steps = False
-    self._before: dict[int, object] = {}
+    self._earlier_handlers: dict[int, Handler] = {}
 
   def __enter__(self) -> 'Preemption':
-    if threading.current_thread() is threading.main_thread():  # elsewhere (some notebooks) Python allows no handlers
-      self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
-      if jax.process_count() == 1:
-        self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
+    if threading.current_thread() is not threading.main_thread():
+      return self  # Python installs no handlers there; some notebooks run their cells so
+    self._earlier_handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+    if jax.process_count() == 1:
+      self._earlier_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
     return self
 
-  def __exit__(self, *exception: object) -> None:
-    for number, handler in self._before.items():
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    for number, handler in self._earlier_handlers.items():
       signal.signal(number, handler)
-    self._before.clear()
+    self._earlier_handlers.clear()
 
   @contextlib.contextmanager
   def steps(self) -> Iterator[None]:
-    """Within, state is made that must be saved before the run may stop: a request waits until `requested` is asked."""
+    """The body makes state that must be saved before the run may stop: a request waits until `requested` is called."""
     self._in_steps = True
     yield
     self._in_steps = False
-    if self._flag:  # since it was asked for last
+    if self._requested:  # after the last call of `requested`
       raise Preempted(SAVED)
 
   def requested(self) -> bool:
-    """Whether to save and stop now. Every process must ask equally often, and all get the same answer."""
-    self._asked += 1  # over all stages: jax agrees on a number that must never go back
+    """Whether to save and stop now. Every process must call it equally often, and all get the same answer."""
+    # Counted over all stages: jax agrees on a number that must never go back.
+    self._num_checks += 1
     if jax.process_count() == 1:
-      return self._flag
-    return multihost_utils.reached_preemption_sync_point(self._asked)
+      return self._requested
+    return multihost_utils.reached_preemption_sync_point(self._num_checks)
 
   def _terminate(self, number: int, frame: FrameType | None) -> None:
-    asked_before, self._flag = self._flag, True
-    if not self._in_steps and not asked_before:
+    is_first = not self._requested
+    self._requested = True
+    if is_first and not self._in_steps:
       raise Preempted(SAVED)
 
   def _interrupt(self, number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if self._in_steps or jax.process_count() > 1:
       # print() is not safe inside a handler that may have interrupted a print.
-      os.write(sys.stderr.fileno(), b'\nInterrupted: saving after this step; once more to stop at once.\n')
+      os.write(sys.stderr.fileno(), INTERRUPTED)
     if jax.process_count() == 1:
       self._terminate(number, frame)
     else:

@@ -115,7 +115,7 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
   """How the run computes on this machine."""
   splits_rows = run.context_attention == 'ring' and mesh.shape['context'] > 1
   if jax.default_backend() == 'cpu' and splits_rows:
-    cpu.compile_anew()
+    cpu.disable_compilation_cache()
   return Execution(dtype_of(run.dtype), context_attention=run.context_attention)
 
 

@@ -8,13 +8,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.runtime import processes
+from llm_jax.runtime import joining
 from llm_jax.runtime.errors import CheckpointError
 from tests.checkpoints.checkpoint_states import make_metadata
 
 
 def main(folder):
-  processes.join()
+  joining.join()
   mesh = jax.sharding.Mesh(jax.devices(), ('data',), axis_types=(AxisType.Auto,))
   make = lambda: jax.random.normal(jax.random.key(0), (2, 1 << 19))
   w = jax.jit(make, out_shardings=NamedSharding(mesh, P('data')))()

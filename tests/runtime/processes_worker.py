@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from llm_jax.checkpoints import saver
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import require
-from llm_jax.runtime import processes
+from llm_jax.runtime import joining, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preemption
 from tests.checkpoints.checkpoint_states import make_metadata
@@ -48,7 +48,7 @@ def same(a, b):
 
 
 def main(folder):
-  processes.join()
+  joining.join()
   rank = jax.process_index()
   say(processes=jax.process_count(), devices=jax.device_count())
   say(agree=error_of(processes.agree, 'config', 'same'), differ=error_of(processes.agree, 'config', f'rank {rank}'))

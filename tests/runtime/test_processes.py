@@ -15,7 +15,7 @@ import pytest
 
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime import processes
+from llm_jax.runtime import joining
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
 ROOT = Path(__file__).parents[2]
@@ -196,16 +196,16 @@ def test_join_refuses_half_a_description(monkeypatch, env, message):
   for name, value in env.items():
     monkeypatch.setenv(name, value)
   with pytest.raises(ConfigError, match=message):
-    processes.join()
+    joining.join()
 
 
 def test_join_says_whom_it_waits_for_and_gives_up(monkeypatch, capsys):
-  monkeypatch.setattr(processes, 'ANSWER_SECONDS', 0)
+  monkeypatch.setattr(joining, 'ANSWER_SECONDS', 0)
   with socket.socket() as nobody:  # has the port and does not listen
     nobody.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{nobody.getsockname()[1]}'
     with pytest.raises(ConfigError, match=f"coordinator = '{address}': nobody answers there after 0 s: start"):
-      processes.join(address, 2, 1)
+      joining.join(address, 2, 1)
   assert capsys.readouterr().out == f'process 1 of 2: waiting for {address}\n'
 
 
@@ -221,8 +221,8 @@ def test_join_waits_until_process_0_is_there(monkeypatch):
   monkeypatch.setattr('socket.create_connection', connect)
   monkeypatch.setattr('time.sleep', lambda seconds: None)
   monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
-  processes.join('[::1]:1234', 2, 1)
-  processes.join('a:1234', 2, 0)  # it is there itself
+  joining.join('[::1]:1234', 2, 1)
+  joining.join('a:1234', 2, 0)  # it is there itself
   assert tries == [('::1', 1234)] * 3 and joined == [('[::1]:1234', 2, 1), ('a:1234', 2, 0)]
 
 
@@ -238,7 +238,7 @@ def test_join_waits_until_process_0_is_there(monkeypatch):
     ({'KUBERNETES_SERVICE_HOST': 'x', 'JOB_COMPLETION_INDEX': '0'}, True),
 ])
 def test_launchers(env, many):
-  assert processes._launched_as_many(env) is many
+  assert joining._launched_as_many(env) is many
 
 
 def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
