@@ -98,9 +98,8 @@ def search(run: Run, rule: Rule, params: Any, prompts_BP: jax.Array, lengths_B: 
            room: int) -> State:
   """The whole search. limit: the most tokens of a continuation.   room: how many there is room for."""
   B, W = len(prompts_BP), rule.num_beams
-  apply = functools.partial(run.model.apply, {'params': params})
   x_BD, cache = read_prompts(run, params, prompts_BP, lengths_B, room)
-  logits_BV = apply(x_BD[:, None], method='logits')[:, 0]
+  logits_BV = run.logits(params, x_BD[:, None])[:, 0]
   nothing_BWN = jnp.zeros((B, W, room), jnp.int32)
   never_BW = jnp.full((B, W), NEVER)
   state = State(cache.select(jnp.repeat(jnp.arange(B), W)), jnp.int32(0), jnp.ones(B, bool), nothing_BWN,
@@ -110,9 +109,9 @@ def search(run: Run, rule: Rule, params: Any, prompts_BP: jax.Array, lengths_B: 
   def step(state: State) -> State:
     newest_BW1 = jax.lax.dynamic_slice_in_dim(state.tokens_BWN, state.step - 1, 1, axis=2)
     positions_R1 = (first_R + state.step - 1)[:, None]
-    x_R1D, cache, _ = apply(newest_BW1.reshape(-1, 1), positions_R1, None, state.cache, method='run')
-    logits_BWV = apply(x_R1D, method='logits').reshape(B, W, -1)
-    return extend(run, rule, state.replace(cache=cache), logits_BWV, limit)
+    x_R1D, cache = run.features(params, newest_BW1.reshape(-1, 1), positions_R1, None, state.cache)
+    logits_BWV = run.logits(params, x_R1D).reshape(B, W, -1)
+    return extend(run, rule, dataclasses.replace(state, cache=cache), logits_BWV, limit)
 
   state = extend(run, rule, state, jnp.repeat(logits_BV[:, None], W, axis=1), limit)
   return jax.lax.while_loop(lambda state: (state.step < limit) & state.open_B.any(), step, state)

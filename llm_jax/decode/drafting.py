@@ -6,7 +6,7 @@ the position of the newest token; it has not been read yet.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
@@ -26,6 +26,29 @@ class Guesses(NamedTuple):
   tokens_KB: jax.Array
   q_KBV: jax.Array
   seen_TBV: jax.Array | None
+
+
+class Drafter(Protocol):
+  """Drafts tokens. Each kind has a state of its own, a pytree that only its own methods look into."""
+
+  @property
+  def count(self) -> int:
+    """K, the tokens of a draft."""
+    ...
+
+  def read(self, run: Run, params: Any, draft_params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, room: int
+           ) -> tuple[jax.Array, Cache, Any]:
+    """As `read_prompts` by the model that checks, and the drafter's state."""
+    ...
+
+  def guess(self, params: Any, state: Any, /, newest_B: jax.Array, positions_B: jax.Array, seen_BV: jax.Array | None,
+            pick: Pick) -> tuple[Any, Guesses]:
+    """The next K tokens after the newest, which stands at positions_B."""
+    ...
+
+  def settle(self, state: Any, /, x_BTD: jax.Array, new_BT: jax.Array, m: jax.Array) -> Any:
+    """The state once m drafted tokens and one more were taken. x_BTD: what the head that checked them read."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +118,7 @@ class HeadsDraft:
     def read(carry, piece):
       (cache, caches), ((tokens, *following), positions) = carry, piece
       where = jnp.maximum(positions, 0), (positions >= 0).astype(jnp.int32)
-      x_BTD, cache, _ = run.model.apply({'params': params}, tokens, *where, cache, method='run')
+      x_BTD, cache = run.features(params, tokens, *where, cache)
       _, caches = self._heads(params, x_BTD, following, caches, *where)
       return (cache, caches), x_BTD[:, -L:]
 
@@ -117,8 +140,8 @@ class HeadsDraft:
       drawn.append((token_B, q_BV))
       seen.append(mark_seen(seen[-1], token_B))
     tokens, q = map(jnp.stack, zip(*drawn, strict=True))
-    seen = None if seen_BV is None else jnp.stack(seen)
-    return HeadsState(tuple(caches), state.x_BLD, known_BL), Guesses(tokens, q, seen)
+    seen_TBV = None if seen_BV is None else jnp.stack([each_BV for each_BV in seen if each_BV is not None])
+    return HeadsState(tuple(caches), state.x_BLD, known_BL), Guesses(tokens, q, seen_TBV)
 
   def settle(self, state: HeadsState, x_BTD: jax.Array, new_BT: jax.Array, m: jax.Array) -> HeadsState:
     """Moves the window on by m + 1 positions."""
@@ -137,10 +160,7 @@ class HeadsDraft:
     return x_BTD, tuple(done)
 
   def _head(self, params, x_BTD, next_BT, cache, positions_BT, real_BT, k):
-    return self.run.model.apply({'params': params}, x_BTD, next_BT, cache, positions_BT, real_BT, k, method='draft')
-
-
-Drafter = ModelDraft | HeadsDraft
+    return self.run.apply(params, x_BTD, next_BT, cache, positions_BT, real_BT, k, method='draft')
 
 
 def forward(run: Run, params: Any, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache
@@ -148,5 +168,5 @@ def forward(run: Run, params: Any, tokens_BT: jax.Array, positions_BT: jax.Array
   """What the head reads, the logits, the cache. Where a round overshoots the learned positions, the last stands in."""
   if run.config.max_length is not None:
     positions_BT = jnp.minimum(positions_BT, run.config.max_length - 1)
-  x_BTD, cache, _ = run.model.apply({'params': params}, tokens_BT, positions_BT, None, cache, method='run')
-  return x_BTD, run.model.apply({'params': params}, x_BTD, method='logits'), cache
+  x_BTD, cache = run.features(params, tokens_BT, positions_BT, None, cache)
+  return x_BTD, run.logits(params, x_BTD), cache

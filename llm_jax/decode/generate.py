@@ -106,6 +106,20 @@ class Run:
   def model(self) -> Transformer:
     return Transformer(self.config, self.execution)
 
+  def features(self, params: Any, tokens_BT: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None,
+               cache: Cache) -> tuple[jax.Array, Cache]:
+    """What the head reads of each token, [batch, time, d_model], and the cache with these tokens."""
+    x_BTD, cache, _ = self.apply(params, tokens_BT, positions_BT, segment_ids_BT, cache, method='run')
+    return x_BTD, cache
+
+  def logits(self, params: Any, x_BTD: jax.Array) -> jax.Array:
+    """float32 [batch, time, vocab]."""
+    return self.apply(params, x_BTD, method='logits')
+
+  def apply(self, params: Any, *args: Any, method: str) -> Any:
+    """Calls a method of the model, whose type flax cannot know from its name."""
+    return self.model.apply({'params': params}, *args, method=method)
+
 
 @flax.struct.dataclass
 class State:
@@ -128,7 +142,7 @@ def prefill(run: Run, params: Any, rng: jax.Array, prompts_BP: jax.Array, length
   """Reads the prompts, padded on the left, and generates the first token. room: the most tokens to be generated."""
   B, P = prompts_BP.shape
   x_BD, cache = read_prompts(run, params, prompts_BP, lengths_B, room)
-  logits_BV = run.model.apply({'params': params}, x_BD[:, None], method='logits')[:, 0]
+  logits_BV = run.logits(params, x_BD[:, None])[:, 0]
   seen_BV = init_seen(run.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], run.config.vocab_size)
   log_probs_BN = jnp.zeros((B, room), jnp.float32) if run.log_probs else None
   state = State(cache, jnp.int32(0), lengths_B - 1, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
@@ -147,8 +161,8 @@ def read_prompts(run: Run, params: Any, prompts_BP: jax.Array, lengths_B: jax.Ar
 
   def read(cache: Cache, piece: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:
     tokens, positions = piece
-    x_BTD, cache, _ = run.model.apply({'params': params}, tokens, jnp.maximum(positions, 0),
-                                      (positions >= 0).astype(jnp.int32), cache, method='run')
+    segment_ids = (positions >= 0).astype(jnp.int32)
+    x_BTD, cache = run.features(params, tokens, jnp.maximum(positions, 0), segment_ids, cache)
     return cache, x_BTD[:, -1]
 
   length = positions.shape[0] * positions.shape[2] + room
@@ -169,12 +183,10 @@ def in_pieces(run: Run, x_BP: jax.Array, fill: int = 0) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=('run',), donate_argnames=('state',))
 def decode(run: Run, params: Any, rng: jax.Array, state: State, until: jax.Array) -> State:
   """Generates until every row has ended or the longest has `until` tokens."""
-  apply = functools.partial(run.model.apply, {'params': params})
-
   def step(state: State) -> State:
     tokens_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
-    x_B1D, cache, _ = apply(tokens_B1, state.positions_B[:, None], None, state.cache, method='run')
-    return advance(run, rng, state, cache, apply(x_B1D, method='logits')[:, 0])
+    x_B1D, cache = run.features(params, tokens_B1, state.positions_B[:, None], None, state.cache)
+    return advance(run, rng, state, cache, run.logits(params, x_B1D)[:, 0])
 
   return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done_B.all(), step, state)
 

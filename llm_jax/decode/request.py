@@ -81,7 +81,7 @@ def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens:
           'give Greedy() or Sampling(temperature, top_k, top_p, min_p)')
   rng = jax.random.key(0) if rng is None else rng
   dtype, ndim = getattr(rng, 'dtype', None), getattr(rng, 'ndim', None)
-  typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+  typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   require(ndim == 0 if typed else dtype == np.uint32 and ndim == 1, 'rng', rng,
           'give one random key, such as jax.random.key(0)')
   stop_tokens = list(stop_tokens) if np.iterable(stop_tokens) else stop_tokens  # a set, too
@@ -113,6 +113,7 @@ def bucket(length: int) -> int:
 def fetch(x: jax.Array) -> np.ndarray:
   """The whole array; rows that lie with other processes are gathered first."""
   if not x.is_fully_addressable:
+    assert isinstance(x.sharding, jax.sharding.NamedSharding), x.sharding
     whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
     x = jax.jit(lambda x: x, out_shardings=whole)(x)
   return np.asarray(x)
@@ -122,5 +123,6 @@ def mesh_of(params: Any) -> contextlib.AbstractContextManager:
   """The mesh that the parameters are spread over, as `constrain` needs it."""
   sharding = getattr(next(iter(jax.tree.leaves(params)), None), 'sharding', None)
   if isinstance(sharding, jax.sharding.NamedSharding):
+    assert isinstance(sharding.mesh, jax.sharding.Mesh), sharding.mesh  # of arrays, whose devices are known
     return jax.set_mesh(sharding.mesh)
   return contextlib.nullcontext()

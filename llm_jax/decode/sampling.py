@@ -125,6 +125,7 @@ def penalize(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Arr
   """Logits under the repetition penalty."""
   if sampling.repetition_penalty == 1:
     return logits_BV
+  assert seen_BV is not None, 'a repetition penalty needs the tokens that were seen'
   penalized_BV = jnp.where(logits_BV > 0, logits_BV / sampling.repetition_penalty,
                            logits_BV * sampling.repetition_penalty)
   return jnp.where(seen_BV, penalized_BV, logits_BV)

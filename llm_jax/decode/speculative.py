@@ -102,7 +102,7 @@ def begin(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.A
   room += drafter.count  # the last round may overshoot
   x_BD, cache, draft = drafter.read(run, params, draft_params, prompts_BP, lengths_B, room)
   seen_BV = init_seen(run.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], run.config.vocab_size)
-  logits_BV = run.model.apply({'params': params}, x_BD[:, None], method='logits')[:, 0]
+  logits_BV = run.logits(params, x_BD[:, None])[:, 0]
   tokens_B = _draw(distribution(logits_BV, run.sampling, seen_BV), _keys(rng, lengths_B))
   tokens_BN = jnp.zeros((B, room), jnp.int32).at[:, 0].set(tokens_B)
   return State(cache, draft, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(run)), jnp.ones(B, jnp.int32),
@@ -137,7 +137,7 @@ def play_round(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: 
   p_TBV = distribution(logits_BTV.swapaxes(0, 1).reshape(-1, V), run.sampling, seen).reshape(K + 1, B, V)
 
   of_drafts = lambda x_KBV: jnp.take_along_axis(x_KBV, drafts_KB[..., None], axis=-1)[..., 0]
-  chance_KB = jax.vmap(lambda key: jax.random.uniform(key, K))(key_of(K + 1)).T
+  chance_KB = jax.vmap(lambda key: jax.random.uniform(key, (K,)))(key_of(K + 1)).T
   keep_KB = chance_KB * of_drafts(q_KBV) < of_drafts(p_TBV[:K])
   kept_B = jnp.cumprod(keep_KB.astype(jnp.int32), axis=0).sum(axis=0)
   kept_B = jnp.where(state.done_B, K, kept_B)  # a row that has ended holds nobody up
@@ -175,7 +175,9 @@ def _stops(run: Run) -> jax.Array:
 
 
 # ------------------------------------------------------------------------------------------- on the host
-def _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens, execution, chunk
+def _rounds(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
+            sampling: Greedy | Sampling, rng: jax.Array | None, draft: tuple[Architecture, Any] | None,
+            draft_tokens: int | None, stop_tokens: Sequence[int], execution: Execution | None, chunk: int
             ) -> Iterator[State]:
   """Where generation stands after the first token, and then after every `chunk` more."""
   rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
@@ -192,19 +194,21 @@ def _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft
     require(draft[0].vocab_size == config.vocab_size, 'draft.vocab_size', draft[0].vocab_size,
             f'use a model with the same tokenizer, whose vocabulary has {config.vocab_size}')
   with mesh_of(params):
-    its = draft and make_request(*draft, prompts, max_new_tokens, execution)
+    theirs = None if draft is None else make_request(*draft, prompts, max_new_tokens, execution)
     request = make_request(config, params, prompts, max_new_tokens, execution)
     run = Run(request.config, request.execution, sampling, stop_tokens, lookahead=count)
-    if its is None:
-      drafter, both = HeadsDraft(run, count), (request.params, request.params)
+    if theirs is None:
+      drafter = HeadsDraft(run, count)
+      draft_params = request.params
     else:
-      drafter, both = ModelDraft(dataclasses.replace(run, config=its.config), count), (request.params, its.params)
-    state = begin(run, drafter, *both, rng, request.prompts_BP, request.lengths_B, bucket(max_new_tokens))
+      drafter = ModelDraft(dataclasses.replace(run, config=theirs.config), count)
+      draft_params = theirs.params
+    state = begin(run, drafter, request.params, draft_params, rng, request.prompts_BP, request.lengths_B, bucket(max_new_tokens))
   yield state
   while int(state.step) < max_new_tokens and not fetch(state.done_B).all():
     with mesh_of(params):
       until = min(int(state.step) + chunk, max_new_tokens)
-      state = proceed(run, drafter, *both, rng, state, until)
+      state = proceed(run, drafter, request.params, draft_params, rng, state, until)
     yield state
 
 
