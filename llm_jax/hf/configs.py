@@ -7,6 +7,8 @@ from typing import Any
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import (
+  GLU,
+  MLP,
   AnyBlock,
   Architecture,
   Attention,
@@ -15,8 +17,10 @@ from llm_jax.config.model.architecture import (
   MixtureOfExperts,
   NormalInit,
   RoPE,
+  Router,
   SigmoidRouter,
   SoftmaxRouter,
+  YaRNScaling,
 )
 from llm_jax.config.model.count import blocks
 from llm_jax.hf.families import FAMILIES, family_of
@@ -30,7 +34,8 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   Raises: ConfigError naming the entry that is wrong or that we cannot express.
   """
   name = values.get('model_type')
-  require(isinstance(name, str) and name in FAMILIES, 'model_type', name, f'use one of {tuple(FAMILIES)}')
+  if not isinstance(name, str) or name not in FAMILIES:
+    raise ConfigError('model_type', name, f'use one of {tuple(FAMILIES)}')
   fields = Fields(values)
   architecture = FAMILIES[name].read(fields)
   fields.finish()
@@ -103,17 +108,22 @@ def resolved(config: Architecture) -> Architecture:
     size = part.head_size(config.d_model)
     return dataclasses.replace(part, num_kv_heads=part.kv_heads, head_dim=size, scale=part.scale or size ** -0.5)
 
+  def router(part: Router) -> Router:
+    match part:
+      case SoftmaxRouter():
+        return SoftmaxRouter()
+      case SigmoidRouter():
+        return dataclasses.replace(part, bias_rate=0.0, sequence_balance_weight=0.0)
+
   def feed_forward(part: FeedForward | None) -> FeedForward | None:
     match part:
       case None:
         return None
-      case MixtureOfExperts(router=SoftmaxRouter()):
-        router = SoftmaxRouter()
-      case MixtureOfExperts(router=SigmoidRouter()):
-        router = dataclasses.replace(part.router, bias_rate=0.0, sequence_balance_weight=0.0)
-      case _:
+      case MixtureOfExperts():
+        return dataclasses.replace(part, router=router(part.router), expert=feed_forward(part.expert),
+                                   shared=feed_forward(part.shared))
+      case MLP() | GLU():
         return dataclasses.replace(part, d_ff=part.width(config.d_model))
-    return dataclasses.replace(part, router=router, expert=feed_forward(part.expert), shared=feed_forward(part.shared))
 
   def resolve(block: AnyBlock) -> AnyBlock:
     return dataclasses.replace(block, attention=attention(block.attention),
@@ -123,7 +133,7 @@ def resolved(config: Architecture) -> Architecture:
   if isinstance(positions, RoPE):
     rope = without_ntk(positions, config.pattern[0].attention.rotary_size(config.d_model))
     positions = dataclasses.replace(rope, max_length=None)
-    if hasattr(rope.scaling, 'magnitude'):
+    if isinstance(rope.scaling, YaRNScaling):
       scaling = dataclasses.replace(rope.scaling, attention_factor=rope.scaling.magnitude)
       positions = dataclasses.replace(positions, scaling=scaling)
   return dataclasses.replace(config, prefix=(), pattern=tuple(map(resolve, blocks(config))), positions=positions,

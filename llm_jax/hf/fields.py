@@ -2,7 +2,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard, overload
 
 from llm_jax.config.errors import ConfigError, require
 
@@ -45,6 +45,12 @@ class Fields:
     require(key not in MOST or not is_size(value) or value <= MOST[key], key, value, f'use at most {MOST.get(key)}')
     return default if value is None else value
 
+  @overload
+  def size(self, key: str, default: int) -> int: ...
+
+  @overload
+  def size(self, key: str, default: None) -> int | None: ...
+
   def size(self, key: str, default: int | None) -> int | None:
     value = self.get(key, default)
     require(value is None or is_size(value), key, value, 'use a positive integer')
@@ -68,7 +74,8 @@ class Fields:
   def optional_number(self, key: str, default: float | None) -> float | None:
     """As `number`, but null means None even where the default is a number."""
     self.read.add(key)
-    return None if self.values.get(key, default) is None else self.number(key, default)
+    value = self.values.get(key, default)
+    return None if value is None else self.number(key, value)
 
   def flag(self, key: str, default: bool) -> bool:
     value = self.get(key, default)
@@ -95,7 +102,7 @@ class Fields:
         raise ConfigError(key, value, 'this entry of config.json is not supported for this family')
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[int]:
   return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 

@@ -61,7 +61,8 @@ def float_type(dtype: Any) -> np.dtype:
     found = np.dtype(dtype)
   except TypeError:
     found = None
-  require(found in FLOATS, 'dtype', dtype, "use 'float32', 'bfloat16' or 'float16'")
+  if found is None or found not in FLOATS:
+    raise ConfigError('dtype', dtype, "use 'float32', 'bfloat16' or 'float16'")
   return found
 
 
@@ -235,8 +236,8 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if (folder / INDEX).exists():
     weight_map = read_json(folder, INDEX).get('weight_map')
-    require(isinstance(weight_map, dict) and len(weight_map) > 0, str(folder / INDEX), weight_map,
-            'weight_map must name a file per tensor')
+    if not isinstance(weight_map, dict) or not weight_map:
+      raise ConfigError(str(folder / INDEX), weight_map, 'weight_map must name a file per tensor')
     for name in weight_map.values():
       plain = isinstance(name, str) and name == pathlib.PurePath(name).name and '\\' not in name and '\0' not in name
       require(plain and name.endswith('.safetensors'), str(folder / INDEX), name,

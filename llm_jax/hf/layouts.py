@@ -42,13 +42,16 @@ def parse(line: str) -> Layout:
   numbered = next((axis for axis, name in enumerate(ours) if name not in named), None)
   if numbered is not None:
     ours.pop(numbered)
-  pieces, order, joined, group = [], [''] * len(ours), None, None
+  pieces: list[tuple[int, ...]] = []
+  order = [''] * len(ours)
+  joined: tuple[int, int | None] | None = None
+  group: list[int] | None = None  # the axes of an open parenthesis
   for word in words:
     if word == '(':
       group = []
     elif word[0] == ')':
       joined = (len(pieces), None) if '+' in word else joined
-      pieces, group = [*pieces, tuple(group)], None
+      pieces, group = [*pieces, tuple(group or ())], None
     else:
       axis = ours.index(word.strip('+~^'))
       order[axis] = word.replace('+', '')[1:]

@@ -67,7 +67,7 @@ def expect_kind(value: Any, kind: type[T], field: str) -> T:
   return value
 
 
-def arrange(blocks: Sequence[AnyBlock]) -> dict[str, tuple[AnyBlock, ...]]:
+def arrange(blocks: Sequence[AnyBlock]) -> tuple[tuple[AnyBlock, ...], tuple[AnyBlock, ...]]:
   """The shortest prefix and pattern that run as `blocks`."""
   blocks = tuple(blocks)
 
@@ -77,4 +77,4 @@ def arrange(blocks: Sequence[AnyBlock]) -> dict[str, tuple[AnyBlock, ...]]:
 
   size, prefix = min((start + length, start) for start in range(len(blocks))
                      for length in range(1, len(blocks) - start + 1) if repeats(start, length))
-  return {'prefix': blocks[:prefix], 'pattern': blocks[prefix:size]}
+  return blocks[:prefix], blocks[prefix:size]

@@ -60,7 +60,8 @@ class MeshLeaves:
   def _piece(self, shape: Shape, sharding: jax.sharding.NamedSharding, read: Read) -> jax.Array:
     made: dict[Any, np.ndarray] = {}  # devices that hold the same part share it
 
-    def part(index: Index) -> np.ndarray:
+    def part(index: Index | None) -> np.ndarray:
+      assert index is not None  # its type allows None, and jax never gives it
       bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
       if bounds not in made:
         made[bounds] = np.empty([end - start for start, end in bounds], self.dtype)

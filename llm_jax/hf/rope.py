@@ -24,21 +24,22 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
   """
   theta = fields.number('rope_theta', theta)
   length = fields.size('max_position_embeddings', None)
-  key, given = 'rope_parameters', {}
+  key = 'rope_parameters'
+  given: dict[str, Any] = {}
   for name in ('rope_scaling', 'rope_parameters'):
     value = fields.get(name, {})
     require(isinstance(value, Mapping), name, value, 'must be an object')
     if not value:
       continue
-    value = {'rope_theta': theta} | {k: v for k, v in value.items() if v is not None}
-    kinds = {value.pop(k) for k in ('rope_type', 'type') if isinstance(value.get(k), str)}
+    entries: dict[str, Any] = {'rope_theta': theta} | {k: v for k, v in value.items() if v is not None}
+    kinds = {entries.pop(k) for k in ('rope_type', 'type') if isinstance(entries.get(k), str)}
     require(len(kinds) <= 1, name, fields.get(name, {}), 'type and rope_type must agree')
-    if value.pop('partial_rotary_factor', 1) != 1:
+    if entries.pop('partial_rotary_factor', 1) != 1:
       raise ConfigError(name, fields.get(name, {}), 'partial rotary positions are not supported')
-    value['rope_type'] = next(iter(kinds), 'default')
+    entries['rope_type'] = next(iter(kinds), 'default')
     # Where they differ, each version of transformers follows another one.
-    require(not given or given == value, name, value, 'rope_scaling (with rope_theta) and rope_parameters must agree')
-    key, given = name, value
+    require(not given or given == entries, name, entries, 'rope_scaling (with rope_theta) and rope_parameters must agree')
+    key, given = name, entries
   theta = given.pop('rope_theta', theta)
   require(is_number(theta) and theta > 1, 'rope_theta', theta, 'use a number above 1, such as 10000')
   kind = given.pop('rope_type', 'default')

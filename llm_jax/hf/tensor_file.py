@@ -143,7 +143,8 @@ class TensorFiles(Mapping[str, np.ndarray]):
 def write_file(file: Path, described: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
                tensors: Iterable[tuple[str, np.ndarray]]) -> None:
   """Writes the tensors, which come one by one in the order in which `described` states their dtypes and shapes."""
-  header, end = {'__metadata__': {'format': 'pt'}}, 0
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+  end = 0
   for name, (dtype, shape) in described.items():
     start, end = end, end + math.prod(shape) * dtype.itemsize
     header[name] = {'dtype': NAMES[dtype], 'shape': list(shape), 'data_offsets': [start, end]}

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from llm_jax.config.errors import require
 from llm_jax.config.tokenizers import HuggingFaceFile
@@ -75,7 +76,7 @@ def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
     values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if ids is not None}
   ends = listed(values.get('eos_token_id'))
   added = read_json(folder, 'tokenizer.json').get('added_tokens') or []
-  names = {token.get('id'): token.get('content') for token in added if isinstance(token, dict)}
+  names: dict[Any, Any] = {token.get('id'): token.get('content') for token in added if isinstance(token, dict)}
   found = [names[end] for end in ends if end in names]
   require(bool(found), f'{folder}/config.json: eos_token_id', values.get('eos_token_id'),
           f'none of the added tokens in tokenizer.json: give HuggingFaceFile(path, end_of_text), one of {names}')

@@ -181,7 +181,7 @@ def test_ntk_scaling_is_another_theta():
   ('abcabc', '', 'abc'), ('a', '', 'a'),
 ))
 def test_prefix_and_pattern(layers, prefix, pattern):
-  assert arrange(layers) == {'prefix': tuple(prefix), 'pattern': tuple(pattern)}
+  assert arrange(layers) == (tuple(prefix), tuple(pattern))
 
 
 @pytest.mark.parametrize('model_type, entries, names', (

@@ -84,10 +84,11 @@ def read(fields: Fields) -> Architecture:
   norm = RMSNorm(fields.number('rms_norm_eps', 1e-6))
   num_layers, num_dense = fields.size('num_hidden_layers', 61), fields.count('first_k_dense_replace', 3)
   layers = [Block(attention, dense if i < num_dense else mixture, norm) for i in range(num_layers)]
+  prefix, pattern = arrange(layers)
   return Architecture(
     vocab_size=fields.size('vocab_size', 129_280), d_model=fields.size('hidden_size', 7_168), num_layers=num_layers,
-    positions=positions, norm=norm, tied_head=fields.flag('tie_word_embeddings', False), **arrange(layers),
-    multi_token=(Block(attention, mixture, norm),) * fields.count('num_nextn_predict_layers', 0),
+    positions=positions, norm=norm, tied_head=fields.flag('tie_word_embeddings', False), prefix=prefix,
+    pattern=pattern, multi_token=(Block(attention, mixture, norm),) * fields.count('num_nextn_predict_layers', 0),
     init=NormalInit(fields.number('initializer_range', 0.02)))
 
 

@@ -33,7 +33,7 @@ def read_gemma(fields: Fields) -> Architecture:
   activation = fields.get('hidden_act', 'gelu_pytorch_tanh')
   activation = 'gelu_tanh' if activation == 'gelu' else fields.activation('hidden_act', 'gelu_pytorch_tanh')
   if fields.values.get('hidden_activation'):
-    require(fields.activation('hidden_activation', None) == activation, 'hidden_activation',
+    require(fields.activation('hidden_activation', 'gelu_pytorch_tanh') == activation, 'hidden_activation',
             fields.values['hidden_activation'],
             f'hidden_act is {fields.values.get("hidden_act")!r}, which means {activation}: say the same')
   feed_forward = GLU(fields.size('intermediate_size', 24_576), activation)
@@ -75,7 +75,8 @@ def read_gemma2(fields: Fields) -> Architecture:
     feed_forward, norm) for kind in kinds]
   # In some of the files on the Hub hidden_act is another than hidden_activation, and it is not used.
   fields.read.add('hidden_act')
-  return Architecture(num_layers=num_layers, **arrange(layers), **_read(fields, d_model, norm),
+  prefix, pattern = arrange(layers)
+  return Architecture(num_layers=num_layers, prefix=prefix, pattern=pattern, **_read(fields, d_model, norm),
                       logit_soft_cap=fields.optional_number('final_logit_softcapping', 30.0))
 
 

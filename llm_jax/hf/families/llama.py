@@ -2,7 +2,7 @@
 import re
 from typing import Any
 
-from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, NormalInit, RMSNorm, RoPE
+from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, Norm, NormalInit, RMSNorm, RoPE
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
 from llm_jax.hf.parts import ATTENTION, FEED_FORWARD_NORM, GATED, MODEL, expect_kind, read_attention, write_attention
@@ -38,21 +38,23 @@ def _read(fields: Fields, d_model: int, attention: Attention, feed_forward: GLU)
 def write_llama(config: Architecture) -> dict[str, Any]:
   block = expect_kind(config.pattern[0], Block, 'pattern[0]')
   feed_forward = expect_kind(block.feed_forward, GLU, 'pattern[0].feed_forward')
-  return _write(config, block, feed_forward) | {
-    'attention_bias': block.attention.bias, 'mlp_bias': feed_forward.bias}
+  attention = expect_kind(block.attention, Attention, 'pattern[0].attention')
+  return _write(config, attention, feed_forward, block.norm) | {
+    'attention_bias': attention.bias, 'mlp_bias': feed_forward.bias}
 
 
 def write_mistral(config: Architecture) -> dict[str, Any]:
   block = expect_kind(config.pattern[0], Block, 'pattern[0]')
   feed_forward = expect_kind(block.feed_forward, GLU, 'pattern[0].feed_forward')
-  return _write(config, block, feed_forward) | {'sliding_window': block.attention.window}
+  attention = expect_kind(block.attention, Attention, 'pattern[0].attention')
+  return _write(config, attention, feed_forward, block.norm) | {'sliding_window': attention.window}
 
 
-def _write(config: Architecture, block: Block, feed_forward: GLU) -> dict[str, Any]:
+def _write(config: Architecture, attention: Attention, feed_forward: GLU, norm: Norm) -> dict[str, Any]:
   expect_kind(config.positions, RoPE, 'positions')
-  return write_attention(config, expect_kind(block.attention, Attention, 'pattern[0].attention')) | {
+  return write_attention(config, attention) | {
     'intermediate_size': feed_forward.width(config.d_model), 'hidden_act': ACTIVATION_NAMES[feed_forward.activation],
-    'rms_norm_eps': block.norm.eps}
+    'rms_norm_eps': norm.eps}
 
 
 LLAMA = Family('llama', 'LlamaForCausalLM', read_llama, write_llama, MODEL,
