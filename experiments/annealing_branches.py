@@ -7,6 +7,8 @@ data and 0.3 of the new, and what that does to held-out scores values the new da
 trunk learns the standard library, `plain` anneals on it, and `questions` gives 0.3 to questions and answers made of its
 functions. Each branch is a stage, so that the report has their held-out bits per byte side by side.
 """
+from typing import Any
+
 from experiments import quickstart
 from llm_jax.config.experiment import (
   LinearToZero,
@@ -20,7 +22,7 @@ from llm_jax.config.experiment import (
 
 
 def get_config():
-  config = quickstart.get_config()
+  config: Any = quickstart.get_config()
   config.model.positions.theta = 10_000.0  # the quickstart's is for rows of 64 tokens
   trunk = config.stages[0]
   library, chats = StandardLibrary(val_fraction=0.05), StandardLibraryChats(val_fraction=0.05)

@@ -2,6 +2,8 @@
 
 python -m launch.train --config=experiments/family.py:gemma2 --workdir=runs/gemma2
 """
+from typing import Any
+
 from llm_jax.config.errors import require
 from llm_jax.config.experiment import (
   BPE,
@@ -18,7 +20,7 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.config.model.architecture import Llama3Scaling, YaRNScaling
 
-SIZE = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
+SIZE: dict[str, Any] = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
 GPT = dict(SIZE, max_length=256)
 GROUPED = dict(SIZE, num_kv_heads=2)
 

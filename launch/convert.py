@@ -140,6 +140,8 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
   store = stores[stage]
   require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
   checkpoint = store.latest_valid() if step is None else store.at(step)
+  if checkpoint is None:  # another process has removed it
+    raise ConfigError('--checkpoint', str(workdir), 'its checkpoints are gone')
   print(f'{checkpoint.path}{", averaged parameters" if checkpoint.averaged else ""}', file=sys.stderr)
   trained = next(each for each in run.stages if each.name == stage)
   folder, files = workdir / 'tokenizer', {}

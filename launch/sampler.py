@@ -75,6 +75,7 @@ class Sampler:
     """Prints a continuation, and then its tokens one by one with their log-probabilities."""
     out = generate(self.config, self.params, [tokens], new, self.sampling, self.rng(0, number),
                    stop_tokens=self.stops, execution=self.execution, log_probs=True)
+    assert out.log_probs is not None
     said = list(tokens)
     self.say(iter(out.tokens[0]), said)
     for token, log_prob in zip(said[len(tokens):], out.log_probs[0], strict=False):  # a stop may have cut the text
@@ -82,6 +83,7 @@ class Sampler:
 
   def ask(self, messages: Sequence[Message]) -> list[int]:
     """The tokens of a conversation, up to where the assistant answers."""
+    assert self.template is not None
     return prompt_ids(messages, self.template, self.tokenizer).tolist()
 
   def converse(self, lines: Iterable[str]) -> None:
@@ -132,14 +134,16 @@ class Sampler:
 
   def answer(self, tokens: list[int], new: int, turn: int, number: int) -> Iterator[int]:
     """The tokens that follow, as they come."""
-    request, options = (self.config, self.params, [tokens], new), dict(stop_tokens=self.stops, execution=self.execution)
+    request = (self.config, self.params, [tokens], new)
     if self.args.beams:
-      return iter(beam_search(*request, self.args.beams, **options).tokens[0][number])
-    request += self.sampling, self.rng(turn, number)
+      beams = beam_search(*request, self.args.beams, stop_tokens=self.stops, execution=self.execution)
+      return iter(beams.tokens[0][number])
+    rng = self.rng(turn, number)
     if self.args.draft:
-      pieces = stream_speculated(*request, draft=self.draft, draft_tokens=self.args.draft_tokens, **options)
+      pieces = stream_speculated(*request, self.sampling, rng, draft=self.draft, draft_tokens=self.args.draft_tokens,
+                                 stop_tokens=self.stops, execution=self.execution)
     else:
-      pieces = stream(*request, **options)
+      pieces = stream(*request, self.sampling, rng, stop_tokens=self.stops, execution=self.execution)
     return (token for [row] in pieces for token in row)
 
   def rng(self, turn: int, number: int) -> jax.Array:
@@ -243,6 +247,8 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   if step is not None and step not in store.steps():
     refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
   checkpoint = store.latest_valid() if step is None else store.at(step)
+  if checkpoint is None:  # another process has removed it
+    raise CheckpointError(f'{store.folder}: its checkpoints are gone')
   if checkpoint.metadata.tokenizer != tokenizer.fingerprint:
     raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {str(checkpoint.metadata.tokenizer)[:16]}, the '
                           f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')

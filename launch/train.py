@@ -14,7 +14,7 @@ from llm_jax.config.errors import ConfigError
 
 
 def main(argv: list[str]) -> int:
-  flags = parse_train(argv, __doc__)
+  flags = parse_train(argv, __doc__ or '')
   runtime.prepare()  # jax starts here, after the command line has been checked
   from llm_jax.runtime import joining
   from llm_jax.runtime.errors import CheckpointError

@@ -5,6 +5,7 @@ those of experiments/family.py, made narrow, so that a new one there is a case h
 OBJECTIVES.
 """
 import dataclasses
+import functools
 import pathlib
 import typing
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from llm_jax.config import objectives
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.objectives import DPO, IPO, ORPO, Classification, LanguageModel, SimPO, SLiC
+from llm_jax.config.objectives import DPO, IPO, ORPO, Classification, LanguageModel, Objective, SimPO, SLiC
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
 from llm_jax.config.run import Run
@@ -72,7 +73,7 @@ def objective(name: str, folder: pathlib.Path) -> Run:
   kind, source_of = OBJECTIVES[name]
   before = Stage('before', Data((Weighted(texts(folder)),)), **COMMON)
   golden = Stage('golden', Data((Weighted(source_of(folder)),)), objective=kind, init=Params('before'),
-                 **(COMMON | dict(learning_rate=Cosine(peak=1e-3, warmup=2))))
+                 **{**COMMON, 'learning_rate': Cosine(peak=1e-3, warmup=2)})
   return Run(narrow(FAMILIES['llama2']), (before, golden), dtype='float32')
 
 
@@ -134,14 +135,15 @@ def rows_of(data: Data, folder: pathlib.Path) -> Run:
   model = dataclasses.replace(narrow(FAMILIES['llama2']), vocab_size=tokenizer.vocab_size)
   has_ramp = not data.pairs and data.labels is None
   ramp = (Ramp(4_096, 8, 64), Ramp(20_480, 16, 64), Ramp(40_960, 8, 128)) if has_ramp else ()
-  common = dict(seq_len=64, batch_size=4, learning_rate=Cosine(peak=1e-3))
-  before = Stage('before', Data((Weighted(made_up(folder)), Weighted(texts(folder)))), steps=1, **common)
-  objective = LanguageModel()
+  short = functools.partial(Stage, seq_len=64, batch_size=4, learning_rate=Cosine(peak=1e-3))
+  before = short('before', Data((Weighted(made_up(folder)), Weighted(texts(folder)))), steps=1)
+  objective: Objective = LanguageModel()
   if data.pairs:
     objective = ORPO()
   if data.labels is not None:
     objective = Classification()
-  return Run(model, (before, Stage('golden', data, steps=120, objective=objective, ramp=ramp, **common)), tokenizer)
+  golden = short('golden', data, steps=120, objective=objective, ramp=ramp)
+  return Run(model, (before, golden), tokenizer)
 
 
 # ---------------------------------------------------------------------------------------------- parts

@@ -48,7 +48,7 @@ class Rows:
 
 
 # XLA's CPU compiler takes a third of its time at this level, and the steps of a tiny model are as fast.
-QUICK_COMPILE = {'xla_backend_optimization_level': 0}
+QUICK_COMPILE: dict[str, Any] = {'xla_backend_optimization_level': 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +182,7 @@ def make_source(run: Run, stage: Stage, tokenizer: Tokenizer) -> TrainSource | R
   sources = []
   for phase in stage.phases:
     dataset = open_split(run, stage, tokenizer, 'train', phase.seq_len)
+    assert dataset is not None  # every source has text to train on
     sources.append(TrainSource(dataset, phase.batch_size, start=phase.first_sample))
   return RampSource(sources) if stage.ramp else sources[0]
 

@@ -82,7 +82,7 @@ class Data:
     names: list[str] = []
     for part in self.sources:
       places = getattr(part.source, 'path', '').replace('*', '').split('/')
-      words = [re.match(r'[\w-]*', place)[0].strip('_-') for place in reversed(places)]
+      words = [re.split(r'[^\w-]', place, maxsplit=1)[0].strip('_-') for place in reversed(places)]
       name = next(filter(None, words), type(part.source).__name__)
       counted = (f'{name}_{k}' if k > 1 else name for k in itertools.count(1))
       names.append(next(each for each in counted if each not in names))

@@ -34,7 +34,7 @@ def stage(name: str, data: Data | Source | None = None, **fields: Any) -> Stage:
   return read(Stage, {'name': name, **fields}, f'stage({name!r})')
 
 
-def mix(*sources: Source | Weighted | tuple[Source, float], packing: str = 'concat') -> Data:
+def mix(*sources: Source | Weighted | tuple[Source, Weight], packing: str = 'concat') -> Data:
   """A mixture: `mix((Text('books'), .7), (Jsonl('web.jsonl'), .3))`; a source without a weight has weight 1."""
   rows = []
   for i, source in enumerate(sources):

@@ -32,9 +32,9 @@ class Ramp:
   def __post_init__(self):
     for field in ('tokens', 'batch_size', 'seq_len'):
       require(getattr(self, field) > 0, field, getattr(self, field), 'use 1 or more')
-    given = self.microbatches is not None
-    require(not given or self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches',
-            self.microbatches, f'use a divisor of batch_size={self.batch_size}')
+    if self.microbatches is not None:
+      require(self.microbatches > 0 and self.batch_size % self.microbatches == 0, 'microbatches', self.microbatches,
+              f'use a divisor of batch_size={self.batch_size}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
@@ -146,9 +146,13 @@ def _members(kind: Any) -> tuple[Any, ...]:
   return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
 
 
+def _is_dataclass(member: Any) -> TypeGuard[type]:
+  return isinstance(member, type) and dataclasses.is_dataclass(member)
+
+
 def variants(kind: Any) -> list[type]:
   """The dataclasses among a type's alternatives."""
-  return [member for member in _members(kind) if dataclasses.is_dataclass(member)]
+  return [member for member in _members(kind) if _is_dataclass(member)]
 
 
 def _item(kind: Any) -> Any:
@@ -161,7 +165,7 @@ def dataclasses_of(kind: Any) -> Iterator[type]:
   for member in _members(kind):
     if typing.get_origin(member) is tuple:
       yield from dataclasses_of(_item(member))
-    elif dataclasses.is_dataclass(member):
+    elif _is_dataclass(member):
       yield member
       for hint in hints(member).values():
         yield from dataclasses_of(hint)

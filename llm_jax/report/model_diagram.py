@@ -62,14 +62,16 @@ def draw(architecture: Architecture, title: str = '') -> str:
   if c.norm is not None:
     canvas.arrow()
     canvas.norm(_norm(c.norm))
-  start = canvas.branch() if c.multi_token else None
+  trunk = canvas.branch() if c.multi_token else None
   canvas.arrow()
   cap = '' if c.logit_soft_cap is None else f' · soft cap {c.logit_soft_cap:g}'
   head = f'{c.d_model:,} → {c.vocab_size:,}{" · tied to the embedding" if c.tied_head else ""}{cap}'
   canvas.box('table', 'Head', [head])
   canvas.arrow()
   canvas.label('logits of the next token')
+  start = trunk
   for depth, block in enumerate(c.multi_token, 1):
+    assert start is not None
     start = _draw_further_token(canvas, block, c.d_model, start, depth)
   return canvas.svg(title, _summary(c))
 

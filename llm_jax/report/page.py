@@ -84,13 +84,13 @@ def headline(stages: Sequence[StageRecords], records: Sequence[dict[str, Any]], 
   compared = [(label, x, css) for label, x, css in compared if math.isfinite(x)]
   loss = last(evals, 'loss')
   perplexity = math.exp(min(last(evals, 'nll') if math.isfinite(last(evals, 'nll')) else loss, 700))
-  tokens = [s.tokens for s in stages]
+  tokens = [s.tokens for s in stages if s.tokens is not None]
   metadata = [
       ('held-out bits per byte', show(ours, '{:.3f}')),
       ('held-out loss (nats per token)', show(loss, '{:.3f}')),
       ('held-out perplexity', show(perplexity, '{:,.1f}')),
       ('parameters', count(parameters(config))),
-      ('tokens trained on', count(sum(tokens) if tokens and None not in tokens else None)),
+      ('tokens trained on', count(sum(tokens) if tokens and len(tokens) == len(stages) else None)),
       ('in training steps', duration(sum(s.seconds for s in stages)) if stages else NOTHING),
       ('tokens per second', show(median(stages, 'tokens_per_second'), '{:,.0f}')),
       ('of peak FLOPs (MFU)', show(median(stages, 'mfu'), '{:.1%}'))]

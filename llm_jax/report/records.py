@@ -27,8 +27,11 @@ class StageRecords:
   def tokens(self) -> int | None:
     if math.isfinite(tokens := last(self.train, 'tokens')):
       return int(tokens)
-    per_step = [self.config.get('batch_size'), self.config.get('seq_len')]
-    return self.last_step * math.prod(per_step) if all(isinstance(n, int) for n in per_step) else None
+    batch_size = self.config.get('batch_size')
+    seq_len = self.config.get('seq_len')
+    if isinstance(batch_size, int) and isinstance(seq_len, int):
+      return self.last_step * batch_size * seq_len
+    return None
 
   @property
   def seconds(self) -> float:

@@ -51,10 +51,11 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_l
     split.append(('tensor', 'num_heads', attention.num_heads))
     if isinstance(attention, LatentAttention):
       split += [('fsdp', 'kv_rank', attention.kv_rank), ('fsdp', 'q_rank', attention.q_rank or 0)]
-    wide = [layer]
     if isinstance(layer, MixtureOfExperts):
       split.append(('expert', 'num_experts', layer.num_experts))
       wide = [layer.expert] if layer.shared is None else [layer.expert, layer.shared]
+    else:
+      wide = [layer]
     split += [('tensor', 'd_ff', each.width(architecture.d_model)) for each in wide]
   for axis, what, size in split:
     require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],

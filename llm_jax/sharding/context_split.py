@@ -35,11 +35,11 @@ class ContextSplit:
     """[B, T, ...] as `arrange` leaves it -> in the order of time."""
     return x if self.devices == 1 else self._exchange(x, self._restore)
 
-  def starts(self, chunk: int) -> tuple[jax.Array, jax.Array]:
+  def starts(self, chunk: int) -> tuple[jax.Array | int, jax.Array | int]:
     """Where this device's two chunks begin in the row, for use under `shard_map`. chunk: tokens in each."""
     return self.starts_of(jax.lax.axis_index(self.axis) if self.devices > 1 else 0, chunk)
 
-  def starts_of(self, device: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+  def starts_of(self, device: jax.Array | int, chunk: int) -> tuple[jax.Array | int, jax.Array | int]:
     return device * chunk, (2 * self.devices - 1 - device) * chunk
 
   def _exchange(self, x, local):

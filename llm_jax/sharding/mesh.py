@@ -1,6 +1,7 @@
 """The device mesh: five named axes, always all there, so that a strategy is only a choice of sizes."""
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +13,10 @@ from llm_jax.config.run import Mesh
 from llm_jax.sharding.check import mesh_sizes
 
 
-def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
   """A mesh of axes (data, fsdp, tensor, context, expert) over `devices`, by default all devices of all processes.
+
+  devices: of type jax.Device, which type checkers take for a variable.
 
   The axes are Auto: `constrain` states where an activation lives and the compiler chooses the rest. Enter it with
   `jax.set_mesh(mesh)`; under `with mesh:` the constraints are silently nothing.
@@ -30,7 +33,7 @@ def make_mesh(config: Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
   return jax.sharding.Mesh(array, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def arrange(sizes: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   """The devices as an array of `sizes`, the later an axis, the faster the links along it.
 
   Devices of one slice (of a TPU pod; GPUs of one host) have fast links to each other. Where there are several slices,

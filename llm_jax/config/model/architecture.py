@@ -147,7 +147,9 @@ class Architecture:
         self._check_attention(block.attention, f'{group}[{i}].attention')
 
   def _check_attention(self, attention: AnyAttention, where: str) -> None:
-    rotary = isinstance(self.positions, RoPE)
+    positions = self.positions
+    rotary = isinstance(positions, RoPE)
+    ntk = isinstance(positions, RoPE) and isinstance(positions.scaling, NTKScaling)
     if isinstance(attention, Attention):
       require(attention.head_dim is not None or self.d_model % attention.num_heads == 0, f'{where}.num_heads',
               attention.num_heads, f'use a divisor of d_model={self.d_model}, or set head_dim')
@@ -156,7 +158,7 @@ class Architecture:
     size = attention.rotary_size(self.d_model)
     field = 'head_dim' if isinstance(attention, Attention) else 'rope_dim'
     require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even head size')
-    require(not rotary or not isinstance(self.positions.scaling, NTKScaling) or size > 2, f'{where}.{field}', size,
+    require(not ntk or size > 2, f'{where}.{field}', size,
             'NTKScaling needs a head size above 2')
 
   @property
