@@ -23,26 +23,38 @@ def folder(tmp_path_factory):
 
 def test_every_row_once_an_epoch_in_another_order(folder):
   data = open_data(folder, weights=(1.0,))
-  n = data.rows_per_epoch
-  epochs = [[data.locate(i) for i in range(k * n, (k + 1) * n)] for k in range(3)]
-  assert all(sorted(epoch) == [(0, i) for i in range(n)] for epoch in epochs)
-  assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != epochs[2]
-  assert epochs[0] == [open_data(folder, weights=(1.0,)).locate(i) for i in range(n)]
-  assert epochs[0] != [open_data(folder, weights=(1.0,), seed=1).locate(i) for i in range(n)]
+  epochs = [rows_of_epoch(data, number) for number in range(3)]
+  every_row = [(0, row) for row in range(data.rows_per_epoch)]
+  for epoch in epochs:
+    assert sorted(epoch) == every_row
+  for one, other in itertools.combinations(epochs, 2):
+    assert one != other
+  assert epochs[0] == rows_of_epoch(open_data(folder, weights=(1.0,)), 0)
+  assert epochs[0] != rows_of_epoch(open_data(folder, weights=(1.0,), seed=1), 0)
+
+
+def rows_of_epoch(data: dataset.Dataset, number: int) -> list[tuple[int, int]]:
+  """(source, row) of each sample."""
+  first = number * data.rows_per_epoch
+  return [data.locate(sample) for sample in range(first, first + data.rows_per_epoch)]
 
 
 @pytest.mark.parametrize('weights', [(1.0,), (0.7, 0.3), (3.0, 2.0, 2.0), (0.1, 0.2, 0.3, 0.4), (1e-3, 1.0),
                                      (8, 4, 2, 1, 1), (0.123457, 0.654321, 3.14159)])
 def test_shares_are_kept_to_within_one_sample(weights):
   rounded = weights[0] == 0.123457  # to multiples of 1/65536: that much off a sample more
-  mixed, counts, shares = mixture.Mixture(weights), np.zeros(len(weights), int), np.array(weights) / sum(weights)
-  for i in range(5_000):
-    source, before = mixed.locate(i)
-    assert before == counts[source]
+  shares = np.array(weights) / sum(weights)
+  mixed = mixture.Mixture(weights)
+  counts = np.zeros(len(weights), int)
+  for sample in range(5_000):
+    source, given_before = mixed.locate(sample)
+    assert given_before == counts[source]
     counts[source] += 1
-    assert np.abs(counts - (i + 1) * shares).max() < 1 + rounded * i / 65_536
+    off = np.abs(counts - (sample + 1) * shares).max()
+    assert off < 1 + rounded * sample / 65_536
   far = 10**12
-  assert abs(sum(mixed.locate(far + i)[0] == 0 for i in range(1_000)) - 1_000 * shares[0]) < 2
+  sources = [mixed.locate(far + i)[0] for i in range(1_000)]
+  assert abs(sources.count(0) - 1_000 * shares[0]) < 2
 
 
 def test_the_shuffle_is_pinned():
@@ -55,17 +67,24 @@ PINNED = [5, 7, 6, 0, 4, 8, 9, 2, 1, 3, 8, 4, 1, 7, 6, 9, 3, 2, 0, 5]
 
 def test_rows_of_the_mixture_come_from_its_sources(folder):
   data = open_data(folder)
-  text = [BYTES.decode([t for t in data.row(i)['tokens'] if t < 256]) for i in range(100)]
-  assert sum(t == t.lower() for t in text) == 70
+  lower = 0
+  for sample in range(100):
+    ids = data.row(sample)['tokens']
+    text = BYTES.decode(ids[ids < 256])
+    lower += text == text.lower()
+  assert lower == 70
 
 
 @pytest.mark.parametrize('packing', ['concat', 'best_fit'])
 def test_held_out_covers_every_token_once(folder, packing):
-  data, train = open_data(folder, 'validation', packing=packing), open_data(folder, packing=packing)
+  data = open_data(folder, 'validation', packing=packing)
+  train = open_data(folder, packing=packing)
   documents = list(data.byte_documents())
   assert [BYTES.decode_bytes(ids[1:-1]) for ids in data.token_documents()] == documents
-  assert data.num_bytes == sum(map(len, documents)) and data.num_documents == len(documents)
-  assert data.num_targets == data.num_bytes + data.num_documents == sum(int(row['weights'].sum()) for row in data.rows)
+  assert data.num_bytes == sum(map(len, documents))
+  assert data.num_documents == len(documents)
+  weights = [int(row['weights'].sum()) for row in data.rows]
+  assert data.num_targets == data.num_bytes + data.num_documents == sum(weights)
   assert not set(documents) & set(train.byte_documents())
   assert sum(1 for _ in data.rows) == data.rows_per_epoch
   first = next(data.rows)
@@ -76,10 +95,15 @@ def test_held_out_covers_every_token_once(folder, packing):
 
 def test_tokens_seen_are_those_of_the_rows(folder):
   data = open_data(folder)
-  pairs = sorted((a, b) for ids in data.tokens_seen(range(50)) for a, b in itertools.pairwise(ids.tolist()))
-  expected = sorted((int(t), int(u)) for i in range(50) for row in [data.row(i)]
-                    for t, u, w in zip(row['tokens'], row['targets'], row['weights'], strict=True) if w)
-  assert pairs == expected
+  seen = []
+  for ids in data.tokens_seen(range(50)):
+    seen.extend(itertools.pairwise(ids.tolist()))
+  learnt = []
+  for sample in range(50):
+    row = data.row(sample)
+    counted = row['weights'] > 0
+    learnt.extend(zip(row['tokens'][counted].tolist(), row['targets'][counted].tolist(), strict=True))
+  assert sorted(seen) == sorted(learnt)
 
 
 def test_errors_name_the_source(folder, tmp_path):
@@ -107,13 +131,16 @@ def test_nothing_held_out(folder):
 
 
 def test_training_texts_take_sources_by_their_share_of_the_text_until_all_are_used_up(folder):
-  def texts():
-    return dataset.training_texts(make_data(folder), folder / 'cache')
-  lower = [len(text) * (text == text.lower()) for text in itertools.islice(texts(), 20)]
-  upper = [len(text) * (text != text.lower()) for text in itertools.islice(texts(), 20)]
-  assert sum(lower) / (sum(lower) + sum(upper)) == pytest.approx(0.7, abs=0.1)
-  each = [list(dataset.training_texts(config.Data((part,)), folder / 'cache')) for part in make_data(folder).sources]
-  assert sorted(texts()) == sorted(each[0] + each[1])
+  data = make_data(folder)
+
+  def texts(of: config.Data = data):
+    return dataset.training_texts(of, folder / 'cache')
+
+  first = list(itertools.islice(texts(), 20))
+  lower = [text for text in first if text == text.lower()]
+  assert len(''.join(lower)) / len(''.join(first)) == pytest.approx(0.7, abs=0.1)
+  of_each_source = [list(texts(config.Data((part,)))) for part in data.sources]
+  assert sorted(texts()) == sorted(itertools.chain(*of_each_source))
   trained = base.make_tokenizer(config.BPE(300), texts)
   assert trained.vocab_size == 300
 
@@ -129,8 +156,10 @@ def test_pre_tokenised_source(folder, tmp_path):
   np.array([3, 4, 5, 0, 6, 7, 0], np.uint16).tofile(tmp_path / 'a.bin')
   source = config.Weighted(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, val_fraction=0.0))
   data = dataset.open_dataset(config.Data((source,)), BYTES, seq_len=9, seed=0, split='train', cache_dir=tmp_path)
-  assert data.num_bytes == 5 and sorted(data.byte_documents()) == [b'\3\4\5', b'\6\7']
-  assert sorted(data.row(0)['tokens'].tolist()) == [0, 3, 4, 5, 6, 7, 256, 256, 256] and data.rows_per_epoch == 1
+  assert data.num_bytes == 5
+  assert sorted(data.byte_documents()) == [b'\3\4\5', b'\6\7']
+  assert data.rows_per_epoch == 1
+  assert sorted(data.row(0)['tokens'].tolist()) == [0, 3, 4, 5, 6, 7, 256, 256, 256]
   assert not list(dataset.training_texts(config.Data((source,)), tmp_path))
 
 

@@ -1,4 +1,6 @@
 """Adapters and quantisation of google/qwix apply to our decoder from outside: no module has a line for them."""
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +20,22 @@ LINEARS |= {f'blocks/block_0/feed_forward/{name}' for name in ('gate', 'up', 'do
 RANK = 3
 
 
+class Base(NamedTuple):
+  """A model, its parameters, tokens and their logits."""
+  model: Transformer
+  params: dict
+  tokens: jax.Array
+  logits: jax.Array
+
+
 @pytest.fixture(scope='module', params=('float32', 'bfloat16'))
-def base(request):
-  """A model, its parameters, tokens and their logits, in each compute dtype."""
+def base(request) -> Base:
+  """One in each compute dtype."""
   model = Transformer(CONFIG, Execution(dtype=request.param, kernels='xla', unroll=False))
   tokens = jnp.asarray(np.random.default_rng(0).integers(0, 64, (4, 16)), jnp.int32)
   params = jax.jit(model.init)(jax.random.key(0), tokens)['params']
-  return model, params, tokens, jax.jit(model.apply)({'params': params}, tokens)
+  logits = jax.jit(model.apply)({'params': params}, tokens)
+  return Base(model, params, tokens, logits)
 
 
 def test_lora(base):

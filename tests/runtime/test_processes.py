@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,46 +29,55 @@ def launch(n, module, *args, **env):
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+class Finished(NamedTuple):
+  """Processes that came to their end.
+
+  code: of their launcher.   said: what each wrote as JSON.   folder: of their checkpoints.   output: all text.
+  """
+  code: int
+  said: list[dict]
+  folder: Path
+  output: str
+
+
 @pytest.fixture(scope='module')
-def two(tmp_path_factory):
-  """Two processes of two devices: (exit code, what each said, the folder that they left, all output)."""
+def two(tmp_path_factory) -> Finished:
+  """Two processes of two devices."""
   folder = tmp_path_factory.mktemp('cluster') / 'stage'
   process = launch(2, 'tests.runtime.processes_worker', folder, DEVICES_PER_PROCESS='2')
   output, _ = process.communicate(timeout=120)
-  said = [{}, {}]
-  for line in output.splitlines():
-    if line[:4] in ('[0] ', '[1] ') and line[4:5] == '{':
-      said[int(line[1])].update(json.loads(line[4:]))
-  return process.returncode, said, folder, output
+  said: list[dict] = [{}, {}]
+  for rank, written in re.findall(r'^\[([01])\] (\{.*)$', output, re.MULTILINE):
+    said[int(rank)].update(json.loads(written))
+  return Finished(process.returncode, said, folder, output)
 
 
 def test_both_joined(two):
-  code, said, _, output = two
-  assert code == EXIT_PREEMPTED, output
-  assert [(s['processes'], s['devices']) for s in said] == [(2, 4), (2, 4)]
+  assert two.code == EXIT_PREEMPTED, two.output
+  assert [(s['processes'], s['devices']) for s in two.said] == [(2, 4), (2, 4)]
 
 
 def test_they_agree_or_all_name_the_one_that_differs(two):
-  _, said, _, _ = two
+  said = two.said
   for s in said:
     assert s['agree'] == 'None'
     assert s['differ'].startswith('ConfigError: config = ') and 'differs from process 0 on process 1' in s['differ']
 
 
 def test_a_folder_that_they_do_not_share_is_refused(two):
-  _, said, _, _ = two
+  said = two.said
   for rank, s in enumerate(said):
     assert s['shared'] == 'None' and s['left'] == []
     assert f'disk_of_{rank}: process 1 does not see what process 0 writes there' in s['apart'].replace("'", '')
 
 
 def test_who_is_late_is_named(two):
-  waits = re.findall(r'\[(\d)\] process (\d) has waited \d s for process (\d) \(late\)', two[3])
-  assert set(waits) == {('0', '0', '1')} and 1 <= len(waits) <= 4, two[3]  # at 0.2, 0.6, 1.4 s
+  waits = re.findall(r'\[(\d)\] process (\d) has waited \d s for process (\d) \(late\)', two.output)
+  assert set(waits) == {('0', '0', '1')} and 1 <= len(waits) <= 4, two.output  # at 0.2, 0.6, 1.4 s
 
 
 def test_what_the_first_finds_all_know(two):
-  _, said, _, _ = two
+  said = two.said
   assert [s['on_first'] for s in said] == [{'rank': 0, 'text': 'é'}] * 2
   assert said[0]['fails'].startswith('ZeroDivisionError')
   assert said[1]['fails'].startswith('RuntimeError: process 0: ZeroDivisionError: ')
@@ -77,35 +87,34 @@ def test_what_the_first_finds_all_know(two):
 
 
 def test_two_save_and_restore(two):
-  _, said, _, _ = two
+  said = two.said
   for s in said:
     assert s['empty'] == 'None' and s['steps'] == [30, 20] and s['found'] == 30 and s['samples'] == 30
     assert s['same'] is True
 
 
 def test_two_fall_back_to_the_same_checkpoint(two):
-  _, said, _, _ = two
+  said = two.said
   assert [s['fallback'] for s in said] == [20, 20]
   assert [s['warned'] for s in said] == [1, 0]
   assert said[0]['same_fallback'] is said[1]['same_fallback'] is True
 
 
 def test_a_failed_save_is_known_to_both(two):
-  _, said, _, _ = two
+  said = two.said
   assert 'step 40 was not saved' in said[0]['full'] and 'No space left' in said[0]['full']
   assert 'step 40 was not saved: process 0 says why' in said[1]['full']
   assert [s['after'] for s in said] == [20, 20]
 
 
 def test_sigterm_to_one_stops_both_after_the_same_step(two):
-  _, said, _, _ = two
+  said = two.said
   assert said[0]['stopped'] == said[1]['stopped'] < 100
 
 
 def test_one_process_restores_what_two_saved(two):
-  _, said, folder, _ = two
-  found = CheckpointStore(folder).latest_valid()
-  assert found.step == said[0]['stopped']
+  found = CheckpointStore(two.folder).latest_valid()
+  assert found.step == two.said[0]['stopped']
   np.testing.assert_array_equal(found.read()['w'], np.arange(64.0).reshape(16, 4) + found.step)
   whole = jax.sharding.NamedSharding(jax.make_mesh((8,), ('x',)), jax.P(None))
   state = found.restore({'params': {'w': jax.ShapeDtypeStruct((16, 4), np.float32, sharding=whole)},

@@ -1,5 +1,7 @@
 """Packing against a naive reference that walks over the tokens one by one."""
 import collections
+import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,27 +23,50 @@ LENGTHS = [1, 2, 30, 5, 5, 7, 100, 3, 1, 1, 1, 14, 15, 16, 17, 2, 64]
 STORES = {'many': LENGTHS, 'one': [40], 'tiny': [1], 'exact': [13, 14, 14]}
 
 
+class Token(NamedTuple):
+  """A token of the line in which all documents stand one after the other."""
+  document: int
+  id: int
+
+
+def line_of(store: token_store.TokenStore, seed: int | None) -> list[Token]:
+  line = []
+  for document in text.document_order(store.num_documents, seed):
+    ids = store.tokens[store.offsets[document]:store.offsets[document + 1]]
+    line.extend(Token(document, id) for id in ids.tolist())
+  return line
+
+
 @pytest.mark.parametrize('name', STORES)
 @pytest.mark.parametrize('seq_len', [1, 4, 16, 1000])
 @pytest.mark.parametrize('seed', [None, 3])
-def test_split_against_walking_the_line(name, seq_len, seed):
+def test_concat_against_walking_the_line(name, seq_len, seed):
   store = make_store(STORES[name])
   rows = text.Rows(store, 'concat', seq_len, seed, EOT)
-  line = [(d, j, int(store.tokens[store.offsets[d] + j])) for d in text.document_order(store.num_documents, seed)
-          for j in range(store.offsets[d + 1] - store.offsets[d])]
-  assert len(rows) == -(-(len(line) - 1) // seq_len)
+  line = line_of(store, seed)
+  num_inputs = len(line) - 1  # the last token predicts nothing
+  assert len(rows) == -(-num_inputs // seq_len)
   for i in range(len(rows)):
-    row, segment, position, before = rows[i], 0, 0, None
+    row = rows[i]
+    segment = 0
+    position = 0
+    document_before = None
     for t in range(seq_len):
       got = [row[field][t] for field in ('tokens', 'targets', 'weights', 'segment_ids', 'positions')]
-      k = i * seq_len + t
-      if k + 1 >= len(line):
+      place = i * seq_len + t
+      if place >= num_inputs:
         assert got == [0, 0, 0, 0, 0]
         continue
-      (document, _, token), (next_document, _, target) = line[k], line[k + 1]
-      segment, position = (segment, position + 1) if document == before else (segment + 1, 0)
-      before = document
-      assert got == [token, target, float(document == next_document), segment, position]
+      token = line[place]
+      target = line[place + 1]
+      if token.document == document_before:
+        position += 1
+      else:
+        segment += 1
+        position = 0
+      document_before = token.document
+      counts = float(token.document == target.document)
+      assert got == [token.id, target.id, counts, segment, position]
 
 
 @pytest.mark.parametrize('name', STORES)
@@ -50,38 +75,46 @@ def test_split_against_walking_the_line(name, seq_len, seed):
 def test_every_pair_of_a_document_is_learnt_once(name, kind, seq_len):
   """All (input, target) pairs inside documents, and no other, have weight 1; fields have the batch's types."""
   store = make_store(STORES[name])
-  rows = text.Rows(store, kind, seq_len, 1, EOT)
   pairs = collections.Counter()
-  for row in (rows[i] for i in range(len(rows))):
-    assert {k: (v.dtype.name, v.shape) for k, v in row.items()} == {
-      'tokens': ('int32', (seq_len,)), 'targets': ('int32', (seq_len,)), 'weights': ('float32', (seq_len,)),
-      'positions': ('int32', (seq_len,)), 'segment_ids': ('int32', (seq_len,))}
+  for row in all_rows(text.Rows(store, kind, seq_len, 1, EOT)):
+    assert {field: (array.dtype.name, array.shape) for field, array in row.items()} == {
+      'tokens': ('int32', (seq_len,)),
+      'targets': ('int32', (seq_len,)),
+      'weights': ('float32', (seq_len,)),
+      'positions': ('int32', (seq_len,)),
+      'segment_ids': ('int32', (seq_len,)),
+    }
     counted = row['weights'] == 1
     pairs.update(zip(row['tokens'][counted].tolist(), row['targets'][counted].tolist(), strict=True))
     used = row['segment_ids'] > 0
-    assert not used[np.argmin(used):].any() or used.all()  # padding is at the end
+    first_unused = np.argmin(used)  # 0 where all are used
+    assert used.all() or not used[first_unused:].any()
     for segment in range(1, row['segment_ids'].max() + 1):
       inside = row['segment_ids'] == segment
       assert np.array_equal(row['positions'][inside], np.arange(inside.sum()))
   expected = collections.Counter()
-  for a, b in zip(store.offsets[:-1], store.offsets[1:], strict=True):
-    document = store.tokens[a:b].tolist()
-    expected.update(zip(document[:-1], document[1:], strict=True))
+  for first, last in itertools.pairwise(store.offsets):
+    document = store.tokens[first:last].tolist()
+    expected.update(itertools.pairwise(document))
   assert pairs == expected
 
 
-def naive_best_fit(lengths, seq_len):
-  room, row_of = [], []
+def all_rows(rows: text.Rows) -> list[dict[str, np.ndarray]]:
+  return [rows[i] for i in range(len(rows))]
+
+
+def naive_best_fit(lengths: list[int], seq_len: int) -> list[int]:
+  """The room left in each row, when each length goes to the fullest row that has room for it."""
+  room: list[int] = []
   for length in lengths:
-    fits = [(r, i) for i, r in enumerate(room) if r >= length]
+    fits = [i for i, left in enumerate(room) if left >= length]
     if fits:
-      _, i = min(fits)
+      row = min(fits, key=lambda i: room[i])
     else:
+      row = len(room)
       room.append(seq_len)
-      i = len(room) - 1
-    room[i] -= length
-    row_of.append(i)
-  return room, row_of
+    room[row] -= length
+  return room
 
 
 def test_best_fit_fills_as_well_as_the_naive_algorithm():
@@ -91,24 +124,33 @@ def test_best_fit_fills_as_well_as_the_naive_algorithm():
     lengths = sorted(rng.integers(1, seq_len + 1, rng.integers(1, 200)).tolist(), reverse=True)
     rows = text._best_fit_decreasing(lengths, seq_len)
     used = np.bincount(rows, weights=lengths).astype(int)
-    room, _ = naive_best_fit(lengths, seq_len)
-    assert used.max() <= seq_len and sorted(seq_len - used) == sorted(room)
+    room = naive_best_fit(lengths, seq_len)
+    assert used.max() <= seq_len
+    assert sorted(seq_len - used) == sorted(room)
 
 
 def test_best_fit_keeps_documents_whole():
-  store, seq_len = make_store(LENGTHS), 32
+  store = make_store(LENGTHS)
+  seq_len = 32
   rows = text.Rows(store, 'best_fit', seq_len, 0, EOT)
-  pieces = [piece for i in range(len(rows)) for piece in rows.packing.pieces(i)]
-  inputs = np.diff(store.offsets) - 1
-  cuts = collections.Counter(document for document, _, _ in pieces)
-  assert all(cuts[d] == -(-inputs[d] // seq_len) for d in range(store.num_documents))
-  assert all(row['weights'][row['segment_ids'] > 0].all() for row in (rows[i] for i in range(len(rows))))
+  num_pieces = collections.Counter()
+  for i in range(len(rows)):
+    for document, _, _ in rows.packing.pieces(i):
+      num_pieces[document] += 1
+  for document, length in enumerate(np.diff(store.offsets)):
+    fewest = -(-(length - 1) // seq_len)
+    assert num_pieces[document] == fewest
+  for row in all_rows(rows):
+    used = row['segment_ids'] > 0
+    assert row['weights'][used].all()
 
 
 def test_order_of_documents():
   orders = [text.document_order(1000, seed) for seed in (0, 1, 2**32 - 1)]
-  assert all(sorted(order) == list(range(1000)) for order in orders)
-  assert not any(np.array_equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
+  for order in orders:
+    assert sorted(order) == list(range(1000))
+  for a, b in itertools.combinations(orders, 2):
+    assert not np.array_equal(a, b)
   assert text.document_order(8, 0).tolist() == ORDER_OF_8
   displaced = np.abs(orders[0] - np.arange(1000)).mean()
   assert 280 < displaced < 390  # a third of the length for a random permutation

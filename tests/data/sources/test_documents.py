@@ -1,5 +1,6 @@
 """Every format gives its documents, every bad row is named, and the splits are disjoint."""
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -71,12 +72,13 @@ def test_every_document_is_in_one_split(name, tmp_path):
 
 
 def test_token_file(tmp_path):
-  documents = [list(range(i, i + 3 + i % 4)) for i in range(1, 30)]
-  flat = np.array([i for document in documents for i in [*document, 0]], np.uint16)
+  written = [list(range(i, i + 3 + i % 4)) for i in range(1, 30)]
+  separated = [[*document, 0] for document in written]
+  flat = np.array(list(itertools.chain(*separated)), np.uint16)
   flat.tofile(tmp_path / 'a.bin')
   source = opened(config.TokenFile(str(tmp_path / 'a.bin'), separator=0, val_fraction=0.3), tmp_path)
   both = [*source.documents('train'), *source.documents('validation')]
-  assert sorted((ids.tolist() for _, ids in both)) == sorted(documents)
+  assert sorted(ids.tolist() for _, ids in both) == sorted(written)
   one = opened(config.TokenFile(str(tmp_path / 'a.bin'), val_fraction=0.25), tmp_path)
   [(_, train)], [(_, validation)] = one.documents('train'), one.documents('validation')
   assert np.array_equal(np.concatenate([train, validation]), flat) and len(validation) == round(len(flat) / 4)
@@ -105,13 +107,22 @@ def test_held_out_text_that_another_source_trains_on_is_known(tmp_path):
            config.Jsonl(line, val_fraction=0.3), config.Jsonl(line, val_fraction=0.0),
            config.Jsonl(str(tmp_path / 'link.jsonl'), val_fraction=0.5)]
   made = [opened(source, tmp_path) for source in named]
-  keys = [[{(source.kind, text) for _, text in source.documents(split)} for split in ('train', 'validation')]
-          for source in made]
-  found = [[mine.trains_on(other) for other in made] for mine in made]
-  assert found == [[bool(trained & validation) for _, validation in keys] for trained, _ in keys]
-  assert 10 < sum(map(sum, found)) < 30
-  whole = [opened(config.Text(path, 0.3), tmp_path) for path in (f'{folder}/0/0.txt', f'{folder}/0')]
-  assert [[a.trains_on(b) for b in whole] for a in whole] == [[False, True], [True, False]]  # a tail, and by hash
+  count = 0
+  for mine in made:
+    for other in made:
+      shared = contents(mine, 'train') & contents(other, 'validation')
+      assert mine.trains_on(other) == bool(shared)
+      count += bool(shared)
+  assert 10 < count < 30
+  # One document holds out its tail, a folder holds out documents by their hash.
+  one_file = opened(config.Text(f'{folder}/0/0.txt', 0.3), tmp_path)
+  its_folder = opened(config.Text(f'{folder}/0', 0.3), tmp_path)
+  assert one_file.trains_on(its_folder) and its_folder.trains_on(one_file)
+  assert not one_file.trains_on(one_file) and not its_folder.trains_on(its_folder)
+
+
+def contents(source: documents.DocumentSource, split: documents.Split) -> set[tuple[str, str]]:
+  return {(source.kind, text) for _, text in source.documents(split)}
 
 
 def test_needles_and_ids_of_one_document_hold_out_its_tail(tmp_path):
@@ -122,10 +133,15 @@ def test_needles_and_ids_of_one_document_hold_out_its_tail(tmp_path):
   needles, text = opened(config.NeedleTexts(text), tmp_path), opened(text, tmp_path)
   assert list(needles.documents('validation')) == list(text.documents('validation'))
   assert not needles.trains_on(text) and not text.trains_on(needles)
-  one, both = [opened(config.TokenFile(str(tmp_path / name), val_fraction=0.3), tmp_path) for name in ('ids/a.bin', 'ids')]
+
+  def ids(name: str, separator: int | None) -> documents.DocumentSource:
+    return opened(config.TokenFile(str(tmp_path / name), separator=separator, val_fraction=0.3), tmp_path)
+
+  one = ids('ids/a.bin', separator=None)
+  both = ids('ids', separator=None)
   assert one.trains_on(both) and not one.trains_on(one) and not both.trains_on(both)
-  one, both = [opened(config.TokenFile(str(tmp_path / name), separator=104, val_fraction=0.3), tmp_path)
-               for name in ('ids/a.bin', 'ids')]
+  one = ids('ids/a.bin', separator=104)
+  both = ids('ids', separator=104)
   assert not one.trains_on(both) and not both.trains_on(one)
 
 
