@@ -244,7 +244,7 @@ class Bar:
     self.stack.close()
 
   def __call__(self, done: int, total: int) -> None:
-    from llm_jax.tracking.progress import task
+    from llm_jax.tracking.task import task
     self.advance = self.advance or self.stack.enter_context(task(self.title, total, unit='B'))
     self.advance(done - self.done)
     self.done = done

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 def report(workdir: pathlib.Path) -> None:
   """Writes the run's report. A disk that is full must not hide what else went wrong."""
   from llm_jax.report.page import write_report
-  from llm_jax.tracking.progress import say
+  from llm_jax.tracking.terminal import say
   try:
     say(f'report: {write_report(workdir)}')
   except Exception as error:

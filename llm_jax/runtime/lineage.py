@@ -40,6 +40,7 @@ class RunLineage:
   def from_json(cls, fields: dict[str, Any]) -> 'RunLineage':
     """Raises KeyError or TypeError for what `to_json` did not write."""
     return cls(
+      version=fields['version'],
       command=fields['command'],
       started=fields['started'],
       code=fields['code'],

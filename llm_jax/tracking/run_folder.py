@@ -1,7 +1,5 @@
 """The folder of a run: writable, locked against a second run, bound to one configuration."""
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
@@ -12,19 +10,10 @@ from pathlib import Path
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
+from llm_jax.runtime.files import hold_lock
 from llm_jax.tracking.run_config import NAME, check_unchanged, read_config, write_config
 
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
-_held: set[int] = set()  # file descriptors of the locks that this process holds
-
-
-def _forget_locks_in_child() -> None:
-  """A forked data worker that outlives a killed run must not keep its lock."""
-  while _held:
-    os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
 class Workdir:
@@ -58,37 +47,20 @@ class Workdir:
       ConfigError: when another run holds it, naming that run, after at most `_LOCK_PATIENCE` seconds.
     """
     path = self.path / 'run.lock'
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-      self._acquire(descriptor, path)
-    except BaseException:
-      os.close(descriptor)
-      raise
-    _held.add(descriptor)
-    owner = {'pid': os.getpid(), 'host': socket.gethostname(), 'started': time.strftime('%Y-%m-%d %H:%M:%S%z')}
-    try:
+    with contextlib.ExitStack() as stack:
+      try:
+        descriptor = stack.enter_context(hold_lock(path, timeout=_LOCK_PATIENCE))
+      except TimeoutError as error:
+        raise ConfigError('workdir', str(self.path), f'another run is using it ({_owner(path)}): '
+                          'stop that run, or name another workdir') from error
+      except OSError as error:
+        raise ConfigError('workdir', str(self.path), f'its file system has no locks ({error.strerror}): '
+                          'use a folder on another one') from error
+      owner = {'pid': os.getpid(), 'host': socket.gethostname(), 'started': time.strftime('%Y-%m-%d %H:%M:%S%z')}
       os.ftruncate(descriptor, 0)
       os.pwrite(descriptor, json.dumps(owner).encode(), 0)
       yield
       os.ftruncate(descriptor, 0)
-    finally:
-      _held.discard(descriptor)
-      os.close(descriptor)
-
-  def _acquire(self, descriptor: int, path: Path) -> None:
-    deadline = time.monotonic() + _LOCK_PATIENCE
-    while True:
-      try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-      except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-          raise ConfigError('workdir', str(self.path), f'its file system has no locks ({error.strerror}): '
-                            'use a folder on another one') from error
-      if time.monotonic() > deadline:
-        raise ConfigError('workdir', str(self.path), f'another run is using it ({_owner(path)}): '
-                          'stop that run, or name another workdir')
-      time.sleep(0.1)
 
   def bind(self, run: Run) -> None:
     """Ties the folder to a run: `config.json` is written the first time, compared afterwards.

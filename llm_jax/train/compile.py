@@ -11,7 +11,7 @@ from llm_jax.data.batches import TrainSource
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.runtime import cpu, processes
 from llm_jax.sharding.rules import replicated
-from llm_jax.tracking.progress import say
+from llm_jax.tracking.terminal import say
 from llm_jax.train.build import stage_seed
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step

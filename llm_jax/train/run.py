@@ -29,8 +29,9 @@ from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import MetricsWriter, read_metrics
 from llm_jax.tracking.numbers import shares_shown
-from llm_jax.tracking.progress import say, task
 from llm_jax.tracking.run_folder import Workdir
+from llm_jax.tracking.task import task
+from llm_jax.tracking.terminal import say
 from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
 from llm_jax.train.session import Session

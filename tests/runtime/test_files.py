@@ -21,6 +21,26 @@ with hold_lock(pathlib.Path(sys.argv[1])):
 """
 
 
+def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
+  for content in ('one', b'two', 'drei – ü'):
+    write_atomic(tmp_path / 'file', content)
+    assert (tmp_path / 'file').read_bytes() == (content.encode() if isinstance(content, str) else content)
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
+  write_atomic(tmp_path / 'file', 'old')
+
+  def full(descriptor):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'fsync', full)
+  with pytest.raises(OSError, match='No space'):
+    write_atomic(tmp_path / 'file', 'new')
+  assert (tmp_path / 'file').read_text() == 'old'
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_a_body_that_raises_leaves_the_old_content_and_no_other_file(tmp_path):
   path = tmp_path / 'a'
   write_atomic(path, 'old')

@@ -13,7 +13,6 @@ import pytest
 from launch.experiment_file import load_run
 from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import lineage
-from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.train import run as run_module
 
@@ -33,26 +32,6 @@ def start_holder(workdir, *extra):
   process = subprocess.Popen([sys.executable, '-c', HOLDER, str(workdir), *extra], stdout=subprocess.PIPE,
                              env={**os.environ, 'PYTHONPATH': root})
   return process, int(process.stdout.readline())
-
-
-def test_write_atomic_replaces_and_leaves_nothing_behind(tmp_path):
-  for content in ('one', b'two', 'drei – ü'):
-    write_atomic(tmp_path / 'file', content)
-    assert (tmp_path / 'file').read_bytes() == (content.encode() if isinstance(content, str) else content)
-  assert [path.name for path in tmp_path.iterdir()] == ['file']
-
-
-def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path, monkeypatch):
-  write_atomic(tmp_path / 'file', 'old')
-
-  def full(descriptor):
-    raise OSError(28, 'No space left on device')
-
-  monkeypatch.setattr(os, 'fsync', full)
-  with pytest.raises(OSError, match='No space'):
-    write_atomic(tmp_path / 'file', 'new')
-  assert (tmp_path / 'file').read_text() == 'old'
-  assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_prepare_makes_the_folder_and_nothing_else(tmp_path):
