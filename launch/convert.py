@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from launch import runtime
-from launch.flags import refuse, refusing
+from launch.errors import refuse, refusing
 from llm_jax.config import schema
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError, require

@@ -9,7 +9,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from launch.flags import refusing
+from launch.errors import refusing
 from llm_jax.config.errors import require
 
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from launch import runtime
-from launch.flags import refusing
+from launch.errors import refusing
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
 from llm_jax.config.sources import TEMPLATES

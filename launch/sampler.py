@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 
-from launch.flags import refuse
+from launch.errors import refuse
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config import schema
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
+from llm_jax.config.type_hints import suggest
 from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import Message, end_of_turn, prompt_ids
 from llm_jax.decode.beam import beam_search
@@ -239,7 +239,7 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   stages = [stage.name for stage in run.stages]
   with_checkpoints = [name for name in stages if CheckpointStore(folder / name).steps()]
   if stage is not None and stage not in stages:
-    refuse(f'--stage={stage}: no such stage; {schema.suggest(stage, stages)}')
+    refuse(f'--stage={stage}: no such stage; {suggest(stage, stages)}')
   if not with_checkpoints or stage not in (None, *with_checkpoints):
     refuse(f'--{flag}={workdir}: no checkpoint{f" of stage {stage}" if stage else ""} yet: '
            'launch.train writes one every checkpoints.every steps and at the end of a stage')

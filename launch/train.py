@@ -9,7 +9,8 @@ import pathlib
 import sys
 
 from launch import runtime
-from launch.flags import parse_train, refuse
+from launch.errors import refuse
+from launch.flags import parse_train
 from llm_jax.config.errors import ConfigError
 
 

@@ -18,7 +18,8 @@ FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing insid
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
 # A wrong command line is refused at once, so what reads it must not wait for jax.
 LIGHT = ('llm_jax/config/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
-         'launch/flags.py', 'launch/experiment_file.py', 'experiments/')
+         'launch/errors.py', 'launch/experiment_file.py', 'launch/field_help.py', 'launch/flags.py', 'launch/overrides.py',
+         'experiments/')
 
 
 def room_of(path: str) -> str | None:
@@ -97,7 +98,7 @@ def test_what_the_floors_allow():
     ('llm_jax/train/x.py', 'from llm_jax.train import state\nfrom llm_jax.data.mixture import make_mixture'),
     ('llm_jax/modules/kernels/x.py', 'from llm_jax.modules import cache\nimport jax'),
     ('llm_jax/data/x.py', 'from llm_jax import batch, paths\nfrom llm_jax.config.errors import require'),
-    ('launch/x.py', 'from launch.flags import refuse\nfrom llm_jax.train import loop'),
+    ('launch/x.py', 'from launch.errors import refuse\nfrom llm_jax.train import loop'),
     ('llm_jax/__init__.py', 'from llm_jax.decode import generate'),
   ):
     assert violations(source, path) == []

@@ -65,7 +65,7 @@ Tokens = Annotated[int, Unit('tokens')]
 class Field:
   """A field of a configuration's class.
 
-  help: one sentence; empty where the docstring says nothing.
+  help: the first sentence of the description, without citations; empty where the docstring says nothing.
   unit: of its number, or empty.
   safe: set where a resumed run may change it.
   """
@@ -88,7 +88,7 @@ def fields_of(cls: type) -> dict[str, Field]:
     carried = list(_carried(declared[name]))
     unit = next((each.name for each in carried if isinstance(each, Unit)), '')
     safe = next((each for each in carried if isinstance(each, SafeToChange)), None)
-    found[name] = Field(name, first_sentence(descriptions.get(name, '')), unit, safe)
+    found[name] = Field(name, without_citations(first_sentence(descriptions.get(name, ''))), unit, safe)
   return found
 
 
@@ -127,3 +127,8 @@ def describe_fields(doc: str, names: list[str]) -> dict[str, str]:
 def first_sentence(text: str) -> str:
   """Up to the full stop that a capital letter or a quotation mark follows, without it."""
   return re.split(r'(?<=\S)\. (?=[A-Z`\'"])', text)[0].removesuffix('.')
+
+
+def without_citations(text: str) -> str:
+  """Without parentheses that name a paper's year, section, equation or appendix."""
+  return re.sub(r' \([^()]*\b(?:(?:19|20)\d\d|sections?|equations?|appendix)\b[^()]*\)', '', text)

@@ -1,28 +1,41 @@
-"""The one door between trees (ConfigDict, JSON) and the frozen dataclasses of a run.
+"""Between trees (ConfigDict, JSON) and the frozen dataclasses of a run; whatever comes in is checked.
 
 A tree is nested mappings and sequences of plain values. A dataclass is a mapping of its fields; where a field's type
-is a union of dataclasses, the mapping also carries the class's name under `kind`. Everything that enters is checked:
-every error is a `ConfigError` that names the field from the root, the value and what to change.
+is a union of dataclasses, the mapping also has the class's name under `kind`. Every error is a `ConfigError` that names
+the field from the root, the value and what to change.
 """
 import dataclasses
-import difflib
-import functools
 import math
-import types
-import typing
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard
+from typing import Any, TypeVar
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
+from llm_jax.config.type_hints import (
+  alternatives,
+  describe,
+  hints,
+  is_tuple,
+  item_type,
+  suggest,
+  variants,
+)
 
 KIND = 'kind'
+T = TypeVar('T')
 
 
-# ---------------------------------------------------------------------------------------------- the four ways through
+class _Missing:
+  def __repr__(self) -> str:
+    return '<missing>'
+
+
+MISSING = _Missing()
+
+
+# ---------------------------------------------------------------------------------------------- out and in
 def to_json(run: Any) -> dict[str, Any]:
   """A run as dicts, lists and plain values, ready for `json.dump`; `from_json` gives back an equal run."""
-  return _tree(run, type(run))
+  return _to_tree(run, type(run))
 
 
 def from_json(tree: Any) -> Run:
@@ -37,12 +50,14 @@ def from_json(tree: Any) -> Run:
 
 def to_config_dict(run: Run):
   """A run as an `ml_collections.ConfigDict`, every field present. Stages and the like are tuples: they keep order."""
-  import ml_collections  # Here because `config/` starts in milliseconds and needs nothing.
+  import ml_collections  # here, because `config/` must start in milliseconds
 
-  def convert(tree):
+  def convert(tree: Any) -> Any:
     if isinstance(tree, dict):
       return ml_collections.ConfigDict({key: convert(value) for key, value in tree.items()})
-    return tuple(convert(value) for value in tree) if isinstance(tree, list) else tree
+    if isinstance(tree, list):
+      return tuple(convert(value) for value in tree)
+    return tree
 
   return convert(to_json(run))
 
@@ -56,23 +71,25 @@ def plain(tree: Any) -> Any:
   """A copy with mappings (ConfigDict too, references resolved) as dicts and sequences as lists."""
   if hasattr(tree, 'items'):
     return {key: plain(value) for key, value in tree.items()}
-  return [plain(value) for value in tree] if isinstance(tree, list | tuple) else tree
+  if isinstance(tree, list | tuple):
+    return [plain(value) for value in tree]
+  return tree
 
 
-def _tree(value: Any, kind: Any) -> Any:
+def _to_tree(value: Any, kind: Any) -> Any:
   """`value`, whose declared type is `kind`, as a tree."""
-  if dataclasses.is_dataclass(value):
-    if type(value) not in variants(kind):
-      return value  # of a type that does not belong here: `read` says so
-    tree = {field: _tree(getattr(value, field), hint) for field, hint in hints(type(value)).items()}
-    return {KIND: type(value).__name__, **tree} if len(variants(kind)) > 1 else tree
   if isinstance(value, list | tuple):
-    return [_tree(item, _item(kind)) for item in value]
-  return value
+    return [_to_tree(item, item_type(kind)) for item in value]
+  if type(value) not in variants(kind):  # a plain value, or one of a wrong type, which `read` refuses
+    return value
+  tree = {name: _to_tree(getattr(value, name), hint) for name, hint in hints(type(value)).items()}
+  if len(variants(kind)) > 1:
+    return {KIND: type(value).__name__, **tree}
+  return tree
 
 
 # ---------------------------------------------------------------------------------------------- reading one value
-def read(kind: Any, value: Any, path: str) -> Any:
+def read(kind: type[T], value: Any, path: str) -> T:
   """Checks `value` against the type `kind` and returns it as that type.
 
   Args:
@@ -80,114 +97,100 @@ def read(kind: Any, value: Any, path: str) -> Any:
     value: a tree; dataclasses that are already made may stand in it.
     path: where the value stands, for errors, such as `config.stages[0]`.
   """
-  options = variants(kind)
+  return _read(kind, value, path)
+
+
+def _read(kind: Any, value: Any, path: str) -> Any:
   if value is None:
-    if type(None) in _members(kind):
-      return None
-    raise ConfigError(path, None, f'None is not allowed here: give {describe(kind)}')
-  if options and (hasattr(value, 'items') or set(_members(kind)) <= {*options, type(None)}):
-    return _read_dataclass(options, _tree(value, kind) if isinstance(value, tuple(options)) else value, path)
-  for member in _members(kind):
-    if typing.get_origin(member) is tuple and isinstance(value, list | tuple):
-      return tuple(read(_item(member), item, f'{path}[{i}]') for i, item in enumerate(value))
-    if member is float and isinstance(value, int | float) and not isinstance(value, bool):
-      if not math.isfinite(value):
-        raise ConfigError(path, value, 'give a finite number')
-      return float(value)
-    if isinstance(member, type) and isinstance(value, member) and isinstance(value, bool) == (member is bool):
+    _require_optional(kind, path)
+    return None
+  classes = variants(kind)
+  has_fields = hasattr(value, 'items') or type(value) in classes
+  only_classes = set(alternatives(kind)) <= {*classes, type(None)}
+  if classes and (has_fields or only_classes):
+    tree = _to_tree(value, kind) if type(value) in classes else value
+    return _read_dataclass(classes, tree, path)
+  for each in alternatives(kind):
+    if is_tuple(each) and isinstance(value, list | tuple):
+      return tuple(_read(item_type(each), item, f'{path}[{i}]') for i, item in enumerate(value))
+    if each is float and isinstance(value, int | float) and not isinstance(value, bool):
+      return _finite(value, path)
+    if isinstance(each, type) and _is_instance(value, each):
       return value
-  comma = ''
-  if type(value) in _members(_item(kind)):  # of a tuple that was meant: ('x') is no tuple
-    comma = f', such as ({f"{type(value).__name__}(...)" if dataclasses.is_dataclass(value) else repr(value)},)'
-  raise ConfigError(path, value, f'give {describe(kind)}, not {type(value).__name__}{comma}')
+  raise ConfigError(path, value, f'give {describe(kind)}, not {type(value).__name__}{_as_tuple(value, kind)}')
 
 
-def _read_dataclass(options: list[type], value: Any, path: str) -> Any:
+def _require_optional(kind: Any, path: str) -> None:
+  if type(None) not in alternatives(kind):
+    raise ConfigError(path, None, f'None is not allowed here: give {describe(kind)}')
+
+
+def _is_instance(value: Any, cls: type) -> bool:
+  """As `isinstance`, but True is no integer."""
+  return isinstance(value, cls) and isinstance(value, bool) == (cls is bool)
+
+
+def _finite(value: int | float, path: str) -> float:
+  if not math.isfinite(value):
+    raise ConfigError(path, value, 'give a finite number')
+  return float(value)
+
+
+def _as_tuple(value: Any, kind: Any) -> str:
+  """How a value is written as the only item of a tuple, where it could be one: ('x') is no tuple."""
+  if type(value) not in alternatives(item_type(kind)):
+    return ''
+  item = f'{type(value).__name__}(...)' if dataclasses.is_dataclass(value) else repr(value)
+  return f', such as ({item},)'
+
+
+# ---------------------------------------------------------------------------------------------- dataclasses
+def _read_dataclass(classes: list[type], value: Any, path: str) -> Any:
+  """One of `classes` from the mapping of its fields."""
   if not hasattr(value, 'items'):
-    made = ' or '.join(f'{option.__name__}({"..." * bool(hints(option))})' for option in options)
-    raise ConfigError(path, value, f'give {made}, or a mapping of its fields' + f' with {KIND}' * (len(options) > 1))
+    raise ConfigError(path, value, _calls(classes))
   tree = dict(value.items())
-  if len(options) == 1:
-    cls = options[0]
-  else:
-    names = {option.__name__: option for option in options}
-    if KIND not in tree:
-      raise ConfigError(f'{path}.{KIND}', MISSING, f'say which one: {", ".join(names)}')
-    name = tree.pop(KIND)
-    if name not in names:
-      raise ConfigError(f'{path}.{KIND}', name, f'no such kind; {suggest(name, names)}')
-    cls = names[name]
-  fields = {field.name: field for field in dataclasses.fields(cls)}
-  for name in tree:
-    if name not in fields:
-      raise ConfigError(f'{path}.{name}', tree[name], f'no such field in {cls.__name__}; {suggest(name, fields)}')
+  cls = _chosen(classes, tree, path)
+  _require_known(cls, tree, path)
   arguments = {}
-  for name, hint in hints(cls).items():
-    if name in tree:
-      arguments[name] = read(hint, tree[name], f'{path}.{name}')
-    elif fields[name].default is fields[name].default_factory:  # both are dataclasses.MISSING: there is no default
-      raise ConfigError(f'{path}.{name}', MISSING, f'{cls.__name__} needs it: give {describe(hint)}')
+  for field in dataclasses.fields(cls):
+    hint = hints(cls)[field.name]
+    if field.name in tree:
+      arguments[field.name] = _read(hint, tree[field.name], f'{path}.{field.name}')
+    elif _is_required(field):
+      raise ConfigError(f'{path}.{field.name}', MISSING, f'{cls.__name__} needs it: give {describe(hint)}')
   try:
     return cls(**arguments)
   except ConfigError as error:
     raise error.under(path) from None
 
 
-# ---------------------------------------------------------------------------------------------- types
-@functools.cache
-def hints(cls: type) -> dict[str, Any]:
-  """Field name -> declared type, in the order of definition."""
-  declared = typing.get_type_hints(cls)
-  return {field.name: declared[field.name] for field in dataclasses.fields(cls)}
+def _calls(classes: list[type]) -> str:
+  """`give A(...) or B(), or a mapping of its fields with kind`."""
+  calls = [f'{cls.__name__}(...)' if hints(cls) else f'{cls.__name__}()' for cls in classes]
+  with_kind = f' with {KIND}' if len(classes) > 1 else ''
+  return f'give {" or ".join(calls)}, or a mapping of its fields{with_kind}'
 
 
-def _members(kind: Any) -> tuple[Any, ...]:
-  """The alternatives of a union; a type that is none is its own only one."""
-  return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+def _chosen(classes: list[type], tree: dict[str, Any], path: str) -> type:
+  """The class that `kind` names, which is taken out of the tree; the only one needs no name."""
+  if len(classes) == 1:
+    return classes[0]
+  by_name = {cls.__name__: cls for cls in classes}
+  if KIND not in tree:
+    raise ConfigError(f'{path}.{KIND}', MISSING, f'say which one: {", ".join(by_name)}')
+  name = tree.pop(KIND)
+  if name not in by_name:
+    raise ConfigError(f'{path}.{KIND}', name, f'no such kind; {suggest(name, by_name)}')
+  return by_name[name]
 
 
-def _is_dataclass(member: Any) -> TypeGuard[type]:
-  return isinstance(member, type) and dataclasses.is_dataclass(member)
+def _require_known(cls: type, tree: dict[str, Any], path: str) -> None:
+  known = hints(cls)
+  for name, value in tree.items():
+    if name not in known:
+      raise ConfigError(f'{path}.{name}', value, f'no such field in {cls.__name__}; {suggest(name, known)}')
 
 
-def variants(kind: Any) -> list[type]:
-  """The dataclasses among a type's alternatives."""
-  return [member for member in _members(kind) if _is_dataclass(member)]
-
-
-def _item(kind: Any) -> Any:
-  """T of `tuple[T, ...]`."""
-  return next((typing.get_args(m)[0] for m in _members(kind) if typing.get_origin(m) is tuple), None)
-
-
-def dataclasses_of(kind: Any) -> Iterator[type]:
-  """Every dataclass that a value of type `kind` may contain, itself included."""
-  for member in _members(kind):
-    if typing.get_origin(member) is tuple:
-      yield from dataclasses_of(_item(member))
-    elif _is_dataclass(member):
-      yield member
-      for hint in hints(member).values():
-        yield from dataclasses_of(hint)
-
-
-def describe(kind: Any) -> str:
-  """A type in words: `an integer or None`."""
-  words = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False', type(None): 'None'}
-  return ' or '.join('a tuple' if typing.get_origin(member) is tuple else words.get(member) or member.__name__
-                     for member in _members(kind))
-
-
-def suggest(name: Any, known: Iterable[str]) -> str:
-  """`did you mean 'steps'?`, or the whole list where nothing is near."""
-  known = list(known)
-  near = difflib.get_close_matches(str(name), known, n=1)
-  return f'did you mean {near[0]!r}?' if near else f'use one of {", ".join(known)}' if known else 'there are none'
-
-
-class _Missing:
-  def __repr__(self) -> str:
-    return '<missing>'
-
-
-MISSING = _Missing()
+def _is_required(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

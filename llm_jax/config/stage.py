@@ -38,7 +38,7 @@ class Stage:
   learning_rate: its schedule over the stage's steps.
   optimizer: how gradients become updates.
   objective: what is learnt.
-  init: where it starts, one of the types in `stage_init.py`.
+  init: where it starts. Its types are in `stage_init.py`.
   positions: rotary positions from this stage on, or None. They replace the model's (a longer sequence length: another
     theta or scaling); None keeps those of the stage that it starts from.
   ramp: other batch sizes and sequence lengths later in the stage.
@@ -49,7 +49,7 @@ class Stage:
   ema: decay of an exponential moving average of the parameters, kept beside them; None keeps none.
   remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
     recomputes each block, 'dots' keeps results of matrix products.
-  evals: how it is evaluated, in this order; their names differ. Each says itself when.
+  evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
   data: Data

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import pytest
 
-from llm_jax.config import schema
+from llm_jax.config import schema, type_hints
 from llm_jax.config.fields import Safe, SafeToChange, Steps, Tokens, describe_fields, fields_of, first_sentence
 from llm_jax.config.run import Checkpoints, Mesh, Run
 from llm_jax.config.stage import Stage
 
 LONGEST = 110  # characters of help: two or three lines beside a field
-KINDS = [kind for kind in dict.fromkeys(schema.dataclasses_of(Run)) if dataclasses.fields(kind)]
+KINDS = [kind for kind in dict.fromkeys(type_hints.dataclasses_of(Run)) if dataclasses.fields(kind)]
 
 
 @pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
@@ -52,7 +52,7 @@ def test_what_types_carry():
   size, count, name = fields_of(Part).values()
   assert (size.help, size.unit, size.safe) == ('of the part', 'tokens', None)
   assert (count.help, count.unit) == ('how many', 'steps') and count.safe is not None and name.safe is not None
-  assert schema.hints(Part) == {'size': int | None, 'count': int, 'name': str}
+  assert type_hints.hints(Part) == {'size': int | None, 'count': int, 'name': str}
   assert schema.read(Part, {'size': 3, 'count': 2, 'name': 'x'}, 'part') == Part(3, 2, 'x')
 
 

@@ -4,7 +4,8 @@ import typing
 
 import pytest
 
-from launch.experiment_file import Refused, load_run
+from launch.errors import Refused
+from launch.experiment_file import load_run
 from launch.flags import parse_train
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.stage_init import Average, Checkpoint, HuggingFace, Init, Params, Resume, Scratch, StageInit

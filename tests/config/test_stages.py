@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from launch.experiment_file import set_field
+from launch.overrides import set_field
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import (

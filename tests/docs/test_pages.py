@@ -12,7 +12,8 @@ import pytest
 from docs import tables
 from docs.pictures import make
 from launch import convert, report, sample, train
-from launch.experiment_file import load_run, split_overrides
+from launch.experiment_file import load_run
+from launch.overrides import split_overrides
 from llm_jax.config import experiment, presets
 from llm_jax.config.run import Run
 

@@ -1,9 +1,15 @@
 """The command line of `launch.train`: what it understands, and the one line and exit code 2 it answers otherwise."""
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
-from launch.flags import BAD_INPUT, parse_train
+from launch.errors import BAD_INPUT
+from launch.experiment_file import load_run
+from launch.field_help import settings_of
+from launch.flags import parse_train
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import WSD, Cosine
 from llm_jax.config.stage_init import Scratch
@@ -182,10 +188,37 @@ def test_help_of_an_experiment_lists_its_fields(capsys):
   with pytest.raises(SystemExit) as caught:
     parse(ONE_STAGE, '--config.seed=3', '--help', workdir=None)
   out = capsys.readouterr().out
-  fields = [line.strip() for line in out.splitlines() if line.startswith('  --config.')]
+  settings = list(settings_of(load_run(ONE_STAGE.removeprefix('--config='), [('seed', '3')])))
+  fields = [setting.argument for setting in settings]
   assert caught.value.code == 0 and len(fields) > 50
   for field in ('--config.seed=3', '--config.stages[0].ema=None', '--config.stages[0].init.kind=Scratch',
                 '--config.stages[0].learning_rate.kind=Cosine', '--config.mesh.data=-1'):
     assert field in fields
+  lines = [line for line in out.splitlines() if line.startswith('  --config.')]
+  assert all(line == f'  {field}' or line.startswith(f'  {field}  ') for line, field in zip(lines, fields, strict=True))
   assert parse(ONE_STAGE, *fields).run == parse(ONE_STAGE, '--config.seed=3').run
   assert refused(capsys, ONE_STAGE, '--nonsense') == "Unknown command line flag 'nonsense'"
+
+
+def help_of(capsys, config: str) -> str:
+  with pytest.raises(SystemExit):
+    parse_train(['launch.train', config, '--help'], 'usage')
+  return capsys.readouterr().out
+
+
+def test_help_of_a_field_is_its_line_and_its_unit(capsys):
+  out = help_of(capsys, QUICKSTART)
+  assert re.search(r'^  --config.seed=0  +decides parameters, order of the data and dropout$', out, re.MULTILINE)
+  assert re.search(r'^  --config.stages\[0\].steps=330  +how many optimizer steps it takes \[steps\]$', out, re.MULTILINE)
+  assert re.search(r'^  --config.stages\[0\].optimizer.kind=Muon  +how gradients become updates: AdamW, Muon$', out,
+                   re.MULTILINE)
+  assert out.count('how gradients become updates') == 6 and out.count('AdamW, Muon') == 1  # the kinds once
+  described = [line for line in out[out.index('Fields of'):].splitlines() if re.search(r'\S {2,}\S', line)]
+  assert max(len(line) for line in described if not re.search(r'prompts=', line)) <= 100
+
+
+def test_help_takes_no_time_and_no_jax():
+  code = (f"import sys, launch.train; sys.argv = ['launch.train', '{QUICKSTART}', '--help']\n"
+          "try: launch.train.main(sys.argv)\nexcept SystemExit: print('jax' in sys.modules, 'numpy' in sys.modules)")
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+  assert out.splitlines()[-1] == 'False False'

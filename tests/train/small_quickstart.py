@@ -2,7 +2,7 @@
 them."""
 import re
 
-from launch.experiment_file import load_run, walk
+from launch.experiment_file import load_run, plain_values
 from llm_jax.config.run import Run
 
 STEPS, EVERY = 10, 3  # of a stage, and from one of its checkpoints, evaluations and samples to the next
@@ -24,7 +24,7 @@ def flags(experiment: str) -> list[str]:
 
 def overrides(run: Run) -> dict[str, object]:
   found = {}
-  for path, value in walk(run, 'config'):
+  for path, value in plain_values(run, 'config'):
     name = re.search(r'(\w+)(\[\d+\])*$', path)[1]
     if value and name in SMALLER:
       found[path] = SMALLER[name](value)

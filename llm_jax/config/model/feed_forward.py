@@ -15,7 +15,7 @@ class MLP:
   """up, activation, down (Vaswani et al. 2017, section 3.3).
 
   d_ff: width between up and down; None means 4 d_model.
-  activation: one of ACTIVATIONS.
+  activation: 'gelu_tanh', 'gelu', 'gelu_sigmoid', 'silu' or 'relu'.
   bias: whether the projections have one.
   """
   d_ff: int | None = None
@@ -35,7 +35,7 @@ class GLU:
   """down(activation(gate) * up), Shazeer 2020; SwiGLU with silu, GeGLU with gelu.
 
   d_ff: width before down; None means 8/3 d_model rounded up to a multiple of 256 (LLaMA, section 2.2 and its code).
-  activation: one of ACTIVATIONS.
+  activation: 'gelu_tanh', 'gelu', 'gelu_sigmoid', 'silu' or 'relu'.
   bias: whether the projections have one.
   """
   d_ff: int | None = None
