@@ -15,7 +15,8 @@ os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 
 import numpy as np  # noqa: E402  jax reads the environment when it is imported
 
-from launch.experiment_file import load_run, split_overrides  # noqa: E402
+from launch.experiment_file import load_run  # noqa: E402
+from launch.overrides import split_overrides  # noqa: E402
 from llm_jax.config.errors import require  # noqa: E402
 from llm_jax.config.run import Run  # noqa: E402
 from llm_jax.config.stage import Stage  # noqa: E402
