@@ -1,7 +1,7 @@
 """Wrong input on a command line: one line on stderr and exit code 2."""
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NoReturn
 
 from llm_jax.config.errors import ConfigError
@@ -14,7 +14,7 @@ class Refused(Exception):
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def refusing() -> Generator[None]:
   """Ends the program with one line and exit code 2 where wrong input is found inside."""
   try:
     yield

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +19,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.model import architecture
 from llm_jax.config.run import Run
 from llm_jax.config.stage_init import HuggingFace
-from llm_jax.config.type_hints import suggest
+from llm_jax.config.type_hints import is_sequence, suggest
 
 UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -37,8 +37,8 @@ def load_run(config: str | None, overrides: Sequence[tuple[str, str]] = ()) -> R
   """
   if not config:
     raise Refused('--config is missing: name an experiment, such as --config=experiments/quickstart.py')
-  tree = schema.plain(call_get_config(config))
-  if not isinstance(tree, dict):
+  tree: Any = schema.plain(call_get_config(config))
+  if not hasattr(tree, 'items'):
     raise Refused(f'{config}: get_config() returned {type(tree).__name__}: return experiment(...)')
   for path, text in overrides:
     set_field(tree, path, text)
@@ -92,7 +92,7 @@ def load_module(path: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def neighbours(path: str) -> Iterator[None]:
+def neighbours(path: str) -> Generator[None]:
   """While it lasts, `import name` also finds the files beside `path`: an experiment may change one thing of another."""
   folder = os.path.dirname(os.path.abspath(path))
   sys.path.append(folder)
@@ -133,8 +133,9 @@ def wrong_type(error: Exception) -> str:
     is_being_made = frame.f_code.co_name == '__post_init__' and dataclasses.is_dataclass(part)
     if not is_being_made:
       continue
+    cls: type[Any] = type(part)
     try:
-      schema.read(type(part), schema.to_json(part), type(part).__name__)
+      schema.read(cls, schema.to_json(part), cls.__name__)
     except ConfigError as found:
       return str(found)
     except Exception:  # its types are right, and the mistake is another
@@ -174,7 +175,7 @@ def plain_values(value: Any, path: str) -> Iterator[tuple[str, Any]]:
   if dataclasses.is_dataclass(value):
     for field in dataclasses.fields(value):
       yield from plain_values(getattr(value, field.name), f'{path}.{field.name}')
-  elif isinstance(value, tuple):
+  elif is_sequence(value):
     for i, item in enumerate(value):
       yield from plain_values(item, f'{path}[{i}]')
   else:

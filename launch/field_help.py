@@ -8,7 +8,7 @@ from launch.overrides import parse
 from llm_jax.config.fields import Field, fields_of
 from llm_jax.config.run import Run
 from llm_jax.config.schema import KIND
-from llm_jax.config.type_hints import hints, item_type, variants
+from llm_jax.config.type_hints import hints, is_sequence, item_type, variants
 
 WIDTH = 100  # columns of the terminal
 HELP_COLUMN = 50  # where the help begins; a longer setting has its help below
@@ -39,9 +39,10 @@ def settings_of(run: Run) -> Iterator[Setting]:
   yield from _of_fields(run, 'config')
 
 
-def _of_fields(part: Any, path: str) -> Iterator[Setting]:
-  for name, field in fields_of(type(part)).items():
-    yield from _of_value(getattr(part, name), hints(type(part))[name], f'{path}.{name}', field)
+def _of_fields(part: object, path: str) -> Iterator[Setting]:
+  cls = type(part)
+  for name, field in fields_of(cls).items():
+    yield from _of_value(getattr(part, name), hints(cls)[name], f'{path}.{name}', field)
 
 
 def _of_value(value: Any, kind: Any, path: str, field: Field) -> Iterator[Setting]:
@@ -51,7 +52,7 @@ def _of_value(value: Any, kind: Any, path: str, field: Field) -> Iterator[Settin
     if len(kinds) > 1:
       yield Setting(f'{path}.{KIND}', type(value).__name__, field.help, kinds=kinds)
     yield from _of_fields(value, path)
-  elif isinstance(value, tuple) and any(dataclasses.is_dataclass(item) for item in value):
+  elif is_sequence(value) and any(dataclasses.is_dataclass(item) for item in value):
     for i, item in enumerate(value):
       yield from _of_value(item, item_type(kind), f'{path}[{i}]', field)
   else:

@@ -11,7 +11,7 @@ from typing import Any
 from launch.errors import Refused
 from llm_jax.config.run import Run
 from llm_jax.config.schema import KIND
-from llm_jax.config.type_hints import dataclasses_of, hints, suggest
+from llm_jax.config.type_hints import dataclasses_of, hints, is_mapping, is_sequence, suggest
 
 LITERALS = {'none': None, 'true': True, 'false': False, 'nan': float('nan'), 'inf': float('inf'), '-inf': -float('inf')}
 OVERRIDE = re.compile(r'--?config\.([^=]*)(=(.*))?', re.DOTALL)
@@ -54,11 +54,7 @@ def set_field(tree: dict[str, Any], path: str, text: str) -> None:
     if _is_unset(holder, key):
       holder[key] = UnsetFields()
     holder, where = step_into(holder, key, where)
-  if not isinstance(holder, dict) or not isinstance(last, str):
-    current, _ = step_into(holder, last, where)
-    holder[last] = parse(text, current)
-    return
-  value = parse(text, holder.get(last))
+  value = parse(text, _current(holder, last, where))
   if last == KIND:
     drop_other_fields(holder, value)
   holder[last] = value
@@ -72,9 +68,16 @@ def split_path(path: str) -> list[str | int]:
   return [int(index) if index else name for index, name in found]
 
 
+def _current(holder: Any, key: str | int, where: str) -> Any:
+  """What a field holds. One that the tree lacks may be set too: the schema knows whether there is such a one."""
+  if is_mapping(holder) and isinstance(key, str):
+    return holder.get(key)
+  return step_into(holder, key, where)[0]
+
+
 def _is_unset(holder: Any, key: str | int) -> bool:
   """Whether the part under `key` is None, or is one of those that a part which was None does not have yet."""
-  if not isinstance(holder, dict):
+  if not is_mapping(holder) or not isinstance(key, str):
     return False
   if key in holder:
     return holder[key] is None
@@ -93,15 +96,15 @@ def drop_other_fields(holder: dict[str, Any], kind: Any) -> None:
 def step_into(holder: Any, key: str | int, where: str) -> tuple[Any, str]:
   """The value under `key` and its path, or an error that says what is there instead."""
   path = f'{where}[{key}]' if isinstance(key, int) else f'{where}.{key}'
-  if isinstance(key, int) and isinstance(holder, list):
+  if isinstance(key, int) and is_sequence(holder):
     if key < len(holder):
       return holder[key], path
     raise Refused(f'{path}: {where} has {len(holder)} entries, counted from 0')
-  if isinstance(key, str) and isinstance(holder, dict):
+  if isinstance(key, str) and is_mapping(holder):
     if key in holder:
       return holder[key], path
     raise Refused(f'{path}: no such field; {suggest(key, holder)}')
-  if isinstance(holder, list):
+  if is_sequence(holder):
     raise Refused(f'{path}: {where} is a tuple: use {where}[0] and so on')
   raise Refused(f'{path}: {where} = {holder!r} has no parts')
 

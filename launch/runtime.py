@@ -4,7 +4,7 @@ import glob
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 
 from llm_jax.data.fingerprints import cache_folder
@@ -63,7 +63,7 @@ def _listen(heard: int) -> None:
 
 
 @contextlib.contextmanager
-def leaving_on_interrupt() -> Iterator[None]:
+def leaving_on_interrupt() -> Generator[None]:
   """Within, Ctrl-C ends the program: a KeyboardInterrupt while jax loads or compiles may be lost, or be a crash."""
   before = signal.signal(signal.SIGINT, _interrupt)
   try:

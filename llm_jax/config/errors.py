@@ -2,7 +2,7 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 LONGEST = 500  # characters of a value that are shown
 
@@ -40,7 +40,7 @@ def require_weights(part: object, *fields: str) -> None:
 
 
 @contextlib.contextmanager
-def located(path: str) -> Iterator[None]:
+def located(path: str) -> Generator[None]:
   """Names the field of a ConfigError raised inside from the root of the configuration."""
   try:
     yield

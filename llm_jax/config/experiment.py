@@ -4,7 +4,7 @@ Every name of `__all__` in the modules below can be imported from here.
 """
 from typing import Any
 
-from llm_jax.config import presets
+from llm_jax.config import presets as presets
 from llm_jax.config.data import *
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.evaluations import *
@@ -18,6 +18,7 @@ from llm_jax.config.sources import *
 from llm_jax.config.stage import *
 from llm_jax.config.stage_init import *
 from llm_jax.config.tokenizers import *
+from llm_jax.config.type_hints import is_sequence
 
 
 def experiment(**fields: Any):
@@ -36,13 +37,17 @@ def stage(name: str, data: Data | Source | None = None, **fields: Any) -> Stage:
 
 def mix(*sources: Source | Weighted | tuple[Source, Weight], packing: str = 'concat') -> Data:
   """A mixture: `mix((Text('books'), .7), (Jsonl('web.jsonl'), .3))`; a source without a weight has weight 1."""
-  rows = []
-  for i, source in enumerate(sources):
-    given = source if isinstance(source, tuple) else (source, 1.0)
-    # A Weighted beside a weight would have two.
-    if len(given) != 2 or not isinstance(given[0], Source if given is source else Source | Weighted):
-      raise ConfigError(f'mix[{i}]', source, 'give a source, such as Text(path), or (source, weight)')
-    source, weight = given
-    row = source if isinstance(source, Weighted) else {'source': source, 'weight': weight}
-    rows.append(read(Weighted, row, f'mix[{i}]'))
+  rows = [_weighted(source, f'mix[{i}]') for i, source in enumerate(sources)]
   return read(Data, {'sources': rows, 'packing': packing}, 'mix')
+
+
+def _weighted(source: Any, path: str) -> Weighted:
+  """One argument of `mix`, whatever it is."""
+  if isinstance(source, Weighted):
+    return read(Weighted, source, path)
+  if isinstance(source, Source):
+    return read(Weighted, {'source': source}, path)
+  is_pair = is_sequence(source) and len(source) == 2 and isinstance(source[0], Source)
+  if not is_pair:
+    raise ConfigError(path, source, 'give a source, such as Text(path), or (source, weight)')
+  return read(Weighted, {'source': source[0], 'weight': source[1]}, path)

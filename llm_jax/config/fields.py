@@ -83,7 +83,7 @@ def fields_of(cls: type) -> dict[str, Field]:
   descriptions: dict[str, str] = {}
   for base in reversed(cls.__mro__):  # what a class says of a field goes before what its base says
     descriptions |= describe_fields(inspect.cleandoc(base.__doc__ or ''), names)
-  found = {}
+  found: dict[str, Field] = {}
   for name in names:
     carried = list(_carried(declared[name]))
     unit = next((each.name for each in carried if isinstance(each, Unit)), '')

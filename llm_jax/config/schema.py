@@ -14,6 +14,8 @@ from llm_jax.config.type_hints import (
   alternatives,
   describe,
   hints,
+  is_mapping,
+  is_sequence,
   is_tuple,
   item_type,
   suggest,
@@ -48,14 +50,14 @@ def from_json(tree: Any) -> Run:
   return read(Run, tree, 'config')
 
 
-def to_config_dict(run: Run):
+def to_config_dict(run: Run) -> Any:
   """A run as an `ml_collections.ConfigDict`, every field present. Stages and the like are tuples: they keep order."""
-  import ml_collections  # here, because `config/` must start in milliseconds
+  import ml_collections  # pyright: ignore[reportMissingTypeStubs]  # here, because `config/` starts in milliseconds
 
   def convert(tree: Any) -> Any:
-    if isinstance(tree, dict):
+    if is_mapping(tree):
       return ml_collections.ConfigDict({key: convert(value) for key, value in tree.items()})
-    if isinstance(tree, list):
+    if is_sequence(tree):
       return tuple(convert(value) for value in tree)
     return tree
 
@@ -69,22 +71,23 @@ def from_config_dict(config: Any) -> Run:
 
 def plain(tree: Any) -> Any:
   """A copy with mappings (ConfigDict too, references resolved) as dicts and sequences as lists."""
-  if hasattr(tree, 'items'):
+  if is_mapping(tree):
     return {key: plain(value) for key, value in tree.items()}
-  if isinstance(tree, list | tuple):
+  if is_sequence(tree):
     return [plain(value) for value in tree]
   return tree
 
 
-def _to_tree(value: Any, kind: Any) -> Any:
+def _to_tree(value: object, kind: Any) -> Any:
   """`value`, whose declared type is `kind`, as a tree."""
-  if isinstance(value, list | tuple):
+  if is_sequence(value):
     return [_to_tree(item, item_type(kind)) for item in value]
-  if type(value) not in variants(kind):  # a plain value, or one of a wrong type, which `read` refuses
+  cls = type(value)
+  if cls not in variants(kind):  # a plain value, or one of a wrong type, which `read` refuses
     return value
-  tree = {name: _to_tree(getattr(value, name), hint) for name, hint in hints(type(value)).items()}
+  tree = {name: _to_tree(getattr(value, name), hint) for name, hint in hints(cls).items()}
   if len(variants(kind)) > 1:
-    return {KIND: type(value).__name__, **tree}
+    return {KIND: cls.__name__, **tree}
   return tree
 
 
@@ -105,13 +108,13 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     _require_optional(kind, path)
     return None
   classes = variants(kind)
-  has_fields = hasattr(value, 'items') or type(value) in classes
+  has_fields = is_mapping(value) or type(value) in classes
   only_classes = set(alternatives(kind)) <= {*classes, type(None)}
   if classes and (has_fields or only_classes):
     tree = _to_tree(value, kind) if type(value) in classes else value
     return _read_dataclass(classes, tree, path)
   for each in alternatives(kind):
-    if is_tuple(each) and isinstance(value, list | tuple):
+    if is_tuple(each) and is_sequence(value):
       return tuple(_read(item_type(each), item, f'{path}[{i}]') for i, item in enumerate(value))
     if each is float and isinstance(value, int | float) and not isinstance(value, bool):
       return _finite(value, path)
@@ -147,7 +150,7 @@ def _as_tuple(value: Any, kind: Any) -> str:
 # ---------------------------------------------------------------------------------------------- dataclasses
 def _read_dataclass(classes: list[type], value: Any, path: str) -> Any:
   """One of `classes` from the mapping of its fields."""
-  if not hasattr(value, 'items'):
+  if not is_mapping(value):
     raise ConfigError(path, value, _calls(classes))
   tree = dict(value.items())
   cls = _chosen(classes, tree, path)
@@ -192,5 +195,5 @@ def _require_known(cls: type, tree: dict[str, Any], path: str) -> None:
       raise ConfigError(f'{path}.{name}', value, f'no such field in {cls.__name__}; {suggest(name, known)}')
 
 
-def _is_required(field: dataclasses.Field) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
   return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

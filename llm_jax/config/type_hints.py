@@ -4,10 +4,20 @@ import difflib
 import functools
 import types
 import typing
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeGuard
 
 WORDS = {int: 'an integer', float: 'a number', str: 'a string', bool: 'True or False', type(None): 'None'}
+
+
+def is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+  """Whether a value of a tree has named parts: a dict, or a ConfigDict, which is no Mapping."""
+  return hasattr(value, 'items')
+
+
+def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
+  """Whether a value of a tree has parts in an order."""
+  return isinstance(value, list | tuple)
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """`config.json` of a run's folder: what the run is, and the version of llm_jax that wrote it."""
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.fields import Change, Field, fields_of
 from llm_jax.config.run import Run
+from llm_jax.config.type_hints import is_mapping, is_sequence
 from llm_jax.config.version import __version__
 from llm_jax.runtime.files import write_atomic
 
@@ -38,7 +39,7 @@ def read_config(workdir: Path, flag: str = 'workdir') -> Run:
     raise ConfigError(flag, str(workdir), f'there is no {NAME}: name a folder that launch.train has written to')
   try:
     tree = json.loads(path.read_text(encoding='utf-8'))
-    if not isinstance(tree, dict):
+    if not is_mapping(tree):
       raise ValueError('not an object')
     check_version(tree, path, flag, workdir)
     return parse_config(tree)
@@ -52,12 +53,12 @@ def read_config(workdir: Path, flag: str = 'workdir') -> Run:
                       'folder') from error
 
 
-def parse_config(tree: dict[str, Any]) -> Run:
+def parse_config(tree: Mapping[str, Any]) -> Run:
   """The run that an object of `config.json` states; errors as in `schema.from_json`."""
   return schema.from_json({name: value for name, value in tree.items() if name != VERSION})
 
 
-def check_version(tree: dict[str, Any], path: Path, flag: str, workdir: Path) -> None:
+def check_version(tree: Mapping[str, Any], path: Path, flag: str, workdir: Path) -> None:
   """Refuses what another version wrote: its fields have other names, and an error about one of them would not help."""
   version = str(tree.get(VERSION, UNNAMED))
   numbers = tuple(int(number) for number in version.split('.')[:2])
@@ -90,7 +91,7 @@ def unsafe_changes(run: Run, old: Any, new: Any, path: str) -> Iterator[tuple[st
       change = Change(run, old, getattr(old, name), getattr(new, name))
       if change.old != change.new and not is_safe(field, change):
         yield from unsafe_changes(run, change.old, change.new, f'{path}.{name}')
-  elif isinstance(old, tuple) and isinstance(new, tuple):
+  elif is_sequence(old) and is_sequence(new):
     for i in range(max(len(old), len(new))):
       before = old[i] if i < len(old) else ABSENT
       after = new[i] if i < len(new) else ABSENT

@@ -5,7 +5,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from llm_jax.config.errors import ConfigError
@@ -38,7 +38,7 @@ class Workdir:
                         'write to, on a disk with free space') from error
 
   @contextlib.contextmanager
-  def lock(self) -> Iterator[None]:
+  def lock(self) -> Generator[None]:
     """Holds `run.lock` while the body runs. The kernel releases it when its owner dies, however that happens.
 
     One process of a run takes it: process 0.

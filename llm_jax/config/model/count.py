@@ -68,8 +68,12 @@ def _total(architecture: Architecture, active: bool) -> int:
 
 def _further(architecture: Architecture, active: bool) -> int:
   d_model = architecture.d_model
-  around = lambda block: 3 * _norm(block.norm, d_model) + 2 * d_model * d_model  # hidden, embedding, output; [2 D, D]
-  return sum(around(block) + _block(block, d_model, active) for block in architecture.multi_token)
+  total = 0
+  for block in architecture.multi_token:
+    norms = 3 * _norm(block.norm, d_model)  # of the features, of the embeddings, and the last one
+    projection = 2 * d_model * d_model
+    total += norms + projection + _block(block, d_model, active)
+  return total
 
 
 def _norm(norm: Norm | None, size: int) -> int:
