@@ -20,15 +20,17 @@ def materialised_objective(model):
   """The textbook loss."""
   import optax
 
+  from llm_jax.config.objectives import LanguageModel
   from llm_jax.objectives.loss import Loss
+  from llm_jax.objectives.protocol import Objective
 
-  def objective(params, frozen, batch, rng):
-    del frozen, rng
-    logits_BTV = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids)
-    nll_BT = optax.losses.softmax_cross_entropy_with_integer_labels(logits_BTV, batch.targets)
-    return Loss((nll_BT * batch.weights).sum(), batch.weights.sum(), {})
+  class Materialised(Objective):
+    def __call__(self, params, frozen, batch, rng, statistics=None):
+      logits_BTV = self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids)
+      nll_BT = optax.losses.softmax_cross_entropy_with_integer_labels(logits_BTV, batch.targets)
+      return Loss((nll_BT * batch.weights).sum(), batch.weights.sum(), {})
 
-  return objective
+  return Materialised(model, LanguageModel())
 
 
 def worker(name, args):

@@ -46,3 +46,6 @@ class LabelledBatch:
   text: LanguageModelBatch
   labels: Array  # int32 [batch, time]
   sources: Array | None = None  # int32 [batch]
+
+
+Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch

@@ -5,7 +5,8 @@ import math
 import re
 
 from llm_jax.config.errors import require
-from llm_jax.config.sources import Dialogues, Labelled, Pairs, Source
+from llm_jax.config.rows import RowKind
+from llm_jax.config.sources import Source
 
 __all__ = ['Data', 'Weight', 'Weighted']
 
@@ -64,16 +65,27 @@ class Data:
   def __post_init__(self):
     require(len(self.sources) > 0, 'sources', self.sources, 'name at least one source')
     require(self.packing in ('concat', 'best_fit'), 'packing', self.packing, "use 'concat' or 'best_fit'")
-    pairs = [isinstance(part.source, Pairs) for part in self.sources]
-    require(all(pairs) or not any(pairs), 'sources', [type(part.source).__name__ for part in self.sources],
-            'pairs of answers cannot be mixed with other text: give them a stage of their own')
-    templates = list(dict.fromkeys(part.source.template for part in self.sources if isinstance(part.source, Dialogues)))
+    self._check_sources()
+    self._check_weights()
+
+  def _check_sources(self) -> None:
+    """One stage learns from one kind of rows, written out in one way."""
+    sources = [part.source for part in self.sources]
+    for source in sources:
+      require(source.rows == self.rows, 'sources', [type(each).__name__ for each in sources],
+              f'{self.rows.name} and {source.rows.name} cannot be mixed: give each a stage of its own')
+      require(source.classes == self.labels, 'sources', [each.classes for each in sources],
+              'texts with classes are mixed with none but those of the same')
+    templates = list(dict.fromkeys(source.chat_template for source in sources if source.chat_template))
     require(len(templates) <= 1, 'sources', templates,
             'dialogues of one stage are written out by one chat template: choose one of these for all')
-    labels = [getattr(part.source, 'labels', None) for part in self.sources]
-    require(len(set(labels)) == 1, 'sources', labels, 'texts with classes are mixed with none but those of the same')
-    for place in {place for part in self.sources if isinstance(part.weight, tuple) for place, _ in part.weight}:
-      require(sum(part.at(place) for part in self.sources) > 0, 'sources', [part.weight for part in self.sources],
+
+  def _check_weights(self) -> None:
+    """Something is read at every step. Between two points weights are straight lines, so that the points decide."""
+    scheduled = [part.weight for part in self.sources if isinstance(part.weight, tuple)]
+    for place in {place for weight in scheduled for place, _ in weight}:
+      total = sum(part.at(place) for part in self.sources)
+      require(total > 0, 'sources', [part.weight for part in self.sources],
               f'all weights are 0 at {place} of the stage: leave one above')
 
   @property
@@ -89,18 +101,16 @@ class Data:
     return tuple(names)
 
   @property
-  def pairs(self) -> bool:
-    """Whether rows are pairs of answers, one pair a row."""
-    return isinstance(self.sources[0].source, Pairs)
+  def rows(self) -> RowKind:
+    """The kind of rows that its sources become."""
+    return self.sources[0].source.rows
 
   @property
   def labels(self) -> tuple[str, ...] | None:
     """The classes of its texts; None where they have none."""
-    source = self.sources[0].source
-    return source.labels if isinstance(source, Labelled) else None
+    return self.sources[0].source.classes
 
   @property
   def template(self) -> str | None:
-    """The chat template of its conversations or pairs; None where it is all plain text."""
-    templates = [part.source.template for part in self.sources if isinstance(part.source, Dialogues)]
-    return templates[0] if templates else None
+    """The chat template of its dialogues; None where it has none."""
+    return next((part.source.chat_template for part in self.sources if part.source.chat_template), None)

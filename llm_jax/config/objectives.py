@@ -1,15 +1,66 @@
-"""What is learnt; `llm_jax/objectives/` computes it."""
+"""What a stage learns: `Stage.objective` is one of these; `llm_jax/objectives/` computes them.
+
+To add one, write its class here, name it in `Objective`, and write the class that `implementation` names.
+"""
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from llm_jax.config.errors import require
+from llm_jax.config.errors import require, require_weights
+from llm_jax.config.rows import LABELLED, PAIRS, TEXT, RowKind
 
-__all__ = [
-  'Classification', 'DPO', 'IPO', 'LanguageModel', 'ORPO', 'Objective', 'Preference', 'Referenced', 'SLiC', 'SimPO',
-]
+__all__ = ['Classification', 'DPO', 'IPO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO']
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
+class Metric:
+  """A number of the validation split, and how it is shown. A format takes the number.
+
+  name: under which records have it.
+  label: what tables call it.
+  table, status, headline: its formats in tables, beside the loss in the terminal, and in the stage's box of the
+    report's recipe.
+  """
+  name: str
+  label: str
+  table: str
+  status: str
+  headline: str
+
+
+LOSS = Metric('loss', 'loss', '{:.4f}', 'loss {:.4f}', 'held-out loss {:.3f}')
+
+
+class ObjectiveConfig:
+  """What every objective states beside its own fields.
+
+  implementation: the class that computes it, 'package.module:Class'.
+  rows: the kind of rows that it learns from.
+  title: what the report's recipe calls it.
+  reference_passes: forward passes of a batch that its loss takes beside the one that is differentiated, such as the
+    reference's.
+  has_reference: whether it compares with the parameters that the stage starts from, which stay as they are.
+  metrics: what a person looks at first, beside the loss.
+  """
+  implementation: ClassVar[str]
+  rows: ClassVar[RowKind]
+  title: ClassVar[str]
+  reference_passes: ClassVar[int] = 0
+  has_reference: ClassVar[bool] = False
+  metrics: ClassVar[tuple[Metric, ...]] = ()
+
+  def status(self, found: Mapping[str, Any]) -> str:
+    """The loss and what is known of `metrics`, as the terminal shows them."""
+    return '  '.join(metric.status.format(found[metric.name]) for metric in (LOSS, *self.metrics) if metric.name in found)
+
+  def headline(self, found: Mapping[str, Any]) -> str:
+    """What is known of `metrics` in a few words, or else the loss."""
+    known = [metric for metric in self.metrics if metric.name in found]
+    return ', '.join(metric.headline.format(found[metric.name]) for metric in known or [LOSS])
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel(ObjectiveConfig):
   """Next-token cross-entropy, plus z_loss x logsumexp^2 (PaLM, section 5: 1e-4), plus the routers' own losses.
 
   multi_token_weight: of the mean cross-entropy of `Architecture.multi_token` (DeepSeek-V3, equation 25 and section 4.2:
@@ -17,28 +68,57 @@ class LanguageModel:
   """
   z_loss: float = 0.0
   multi_token_weight: float = 0.3
+  implementation: ClassVar[str] = 'llm_jax.objectives.language_model:LanguageModelObjective'
+  rows: ClassVar[RowKind] = TEXT
+  title: ClassVar[str] = 'next token'
+  metrics: ClassVar[tuple[Metric, ...]] = (
+    Metric('bits_per_byte', 'bits per byte', '{:.4f}', '{:.4f} bits per byte', '{:.3f} bits per byte'),
+  )
 
   def __post_init__(self):
-    for field in ('z_loss', 'multi_token_weight'):
-      require(getattr(self, field) >= 0, field, getattr(self, field), 'use 0 or more')
+    require_weights(self, 'z_loss', 'multi_token_weight')
 
 
 # ---------------------------------------------------------------------------------------------- classes
 @dataclasses.dataclass(frozen=True)
-class Classification:
-  """L3 = L2 + lm_weight L1 (Radford et al. 2018, GPT-1, equation 5: 0.5): the cross-entropy of a text's class, of a
-  linear head on the features of its last token, and the language model's loss on the same text."""
+class Classification(ObjectiveConfig):
+  """L3 = L2 + lm_weight L1 (Radford et al. 2018, GPT-1, equation 5: 0.5).
+
+  L2 is the cross-entropy of a text's class, by a linear head on the features of its last token; L1 is the language
+  model's loss on the same text.
+  """
   lm_weight: float = 0.5
+  implementation: ClassVar[str] = 'llm_jax.objectives.classification:ClassificationObjective'
+  rows: ClassVar[RowKind] = LABELLED
+  title: ClassVar[str] = 'classes'
+  metrics: ClassVar[tuple[Metric, ...]] = (
+    Metric('accuracy', 'accuracy', '{:.2%}', '{:.1%} right', '{:.0%} right'),
+    Metric('most_common_class', 'most common class', '{:.2%}', '{:.1%} are of the most common class',
+           'most common {:.0%}'),
+  )
 
   def __post_init__(self):
-    require(self.lm_weight >= 0, 'lm_weight', self.lm_weight, 'use 0 or more')
+    require_weights(self, 'lm_weight')
 
 
 # ---------------------------------------------------------------------------------------------- preferences
 # Over pairs of answers; p and q are the log-probabilities of an answer under the policy and the reference, and
 # margin = beta ((p_chosen - q_chosen) - (p_rejected - q_rejected)).
+class PreferenceConfig(ObjectiveConfig):
+  """beta: of the margin, or of the loss that takes its place."""
+  beta: float
+  rows: ClassVar[RowKind] = PAIRS
+  metrics: ClassVar[tuple[Metric, ...]] = (
+    Metric('accuracy', 'accuracy', '{:.2%}', '{:.0%} right', '{:.0%} right'),
+    Metric('reward_margin', 'margin of rewards', '{:.3f}', 'margin {:.3f}', 'margin {:.2f}'),
+  )
+
+  def __post_init__(self):
+    require(self.beta > 0, 'beta', self.beta, 'use a number above 0')
+
+
 @dataclasses.dataclass(frozen=True)
-class DPO:
+class DPO(PreferenceConfig):
   """-log sigmoid(margin) (Rafailov et al. 2023, equation 7); the reference is what the stage starts from.
 
   nll_weight: of the chosen answer's negative log-likelihood a token (Pang et al. 2024; Llama 3, section 4.1.4: 0.2).
@@ -47,56 +127,54 @@ class DPO:
   beta: float = 0.1
   nll_weight: float = 0.0
   label_smoothing: float = 0.0
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:DPOObjective'
+  title: ClassVar[str] = 'DPO'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
 
   def __post_init__(self):
-    _check_beta(self.beta)
+    super().__post_init__()
     require(0 <= self.label_smoothing < 0.5, 'label_smoothing', self.label_smoothing, 'use a number in [0, 0.5)')
-    require(self.nll_weight >= 0, 'nll_weight', self.nll_weight, 'use 0 or more')
+    require_weights(self, 'nll_weight')
 
 
 @dataclasses.dataclass(frozen=True)
-class IPO:
+class IPO(PreferenceConfig):
   """(margin / beta - 1 / (2 beta))^2, the log-probabilities averaged over tokens (Azar et al. 2023, equation 17)."""
   beta: float = 0.1
-
-  def __post_init__(self):
-    _check_beta(self.beta)
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:IPOObjective'
+  title: ClassVar[str] = 'IPO'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
-class SLiC:
+class SLiC(PreferenceConfig):
   """max(0, 1 - margin) (Zhao et al. 2023, SLiC-HF, on DPO's margin)."""
   beta: float = 0.1
-
-  def __post_init__(self):
-    _check_beta(self.beta)
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:SLiCObjective'
+  title: ClassVar[str] = 'SLiC'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)
-class ORPO:
+class ORPO(PreferenceConfig):
   """The chosen answer's mean negative log-likelihood, and -beta log sigmoid of the log odds ratio of the two answers,
   without a reference (Hong et al. 2024, equations 6 and 7)."""
   beta: float = 0.1
-
-  def __post_init__(self):
-    _check_beta(self.beta)
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:ORPOObjective'
+  title: ClassVar[str] = 'ORPO'
 
 
 @dataclasses.dataclass(frozen=True)
-class SimPO:
+class SimPO(PreferenceConfig):
   """-log sigmoid(beta (p_chosen - p_rejected) - gamma) with p averaged over tokens, without a reference
   (Meng et al. 2024, equation 6)."""
   beta: float = 2.0
   gamma: float = 1.0
-
-  def __post_init__(self):
-    _check_beta(self.beta)
-
-
-def _check_beta(beta: float) -> None:
-  require(beta > 0, 'beta', beta, 'use a number above 0')
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:SimPOObjective'
+  title: ClassVar[str] = 'SimPO'
 
 
-Referenced = DPO | IPO | SLiC  # those that compare with a frozen reference
-Preference = Referenced | ORPO | SimPO
 Objective = LanguageModel | Classification | DPO | IPO | SLiC | ORPO | SimPO

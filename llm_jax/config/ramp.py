@@ -39,34 +39,48 @@ class Ramp:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Steps of one shape, and how many steps, samples and tokens of the stage come before them."""
+  """Steps of one shape, and how many steps, samples and tokens of the stage come before them.
+
+  sequences: in a row, each of `seq_len` tokens.
+  """
   first_step: int
   first_sample: int
   first_token: int
   batch_size: int
   seq_len: int
   microbatches: int
+  sequences: int = 1
 
   @property
   def rows(self) -> int:
-    """Sequences that are computed at once, over all devices."""
+    """Rows that are computed at once, over all devices."""
     return self.batch_size // self.microbatches
 
+  @property
+  def tokens(self) -> int:
+    """Tokens of a step, padding included."""
+    return self.batch_size * self.sequences * self.seq_len
 
-def make_phases(batch_size: int, seq_len: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1
-                ) -> tuple[Phase, ...]:
+
+def make_phases(batch_size: int, seq_len: int, microbatches: int, ramp: Sequence[Ramp], copies: int = 1,
+                sequences: int = 1) -> tuple[Phase, ...]:
   """The shapes of a stage's steps, one after the other; the first as given, the others as `ramp` has them.
 
-  copies: devices that share the sequences of a microbatch.
+  copies: devices that share the rows of a microbatch.   sequences: in a row.
   """
-  phases = [Phase(0, 0, 0, batch_size, seq_len, microbatches)]
-  tokens = batch_size * seq_len // microbatches  # that a device computes at once
-  for each in ramp:
+  phases = [Phase(0, 0, 0, batch_size, seq_len, microbatches, sequences)]
+  most_tokens = batch_size * seq_len // microbatches  # of one sequence of each row, computed at once
+  for change in ramp:
     last = phases[-1]
-    steps = max(0, -(-(each.tokens - last.first_token) // (last.batch_size * last.seq_len)))
-    phases.append(Phase(last.first_step + steps, last.first_sample + steps * last.batch_size,
-                        last.first_token + steps * last.batch_size * last.seq_len, each.batch_size, each.seq_len,
-                        each.microbatches or _fewest_pieces(each, tokens, copies)))
+    steps = max(0, -(-(change.tokens - last.first_token) // last.tokens))
+    phases.append(Phase(
+      first_step=last.first_step + steps,
+      first_sample=last.first_sample + steps * last.batch_size,
+      first_token=last.first_token + steps * last.tokens,
+      batch_size=change.batch_size,
+      seq_len=change.seq_len,
+      microbatches=change.microbatches or _fewest_microbatches(change, most_tokens, copies),
+      sequences=sequences))
   return tuple(phases)
 
 
@@ -77,8 +91,10 @@ def spans(phases: Sequence[Phase], samples: int) -> list[tuple[Phase, range]]:
   return [(phase, range(start, stop)) for phase, start, stop in zip(phases, starts, stops, strict=True)]
 
 
-def _fewest_pieces(ramp: Ramp, tokens: int, copies: int) -> int:
-  """Microbatches of at most `tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
-  rows = [rows for rows in range(ramp.batch_size, 0, -1) if ramp.batch_size % rows == 0 and rows % copies == 0]
-  fits = next((each for each in rows if each * ramp.seq_len <= tokens), rows[-1] if rows else 1)
-  return ramp.batch_size // fits
+def _fewest_microbatches(change: Ramp, most_tokens: int, copies: int) -> int:
+  """Microbatches of at most `most_tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
+  rows = [rows for rows in range(change.batch_size, 0, -1) if change.batch_size % rows == 0 and rows % copies == 0]
+  if not rows:
+    return change.batch_size
+  fits = next((each for each in rows if each * change.seq_len <= most_tokens), rows[-1])
+  return change.batch_size // fits

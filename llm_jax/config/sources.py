@@ -1,4 +1,6 @@
-"""The kinds of source: text, token files, dialogues, needles and texts with classes.
+"""Where text comes from: `Data.sources` is a tuple of these; `llm_jax/data/sources/` reads them.
+
+To add one, write its class here, name it in `Source`, and write the class that `implementation` names.
 
 `val_fraction` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
 document, its tail.
@@ -8,63 +10,91 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
+from llm_jax.config.rows import LABELLED, PAIRS, TEXT, RowKind
 
 __all__ = [
-  'ArrayRecord', 'Chats', 'Conversations', 'Dialogues', 'Jsonl', 'Labelled', 'LabelledJsonl', 'NeedleTexts', 'Pairs',
-  'Parquet', 'Plain', 'Preferences', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
-  'StandardLibraryPreferences', 'Text', 'TokenFile',
+  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'Source',
+  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'Text',
+  'TokenFile',
 ]
 
 TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
 
 
+class SourceConfig:
+  """What every source states beside its own fields.
+
+  implementation: the class that reads it, 'package.module:Class'.
+  rows: the kind of rows that its documents become.
+  """
+  implementation: ClassVar[str]
+  rows: ClassVar[RowKind] = TEXT
+
+  @property
+  def chat_template(self) -> str | None:
+    """What writes out its dialogues; None where its documents are none."""
+    return None
+
+  @property
+  def classes(self) -> tuple[str, ...] | None:
+    """Names of the classes of its texts; None where they have none."""
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- text
 @dataclasses.dataclass(frozen=True)
-class StandardLibrary:
+class StandardLibrary(SourceConfig):
   """Source code of the running interpreter's standard library, tests excluded: about 10 MB, always at hand."""
   val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:StandardLibraryReader'
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
+class Text(SourceConfig):
   """`.txt` files: a path, a folder or a glob; each file is one document."""
   path: Safe[str]
   val_fraction: float = 0.1
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:TextReader'
 
 
 @dataclasses.dataclass(frozen=True)
-class Jsonl:
+class Jsonl(SourceConfig):
   """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
   path: Safe[str]
   field: str = 'text'
   val_fraction: float = 0.01
   on_error: str = 'fail'
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:JsonlReader'
 
   def __post_init__(self):
     require(self.on_error in ('fail', 'skip'), 'on_error', self.on_error, "use 'fail' or 'skip'")
 
 
 @dataclasses.dataclass(frozen=True)
-class Parquet:
+class Parquet(SourceConfig):
   """Parquet files, the text in column `field`."""
   path: Safe[str]
   field: str = 'text'
   val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:ParquetReader'
 
 
 @dataclasses.dataclass(frozen=True)
-class ArrayRecord:
+class ArrayRecord(SourceConfig):
   """ArrayRecord files whose records are UTF-8 text."""
   path: Safe[str]
   val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:ArrayRecordReader'
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenFile:
+class TokenFile(SourceConfig):
   """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document)."""
   path: Safe[str]
   dtype: str = 'uint16'
   separator: int | None = None
   val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.text:TokenFileReader'
 
   def __post_init__(self):
     require(self.dtype in ('uint16', 'uint32'), 'dtype', self.dtype, "use 'uint16' or 'uint32'")
@@ -72,23 +102,66 @@ class TokenFile:
             'use the id that ends a document, or None')
 
 
+Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+
+
 @dataclasses.dataclass(frozen=True)
-class Conversations:
-  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`, written out by a chat template. Only
-  what the assistant says is a target, the end of its turn included."""
-  path: Safe[str]
-  template: str = 'chatml'
-  field: str = 'messages'
-  val_fraction: float = 0.01
+class NeedleTexts(SourceConfig):
+  """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's sequence length.
+  Only the answers are targets. Rows are made as they are read; none is set aside for evaluation (`Needles` plants its
+  own in the haystack's validation split).
+
+  spacing: a row has from one fact to one every `spacing` tokens, 16 at most.
+  """
+  haystack: Plain = StandardLibrary()
+  spacing: int = 32
+  val_fraction: ClassVar[float] = 0.0
+  implementation: ClassVar[str] = 'llm_jax.data.sources.needles:NeedleTextsReader'
+
+  def __post_init__(self):
+    require(self.spacing > 0, 'spacing', self.spacing, 'use 1 token or more')
+
+
+# ---------------------------------------------------------------------------------------------- dialogues
+class DialogueSource(SourceConfig):
+  """Documents written out by a chat template; only what the assistant says is a target, the end of its turn included.
+
+  template: one of TEMPLATES.
+  """
+  template: str
 
   def __post_init__(self):
     require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
 
+  @property
+  def chat_template(self) -> str:
+    return self.template
+
 
 @dataclasses.dataclass(frozen=True)
-class Preferences:
+class Conversations(DialogueSource):
+  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`."""
+  path: Safe[str]
+  template: str = 'chatml'
+  field: str = 'messages'
+  val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:ConversationsReader'
+
+
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryChats(DialogueSource):
+  """Conversations from the running interpreter's standard library: the signature of a short function and what it does,
+  and as the answer its body, fenced as Python. A file's functions are in the validation split where `StandardLibrary`
+  with the same `val_fraction` has the file there."""
+  template: str = 'chatml'
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryChatsReader'
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferences(DialogueSource):
   """JSON lines (optionally .gz) of two answers to the same: {"prompt", "chosen", "rejected"}, each a text or a list of
-  {"role", "content"}, written out by a chat template.
+  {"role", "content"}.
 
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
   """
@@ -96,25 +169,12 @@ class Preferences:
   template: str = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.01
-
-  def __post_init__(self):
-    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
-
-
-@dataclasses.dataclass(frozen=True)
-class StandardLibraryChats:
-  """Conversations from the running interpreter's standard library: the signature of a short function and what it does,
-  and as the answer its body, fenced as Python. A file's functions are held out where `StandardLibrary` with the same
-  `val_fraction` holds out the file."""
-  template: str = 'chatml'
-  val_fraction: float = 0.05
-
-  def __post_init__(self):
-    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:PreferencesReader'
+  rows: ClassVar[RowKind] = PAIRS
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardLibraryPreferences:
+class StandardLibraryPreferences(DialogueSource):
   """The questions of `StandardLibraryChats` with two answers: the function's body, and the same spoilt, or another's.
 
   mask_formatting: as `Preferences` has it.
@@ -122,39 +182,41 @@ class StandardLibraryPreferences:
   template: str = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.05
-
-  def __post_init__(self):
-    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
-
-
-Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryPreferencesReader'
+  rows: ClassVar[RowKind] = PAIRS
 
 
-@dataclasses.dataclass(frozen=True)
-class NeedleTexts:
-  """Facts planted in the text of `haystack` and asked for at its end, a row as long as the stage's sequence length.
-  Only the answers are targets. Rows are made as they are read; held out there are none (`Needles` asks about the
-  haystack's).
+# ---------------------------------------------------------------------------------------------- texts with classes
+class LabelledSource(SourceConfig):
+  """Texts with a class.
 
-  spacing: a row has from one fact to one every `spacing` tokens, 16 at most.
-  """
-  haystack: Plain = StandardLibrary()
-  spacing: int = 32
-  val_fraction: ClassVar[float] = 0.0
-
-  def __post_init__(self):
-    require(self.spacing > 0, 'spacing', self.spacing, 'use 1 token or more')
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelledJsonl:
-  """JSON lines (optionally .gz) of a text and its class, {"text", "label"}, or of two texts and theirs (premise and
-  hypothesis), {"text", "pair", "label"} with pair='pair'; for `Classification`.
-
-  labels: names of the classes. A row has one of them, or a whole number that reads as one.
-  text, pair, label: the fields; pair=None: a row has one text.
-  special_tokens: those before the text, between two texts, and behind, where the class is read (Radford et al. 2018,
+  labels: names of the classes.
+  special_tokens: those before a text, between two texts, and behind, where the class is read (Radford et al. 2018,
     GPT-1, section 3.3: start, delimiter, extract); '' is the tokenizer's end of text.
+  """
+  labels: tuple[str, ...]
+  special_tokens: tuple[str, ...]
+  rows: ClassVar[RowKind] = LABELLED
+
+  def __post_init__(self):
+    require(len(self.labels) >= 2, 'labels', self.labels, 'name two classes or more')
+    repeated = tuple(label for i, label in enumerate(self.labels) if label in self.labels[:i])
+    require(not repeated, 'labels', repeated, 'named twice')
+    require(len(self.special_tokens) == 3, 'special_tokens', self.special_tokens,
+            'name three: before a text, between two, behind')
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    return self.labels
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledJsonl(LabelledSource):
+  """JSON lines (optionally .gz) of a text and its class, {"text", "label"}, or of two texts and theirs (premise and
+  hypothesis), {"text", "pair", "label"} with pair='pair'.
+
+  labels: a row has one of them, or a whole number that reads as one.
+  text, pair, label: the fields; pair=None: a row has one text.
   As many whole texts as fit share a row of the stage's sequence length, whatever `packing` says; longer ones lose
   their ends.
   """
@@ -165,36 +227,21 @@ class LabelledJsonl:
   label: str = 'label'
   special_tokens: tuple[str, ...] = ('', '', '')
   val_fraction: float = 0.1
-
-  def __post_init__(self):
-    _check_labelled(self.labels, self.special_tokens)
+  implementation: ClassVar[str] = 'llm_jax.data.sources.labelled:LabelledJsonlReader'
 
 
 @dataclasses.dataclass(frozen=True)
-class StandardLibraryFunctions:
+class StandardLibraryFunctions(LabelledSource):
   """Functions of the running interpreter's standard library; the class is the package that one is from, of those that
-  `labels` names. A file's functions are held out where `StandardLibrary` with the same `val_fraction` holds out the
-  file.
-
-  special_tokens: as `LabelledJsonl` has it.
-  """
+  `labels` names. A file's functions are in the validation split where `StandardLibrary` with the same `val_fraction`
+  has the file there."""
   labels: tuple[str, ...] = ('asyncio', 'email', 'importlib', 'multiprocessing', 'unittest', 'xml')
   special_tokens: tuple[str, ...] = ('', '', '')
   val_fraction: float = 0.05
-
-  def __post_init__(self):
-    _check_labelled(self.labels, self.special_tokens)
+  implementation: ClassVar[str] = 'llm_jax.data.sources.labelled:StandardLibraryFunctionsReader'
 
 
-def _check_labelled(labels: tuple[str, ...], special_tokens: tuple[str, ...]) -> None:
-  require(len(labels) >= 2, 'labels', labels, 'name two classes or more')
-  twice = tuple(label for i, label in enumerate(labels) if label in labels[:i])
-  require(not twice, 'labels', twice, 'named twice')
-  require(len(special_tokens) == 3, 'special_tokens', special_tokens, 'name three: before a text, between two, behind')
-
-
-Chats = Conversations | StandardLibraryChats
-Pairs = Preferences | StandardLibraryPreferences
-Dialogues = Chats | Pairs  # written out by a template, and only what the assistant says is learnt
-Labelled = LabelledJsonl | StandardLibraryFunctions
-Source = Plain | NeedleTexts | Dialogues | Labelled
+Source = (
+  Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
+  LabelledJsonl | StandardLibraryFunctions
+)

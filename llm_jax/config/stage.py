@@ -8,10 +8,12 @@ from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.fields import Change, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
-from llm_jax.config.objectives import Classification, LanguageModel, Objective, Preference, Referenced
+from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.ramp import Phase, Ramp, changes_result_of_microbatches, make_phases
+from llm_jax.config.rows import names_with
 from llm_jax.config.schedules import Schedule
+from llm_jax.config.sources import Source
 from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Scratch
 
 __all__ = ['Stage']
@@ -85,29 +87,30 @@ class Stage:
     tokens = [0, *(ramp.tokens for ramp in self.ramp)]
     require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
             'let the tokens at which it changes rise')
-    require(not self.ramp or not self.data.pairs, 'ramp', self.ramp, 'pairs of answers have one shape: leave it out')
-    require(self.data.labels is None or all(ramp.seq_len == self.seq_len for ramp in self.ramp), 'ramp', self.ramp,
-            f'labelled texts are read whole: let its seq_len be {self.seq_len} throughout')
     for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
       require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
               f'the stage ends before it, with its {self.steps} steps: use at most '
               f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
-    kinds = [(data.pairs, data.labels) for data in (self.data, self.validation_data)]
-    require(kinds[0] == kinds[1], 'eval_data', self.eval_data,
-            'must be of one kind with data: text and conversations, pairs of answers, or texts of the same classes')
-    prefers = isinstance(self.objective, Preference)
-    require(prefers == self.data.pairs, 'objective', type(self.objective).__name__,
-            'needs data=Preferences(...) or StandardLibraryPreferences()' if prefers else
-            'cannot learn from Preferences: use DPO, IPO, SLiC, ORPO or SimPO')
-    classifies = isinstance(self.objective, Classification)
-    require(classifies == (self.data.labels is not None), 'objective', type(self.objective).__name__,
-            'needs data=LabelledJsonl(...) or StandardLibraryFunctions()' if classifies else
-            'cannot learn classes: use Classification()')
-    require(not isinstance(self.objective, Referenced) or isinstance(self.init, Params | Average | HuggingFace), 'init',
-            self.init, 'the reference is what the stage starts from: use Params(stage)')
+    self._check_rows()
     self._check_evals()
     require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
+
+  def _check_rows(self) -> None:
+    """Whether the objective can learn from the data, and be scored on that set aside."""
+    rows, objective = self.data.rows, self.objective
+    require(objective.rows == rows, 'objective', type(objective).__name__,
+            f'learns from {objective.rows.name}, and data has {rows.name}: use {names_with(Objective, rows)}, or data '
+            f'of {names_with(Source, objective.rows)}')
+    is_alike = self.validation_data.rows == rows and self.validation_data.labels == self.data.labels
+    require(is_alike, 'eval_data', self.eval_data,
+            f'must be of one kind with data, {rows.name}' + (' of the same classes' if self.data.labels else ''))
+    has_start = isinstance(self.init, Params | Average | HuggingFace)
+    require(has_start or not objective.has_reference, 'init', self.init,
+            'the reference is what the stage starts from: use Params(stage)')
+    has_one_length = all(ramp.seq_len == self.seq_len for ramp in self.ramp)
+    require(has_one_length or rows.is_packed, 'ramp', self.ramp,
+            f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')
 
   def _check_evals(self) -> None:
     names: list[str] = []
@@ -130,7 +133,7 @@ class Stage:
 
   def phases_over(self, copies: int) -> tuple[Phase, ...]:
     """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
-    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies)
+    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, self.data.rows.sequences)
 
   @property
   def validation_data(self) -> Data:
@@ -149,5 +152,4 @@ class Stage:
   def tokens_after(self, step: int) -> int:
     """Tokens read in the first `step` steps, padding included."""
     phase = self.phase_at(max(step - 1, 0))
-    tokens = phase.first_token + (step - phase.first_step) * phase.batch_size * phase.seq_len
-    return tokens * (2 if self.data.pairs else 1)
+    return phase.first_token + (step - phase.first_step) * phase.tokens

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from llm_jax.batch import LabelledBatch, LanguageModelBatch, PreferenceBatch
+from llm_jax.batch import Batch
 from llm_jax.config.errors import require
 from llm_jax.data.batch_source import DataPosition
-from llm_jax.data.dataset import Dataset, Row
-
-Batch = LanguageModelBatch | LabelledBatch | PreferenceBatch
+from llm_jax.data.dataset import Dataset
+from llm_jax.data.packing.rows import Fields
 
 
 class TrainSource:
@@ -133,7 +132,7 @@ class Placement:
       held = sorted({row for index in indices for row in range(*index[0].indices(batch_size))})
     self.rows = np.array(held)
 
-  def read(self, start: int) -> Row:
+  def read(self, start: int) -> Fields:
     """This process's rows of the batch whose first sample is `start`, each field [rows, seq_len]."""
     last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
     samples = start + self.rows
@@ -142,13 +141,13 @@ class Placement:
     return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
   def abstract(self) -> Batch:
-    return typed(jax.tree.map(
+    return self._dataset.to_batch(jax.tree.map(
       lambda field: jax.ShapeDtypeStruct(self._shape[:1 + field.ndim], field.dtype, sharding=self._of(field.ndim)),
       self._padding))
 
-  def place(self, fields: Row) -> Batch:
+  def place(self, fields: Fields) -> Batch:
     if self._sharding is None:
-      return typed(fields)
+      return self._dataset.to_batch(fields)
 
     def put(local: np.ndarray) -> jax.Array:
       def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -157,7 +156,7 @@ class Placement:
         return local[begin:begin + stop - first, *index[1:]]
       return jax.make_array_from_callback(self._shape[:local.ndim], self._of(local.ndim - 1), part)
 
-    return typed(jax.tree.map(put, fields))
+    return self._dataset.to_batch(jax.tree.map(put, fields))
 
   def _of(self, ndim: int) -> jax.sharding.Sharding | None:
     """The sharding of a field whose rows have so many dimensions."""
@@ -175,14 +174,5 @@ class _BatchesFrom:
   def __len__(self) -> int:
     return (sys.maxsize - self._start) // self._batch_size
 
-  def __getitem__(self, batch: int) -> Row:
+  def __getitem__(self, batch: int) -> Fields:
     return self._placement.read(self._start + batch * self._batch_size)
-
-
-def typed(fields: Row) -> Batch:
-  if 'chosen' in fields:
-    sides = {side: LanguageModelBatch(**fields[side]) for side in ('chosen', 'rejected')}
-    return PreferenceBatch(**{**fields, **sides})
-  if 'labels' in fields:
-    return LabelledBatch(**{**fields, 'text': LanguageModelBatch(**fields['text'])})
-  return LanguageModelBatch(**fields)

@@ -4,39 +4,32 @@ One number says where a run is: the global sample index. Sample i is the same ro
 """
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
-from llm_jax.config import experiment as config
+from llm_jax.config.data import Data
 from llm_jax.config.errors import located
+from llm_jax.config.ramp import Phase
 from llm_jax.data import fingerprints, token_store
 from llm_jax.data.mixture import AnyMixture, make_mixture
-from llm_jax.data.packing.labelled import LabelledRows, check_labels
-from llm_jax.data.packing.needles import NeedleRows
-from llm_jax.data.packing.pairs import PairRows
-from llm_jax.data.packing.ramp import Stretches, stretches_of
-from llm_jax.data.packing.text import Rows, assemble
-from llm_jax.data.sources import dialogues, documents
-from llm_jax.data.sources.labelled import Example
+from llm_jax.data.packing.ramp import stretches_of
+from llm_jax.data.packing.rows import Fields, Rows, RowSettings
+from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
-
-Row = dict[str, 'np.ndarray | Row']  # nested as the batch is
-
-AnyRows = Rows | PairRows | LabelledRows | NeedleRows | Stretches
 
 
 class Dataset:
-  """Rows of one split of a mixture: dicts of arrays [seq_len] with the fields of LanguageModelBatch, or, of
-  preferences, {'chosen', 'rejected'} of such dicts, or, of labelled texts, {'text', 'labels'}.
+  """Rows of one split of a mixture, all of one kind.
 
   fingerprint: what determines the rows, by component. num_tokens, num_targets (those with weight 1), num_bytes (UTF-8
-  of the text; of dialogues, of the answers that are learnt) and num_documents (two a pair) count the split once.
-  pairs: whether rows are pairs. skipped: bad rows left out, by reason.
+  of the text that is learnt) and num_documents (as they are stored) count the split once.
+  skipped: bad rows left out, by reason.
   names: of the mixture's sources; where there are several, every row has 'sources' too, the place in it of its own.
   """
 
-  def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[AnyRows],
+  def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[Rows],
                mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, seq_len: int, seed: int,
                fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
     self.split, self.seq_len, self.fingerprint, self.names, self._numbers = split, seq_len, fingerprint, names, numbers
@@ -47,13 +40,11 @@ class Dataset:
     self.num_targets = sum(part.num_targets for part in rows)
     self.num_bytes = sum(store.num_bytes for store in stores)
     self.rows_per_epoch = sum(len(part) for part in rows)
-    self.pairs = isinstance(rows[0], PairRows)
     self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
                     for store in stores for reason in store.skipped}
     if split == 'train':
       self._mixture = mixture
-      self._orders = [part.row_of if isinstance(part, Stretches) else _epochs(len(part), _seed('rows', seed, i))
-                      for i, part in enumerate(rows)]
+      self._orders = [part.order(_seed('rows', seed, i)) for i, part in enumerate(rows)]
     else:
       self._ends = np.cumsum([len(part) for part in rows])
 
@@ -75,36 +66,39 @@ class Dataset:
     return dict(zip(self.parts, self._mixture.given(samples).tolist(), strict=True))
 
   @property
-  def parts(self) -> dict[str, AnyRows]:
+  def parts(self) -> dict[str, Rows]:
     """The rows of each source that has a part in the split, by its name."""
     return {self.names[number]: rows for number, rows in zip(self._numbers, self._rows, strict=True)}
 
-  def row(self, sample: int) -> Row:
+  def row(self, sample: int) -> Fields:
     """The row of a global sample."""
     source, row = self.locate(sample)
     return self._with_source(self._rows[source][row], self._numbers[source])
 
   @property
-  def padding(self) -> Row:
+  def padding(self) -> Fields:
     """A row without targets."""
-    row = assemble((), self.seq_len, 0)
-    if self.pairs:
-      row = {'chosen': row, 'rejected': row}
-    elif isinstance(self._rows[0], LabelledRows):
-      row = {'text': row, 'labels': np.full(self.seq_len, -1, np.int32)}
-    return self._with_source(row, 0)
+    return self._with_source(self._rows[0].padding, 0)
+
+  def to_batch(self, fields: Fields) -> Any:
+    """The batch of several rows' fields."""
+    return self._rows[0].to_batch(fields)
 
   @property
-  def most_common_class(self) -> float:
-    """Of labelled texts, the share of the class that most of them have."""
-    labels = np.concatenate([part.labels for part in self._rows])
-    return float(np.bincount(labels).max() / len(labels))
+  def is_text(self) -> bool:
+    """Whether every token of it is a target, so that its loss is one of the text's bytes."""
+    return all(part.store.counts is None for part in self._rows)
 
-  def _with_source(self, row: Row, number: int) -> Row:
+  @property
+  def known_scores(self) -> dict[str, float]:
+    """Scores of the split that need no model, by name."""
+    return self._rows[0].known_scores(self._rows)
+
+  def _with_source(self, row: Fields, number: int) -> Fields:
     return {**row, 'sources': np.int32(number)} if len(self.names) > 1 else row
 
   @property
-  def rows(self) -> Iterator[Row]:
+  def rows(self) -> Iterator[Fields]:
     """Every row of the split once, in the order of `row` for validation: all its tokens, each a target once."""
     return (part[i] for part in self._rows for i in range(len(part)))
 
@@ -152,24 +146,21 @@ class Dataset:
             for k, theirs in zip(trained._numbers, trained._sources, strict=True) if theirs.trains_on(ours)]
 
   def byte_documents(self) -> Iterator[bytes]:
-    """The text of every document of the split, in the order of `token_documents`; of a dialogue, what is learnt."""
+    """The text that is learnt of every document of the split, in the order of `token_documents`."""
     for source in self._sources:
       for _, document in source.documents(self.split):
-        if source.chat:
-          yield from (''.join(dialogue.answers).encode() for dialogue in document)
-        else:
-          yield document.encode() if isinstance(document, str) else self._tokenizer.decode_bytes(document)
+        yield from source.encoder.learnt_bytes(document, self._tokenizer)
 
 
-def open_dataset(data: config.Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, split: documents.Split,
-                 steps: int = 1, phases: Sequence[config.Phase] = (), cache_dir: str | os.PathLike | None = None,
+def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, split: documents.Split,
+                 steps: int = 1, phases: Sequence[Phase] = (), cache_dir: str | os.PathLike | None = None,
                  progress: token_store.Progress | None = None, name: str = '') -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
   steps, phases: of the stage; they matter where a source's weight changes with the step, or the sequence length does.
   progress(done, total) is called with bytes of text as each source is tokenised. Sources with val_fraction=0 have no
   part in the validation split; None where that leaves none. Raises ConfigError naming the source and the file.
-  Dialogues that are cut are counted in a warning, under `name`.
+  What is cut or left out is counted in a warning, under `name`.
   """
   opened, parts, used, numbers = [], [], [], []
   train = split == 'train'
@@ -180,18 +171,18 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, seq_len: int, seed:
     with located(f'data.sources[{i}].source'):
       source = documents.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
-    order = _seed('documents', seed, i) if train else None
-    opened.append(source)
-    part = make_rows(weighted.source, store, data.packing, tokenizer, seq_len, order)
-    if isinstance(part, Rows) and train and len(stretches) > 1:
+    settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if train else None)
+    part = source.encoder.make_rows(store, settings)
+    if train and len(stretches) > 1:
       starts = [(stretch.seq_len, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
-      part = Stretches(part, starts, _seed('rows', seed, i))
+      part = part.over_ramp(starts, _seed('rows', seed, i))
+    opened.append(source)
     parts.append(part)
     used.append(weighted)
     numbers.append(i)
-    if source.chat or source.labelled:
-      where = f'data.sources[{i}] ({split})'
-      _tell_cuts(f'{name}: {where}' if name else where, parts[-1], seq_len, data.packing)
+    where = f'data.sources[{i}] ({split})'
+    for warning in part.warnings():
+      logging.warning('%s: %s', f'{name}: {where}' if name else where, warning)
   fingerprint = {
     'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}' for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
@@ -201,52 +192,23 @@ def open_dataset(data: config.Data, tokenizer: Tokenizer, *, seq_len: int, seed:
     'formats': '; '.join(repr(token_store.formats(source)) for source in opened)}
   if not opened:
     return None
-  if data.labels and split == 'train':
+  if train:
     with located('data.sources[0].source'):
-      check_labels(parts, data.labels)
+      parts[0].check(parts, data.sources[0].source)
   return Dataset(opened, parts, mixture, tokenizer, split, seq_len, seed, fingerprint, data.names, numbers)
 
 
-def make_rows(source: config.Source, store: token_store.TokenStore, packing: str, tokenizer: Tokenizer, seq_len: int,
-              order: int | None) -> AnyRows:
-  """The rows of one source; `order` seeds that of its documents, None leaves them as they come."""
-  match source:
-    case config.NeedleTexts(spacing=spacing):
-      return NeedleRows(store, tokenizer, seq_len, order, spacing)
-    case source if isinstance(source, config.Pairs):
-      return PairRows(store, seq_len, tokenizer.eot)
-    case source if isinstance(source, config.Labelled):
-      return LabelledRows(store, seq_len, order, tokenizer.eot)
-    case _:
-      return Rows(store, packing, seq_len, order, tokenizer.eot)
-
-
-def _tell_cuts(where: str, rows: AnyRows, seq_len: int, packing: str) -> None:
-  if isinstance(rows, PairRows):
-    for count, why in ((rows.num_left_out, 'their prompt fills'), (rows.num_equal, 'their answers are equal within')):
-      if count:
-        logging.warning('%s: %d of %d pairs left out, %s seq_len=%d', where, count, rows.store.num_documents // 2, why,
-                        seq_len)
-  if rows.num_cut:
-    kind, count = ('pairs', len(rows)) if isinstance(rows, PairRows) else (
-      'texts' if isinstance(rows, LabelledRows) else 'conversations', rows.store.num_documents)
-    why = f'are longer than seq_len={seq_len} and are cut'
-    if kind == 'conversations' and packing == 'concat':
-      why = f"go on in another row of seq_len={seq_len}, where answers lack their questions: use packing='best_fit'"
-    logging.warning('%s: %d of %d %s %s', where, rows.num_cut, count, kind, why)
-
-
-def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
+def training_texts(data: Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:
   """Training text for a tokenizer: documents of all sources that hold text, each time of the one that is furthest
-  behind its share of the bytes (by weight, the highest that it reaches), until all are used up. Of dialogues, all that
-  is said; of labelled texts, these."""
+  behind its share of the bytes (by weight, the highest that it reaches), until all are used up."""
   unread = {}
+  encoders = {}
   for i, weighted in enumerate(data.sources):
-    if not isinstance(weighted.source, config.NeedleTexts):  # they have no text of their own
-      with located(f'data.sources[{i}].source'):
-        source = documents.open_source(weighted.source, cache_dir)
-      if not source.tokenised:
-        unread[i] = source.documents('train')
+    with located(f'data.sources[{i}].source'):
+      source = documents.open_source(weighted.source, cache_dir)
+    if source.encoder.has_text:
+      unread[i] = source.documents('train')
+      encoders[i] = source.encoder
   given = dict.fromkeys(unread, 0)
   while unread:
     i = min(unread, key=lambda i: given[i] / data.sources[i].most)
@@ -255,18 +217,9 @@ def training_texts(data: config.Data, cache_dir: str | os.PathLike | None = None
     if found is None:
       del unread[i]
       continue
-    document = found[1]
-    if not isinstance(document, str):
-      document = document.text if isinstance(document, Example) else dialogues.said(document)
-    given[i] += len(document)
-    yield document
-
-
-def _epochs(num_rows: int, seed: int) -> Callable[[int], int]:
-  """The row that comes after so many others: all of them in another order each epoch."""
-  import grain
-  order = grain.MapDataset.range(num_rows).shuffle(seed=seed).repeat()
-  return lambda count: int(order[count])
+    text = encoders[i].text(found[1])
+    given[i] += len(text)
+    yield text
 
 
 def _seed(purpose: str, seed: int, source: int) -> int:

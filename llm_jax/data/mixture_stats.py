@@ -4,15 +4,14 @@ from typing import NamedTuple
 
 from llm_jax.config.ramp import Phase, spans
 from llm_jax.data.dataset import Dataset
-from llm_jax.data.packing.needles import NeedleRows
 
 
 class Share(NamedTuple):
   """A row of the table (Brown et al. 2020, GPT-3, table 2.2; Touvron et al. 2023, LLaMA, table 1).
 
   num_rows: rows given. share: of the tokens that the stage reads, padding included. epochs: how often the source is
-  gone through; None for needles, which have no end. num_bytes, num_tokens: its size, once; of needles that of their
-  haystack.
+  gone through; None where its rows have no end. num_bytes, num_tokens: its size, once; of needles that of
+  their haystack.
   """
   source: str
   num_rows: int
@@ -36,8 +35,7 @@ def shares(train: Mapping[int, Dataset], phases: Sequence[Phase], num_samples: i
   for name, part in datasets[0].parts.items():
     rows = [after[name] - before[name] for before, after in given]
     tokens = sum(count * phase.seq_len for count, phase in zip(rows, phases, strict=True))
-    made = isinstance(part, NeedleRows)  # as they are read: there is no end to them
-    epochs = None if made else sum(
+    epochs = None if part.is_endless else sum(
       count / len(dataset.parts[name]) for count, dataset in zip(rows, datasets, strict=True))
     found.append(Share(name, sum(rows), tokens, epochs, part.store.num_bytes, part.store.num_tokens))
   every = sum(row.share for row in found)

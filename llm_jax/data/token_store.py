@@ -2,12 +2,11 @@
 
 A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
   tokens     every document as `eot ids eot`, uint16 or uint32, little-endian
-  documents  per document (tokens, bytes of text), int64 pairs
-  counts     of dialogues: 1 for every token that is a target; of labelled texts: 1 for what is no mark; uint8
+  documents  per document (tokens, bytes of text that is learnt), int64 pairs
+  counts     where some tokens are no targets: 1 for every token that is one; uint8
   meta.json  numbers and the sha256 of the files, written last
 
-A dialogue is stored as its chat template writes it, with no `eot` around it; its bytes are those of the answers that
-are learnt. A pair of answers is two documents, the chosen one first. A labelled text ends with its class.
+The encoders of `llm_jax/data/packing/` say what is stored of a document that is no plain text.
 
 While it is built it has another name, and a journal that gains a line after each batch of documents is safely on disk.
 A process that finds such a folder goes on after the last batch whose checksum holds.
@@ -29,13 +28,11 @@ import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
-from llm_jax.data.sources import dialogues, documents, labelled
-from llm_jax.data.tokenizers import chat_templates
-from llm_jax.data.tokenizers.base import Tokenizer, bytes_per_token
+from llm_jax.data.sources import documents
+from llm_jax.data.tokenizers.base import Tokenizer
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
 BATCH_BYTES = 4 << 20  # text between two lines of the journal
-PIECE_TOKENS = 1 << 24  # of a source that is tokenised already, copied at a time
 
 Progress = Callable[[int, int], None]  # bytes of text done, and about how many in all
 
@@ -75,10 +72,7 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
   Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows,
   and where the split holds no text.
   """
-  if source.chat:
-    chat_templates.check_template(source.chat.template, tokenizer)
-  if source.labelled:
-    labelled.check_special_tokens(source.labelled, tokenizer)
+  source.encoder.check(tokenizer)
   fingerprint = fingerprints.of({**formats(source), 'source': source.fingerprint, 'split': split,
                                  'val_fraction': source.val_fraction, 'tokenizer': tokenizer.fingerprint})
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
@@ -99,8 +93,7 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
 
 def formats(source: documents.DocumentSource) -> dict[str, int]:
   """The versions of what writes the source's text out as tokens."""
-  return {'format': FORMAT, **({'chat': chat_templates.FORMAT} if source.chat else {}),
-          **({'labelled': labelled.FORMAT} if source.labelled else {})}
+  return {'format': FORMAT, **source.encoder.versions}
 
 
 @contextlib.contextmanager
@@ -147,7 +140,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
   building.mkdir(exist_ok=True)
   dtype = np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
   dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')}
-  if source.chat or source.labelled:
+  if source.encoder.has_counts:
     dtypes['counts'] = np.dtype(np.uint8)
   share = source.val_fraction if split == 'validation' else 1 - source.val_fraction
   with contextlib.ExitStack() as stack:
@@ -190,63 +183,30 @@ Parts = dict[str, list]  # what is appended to each file: arrays, and (tokens, b
 def _batches(source: documents.DocumentSource, readers: Iterator[documents.Record],
              tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
   """(documents read, what to append), each of about BATCH_BYTES of text."""
-  if source.tokenised:
-    yield from _tokenised(source, readers, tokenizer)
-    return
-  done = object()
-  following = next(readers, done)
-  while following is not done:
-    documents, size, count = [], 0, 0
-    while following is not done and size < BATCH_BYTES:
-      document = source.read(following[1])
-      count += 1
-      if document:
-        documents.append(document)
-        size += sum(map(dialogues.length, document)) if source.chat else len(getattr(document, 'text', document))
-      following = next(readers, done)
-    if source.chat:
-      yield count, _dialogue_parts(documents, source, tokenizer)
-    elif source.labelled:
-      yield count, _labelled_parts(documents, source, tokenizer)
-    else:
-      yield count, _text_parts(documents, tokenizer)
-
-
-def _text_parts(texts: list[str], tokenizer: Tokenizer) -> Parts:
-  eot, encoded = np.array([tokenizer.eot]), tokenizer.encode_batch(texts)
-  return {'tokens': [part for ids in encoded for part in (eot, ids, eot)],
-          'documents': [(len(ids) + 2, len(text.encode())) for ids, text in zip(encoded, texts, strict=True)]}
-
-
-def _dialogue_parts(rows: list[tuple[dialogues.Dialogue, ...]], source: documents.DocumentSource,
-                    tokenizer: Tokenizer) -> Parts:
-  documents = [dialogue for row in rows for dialogue in row]
-  encoded = [dialogues.encode(dialogue, source.chat, tokenizer) for dialogue in documents]
-  sizes = [len(''.join(dialogue.answers).encode()) for dialogue in documents]
-  return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
-          'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
-
-
-def _labelled_parts(examples: list[labelled.Example], source: documents.DocumentSource, tokenizer: Tokenizer) -> Parts:
-  encoded = labelled.encode(examples, source.labelled, tokenizer)
-  sizes = [len(''.join(example.texts).encode()) for example in examples]
-  return {'tokens': [ids for ids, _ in encoded], 'counts': [counts for _, counts in encoded],
-          'documents': [(len(ids), size) for (ids, _), size in zip(encoded, sizes, strict=True)]}
-
-
-def _tokenised(source: documents.DocumentSource, readers: Iterator[documents.Record],
-               tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
-  eot, widths = np.array([tokenizer.eot]), bytes_per_token(tokenizer)
+  count, size, batch = 0, 0, []
   for _, reader in readers:
-    ids, size, parts = source.read(reader), 0, [eot]
-    for start in range(0, len(ids), PIECE_TOKENS):
-      part = ids[start:start + PIECE_TOKENS]
-      if part.max() >= tokenizer.vocab_size:
-        raise ConfigError('path', int(part.max()), f'a token id beyond the vocabulary of {tokenizer.vocab_size}: '
-                          'use the tokenizer that wrote the file, or the right dtype')
-      parts.append(part)
-      size += int(widths[part].sum(dtype=np.int64))
-    yield 1, {'tokens': [*parts, eot] if len(ids) else [], 'documents': [(len(ids) + 2, size)] if len(ids) else []}
+    document = source.read(reader)
+    count += 1
+    if len(document):  # else it was bad, or holds nothing
+      batch.append(document)
+      size += source.encoder.length(document)
+    if size >= BATCH_BYTES:
+      yield count, _parts(source, batch, tokenizer)
+      count, size, batch = 0, 0, []
+  if count:
+    yield count, _parts(source, batch, tokenizer)
+
+
+def _parts(source: documents.DocumentSource, batch: list, tokenizer: Tokenizer) -> Parts:
+  parts: Parts = {'tokens': [], 'documents': []}
+  if source.encoder.has_counts:
+    parts['counts'] = []
+  for ids, num_bytes, counts in source.encoder.encode(batch, tokenizer):
+    parts['tokens'] += ids
+    parts['documents'].append((sum(map(len, ids)), num_bytes))
+    if counts is not None:
+      parts['counts'].append(counts)
+  return parts
 
 
 def _resume(building: pathlib.Path, files: dict[str, BinaryIO], journal: BinaryIO) -> dict:

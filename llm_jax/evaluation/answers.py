@@ -4,6 +4,7 @@ from typing import Any
 
 from llm_jax.config.evaluations import Answers
 from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.rows import TEXT
 from llm_jax.data.dataset import Dataset
 from llm_jax.data.sources import standard_library
 from llm_jax.data.tokenizers.base import Tokenizer
@@ -23,7 +24,7 @@ class AnswersEvaluation(Evaluation):
 
   def applies(self) -> bool:
     stage = self.setup.stage
-    has_dialogues = stage.validation_data.template is not None and not stage.data.pairs
+    has_dialogues = stage.validation_data.template is not None and stage.validation_data.rows == TEXT
     return self.setup.has_validation and has_dialogues
 
   def run(self, model: Evaluated, start: Metrics) -> Result:

@@ -8,6 +8,7 @@ import numpy as np
 
 from llm_jax.config.evaluations import Baselines
 from llm_jax.config.ramp import spans
+from llm_jax.config.rows import TEXT
 from llm_jax.config.stage import Stage
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
 
@@ -25,7 +26,7 @@ class BaselinesEvaluation(Evaluation):
     """Whether all the data is text, and anything was trained on."""
     stage = self.setup.stage
     datas = [stage.validation_data, *(each.data for each in self._stages())]
-    all_text = all(data.template is None and data.labels is None for data in datas)
+    all_text = all(data.rows == TEXT and data.template is None for data in datas)
     return self.setup.has_validation and all_text and stage.steps > 0
 
   def run(self, model: Evaluated, start: Metrics) -> Result:

@@ -11,7 +11,8 @@ from llm_jax.data.batches import Batch, validation_batches
 from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.baselines import bits_per_byte
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
-from llm_jax.objectives.loss import Loss, Objective, means_by_source
+from llm_jax.objectives.loss import Loss, means_by_source
+from llm_jax.objectives.protocol import Objective
 from llm_jax.sharding.rules import batch_sharding
 
 # How the names under which the parameters of an average are compared read in a message.
@@ -64,8 +65,7 @@ def eval_batches(setup: EvaluationSetup, validation: Dataset, heartbeat: Callabl
 
 
 class HeldOutEvaluation(Evaluation):
-  """The objective's means on the validation split. For text also bits per byte, for classes also the share of the most
-  common one."""
+  """The objective's means on the validation split, for text also bits per byte, and scores that need no model."""
   config: HeldOut
 
   def __init__(self, config: HeldOut, setup: EvaluationSetup):
@@ -82,21 +82,20 @@ class HeldOutEvaluation(Evaluation):
   def run(self, model: Evaluated, start: Metrics) -> Result:
     limit = None if model.moment is Moment.END else self.config.batches * self.setup.phase.microbatches
     metrics = self.scores(model.params, model, limit)
-    shown = describe(metrics)
-    status = f'held-out at step {model.step:,}: ' + '  '.join(shown)
+    objective = self.setup.stage.objective
+    status = f'held-out at step {model.step:,}: {objective.status(metrics)}'
     if model.moment is not Moment.END:
       return Result(metrics, status=status)
     compared = self.compare_average(metrics, model)
-    return Result({**metrics, **compared.metrics}, compared.lines, status, compared.headline or headline(metrics))
+    return Result({**metrics, **compared.metrics}, compared.lines, status, compared.headline or objective.headline(metrics))
 
   def scores(self, params: Any, model: Evaluated, limit: int | None) -> dict[str, float]:
     """The means over `limit` batches, or over all."""
     setup, validation = self.setup, self.setup.validation
     batches = eval_batches(setup, validation, model.heartbeat, limit)
     found = evaluate(self.eval_step, params, model.reference, batches)
-    if setup.stage.data.labels is not None:
-      found['most_common_class'] = validation.most_common_class
-    elif setup.stage.validation_data.template is None:
+    found |= validation.known_scores
+    if validation.is_text:
       found['bits_per_byte'] = bits_per_byte(found['nll'] * validation.num_targets, validation.num_bytes)
     for name, rows in validation.parts.items():
       is_text = rows.store.counts is None
@@ -127,24 +126,3 @@ class HeldOutEvaluation(Evaluation):
     short_unit = 'bits/byte' if in_bits else 'loss'
     return Result(compared, (f'held-out {values} {unit} ({words})',),
                   headline=f'{first:.3f} → {metrics[name]:.3f} {short_unit}')
-
-
-def describe(metrics: Metrics) -> list[str]:
-  """The metrics that a person looks at first, in words."""
-  forms = {'loss': 'loss {:.4f}', 'bits_per_byte': '{:.4f} bits per byte'}
-  if 'reward_margin' in metrics:
-    forms |= {'accuracy': '{:.0%} right', 'reward_margin': 'margin {:.3f}'}
-  if 'class_loss' in metrics:
-    forms |= {'accuracy': '{:.1%} right', 'most_common_class': '{:.1%} are of the most common class'}
-  return [form.format(metrics[name]) for name, form in forms.items() if name in metrics]
-
-
-def headline(metrics: Metrics) -> str:
-  """The same in a few words."""
-  if 'class_loss' in metrics:
-    return f'{metrics["accuracy"]:.0%} right, most common {metrics["most_common_class"]:.0%}'
-  if 'bits_per_byte' in metrics:
-    return f'{metrics["bits_per_byte"]:.3f} bits per byte'
-  if 'reward_margin' in metrics:
-    return f'{metrics["accuracy"]:.0%} right, margin {metrics["reward_margin"]:.2f}'
-  return f'held-out loss {metrics["loss"]:.3f}'

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_jax.config.errors import require
 from llm_jax.config.evaluations import Needles
+from llm_jax.config.rows import TEXT
 from llm_jax.data.packing.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
@@ -77,7 +78,7 @@ class NeedlesEvaluation(Evaluation):
     setup, parent = self.setup, self.setup.parent
     if parent is None:
       return None
-    is_text = not parent.validation_data.pairs and parent.validation_data.labels is None
+    is_text = parent.validation_data.rows == TEXT
     validation = setup.data[parent.name].validation
     if not is_text or validation is None or validation.seq_len >= setup.phase.seq_len:
       return None

@@ -1,18 +1,21 @@
 """Classifying texts: a linear head on what the decoder says of a text's last token."""
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import LabelledBatch
+from llm_jax.config.data import Data
 from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.objectives import Classification
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
+from llm_jax.objectives.protocol import Objective
 
 HEAD = 'classifier'  # the head's place in the tree of parameters, beside the decoder's
 
@@ -36,33 +39,50 @@ def class_logits(model: Transformer, params: Params, x_BTD: jax.Array, rng: jax.
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassificationObjective:
+class ClassificationObjective(Objective):
   """Sum over texts of L3 = L2 + lm_weight L1 (Radford et al. 2018, GPT-1, equations 4 and 5): L2 is -log p(class) at
   the text's last token, L1 the language model's loss on the same text, with what its routers add, a mean over its
   targets as in the published code; weight counts the texts.
 
   Parameters are the decoder's and, under `HEAD`, the head's. With an rng, dropout is active, on the features too.
-  Metrics: accuracy (the class has the largest logit), class_loss (L2), nll (L1 without the routers'), the routers'.
-  sources: names of the mixture's sources, where there are several; the class loss of each is a metric too.
+  Metrics: accuracy (the class has the largest logit), class_loss (L2), nll (L1 without the routers'), the routers'; of
+  each source of a mixture the class loss.
   """
-  model: Transformer
-  lm_weight: float = 0.5
-  sources: tuple[str, ...] = ()
+  config: Classification = Classification()
+  own_parameters: ClassVar[tuple[str, ...]] = (HEAD,)
 
-  def __call__(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None) -> Loss:
-    language = LanguageModelObjective(self.model)
+  def __call__(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None,
+               statistics: Any = None) -> Loss:
+    language = self.language_model
     features, routings = language.features(params, batch.text, rng)
     head_rng = None if rng is None else jax.random.fold_in(rng, 1)
     logits_BTC = class_logits(self.model, params, features[0], head_rng)
-    marked_BT, labels_BT1 = batch.labels >= 0, jnp.maximum(batch.labels, 0)[..., None]
-    target_BT = jnp.take_along_axis(logits_BTC, labels_BT1, -1)[..., 0]
-    counted = lambda x_BT: jnp.where(marked_BT, x_BT, 0).sum(1)
-    class_loss_B, texts_B = counted(jax.nn.logsumexp(logits_BTC, -1) - target_BT), counted(jnp.ones_like(target_BT))
-    lm = language.of_features(params, batch.text, features, routings)
-    metrics = {**lm.metrics, 'class_loss': jax.lax.stop_gradient(class_loss_B.sum()),
-               'accuracy': counted((jnp.argmax(logits_BTC, -1) == labels_BT1[..., 0]).astype(jnp.float32)).sum(),
-               **sums_by_source(self.sources, batch.sources, class_loss_B, texts_B)}
-    return Loss(class_loss_B.sum() + self.lm_weight * lm.total, texts_B.sum(), metrics, lm.loads)
 
-  def after_step(self, params: Params, loads: dict[str, jax.Array]) -> Params:
-    return LanguageModelObjective(self.model).after_step(params, loads)
+    is_last_BT = batch.labels >= 0
+    label_BT = jnp.maximum(batch.labels, 0)
+    label_logit_BT = jnp.take_along_axis(logits_BTC, label_BT[..., None], -1)[..., 0]
+    is_right_BT = jnp.argmax(logits_BTC, -1) == label_BT
+
+    def sum_of_row(x_BT: jax.Array) -> jax.Array:
+      return jnp.where(is_last_BT, x_BT, 0).sum(1)
+
+    class_loss_B = sum_of_row(jax.nn.logsumexp(logits_BTC, -1) - label_logit_BT)
+    texts_B = sum_of_row(jnp.ones_like(label_logit_BT))
+    lm = language.of_features(params, batch.text, features, routings)
+    metrics = {
+      **lm.metrics,
+      'class_loss': jax.lax.stop_gradient(class_loss_B.sum()),
+      'accuracy': sum_of_row(is_right_BT.astype(jnp.float32)).sum(),
+      **sums_by_source(self.sources, batch.sources, class_loss_B, texts_B),
+    }
+    return Loss(class_loss_B.sum() + self.config.lm_weight * lm.total, texts_B.sum(), metrics, lm.step_sums)
+
+  @property
+  def language_model(self) -> LanguageModelObjective:
+    return LanguageModelObjective(self.model)
+
+  def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:
+    return self.language_model.after_step(params, step_sums)
+
+  def init_parameters(self, data: Data, rng: jax.Array) -> Params:
+    return {HEAD: init_head(self.model.config, len(data.labels), rng)}

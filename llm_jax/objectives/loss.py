@@ -1,5 +1,5 @@
 """What every objective returns: sums, never means."""
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -14,17 +14,13 @@ class Loss:
   """The loss is total / weight, divided once by the step over all microbatches and devices, so that gradient
   accumulation and uneven masks are exact. Metrics are sums too, reported divided by the same weight.
 
-  An objective that moves parameters by itself, beside the optimizer, puts the sums that it needs into `loads` and has
-  a method `after_step(params, loads) -> params`, called once a step with the sums over all microbatches and devices.
+  An objective that moves parameters by itself, beside the optimizer, puts the sums that `after_step` needs into
+  `step_sums`.
   """
   total: jax.Array                # float32 scalar, differentiated
   weight: jax.Array               # float32 scalar: what counts (tokens, pairs, ...)
   metrics: dict[str, jax.Array]   # float32 scalars
-  loads: dict[str, jax.Array] = flax.struct.field(default_factory=dict)  # by the path of the parameter that they move
-
-
-# Objective(params, frozen, batch, rng) -> Loss. `frozen` holds parameter trees that are read but never trained.
-Objective = Callable[[Params, Any, Any, jax.Array | None], Loss]
+  step_sums: dict[str, jax.Array] = flax.struct.field(default_factory=dict)  # float32
 
 
 def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: jax.Array,
@@ -35,9 +31,9 @@ def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: ja
   """
   sums = {}
   for i, name in enumerate(names):
-    mine_B = sources_B == i
-    sums[f'loss/{name}'] = jnp.where(mine_B, loss_B, 0).sum()
-    sums[f'weight/{name}'] = jnp.where(mine_B, weight_B, 0).sum()
+    is_mine_B = sources_B == i
+    sums[f'loss/{name}'] = jnp.where(is_mine_B, loss_B, 0).sum()
+    sums[f'weight/{name}'] = jnp.where(is_mine_B, weight_B, 0).sum()
   return jax.lax.stop_gradient(sums)
 
 

@@ -1,67 +1,136 @@
 """Learning from pairs of answers: DPO and its relatives."""
+import abc
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.batch import PreferenceBatch
-from llm_jax.config import objectives as config
-from llm_jax.modules.transformer import Transformer
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch
+from llm_jax.config.objectives import DPO, IPO, ORPO, PreferenceConfig, SimPO, SLiC
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
+from llm_jax.objectives.protocol import Objective
+
+
+class Answers(NamedTuple):
+  """One side of the pairs, float32 [batch].
+
+  log_prob: of the answer's targets under the policy; mean_log_prob: a target.
+  num_targets: how many these are, 1 where there is none.
+  log_ratio: log_prob less that under the reference; None where the objective has no reference.
+  """
+  log_prob: jax.Array
+  mean_log_prob: jax.Array
+  num_targets: jax.Array
+  log_ratio: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferenceObjective:
-  """Sum over pairs of the loss that `form` names; weight counts the pairs. `frozen` holds the reference's parameters,
-  or None where the form has no reference.
+class PreferenceObjective(Objective):
+  """Sum over pairs of `pair_loss`; weight counts the pairs. `frozen` holds the reference's parameters, or None where
+  the objective has none.
 
   There is no dropout, which would make policy and reference differ where they are the same (as in TRL).
-  Rows whose answers have no target (padding of the last held-out batch) do not count.
-  Metrics, as in TRL: 'reward_chosen' and 'reward_rejected' (beta x log-ratio to the reference; without one, beta x
-  the mean log-probability), 'reward_margin', 'accuracy' (the margin is above 0), 'nll' (of the chosen answer a token).
-  sources: names of the mixture's sources, where there are several; the loss of each is a metric too.
+  Rows whose answers have no target (padding of the last validation batch) do not count.
+  Metrics, as in TRL: 'reward_chosen' and 'reward_rejected' (see `reward`), 'reward_margin', 'accuracy' (the margin is
+  above 0), 'nll' (of the chosen answer a token).
   """
-  model: Transformer
-  form: config.Preference
-  sources: tuple[str, ...] = ()
+  config: PreferenceConfig
 
-  def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None) -> Loss:
-    form, chosen, rejected = self.form, batch.chosen, batch.rejected
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), chosen, rejected)
+  @abc.abstractmethod
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    """float32 [batch], differentiable."""
+
+  def reward(self, answers: Answers) -> jax.Array:
+    """beta x log-ratio to the reference; without one, beta x the mean log-probability. float32 [batch]."""
+    score = answers.mean_log_prob if answers.log_ratio is None else answers.log_ratio
+    return self.config.beta * score
+
+  def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None,
+               statistics: Any = None) -> Loss:
+    chosen, rejected = self.score(params, frozen, batch)
+    loss = self.pair_loss(chosen, rejected)
+    reward_chosen, reward_rejected = self.reward(chosen), self.reward(rejected)
+    is_pair = batch.rejected.weights.sum(-1) > 0
+
+    def count(per_pair: jax.Array) -> jax.Array:
+      return jnp.where(is_pair, per_pair, 0)  # the log odds of padding are not a number
+
+    per_pair = {
+      'reward_chosen': reward_chosen,
+      'reward_rejected': reward_rejected,
+      'reward_margin': reward_chosen - reward_rejected,
+      'accuracy': (reward_chosen > reward_rejected).astype(jnp.float32),
+      'nll': -chosen.mean_log_prob,
+    }
+    metrics = jax.lax.stop_gradient({name: count(value).sum() for name, value in per_pair.items()})
+    weight = is_pair.astype(jnp.float32)
+    metrics |= sums_by_source(self.sources, batch.sources, count(loss), weight)
+    return Loss(count(loss).sum(), weight.sum(), metrics)
+
+  def score(self, params: Params, frozen: Any, batch: PreferenceBatch) -> tuple[Answers, Answers]:
+    """(chosen, rejected), both sides in one forward pass of each model."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.chosen, batch.rejected)
     policy = jnp.split(sequence_log_probs(self.model, params, both), 2)
-    tokens = [jnp.maximum(side.weights.sum(-1), 1) for side in (chosen, rejected)]
-    mean = [p / n for p, n in zip(policy, tokens, strict=True)]
-    nll = -mean[0]
-    if isinstance(form, config.Referenced):
-      reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both), 2)
-      ratio = [p - q for p, q in zip(policy, reference, strict=True)]
-    match form:
-      case config.DPO():
-        rewards = [form.beta * r for r in ratio]
-        margin, noise = rewards[0] - rewards[1], form.label_smoothing
-        loss = -(1 - noise) * jax.nn.log_sigmoid(margin) - noise * jax.nn.log_sigmoid(-margin) + form.nll_weight * nll
-      case config.IPO():
-        rewards = [form.beta * r for r in ratio]
-        loss = jnp.square(ratio[0] / tokens[0] - ratio[1] / tokens[1] - 1 / (2 * form.beta))
-      case config.SLiC():
-        rewards = [form.beta * r for r in ratio]
-        loss = jax.nn.relu(1 - (rewards[0] - rewards[1]))
-      case config.ORPO():
-        rewards = [form.beta * m for m in mean]
-        log_odds = (mean[0] - mean[1]) - (_log1mexp(mean[0]) - _log1mexp(mean[1]))
-        loss = nll - form.beta * jax.nn.log_sigmoid(log_odds)
-      case config.SimPO():
-        rewards = [form.beta * m for m in mean]
-        loss = -jax.nn.log_sigmoid(rewards[0] - rewards[1] - form.gamma)
-    real = (rejected.weights.sum(-1) > 0).astype(jnp.float32)
-    sums = {'reward_chosen': rewards[0], 'reward_rejected': rewards[1], 'reward_margin': rewards[0] - rewards[1],
-            'accuracy': (rewards[0] > rewards[1]).astype(jnp.float32), 'nll': nll}
-    counted = lambda per_pair: jnp.where(real > 0, per_pair, 0)  # padding's log odds are not a number
-    metrics = jax.lax.stop_gradient({name: counted(x).sum() for name, x in sums.items()})
-    metrics |= sums_by_source(self.sources, batch.sources, counted(loss), real)
-    return Loss(counted(loss).sum(), real.sum(), metrics)
+    if not self.config.has_reference:
+      return _answers(policy[0], None, batch.chosen), _answers(policy[1], None, batch.rejected)
+    reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both), 2)
+    return _answers(policy[0], reference[0], batch.chosen), _answers(policy[1], reference[1], batch.rejected)
+
+
+def _answers(policy: jax.Array, reference: jax.Array | None, side: LanguageModelBatch) -> Answers:
+  num_targets = jnp.maximum(side.weights.sum(-1), 1)
+  log_ratio = None if reference is None else policy - reference
+  return Answers(policy, policy / num_targets, num_targets, log_ratio)
+
+
+# ---------------------------------------------------------------------------------------------- the losses
+@dataclasses.dataclass(frozen=True)
+class DPOObjective(PreferenceObjective):
+  config: DPO
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    margin = self.reward(chosen) - self.reward(rejected)
+    wrong = self.config.label_smoothing
+    as_labelled, as_not_labelled = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
+    nll = -chosen.mean_log_prob
+    return (1 - wrong) * as_labelled + wrong * as_not_labelled + self.config.nll_weight * nll
+
+
+@dataclasses.dataclass(frozen=True)
+class IPOObjective(PreferenceObjective):
+  config: IPO
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    mean_ratio = chosen.log_ratio / chosen.num_targets - rejected.log_ratio / rejected.num_targets
+    return jnp.square(mean_ratio - 1 / (2 * self.config.beta))
+
+
+@dataclasses.dataclass(frozen=True)
+class SLiCObjective(PreferenceObjective):
+  config: SLiC
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    return jax.nn.relu(1 - (self.reward(chosen) - self.reward(rejected)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ORPOObjective(PreferenceObjective):
+  config: ORPO
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    p_chosen, p_rejected = chosen.mean_log_prob, rejected.mean_log_prob
+    log_odds_ratio = (p_chosen - p_rejected) - (_log1mexp(p_chosen) - _log1mexp(p_rejected))
+    return -p_chosen - self.config.beta * jax.nn.log_sigmoid(log_odds_ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class SimPOObjective(PreferenceObjective):
+  config: SimPO
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    return -jax.nn.log_sigmoid(self.reward(chosen) - self.reward(rejected) - self.config.gamma)
 
 
 def _log1mexp(x: jax.Array) -> jax.Array:

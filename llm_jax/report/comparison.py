@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config.errors import require
+from llm_jax.config.objectives import LOSS, Metric
 from llm_jax.report.charts import Series, line_chart, smooth
 from llm_jax.report.html import escape, flatten, page, table
-from llm_jax.report.records import StageRecords, by_stage, last, median, read_json
+from llm_jax.report.records import StageRecords, by_stage, last, median, objective_of, read_json
 from llm_jax.report.stages import reach
 from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.metrics import read_metrics
@@ -17,8 +18,6 @@ from llm_jax.tracking.numbers import NOTHING, duration, show, value
 COLOURS = 'abcdef'
 # Fields that decide which text is held out, or how it is cut into tokens.
 HELD_OUT = re.compile(r'seed|tokenizer\..*|stages\[\d+\]\.(data|eval_data|seq_len).*')
-NUMBERS = (('held-out bits per byte', 'bits_per_byte', '{:.4f}'), ('held-out loss', 'loss', '{:.4f}'),
-           ('held-out accuracy', 'accuracy', '{:.2%}'))
 
 
 class Compared(NamedTuple):
@@ -80,14 +79,28 @@ def results(runs: Sequence[Compared]) -> list[tuple[str, ...]]:
   rows = []
   for name in dict.fromkeys(stage.name for run in runs for stage in run.stages):
     stages = [next((stage for stage in run.stages if stage.name == name), None) for run in runs]
-    for label, key, form in NUMBERS:
-      found = [last(stage.evals, key) if stage else math.nan for stage in stages]
-      if any(map(math.isfinite, found)):
-        rows.append((f'{name}: {label}', *(show(x, form) + beside(x, found[0]) * (key != 'accuracy') for x in found)))
+    rows += scores(name, stages)
     speed = [median([stage], 'tokens_per_second') if stage else math.nan for stage in stages]
     rows += [(f'{name}: steps', *(f'{stage.last_step:,}' if stage else NOTHING for stage in stages)),
              (f'{name}: tokens per second', *(show(x, '{:,.0f}') + beside(x, speed[0]) for x in speed)),
              (f'{name}: time in steps', *(duration(stage.seconds) if stage else NOTHING for stage in stages))]
+  return rows
+
+
+def scores(name: str, stages: Sequence[StageRecords | None]) -> list[tuple[str, ...]]:
+  """Rows of the held-out numbers that the objectives of a stage name."""
+  metrics: dict[str, Metric] = {}
+  for stage in stages:
+    if stage is not None:
+      metrics |= {metric.name: metric for metric in (*objective_of(stage.config).metrics, LOSS)}
+  rows = []
+  for metric in metrics.values():
+    found = [last(stage.evals, metric.name) if stage else math.nan for stage in stages]
+    if not any(map(math.isfinite, found)):
+      continue
+    is_share = metric.table.endswith('%}')  # two of them are compared at sight
+    cells = [show(x, metric.table) + ('' if is_share else beside(x, found[0])) for x in found]
+    rows.append((f'{name}: held-out {metric.label}', *cells))
   return rows
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.stage_init import Init, Scratch
+from llm_jax.report.records import objective_of
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 164, 74, 56, 18, 4
 
@@ -58,13 +59,10 @@ def _parents(stage: Mapping[str, Any]) -> dict[str, str]:
 def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | None) -> list[str]:
   steps = stage.get('steps', 0)
   state = 'done' if result else 'running' if reached else 'waiting'
-  objective = stage.get('objective')
-  kind = objective.get('kind', 'LanguageModel') if isinstance(objective, Mapping) else 'LanguageModel'
-  kinds = {'LanguageModel': 'next token', 'Classification': 'classes'}
   done = f'{reached:,} of {steps:,}' if reached and reached < steps else f'{steps:,} steps'
   origin = _init(stage).origin
   source = f', from {origin}' if origin else ''
-  lines = [('name', str(stage.get('name'))), ('', f'{kinds.get(kind, kind)}, {done}{source}'),
+  lines = [('name', str(stage.get('name'))), ('', f'{objective_of(stage).title}, {done}{source}'),
            ('result', result or state)]
   text = ''.join(f'<text class="{css}" x="{x + 12}" y="{y + 22 + 20 * i}">{html.escape(_short(line))}</text>'
                  for i, (css, line) in enumerate(lines))

@@ -4,9 +4,12 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from llm_jax.config import schema
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.tracking.numbers import value
 
 
@@ -42,6 +45,14 @@ class StageRecords:
         total += seconds * (record['step'] - before)
       before = record['step']
     return total
+
+
+def objective_of(stage: Mapping[str, Any]) -> Objective:
+  """What a stage of config.json learns; next-token prediction where it says nothing that this version can read."""
+  try:
+    return schema.read(Objective, stage.get('objective'), 'objective')
+  except ConfigError:
+    return LanguageModel()
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -49,7 +49,6 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
   compiled = cpu.compile_step(jitted.lower(built.abstract, reference, source.abstract()))
   processes.barrier('compiled')
   if session.primary:
-    tokens = phase.batch_size * phase.seq_len * (2 if stage.data.pairs else 1)
-    say(f'{stage.name}: {count_parameters(session.run.model):,} parameters, {tokens:,} tokens a step, mesh '
+    say(f'{stage.name}: {count_parameters(session.run.model):,} parameters, {phase.tokens:,} tokens a step, mesh '
         f'{dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
   return compiled

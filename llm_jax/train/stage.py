@@ -124,7 +124,7 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
   with (Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display,
         contextlib.closing(Watchdog(session.run.stall_seconds)) as watchdog):
     evaluations.heartbeat = watchdog.pause
-    log = make_log(built, display, watchdog, reference is not None)
+    log = make_log(built, display, watchdog)
     save = functools.partial(save_checkpoint, built, progress)
     save_and_wait = functools.partial(save_checkpoint, built, progress, wait=True)
 
@@ -146,12 +146,12 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
     finish(built, evaluations, int(state.step), state, reference, display)
 
 
-def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog, has_reference: bool) -> Log:
+def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog) -> Log:
   """The hook that writes every step's numbers."""
   session, stage = built.session, built.stage
   model = session.run.model_of(stage)
-  # The reference runs forward alone, which is a third of a training step.
-  passes = 4 / 3 if has_reference else 1
+  # A forward pass alone takes a third of what a training step does.
+  passes = 1 + stage.objective.reference_passes / 3
 
   def flops_per_token(step: int) -> float:
     return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)

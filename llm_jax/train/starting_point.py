@@ -14,11 +14,10 @@ from llm_jax import hf
 from llm_jax.checkpoints.average import average_params
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.config.errors import located
-from llm_jax.config.objectives import Referenced
+from llm_jax.config.implementation import load
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, HuggingFace, Params, Resume, Scratch
 from llm_jax.data.tokenizers.base import Tokenizer
-from llm_jax.objectives.classification import HEAD
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.session import Session
@@ -117,7 +116,7 @@ class Starter:
   @property
   def is_referenced(self) -> bool:
     """Whether the objective compares with the parameters that the stage starts from."""
-    return isinstance(self.stage.objective, Referenced)
+    return self.stage.objective.has_reference
 
   def from_params(self, params: Any) -> TrainState:
     """A fresh state; a copy where the objective compares with `params`, for steps write to the state's memory."""
@@ -146,18 +145,20 @@ class Starter:
           hf.check_pretrained(folder, self.session.run.model)
         read = lambda: self.pretrained(folder)
         parent = f'hf:{folder}'
-    return lambda: self.with_head(read()), parent
+    return lambda: self.with_own_parameters(read()), parent
 
   def pretrained(self, folder: str) -> Any:
     with located('config'):
       return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model)[1]
 
-  def with_head(self, params: Any) -> Any:
-    """A classifier's head is a fresh one, unless what the stage starts from was trained on the same classes."""
-    if HEAD not in self.abstract.params or HEAD in params:
+  def with_own_parameters(self, params: Any) -> Any:
+    """With fresh values of the objective's own parameters where what the stage starts from has none of them."""
+    missing = [name for name in self.own_parameters if name not in params]
+    if not missing:
       return params
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[HEAD])
-    return {**params, HEAD: jax.jit(lambda: self.create().params[HEAD], out_shardings=shardings)()}
+    create = lambda: {name: self.create().params[name] for name in missing}
+    shardings = {name: jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[name]) for name in missing}
+    return {**params, **jax.jit(create, out_shardings=shardings)()}
 
   @functools.cached_property
   def averaged(self) -> list[tuple[SavedCheckpoint, float]]:
@@ -168,7 +169,7 @@ class Starter:
     if isinstance(init.checkpoints, str):
       self.finished(init.checkpoints)
       newest = self.session.store(init.checkpoints).newest(init.last or 0)
-      return [(self.without_other_head(checkpoint), 1.0) for checkpoint in reversed(newest)]
+      return [(self.without_others_parameters(checkpoint), 1.0) for checkpoint in reversed(newest)]
     return [(self.finished(named.stage, named.step), named.weight) for named in init.checkpoints]
 
   def last_alone(self) -> Iterator[tuple[str, Any]]:
@@ -178,7 +179,7 @@ class Starter:
       return
     checkpoint, _ = self.averaged[-1]
     abstract = self.held_by(checkpoint)
-    if abstract.keys() == self.abstract.params.keys():  # else it lacks a classifier's head
+    if abstract.keys() == self.abstract.params.keys():  # else it lacks some of the objective's own
       yield 'last_checkpoint', checkpoint.read(('params',), abstract)
       if checkpoint.averaged:
         yield 'last_ema', checkpoint.read(('ema',), abstract)
@@ -193,20 +194,38 @@ class Starter:
     if step not in (None, checkpoint.step):
       checkpoint = store.at(step)
     check_tokenizer(checkpoint, self.session.tokenizer)
-    return self.without_other_head(checkpoint)
+    return self.without_others_parameters(checkpoint)
 
-  def without_other_head(self, checkpoint: SavedCheckpoint) -> SavedCheckpoint:
-    """An earlier stage's checkpoint, in which a classifier's head of other classes than this stage's is not seen."""
-    labels = next(stage.data.labels for stage in self.session.run.stages if stage.name == checkpoint.metadata.stage)
-    if labels == self.stage.data.labels:
+  def without_others_parameters(self, checkpoint: SavedCheckpoint) -> SavedCheckpoint:
+    """An earlier stage's checkpoint. What its objective alone had, such as the head of other classes, is left out."""
+    trained_in = checkpoint.metadata.stage
+    earlier = next(stage for stage in self.session.run.stages if stage.name == trained_in)
+    own = load(earlier.objective).own_parameters
+    has_same_classes = earlier.data.labels == self.stage.data.labels
+    if has_same_classes and own == self.own_parameters:
       return checkpoint
-    leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if f'/{HEAD}/' not in name}
+    leaves = dict(checkpoint.leaves)
+    for path in checkpoint.leaves:
+      if any(f'/{name}/' in path for name in own):  # the optimizer has some for it too
+        del leaves[path]
     return dataclasses.replace(checkpoint, leaves=leaves)
 
   def held_by(self, *checkpoints: SavedCheckpoint) -> Any:
-    """The abstract parameters of the stage, without the head where one of the checkpoints has none."""
-    all_have = all(f'params/{HEAD}/w' in checkpoint.leaves for checkpoint in checkpoints)
-    return {name: leaf for name, leaf in self.abstract.params.items() if name != HEAD or all_have}
+    """The abstract parameters of the stage, without those of the objective that one of the checkpoints lacks."""
+    held = dict(self.abstract.params)
+    for name in self.own_parameters:
+      if not all(has_parameters(checkpoint, name) for checkpoint in checkpoints):
+        del held[name]
+    return held
+
+  @property
+  def own_parameters(self) -> tuple[str, ...]:
+    """Names of the parameters that belong to the stage's objective."""
+    return load(self.stage.objective).own_parameters
+
+
+def has_parameters(checkpoint: SavedCheckpoint, name: str) -> bool:
+  return any(path.startswith(f'params/{name}/') for path in checkpoint.leaves)
 
 
 def from_first_step(state: TrainState) -> TrainState:

@@ -11,6 +11,7 @@ import transformers
 
 from llm_jax import hf, paths
 from llm_jax.batch import LabelledBatch, LanguageModelBatch
+from llm_jax.config.objectives import Classification
 from llm_jax.config.run import Mesh
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, class_logits, init_head
@@ -67,7 +68,7 @@ def ours(name, lm_weight):
   _, _, model, params = models(name)
 
   def mean(params):
-    loss = ClassificationObjective(model, lm_weight)(params, None, batch(), None)
+    loss = ClassificationObjective(model, Classification(lm_weight))(params, None, batch(), None)
     return loss.total / loss.weight, {**{k: v / loss.weight for k, v in loss.metrics.items()}, 'weight': loss.weight}
 
   (loss, metrics), grads = jax.device_get(jax.jit(jax.value_and_grad(mean, has_aux=True))(params))

@@ -21,6 +21,7 @@ from llm_jax.config.model.architecture import (
   SigmoidRouter,
   SoftmaxRouter,
 )
+from llm_jax.config.objectives import LanguageModel
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import Constant
 from llm_jax.modules.execution import Execution
@@ -68,8 +69,8 @@ def params(config=MODEL):
     lambda path, leaf: np.float32(path.endswith('scale') + 0.2 * random.standard_normal(leaf.shape)), made)
 
 
-def objective(config=MODEL, **fields):
-  return LanguageModelObjective(model(config), **fields)
+def objective(config=MODEL, sources=(), **fields):
+  return LanguageModelObjective(model(config), LanguageModel(**fields), sources)
 
 
 @functools.cache
@@ -135,16 +136,16 @@ def test_router_losses_enter_the_total():
   assert loss.metrics['balance_loss'] / loss.weight > 2 and loss.metrics['load_spread'] / loss.weight > 1
   router = lambda grads: grads['blocks']['block_0']['feed_forward']['router']['w']
   assert np.linalg.norm(router(grads) - router(plain_grads)) > 0.1 * np.linalg.norm(router(plain_grads))
-  assert loss.loads == {}
+  assert loss.step_sums == {}
 
 
 def test_loads_and_losses_add_up_over_microbatches():
   """The sequence-wise loss and the loads are sums over sequences: pieces of a batch give what the batch gives."""
   (got, loss), (want, whole) = gradients(objective(), 2), gradients(objective())
-  assert {path.split('/feed_forward')[0] for path in whole.loads} == set(BIASES)
+  assert {path.split('/feed_forward')[0] for path in whole.step_sums} == set(BIASES)
   real = (batch().segment_ids > 0).sum()
-  for path, load in whole.loads.items():
-    np.testing.assert_array_equal(loss.loads[path], load)
+  for path, load in whole.step_sums.items():
+    np.testing.assert_array_equal(loss.step_sums[path], load)
     np.testing.assert_array_equal(load.sum(-1), 2 * real)
   np.testing.assert_allclose(loss.total, whole.total, rtol=1e-6)
   for (path, a), (_, b) in zip(paths.leaves(got), paths.leaves(want), strict=True):
@@ -159,7 +160,7 @@ def test_step_moves_balance_biases_against_the_load_and_nothing_else_does(optimi
                                  microbatches=microbatches))
   before = TrainState.create(jax.tree.map(jnp.asarray, params()), transformation, ema=True)
   after, metrics = step(before, None, batch())
-  loads = gradients(objective())[1].loads
+  loads = gradients(objective())[1].step_sums
   moved = dict(paths.leaves(after.params))
   for path, old in paths.leaves(params()):
     if not path.endswith('balance/bias'):
@@ -181,7 +182,7 @@ def test_step_moves_balance_biases_against_the_load_and_nothing_else_does(optimi
 def test_dense_models_have_neither():
   config = Architecture(VOCAB, 16, 2, pattern=(DENSE,), positions=RoPE(), norm=RMSNorm(), tied_head=False)
   loss = jax.eval_shape(lambda p: objective(config)(p, None, batch(), None), params(config))
-  assert set(loss.metrics) == {'nll', 'accuracy'} and loss.loads == {}
+  assert set(loss.metrics) == {'nll', 'accuracy'} and loss.step_sums == {}
   tree = params(config)
   assert objective(config).after_step(tree, {}) is tree
   assert optax.tree.sum(jax.tree.map(np.size, tree)) > 0

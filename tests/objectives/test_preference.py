@@ -12,10 +12,11 @@ import torch
 from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import objectives as config
+from llm_jax.config.implementation import load
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
 from llm_jax.objectives.loss import means_by_source
-from llm_jax.objectives.preference import PreferenceObjective, _log1mexp
+from llm_jax.objectives.preference import _log1mexp
 from tests.hf import hf_models
 
 FORMS = {
@@ -28,6 +29,10 @@ FORMS = {
   'orpo': (config.ORPO(beta=0.3), None),
   'simpo': (config.SimPO(beta=2.0, gamma=0.7), None),
 }
+
+
+def objective_of(form, model, sources=()):
+  return load(form)(model, form, sources)
 
 
 @functools.cache
@@ -59,7 +64,7 @@ def pairs(rows=3, time=20):
 def ours(name):
   """(loss, metrics, gradient by the names of transformers) of our objective."""
   _, _, model, params, reference = models()
-  objective = PreferenceObjective(model, FORMS[name][0])
+  objective = objective_of(FORMS[name][0], model)
 
   def mean(params):
     loss = objective(params, reference, pairs(), None)
@@ -139,7 +144,7 @@ def test_formula(name):
 
 def test_policy_that_is_the_reference_gives_ln_2():
   _, _, model, params, _ = models()
-  loss = jax.jit(PreferenceObjective(model, config.DPO()))(params, params, pairs(), None)
+  loss = jax.jit(objective_of(config.DPO(), model))(params, params, pairs(), None)
   assert float(loss.total / loss.weight) == pytest.approx(math.log(2), abs=1e-7)
   assert float(loss.metrics['reward_margin']) == 0
 
@@ -149,7 +154,7 @@ def test_padding_pairs_do_not_count(form):
   _, _, model, params, reference = models()
   batch = pairs()
   padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
-  objective = jax.jit(PreferenceObjective(model, form))
+  objective = jax.jit(objective_of(form, model))
   want, got = objective(params, reference, batch, None), objective(params, reference, padded, None)
   assert float(got.weight) == float(want.weight) == 3
   np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
@@ -164,7 +169,7 @@ def test_an_answer_that_is_certain_has_a_finite_gradient():
 def test_no_dropout():
   _, _, model, params, _ = models()
   dropped = Transformer(dataclasses.replace(model.config, dropout=0.5))
-  loss = jax.jit(PreferenceObjective(dropped, config.DPO()))(params, params, pairs(), jax.random.key(0))
+  loss = jax.jit(objective_of(config.DPO(), dropped))(params, params, pairs(), jax.random.key(0))
   assert float(loss.metrics['reward_margin']) == 0
 
 
@@ -201,7 +206,7 @@ def test_the_head_gradient_of_many_chunks_is_summed_in_float32():
 def test_the_loss_of_each_source_of_a_mixture_is_that_of_its_pairs():
   _, _, model, params, reference = models()
   batch, form = pairs(), config.DPO(beta=0.3, nll_weight=0.2)
-  run = jax.jit(lambda batch, sources: PreferenceObjective(model, form, sources)(params, reference, batch, None),
+  run = jax.jit(lambda batch, sources: objective_of(form, model, sources)(params, reference, batch, None),
                 static_argnums=1)
   mixed = run(batch.replace(sources=np.array([2, 0, 2], np.int32)), ('a', 'b', 'c'))
   means = means_by_source(jax.device_get(mixed.metrics))

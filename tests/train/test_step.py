@@ -11,6 +11,7 @@ import pytest
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
+from llm_jax.config.objectives import LanguageModel
 from llm_jax.config.optimizers import AdamW
 from llm_jax.config.run import Mesh
 from llm_jax.config.schedules import Cosine
@@ -18,6 +19,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Loss
+from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.sharding.mesh import make_mesh
@@ -32,7 +34,7 @@ OPTIMIZER = make_optimizer(AdamW(), SHAPES)
 
 
 def objective(kernels='xla'):
-  return LanguageModelObjective(Transformer(CONFIG, Execution(kernels=kernels, unroll=False)), z_loss=1e-4)
+  return LanguageModelObjective(Transformer(CONFIG, Execution(kernels=kernels, unroll=False)), LanguageModel(z_loss=1e-4))
 
 
 @functools.cache
@@ -143,6 +145,14 @@ def test_constraints_are_in_the_program():
 
 
 # ------------------------------------------------------------------------------------------------ the update
+def objective_of(function):
+  """An objective that is function(params, frozen, batch, rng) -> Loss and nothing more."""
+  class OfFunction(Objective):
+    def __call__(self, params, frozen, batch, rng, statistics=None):
+      return function(params, frozen, batch, rng)
+  return OfFunction(None, None)
+
+
 # A linear model: loss = sum over rows of weight * (w x + b - y)^2. Any objective that returns sums will do.
 def quadratic(params, frozen, rows, rng):
   error = rows[:, :3] @ params['w'] + params['b'] - rows[:, 3]
@@ -159,7 +169,7 @@ def toy_params():
 
 def toy(optimizer, schedule, **options):
   state = TrainState.create(toy_params(), optimizer, ema=options.get('ema') is not None)
-  return jax.jit(make_train_step(quadratic, optimizer, schedule, **options), donate_argnums=0), state
+  return jax.jit(make_train_step(objective_of(quadratic), optimizer, schedule, **options), donate_argnums=0), state
 
 
 def toy_gradient(params, data):
@@ -232,7 +242,7 @@ def test_randomness_is_a_function_of_seed_and_step():
 
   def losses(seed, start, steps, microbatches=1):
     state = TrainState.create({'w': jnp.float32(1)}, optax.sgd(1.0), ema=False).replace(step=jnp.int32(start))
-    step = jax.jit(make_train_step(noisy, optax.sgd(1.0), lambda step: 0.0, seed=seed, microbatches=microbatches))
+    step = jax.jit(make_train_step(objective_of(noisy), optax.sgd(1.0), lambda step: 0.0, seed=seed, microbatches=microbatches))
     out = []
     for _ in range(steps):
       state, metrics = step(state, None, np.zeros((2, 1)))
@@ -249,7 +259,7 @@ def test_frozen_parameters_are_an_argument():
     return Loss(jnp.sum((params['w'] - frozen['w']) ** 2), jnp.float32(1), {})
 
   state, frozen = TrainState.create({'w': jnp.zeros(3)}, optax.sgd(1.0), ema=False), {'w': jnp.ones(3)}
-  step = jax.jit(make_train_step(distance, optax.sgd(1.0), lambda step: 0.25), donate_argnums=0)
+  step = jax.jit(make_train_step(objective_of(distance), optax.sgd(1.0), lambda step: 0.25), donate_argnums=0)
   state, metrics = step(state, frozen, None)
   np.testing.assert_array_equal(frozen['w'], 1)
   np.testing.assert_allclose(state.params['w'], 0.5)

@@ -8,11 +8,14 @@ sooner than in long ones.
 import functools
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.errors import require
-from llm_jax.data.packing.text import assemble
+from llm_jax.data.packing.pieces import assemble
+from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
 
@@ -57,40 +60,84 @@ def _words(tokenizer: Tokenizer) -> list[int]:
   return [i for i in range(tokenizer.vocab_size) if re.fullmatch(' [a-z]{3,}', tokenizer.decode([i]))]
 
 
-class NeedleRows:
-  """Rows of which only the answers are targets: row i is a function of `seed` and i, one document as long as `seq_len`.
+class NeedleRows(Rows):
+  """Rows of which only the answers are targets: row i is a function of the seed and i, one document as long as
+  `seq_len`.
 
   spacing: a row has from one fact to one every `spacing` tokens (at most KEYS), all asked for at its end in another
     order.
   """
+  is_endless = True
+  num_targets = 0  # of rows without end nobody knows
 
-  def __init__(self, store: TokenStore, tokenizer: Tokenizer, seq_len: int, seed: int, spacing: int):
-    self.store, self._needles, self._context, self._seed = store, Facts(tokenizer), seq_len, seed
-    self._most = max(1, min(seq_len // max(spacing, 2 * self._needles.length), KEYS))
-    room = seq_len - 2 * self._needles.length
-    require(room > 0, 'seq_len', seq_len, f'a fact and its question take {2 * self._needles.length} tokens: raise it')
-    require(store.num_tokens > seq_len, 'seq_len', seq_len, f'the haystack has {store.num_tokens} tokens: shorten it')
-    self.num_targets, self.num_cut = 0, 0
+  def __init__(self, store: TokenStore, settings: RowSettings, spacing: int):
+    self.store, self.seq_len, self._seed = store, settings.seq_len, settings.seed
+    self._facts = Facts(settings.tokenizer)
+    shortest = 2 * self._facts.length  # a fact and its question
+    self._most = max(1, min(self.seq_len // max(spacing, shortest), KEYS))
+    require(self.seq_len > shortest, 'seq_len', self.seq_len, f'a fact and its question take {shortest} tokens: raise it')
+    require(store.num_tokens > self.seq_len, 'seq_len', self.seq_len,
+            f'the haystack has {store.num_tokens} tokens: shorten it')
 
   def __len__(self) -> int:
     return ROWS
 
-  def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, row: int) -> Fields:
     ids, counts = self._document(row)
-    return assemble([(ids, counts, self._context)], self._context, self._needles.eot)
+    return assemble([(ids, counts, self.seq_len)], self.seq_len, self._facts.eot)
+
+  @property
+  def padding(self) -> Fields:
+    return assemble((), self.seq_len, 0)
+
+  @staticmethod
+  def to_batch(fields: Fields) -> LanguageModelBatch:
+    return LanguageModelBatch(**fields)
 
   def documents(self, row: int) -> Iterator[np.ndarray]:
     return iter([self._document(row)[0]])
 
   def _document(self, row: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids [seq_len + 1], counts: whether an id is part of an answer)."""
-    rng, needles = np.random.default_rng((self._seed, row)), self._needles
-    facts = needles.draw(rng.integers(1, self._most, endpoint=True), rng)
-    length = self._context - 2 * len(facts) * needles.length
+    rng = np.random.default_rng((self._seed, row))
+    facts = self._facts.draw(rng.integers(1, self._most, endpoint=True), rng)
+    length = self.seq_len - 2 * len(facts) * self._facts.length
     start = rng.integers(self.store.num_tokens - length)
     haystack = np.asarray(self.store.tokens[start:start + length], np.int64)
-    planted = needles.plant(haystack, facts, rng.integers(0, length, len(facts), endpoint=True))
-    questions = np.concatenate([needles.line(fact) for fact in rng.permutation(facts)])
-    place = np.arange(len(questions)) % needles.length - needles.question_length
-    asked = (0 <= place) & (place < VALUES)
-    return np.concatenate([planted, questions]), np.concatenate([np.zeros(len(planted), bool), asked])
+    planted = self._facts.plant(haystack, facts, rng.integers(0, length, len(facts), endpoint=True))
+    questions = np.concatenate([self._facts.line(fact) for fact in rng.permutation(facts)])
+    place = np.arange(len(questions)) % self._facts.length - self._facts.question_length
+    is_answer = (0 <= place) & (place < VALUES)
+    return np.concatenate([planted, questions]), np.concatenate([np.zeros(len(planted), bool), is_answer])
+
+
+class NeedleEncoder(Encoder[Any]):
+  """The haystack, stored as its own source stores it, and rows made of it.
+
+  haystack: the encoder of its source.   spacing: see NeedleRows.
+  """
+  has_text = False  # its text is the haystack's, which may be a source of its own
+
+  def __init__(self, haystack: Encoder, spacing: int):
+    self.haystack = haystack
+    self.spacing = spacing
+    self.is_divisible = haystack.is_divisible
+
+  @property
+  def versions(self) -> dict[str, int]:
+    return self.haystack.versions
+
+  def length(self, document: Any) -> int:
+    return self.haystack.length(document)
+
+  def encode(self, documents: Sequence[Any], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    return self.haystack.encode(documents, tokenizer)
+
+  def text(self, document: Any) -> str:
+    return self.haystack.text(document)
+
+  def learnt_bytes(self, document: Any, tokenizer: Tokenizer) -> Iterator[bytes]:
+    return self.haystack.learnt_bytes(document, tokenizer)
+
+  def make_rows(self, store: TokenStore, settings: RowSettings) -> NeedleRows:
+    return NeedleRows(store, settings, self.spacing)

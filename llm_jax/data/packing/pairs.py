@@ -1,53 +1,140 @@
 """Pairs of answers to rows: one pair a row, each side a document of its own, padded to the sequence length."""
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config.errors import require
-from llm_jax.data.packing.text import assemble
+from llm_jax.data.packing.chats import Dialogue, encode_dialogue
+from llm_jax.data.packing.pieces import assemble
+from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore
+from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.base import Tokenizer
 
-Row = dict[str, dict[str, np.ndarray]]
+SIDES = ('chosen', 'rejected')
 
 
-class PairRows:
+class Pair(NamedTuple):
+  """Two dialogues with the same prompt."""
+  chosen: Dialogue
+  rejected: Dialogue
+
+
+class PairRows(Rows):
   """Rows of a store of preferences: `rows[i]` is {'chosen', 'rejected'}, each the fields of LanguageModelBatch.
 
   What does not fit into `seq_len` inputs and the target after them is cut off at the end, and a pair whose prompt
   leaves no room for a token of the answer is left out: what trl's DPOTrainer does with max_length = seq_len + 1. So is
   one whose answers are equal as far as they fit: it says nothing of either.
-  num_targets: those of weight 1 in all rows. num_cut: pairs of which a side is cut. num_left_out: pairs left out for
-  their prompt; num_equal: those left out for their answers.
+  num_cut: pairs of which a side is cut. num_left_out: pairs left out for their prompt; num_equal: those left out for
+  their answers.
   """
 
-  def __init__(self, store: TokenStore, seq_len: int, eot: int):
-    self.store, self._context, self._eot = store, seq_len, eot
-    first, last = store.offsets[:-1].reshape(-1, 2), store.offsets[1:].reshape(-1, 2)  # [pairs, side]
-    answers = [np.argmax(store.counts[a:b]) for a, b in zip(first.flat, last.flat, strict=True)]
-    fits = (np.reshape(answers, first.shape) <= seq_len).all(axis=1)
-    require(bool(fits.any()), 'seq_len', seq_len, f'no answer begins within it in any of {len(fits)} pairs: raise it')
-    cut = np.minimum(last, first + seq_len + 1)
-    equal = fits & (cut < last).any(axis=1)  # of those that are whole, none is
-    for pair in np.flatnonzero(equal):
-      chosen, rejected = (store.tokens[a:b] for a, b in zip(first[pair], cut[pair], strict=True))
-      equal[pair] = np.array_equal(chosen, rejected)
-    require(bool((fits & ~equal).any()), 'seq_len', seq_len, 'within it all pairs of answers are equal: raise it')
-    self.num_left_out, self.num_equal, fits = int((~fits).sum()), int(equal.sum()), fits & ~equal
-    self._first, self._last = first[fits], cut[fits]
+  def __init__(self, store: TokenStore, settings: RowSettings):
+    self.store, self.seq_len, self._eot = store, settings.seq_len, settings.tokenizer.eot
+    first = store.offsets[:-1].reshape(-1, 2)  # [pairs, side]
+    last = store.offsets[1:].reshape(-1, 2)
+    fits = self._prompts_fit(first, last)
+    num_fitting = int(fits.sum())
+    require(num_fitting > 0, 'seq_len', self.seq_len, f'no answer begins within it in any of {len(fits)} pairs: raise it')
+
+    ends = np.minimum(last, first + self.seq_len + 1)
+    is_equal = self._equal_within(first, ends, fits & (ends < last).any(axis=1))  # of those that are whole, none is
+    fits &= ~is_equal
+    require(bool(fits.any()), 'seq_len', self.seq_len, 'within it all pairs of answers are equal: raise it')
+
+    self.num_left_out = len(fits) - num_fitting
+    self.num_equal = int(is_equal.sum())
+    self._first, self._last = first[fits], ends[fits]
     self.num_cut = int((self._last < last[fits]).any(axis=1).sum())
-    self.num_targets = sum(int(store.counts[a:b].sum()) for a, b in zip(self._first.flat, self._last.flat, strict=True))
+    documents = zip(self._first.flat, self._last.flat, strict=True)
+    self.num_targets = sum(int(store.counts[a:b].sum()) for a, b in documents)
+
+  def _prompts_fit(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """bool [pairs]: whether both answers begin within a row."""
+    documents = zip(first.flat, last.flat, strict=True)
+    answers = [np.argmax(self.store.counts[a:b]) for a, b in documents]
+    return (np.reshape(answers, first.shape) <= self.seq_len).all(axis=1)
+
+  def _equal_within(self, first: np.ndarray, ends: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """bool [pairs]: those of the candidates whose sides are equal up to their ends."""
+    is_equal = np.zeros(len(first), bool)
+    for pair in np.flatnonzero(candidates):
+      chosen, rejected = (self.store.tokens[a:b] for a, b in zip(first[pair], ends[pair], strict=True))
+      is_equal[pair] = np.array_equal(chosen, rejected)
+    return is_equal
 
   def __len__(self) -> int:
     return len(self._first)
 
-  def __getitem__(self, row: int) -> Row:
-    sides = (assemble([(self.store.tokens[part], self.store.counts[part], part.stop - part.start - 1)], self._context,
-                      self._eot) for part in self._parts(row))
-    return dict(zip(('chosen', 'rejected'), sides, strict=True))
+  def __getitem__(self, row: int) -> Fields:
+    return {name: self._side(part) for name, part in zip(SIDES, self._parts(row), strict=True)}
+
+  def _side(self, part: slice) -> Fields:
+    num_inputs = part.stop - part.start - 1
+    return assemble([(self.store.tokens[part], self.store.counts[part], num_inputs)], self.seq_len, self._eot)
+
+  @property
+  def padding(self) -> Fields:
+    return {name: assemble((), self.seq_len, 0) for name in SIDES}
+
+  @staticmethod
+  def to_batch(fields: Fields) -> PreferenceBatch:
+    sides = {name: LanguageModelBatch(**fields[name]) for name in SIDES}
+    return PreferenceBatch(**{**fields, **sides})
 
   def documents(self, row: int) -> Iterator[np.ndarray]:
     """The ids of both sides."""
     return (self.store.tokens[part] for part in self._parts(row))
 
+  def warnings(self) -> Iterator[str]:
+    count = self.store.num_documents // 2
+    if self.num_left_out:
+      yield f'{self.num_left_out} of {count} pairs left out, their prompt fills seq_len={self.seq_len}'
+    if self.num_equal:
+      yield f'{self.num_equal} of {count} pairs left out, their answers are equal within seq_len={self.seq_len}'
+    if self.num_cut:
+      yield f'{self.num_cut} of {len(self)} pairs are longer than seq_len={self.seq_len} and are cut'
+
   def _parts(self, row: int) -> Iterator[slice]:
     return (slice(int(a), int(b)) for a, b in zip(self._first[row], self._last[row], strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class PairEncoder(Encoder[Pair]):
+  """A pair is stored as two documents, the chosen one first, as the template writes them.
+
+  mask_formatting: special tokens are no targets.
+  """
+  template: str
+  mask_formatting: bool
+  has_counts = True
+
+  @property
+  def versions(self) -> dict[str, int]:
+    return {'chat': chat_templates.FORMAT}
+
+  def check(self, tokenizer: Tokenizer) -> None:
+    chat_templates.check_template(self.template, tokenizer)
+
+  def length(self, document: Pair) -> int:
+    return document.chosen.length + document.rejected.length
+
+  def encode(self, documents: Sequence[Pair], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    for pair in documents:
+      for dialogue in pair:
+        yield encode_dialogue(dialogue, self.template, tokenizer, self.mask_formatting)
+
+  def text(self, document: Pair) -> str:
+    """The prompt once."""
+    return '\n'.join([document.chosen.text, *document.rejected.answers])
+
+  def learnt_bytes(self, document: Pair, tokenizer: Tokenizer) -> Iterator[bytes]:
+    yield document.chosen.learnt
+    yield document.rejected.learnt
+
+  def make_rows(self, store: TokenStore, settings: RowSettings) -> PairRows:
+    return PairRows(store, settings)

@@ -2,69 +2,93 @@
 next."""
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from llm_jax.config.ramp import Phase
-from llm_jax.data.packing.text import Packing, Rows
+from llm_jax.data.packing.pieces import Packing
+from llm_jax.data.packing.rows import Fields, Rows
+from llm_jax.data.packing.text import TextRows
 
 
 def stretches_of(phases: Sequence[Phase]) -> list[Phase]:
   """The first phase of each stretch of steps of one sequence length."""
-  return [phases[0], *(new for old, new in itertools.pairwise(phases) if new.seq_len != old.seq_len)] if phases else []
+  if not phases:
+    return []
+  changes = [new for old, new in itertools.pairwise(phases) if new.seq_len != old.seq_len]
+  return [phases[0], *changes]
 
 
-class Stretches:
+class Stretches(Rows):
   """Rows of one source in one sequence length of several, and the order in which they are given.
 
   Every stretch of steps of one sequence length has documents of its own, the next ones in the source's shuffled order,
   as many as it takes, and gives their rows in another order; when all are used up it goes on with whole epochs. So
   until a source is used up no token of it is a target twice, whatever the ramp. With packing='concat' none is left out
-  either, a document may go on in the next sequence length; with 'best_fit' none does, and each change of context
-  leaves out documents, as many tokens as were padding and less than one document more.
+  either, a document may go on in the next sequence length; with 'best_fit' none does, and each change of length leaves
+  out documents, as many tokens as were padding and less than one document more.
 
-  whole: the rows of an epoch in this sequence length. starts: of each stretch its context, and how many rows the
-  source has given before it. The length is that of an epoch; its rows come first in number, then those of each
-  stretch.
+  whole: the rows of an epoch in this sequence length.
+  starts: of each stretch its sequence length, and how many rows the source has given before it.
+  The length is that of an epoch; its rows come first in number, then those of each stretch.
   """
 
-  def __init__(self, whole: Rows, starts: Sequence[tuple[int, int]], seed: int):
+  def __init__(self, whole: TextRows, starts: Sequence[tuple[int, int]], seed: int):
     import grain
     shuffled = lambda part: grain.MapDataset.range(len(part)).shuffle(seed=seed)
-    self.store, self.num_targets, self.num_cut = whole.store, whole.num_targets, whole.num_cut
+    self.whole, self.store, self.num_targets = whole, whole.store, whole.num_targets
     found = zip(starts, windows(whole.packing, starts), strict=True)
     mine = [(first, window) for (seq_len, first), window in found if seq_len == whole.seq_len]
     self._starts = [first for first, _ in mine]
-    self._parts = [whole, *(whole.part(window) if window.start < window.stop else () for _, window in mine)]
+    parts = [whole.part(window) if window.start < window.stop else () for _, window in mine]
+    self._parts = [whole, *parts]
     self._offsets = [0, *itertools.accumulate(map(len, self._parts))]
+    self._again = [0, *itertools.accumulate(self._repeats(starts, parts))]
+    self._epochs = shuffled(whole).repeat()
+    self._orders = [shuffled(part) if part else () for part in parts]
+
+  def _repeats(self, starts: Sequence[tuple[int, int]], parts: Sequence[TextRows | tuple[()]]) -> Iterator[int]:
+    """Rows of whole epochs that each stretch of this sequence length gives, after its own."""
     ends = dict(itertools.pairwise(first for _, first in starts))
-    again = [max(0, ends.get(first, first) - first - len(part))
-             for first, part in zip(self._starts, self._parts[1:], strict=True)]
-    self._again = [0, *itertools.accumulate(again)]  # rows of whole epochs that the stretches before have given
-    self._epochs, self._orders = shuffled(whole).repeat(), [shuffled(part) if part else () for part in self._parts[1:]]
+    for first, part in zip(self._starts, parts, strict=True):
+      yield max(0, ends.get(first, first) - first - len(part))
 
   def __len__(self) -> int:
-    return len(self._parts[0])
+    return len(self.whole)
 
-  def __getitem__(self, row: int) -> dict[str, np.ndarray]:
+  def __getitem__(self, row: int) -> Fields:
     part, place = self._find(row)
     return part[place]
 
+  @property
+  def padding(self) -> Fields:
+    return self.whole.padding
+
+  @staticmethod
+  def to_batch(fields: Fields):
+    return TextRows.to_batch(fields)
+
   def documents(self, row: int) -> Iterator[np.ndarray]:
-    """The ids of every piece of a row, with the one after it where that is a target."""
     part, place = self._find(row)
     return part.documents(place)
+
+  def warnings(self) -> Iterator[str]:
+    return self.whole.warnings()
+
+  def order(self, seed: int) -> Callable[[int], int]:
+    return self.row_of
 
   def row_of(self, count: int) -> int:
     """The number of the row that the source gives after `count` others."""
     stretch = bisect.bisect_right(self._starts, count) - 1
-    place, order = count - self._starts[stretch], self._orders[stretch]
+    place = count - self._starts[stretch]
+    order = self._orders[stretch]
     if place < len(order):
       return self._offsets[stretch + 1] + int(order[place])
     return int(self._epochs[self._again[stretch] + place - len(order)])
 
-  def _find(self, row: int) -> tuple[Rows, int]:
+  def _find(self, row: int) -> tuple[TextRows, int]:
     part = bisect.bisect_right(self._offsets, row) - 1
     return self._parts[part], row - self._offsets[part]
 

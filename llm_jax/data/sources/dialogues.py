@@ -1,89 +1,143 @@
-"""Rows of conversations and of preferences: read, checked, and turned into ids of which only some are targets."""
-from typing import Any, NamedTuple
+"""Readers of conversations and of pairs of answers: each row is checked as it is read."""
+import functools
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
-
-from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data.sources import formats
+from llm_jax.config.sources import Conversations, Preferences, StandardLibraryChats, StandardLibraryPreferences
+from llm_jax.data.packing.chats import ChatEncoder, Dialogue
+from llm_jax.data.packing.pairs import Pair, PairEncoder
+from llm_jax.data.sources import formats, standard_library
+from llm_jax.data.sources.documents import JSONL, Config, Reader, Record
+from llm_jax.data.sources.formats import Files
 from llm_jax.data.tokenizers import chat_templates
-from llm_jax.data.tokenizers.base import Tokenizer
 
 
-class Dialogue(NamedTuple):
-  """One document: what the assistant says in messages[start:] is learnt."""
-  messages: list[chat_templates.Message]
-  start: int = 0
+# ---------------------------------------------------------------------------------------------- files
+class ConversationsReader(Reader[Conversations]):
+  suffixes = JSONL
 
-  @property
-  def answers(self) -> list[str]:
-    return [message['content'] for message in self.messages[self.start:] if message['role'] == 'assistant']
+  def encoder(self) -> ChatEncoder:
+    return ChatEncoder(self.config.template)
 
-
-def length(dialogue: Dialogue) -> int:
-  """Characters of all that is said."""
-  return sum(len(message['content']) for message in dialogue.messages)
+  def records(self, files: Files) -> Iterable[Record]:
+    return formats.jsonl(files, functools.partial(read_conversation, source=self.config))
 
 
-def said(row: tuple[Dialogue, ...]) -> str:
-  """All that is said in a row, the prompt of a pair once."""
-  first, *others = row
-  texts = [*(message['content'] for message in first.messages), *(text for other in others for text in other.answers)]
-  return '\n'.join(texts)
+class PreferencesReader(Reader[Preferences]):
+  suffixes = JSONL
+
+  def encoder(self) -> PairEncoder:
+    return PairEncoder(self.config.template, self.config.mask_formatting)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    return formats.jsonl(files, functools.partial(read_preference, template=self.config.template))
 
 
-def read_conversation(line: bytes, where: str, source: config.Conversations) -> tuple[Dialogue]:
-  """The row's one document. Raises ConfigError naming the row."""
-  messages = _field(formats.json_object(line, where), source.field, where)
-  return conversation(messages, where, source, source.field)
+# ---------------------------------------------------------------------------------------------- the standard library
+class LibraryReader(Reader[Config]):
+  """Rows made of source code. A document's key is its file's: the functions of a file are in one split, that of the
+  file itself."""
+
+  def find(self) -> Files:
+    return standard_library.source_files()
+
+  def text_bytes(self, num_bytes: int) -> int:
+    return num_bytes // standard_library.SHARE
+
+  def selects(self) -> dict[str, Any]:
+    return {**super().selects(), 'format': standard_library.FORMAT}
 
 
-def conversation(messages: Any, where: str, source: config.Chats, name: str = 'messages') -> tuple[Dialogue]:
-  """The one document of a list of {'role', 'content'}. Raises ConfigError naming the row."""
-  return (_answered(Dialogue(messages), source.template, where, name),)
+class StandardLibraryChatsReader(LibraryReader[StandardLibraryChats]):
+
+  def encoder(self) -> ChatEncoder:
+    return ChatEncoder(self.config.template)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    for name, messages in standard_library.conversations(files):
+      yield name, functools.partial(conversation, messages, name, self.config.template)
 
 
-def read_preference(line: bytes, where: str, source: config.Preferences) -> tuple[Dialogue, Dialogue]:
-  """(chosen, rejected), both with the row's prompt before them. Raises ConfigError naming the row."""
-  return preference(formats.json_object(line, where), where, source)
+class StandardLibraryPreferencesReader(LibraryReader[StandardLibraryPreferences]):
+
+  def encoder(self) -> PairEncoder:
+    return PairEncoder(self.config.template, self.config.mask_formatting)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    for name, row in standard_library.preferences(files):
+      yield name, functools.partial(preference, row, name, self.config.template)
 
 
-def preference(row: dict, where: str, source: config.Pairs) -> tuple[Dialogue, Dialogue]:
-  """(chosen, rejected) of {'prompt', 'chosen', 'rejected'}. Raises ConfigError naming the row."""
+# ---------------------------------------------------------------------------------------------- rows
+def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogue:
+  """One line of JSONL. Raises ConfigError naming the row."""
+  messages = field(formats.json_object(line, where), source.field, where)
+  return conversation(messages, where, source.template, source.field)
+
+
+def conversation(messages: Any, where: str, template: str, name: str = 'messages') -> Dialogue:
+  """The dialogue of a list of {'role', 'content'}, called `name` in messages. Raises ConfigError naming the row."""
+  return answered(Dialogue(messages), template, where, name)
+
+
+def read_preference(line: bytes, where: str, template: str) -> Pair:
+  """One line of JSONL. Raises ConfigError naming the row."""
+  return preference(formats.json_object(line, where), where, template)
+
+
+def preference(row: dict, where: str, template: str) -> Pair:
+  """The two answers of {'prompt', 'chosen', 'rejected'}. Raises ConfigError naming the row."""
+  prompt = read_prompt(row, where, template)
+  chosen = answer_to(prompt, row, 'chosen', where, template)
+  rejected = answer_to(prompt, row, 'rejected', where, template)
+  if _written(chosen, template) == _written(rejected, template):
+    raise formats.bad(where, 'chosen and rejected are equal', 'nothing is preferred: leave the row out')
+  return Pair(chosen, rejected)
+
+
+def read_prompt(row: dict, where: str, template: str) -> list[chat_templates.Message]:
+  """The messages of a row's 'prompt', the last of them the user's. Raises ConfigError naming the row."""
   prompt = _messages(row, 'prompt', 'user', where)
-  _check(prompt, source.template, where, 'prompt')
+  _check(prompt, template, where, 'prompt')
   if prompt[-1]['role'] != 'user':
     raise formats.bad(where, 'the prompt does not end with the user', 'put what the assistant says into the answers')
-  pair, written = [], []
-  for name in ('chosen', 'rejected'):
-    answer = _messages(row, name, 'assistant', where)
-    if answer[:len(prompt)] == prompt:
-      raise formats.bad(where, f'{name} begins with the prompt', 'leave the prompt out of it')
-    pair.append(_answered(Dialogue([*prompt, *answer], len(prompt)), source.template, where, f'prompt + {name}'))
-    written.append([(message['role'], chat_templates.trimmed(message['content'], source.template))
-                    for message in answer])
-  if written[0] == written[1]:
-    raise formats.bad(where, 'chosen and rejected are equal', 'nothing is preferred: leave the row out')
-  return tuple(pair)
+  return prompt
 
 
-def encode(dialogue: Dialogue, source: config.Dialogues, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-  """(ids int32, counts bool): the document as the source's template writes it, and its targets that count."""
-  ids, counts = chat_templates.render(dialogue.messages, source.template, tokenizer, dialogue.start)
-  if isinstance(source, config.Pairs) and source.mask_formatting:
-    counts &= ~chat_templates.formatting(ids, tokenizer)
-  return ids, counts
+def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where: str, template: str) -> Dialogue:
+  """The prompt and the answer that the row has under `name`, which alone is learnt. Raises ConfigError naming the
+  row."""
+  answer = _messages(row, name, 'assistant', where)
+  if answer[:len(prompt)] == prompt:
+    raise formats.bad(where, f'{name} begins with the prompt', 'leave the prompt out of it')
+  return answered(Dialogue([*prompt, *answer], len(prompt)), template, where, f'prompt + {name}')
 
 
-def _field(row: dict, name: str, where: str) -> Any:
+def answered(dialogue: Dialogue, template: str, where: str, name: str) -> Dialogue:
+  """The dialogue itself, where it holds something to learn."""
+  _check(dialogue.messages, template, where, name)
+  if not dialogue.answers:
+    raise formats.bad(where, f'{name} has no assistant turn', 'nothing to learn from: leave the row out')
+  return dialogue
+
+
+def field(row: dict, name: str, where: str) -> Any:
+  """What a row has under `name`. Raises ConfigError naming the row where it has nothing."""
   if name not in row:
     raise formats.bad(where, f'no field {name!r}', f'found {sorted(row)[:8]}')
   return row[name]
 
 
+def _written(dialogue: Dialogue, template: str) -> list[tuple[str, str]]:
+  """Its messages after the prompt, as the template writes them."""
+  answer = dialogue.messages[dialogue.start:]
+  return [(message['role'], chat_templates.trimmed(message['content'], template)) for message in answer]
+
+
 def _messages(row: dict, name: str, role: str, where: str) -> list[chat_templates.Message]:
   """The field's messages, of which a text is one of `role`."""
-  value = _field(row, name, where)
+  value = field(row, name, where)
   if not isinstance(value, str | list):
     raise formats.bad(where, f'{name} is a {type(value).__name__}', "give a text, or a list of {'role', 'content'}")
   return [{'role': role, 'content': value}] if isinstance(value, str) else value
@@ -96,11 +150,3 @@ def _check(messages: Any, template: str, where: str, name: str) -> None:
     raise formats.bad(where, f'{error.field} = {error.value!r}', error.hint) from error
   for message in messages:
     formats.check_unicode(message['content'], where)
-
-
-def _answered(dialogue: Dialogue, template: str, where: str, name: str) -> Dialogue:
-  """The dialogue itself, where it holds something to learn."""
-  _check(dialogue.messages, template, where, name)
-  if not dialogue.answers:
-    raise formats.bad(where, f'{name} has no assistant turn', 'nothing to learn from: leave the row out')
-  return dialogue

@@ -6,18 +6,25 @@ Everything is a function of the files alone.
 """
 import ast
 import functools
+import os
 import pathlib
 import random
 import re
+import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from llm_jax.config.errors import require
+
 FORMAT = 3  # raise it when the same files give other questions or answers
 LONGEST_QUESTION, LONGEST_CODE = 240, 320  # characters; the two and a template are then about 200 tokens at most
 SHARE = 13  # the files have so many times the text of the questions and answers, roughly
 INDENT = '    '
+# Not the library's own code: tests, installed packages, the reference manual as one string (pydoc_data), and
+# (_sysconfigdata) what the build of this machine wrote.
+NOT_LIBRARY = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data'}
 
 
 class Function(NamedTuple):
@@ -25,6 +32,20 @@ class Function(NamedTuple):
   file: str
   question: str
   code: str
+
+
+def source_files() -> dict[str, pathlib.Path]:
+  """The running interpreter's own `.py` files, by their path in the library."""
+  root = pathlib.Path(sysconfig.get_paths()['stdlib'])
+  found = {}
+  for folder, folders, names in os.walk(root):
+    folders[:] = [name for name in folders if name not in NOT_LIBRARY]
+    for name in names:
+      if name.endswith('.py') and not name.startswith('_sysconfigdata'):
+        path = pathlib.Path(folder) / name
+        found[path.relative_to(root).as_posix()] = path
+  require(len(found) > 100, 'source', str(root), 'this Python was installed without its source code: use another one')
+  return dict(sorted(found.items()))
 
 
 # ---------------------------------------------------------------------------------------------- the format

@@ -7,6 +7,7 @@ import pytest
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import token_store
 from llm_jax.data.packing import needles
+from llm_jax.data.packing.rows import RowSettings
 from llm_jax.data.tokenizers import byte_level
 
 WORDS = [a + b + c for a in 'bcdfgh' for b in 'aei' for c in 'lmnrst']
@@ -31,7 +32,7 @@ def store(tokenizer):
 
 
 def test_what_is_asked_was_said_before(tokenizer, store):
-  rows, facts_seen = needles.NeedleRows(store, tokenizer, 256, seed=1, spacing=40), set()
+  rows, facts_seen = needles.NeedleRows(store, RowSettings(tokenizer, 256, seed=1), spacing=40), set()
   for i in range(40):
     row = rows[i]
     assert row['tokens'][0] == tokenizer.eot and (row['positions'] == np.arange(256)).all()
@@ -49,7 +50,7 @@ def test_what_is_asked_was_said_before(tokenizer, store):
 
 
 def test_a_row_is_a_function_of_seed_and_number(tokenizer, store):
-  make = lambda seed: needles.NeedleRows(store, tokenizer, 128, seed, 32)
+  make = lambda seed: needles.NeedleRows(store, RowSettings(tokenizer, 128, seed=seed), 32)
   first, again, other = make(1), make(1), make(2)
   same = lambda a, b: all((a[name] == b[name]).all() for name in a)
   assert same(first[3], again[3]) and not same(first[3], first[4]) and not same(first[3], other[3])
@@ -71,6 +72,6 @@ def test_bad_input(tokenizer, store):
   with pytest.raises(ConfigError, match='64'):
     needles.Facts(byte_level.ByteTokenizer())
   with pytest.raises(ConfigError, match='seq_len'):
-    needles.NeedleRows(store, tokenizer, 8, 0, 32)
+    needles.NeedleRows(store, RowSettings(tokenizer, 8, seed=0), 32)
   with pytest.raises(ConfigError, match='haystack has'):
-    needles.NeedleRows(store, tokenizer, store.num_tokens, 0, 32)
+    needles.NeedleRows(store, RowSettings(tokenizer, store.num_tokens, seed=0), 32)

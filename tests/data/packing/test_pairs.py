@@ -11,7 +11,7 @@ from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.batch_source import DataPosition
-from llm_jax.data.batches import Placement, TrainSource, typed, validation_batches
+from llm_jax.data.batches import Placement, TrainSource, validation_batches
 from llm_jax.data.sources import dialogues
 from llm_jax.data.tokenizers import byte_level, chat_templates
 from tests.data.dialogue_files import (
@@ -42,10 +42,10 @@ def folder(tmp_path_factory):
 def test_rows_are_pairs(template, mask_formatting, folder, bpe):
   data = open_data(folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, val_fraction=0.0),
                    seq_len=200)
-  assert data.pairs and data.rows_per_epoch == 40 and data.num_documents == 80
+  assert data.rows_per_epoch == 40 and data.num_documents == 80
   assert data.num_targets == sum(int(side['weights'].sum()) for row in data.rows for side in row.values())
   end = '' if mask_formatting else bpe.decode(chat_templates.end_of_turn(template, bpe)[:1])
-  prompts = [dialogues.read_preference(json.dumps(pair(i)).encode(), 'x', preferences(folder))[0].messages[:-1]
+  prompts = [dialogues.read_preference(json.dumps(pair(i)).encode(), 'x', 'chatml').chosen.messages[:-1]
              for i in range(40)]
   for i, row in enumerate(data.rows):
     prompt = chat_templates.prompt_ids(prompts[i], template, bpe)
@@ -155,5 +155,5 @@ def test_every_process_reads_only_its_rows(make, processes, folder, bpe):
     assert len(placement.rows) == 8 // processes
     for k, batch in enumerate(whole):
       expected = jax.tree.map(lambda field, rows=placement.rows: field[rows], batch)
-      local = typed(placement.read(8 * k))
+      local = data.to_batch(placement.read(8 * k))
       assert jax.tree.all(jax.tree.map(np.array_equal, local, expected))

@@ -1,13 +1,15 @@
 """Packing against a naive reference that walks over the tokens one by one."""
 import collections
 import itertools
+import types
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from llm_jax.data import token_store
-from llm_jax.data.packing import text
+from llm_jax.data.packing import pieces, text
+from llm_jax.data.packing.rows import RowSettings
 
 EOT = 0
 
@@ -17,6 +19,10 @@ def make_store(lengths, seed=0) -> token_store.TokenStore:
   documents = [np.array([EOT, *rng.integers(1, 50, n), EOT], np.uint16) for n in lengths]
   offsets = np.cumsum([0, *map(len, documents)])
   return token_store.TokenStore(np.concatenate(documents), offsets, 0, 'x', {})
+
+
+def make_rows(store, packing, seq_len, seed) -> text.TextRows:
+  return text.TextRows(store, RowSettings(types.SimpleNamespace(eot=EOT), seq_len, packing, seed))
 
 
 LENGTHS = [1, 2, 30, 5, 5, 7, 100, 3, 1, 1, 1, 14, 15, 16, 17, 2, 64]
@@ -31,7 +37,7 @@ class Token(NamedTuple):
 
 def line_of(store: token_store.TokenStore, seed: int | None) -> list[Token]:
   line = []
-  for document in text.document_order(store.num_documents, seed):
+  for document in pieces.document_order(store.num_documents, seed):
     ids = store.tokens[store.offsets[document]:store.offsets[document + 1]]
     line.extend(Token(document, id) for id in ids.tolist())
   return line
@@ -42,7 +48,7 @@ def line_of(store: token_store.TokenStore, seed: int | None) -> list[Token]:
 @pytest.mark.parametrize('seed', [None, 3])
 def test_concat_against_walking_the_line(name, seq_len, seed):
   store = make_store(STORES[name])
-  rows = text.Rows(store, 'concat', seq_len, seed, EOT)
+  rows = make_rows(store, 'concat', seq_len, seed)
   line = line_of(store, seed)
   num_inputs = len(line) - 1  # the last token predicts nothing
   assert len(rows) == -(-num_inputs // seq_len)
@@ -76,7 +82,7 @@ def test_every_pair_of_a_document_is_learnt_once(name, kind, seq_len):
   """All (input, target) pairs inside documents, and no other, have weight 1; fields have the batch's types."""
   store = make_store(STORES[name])
   pairs = collections.Counter()
-  for row in all_rows(text.Rows(store, kind, seq_len, 1, EOT)):
+  for row in all_rows(make_rows(store, kind, seq_len, 1)):
     assert {field: (array.dtype.name, array.shape) for field, array in row.items()} == {
       'tokens': ('int32', (seq_len,)),
       'targets': ('int32', (seq_len,)),
@@ -122,7 +128,7 @@ def test_best_fit_fills_as_well_as_the_naive_algorithm():
   for _ in range(50):
     seq_len = int(rng.integers(1, 60))
     lengths = sorted(rng.integers(1, seq_len + 1, rng.integers(1, 200)).tolist(), reverse=True)
-    rows = text._best_fit_decreasing(lengths, seq_len)
+    rows = pieces._best_fit_decreasing(lengths, seq_len)
     used = np.bincount(rows, weights=lengths).astype(int)
     room = naive_best_fit(lengths, seq_len)
     assert used.max() <= seq_len
@@ -132,7 +138,7 @@ def test_best_fit_fills_as_well_as_the_naive_algorithm():
 def test_best_fit_keeps_documents_whole():
   store = make_store(LENGTHS)
   seq_len = 32
-  rows = text.Rows(store, 'best_fit', seq_len, 0, EOT)
+  rows = make_rows(store, 'best_fit', seq_len, 0)
   num_pieces = collections.Counter()
   for i in range(len(rows)):
     for document, _, _ in rows.packing.pieces(i):
@@ -146,12 +152,12 @@ def test_best_fit_keeps_documents_whole():
 
 
 def test_order_of_documents():
-  orders = [text.document_order(1000, seed) for seed in (0, 1, 2**32 - 1)]
+  orders = [pieces.document_order(1000, seed) for seed in (0, 1, 2**32 - 1)]
   for order in orders:
     assert sorted(order) == list(range(1000))
   for a, b in itertools.combinations(orders, 2):
     assert not np.array_equal(a, b)
-  assert text.document_order(8, 0).tolist() == ORDER_OF_8
+  assert pieces.document_order(8, 0).tolist() == ORDER_OF_8
   displaced = np.abs(orders[0] - np.arange(1000)).mean()
   assert 280 < displaced < 390  # a third of the length for a random permutation
 
@@ -162,4 +168,4 @@ ORDER_OF_8 = [2, 4, 6, 5, 1, 7, 0, 3]  # pinned: an order that changes would cha
 def test_steele_splitmix64():
   """The numbers behind the order are those of the published generator (first outputs for seed 0)."""
   first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
-  assert text.document_order(4, 0).tolist() == np.argsort(np.array(first, np.uint64)).tolist()
+  assert pieces.document_order(4, 0).tolist() == np.argsort(np.array(first, np.uint64)).tolist()

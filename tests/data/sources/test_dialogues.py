@@ -8,9 +8,11 @@ import logging
 import numpy as np
 import pytest
 
+from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import dataset, token_store
+from llm_jax.data.packing import chats
 from llm_jax.data.sources import dialogues, documents
 from llm_jax.data.tokenizers import byte_level, chat_templates
 from tests.data.dialogue_files import (
@@ -59,7 +61,7 @@ def test_only_what_the_assistant_says_is_learnt_and_each_of_it_once(packing, seq
     documents = list(data.byte_documents())
     assert data.num_bytes == sum(map(len, documents)) and data.num_documents == len(documents)
     assert data.num_targets == sum(int(row['weights'].sum()) for row in data.rows)
-    assert not data.pairs
+    assert isinstance(data.to_batch(data.padding), LanguageModelBatch)
     assert all(ids[0] == bpe.special_ids['<|im_start|>'] for ids in data.token_documents())
     targets += data.num_targets
   assert found == expected and targets == expected.total()
@@ -121,7 +123,7 @@ def test_a_single_conversation_is_not_divided(bpe, tmp_path):
   write(tmp_path / 'one.jsonl', [{'messages': dialogue(1)}])
   source = documents.open_source(config.Conversations(str(tmp_path / 'one.jsonl'), val_fraction=0.5), tmp_path)
   found = [document for split in ('train', 'validation') for _, document in source.documents(split)]
-  assert found == [(dialogues.Dialogue(dialogue(1)),)]
+  assert found == [chats.Dialogue(dialogue(1))]
 
 
 def test_tokenizers_are_trained_on_what_is_said(folder):
@@ -254,9 +256,9 @@ def test_one_stage_has_one_template():
 
 def test_answers_that_the_template_makes_equal(tmp_path):
   row = json.dumps({**GOOD_PAIR, 'rejected': ' b\n'}).encode()
-  assert dialogues.read_preference(row, 'x', config.Preferences('p', 'chatml'))
+  assert dialogues.read_preference(row, 'x', 'chatml')
   with pytest.raises(ConfigError, match='are equal'):
-    dialogues.read_preference(row, 'x', config.Preferences('p', 'llama3'))
+    dialogues.read_preference(row, 'x', 'llama3')
 
 
 def test_a_template_without_its_tokens_is_refused(folder):

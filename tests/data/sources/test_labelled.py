@@ -7,7 +7,8 @@ import pytest
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
 from llm_jax.data import token_store
-from llm_jax.data.packing.labelled import LabelledRows, check_labels, cut
+from llm_jax.data.packing.labelled import LabelledRows, cut
+from llm_jax.data.packing.rows import RowSettings
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers import byte_level
 
@@ -45,7 +46,7 @@ def texts_of(row):
 
 def test_texts_with_their_marks_and_classes(tmp_path, bpe):
   start, _, extract = (bpe.special_ids[mark] for mark in SPECIAL_TOKENS)
-  rows = LabelledRows(opened(tmp_path, bpe, special_tokens=SPECIAL_TOKENS), 64, 0, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe, special_tokens=SPECIAL_TOKENS), RowSettings(bpe, 64, seed=0))
   got = sorted(each for i in range(len(rows)) for each in texts_of(rows[i]))
   want = [([start, *bpe.encode(row['text']), extract], i % 3) for i, row in enumerate(ROWS)]
   assert got == sorted(want) and len(rows) < len(ROWS) / 2 and rows.num_cut == 0
@@ -54,14 +55,14 @@ def test_texts_with_their_marks_and_classes(tmp_path, bpe):
 
 def test_pairs_have_a_delimiter(tmp_path, bpe):
   start, delimiter, extract = (bpe.special_ids[mark] for mark in SPECIAL_TOKENS)
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), 64, None, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), RowSettings(bpe, 64, seed=None))
   got = sorted(each for i in range(len(rows)) for each in texts_of(rows[i]))
   assert got == sorted(([start, *bpe.encode(row['text']), delimiter, *bpe.encode(row['other']), extract], i % 3)
                        for i, row in enumerate(ROWS))
 
 
 def test_a_row_is_what_attention_and_the_language_model_need(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe), 48, 0, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe), RowSettings(bpe, 48, seed=0))
   for i in range(len(rows)):
     text, labels, at = rows[i]['text'], rows[i]['labels'], 0
     for ids, label in texts_of(rows[i]):
@@ -89,14 +90,14 @@ def test_cut(sizes, length, kept):
 
 
 def test_what_is_too_long_is_cut_and_counted(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), 16, None, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), RowSettings(bpe, 16, seed=None))
   lengths = [len(bpe.encode(row['text'])) + len(bpe.encode(row['other'])) + 3 for row in ROWS]
   assert rows.num_cut == sum(length > 16 for length in lengths) > 0
   got = [ids for i in range(len(rows)) for ids, _ in texts_of(rows[i])]
   assert sorted(map(len, got)) == sorted(min(length, 16) for length in lengths)
   assert rows.num_targets == sum(len(ids) - 1 for ids in got)
   with pytest.raises(ConfigError, match='use 5 or more'):
-    LabelledRows(rows.store, 4, None, bpe.eot)
+    LabelledRows(rows.store, RowSettings(bpe, 4, seed=None))
 
 
 @pytest.mark.parametrize(('row', 'reason'), (
@@ -121,9 +122,9 @@ def test_marks_that_the_tokenizer_lacks(tmp_path, bpe):
 
 
 def test_a_class_without_a_text(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe, [row for row in ROWS if row['label'] != 'pos']), 64, 0, bpe.eot)
+  rows = LabelledRows(opened(tmp_path, bpe, [row for row in ROWS if row['label'] != 'pos']), RowSettings(bpe, 64, seed=0))
   with pytest.raises(ConfigError) as error:
-    check_labels([rows], LABELS)
+    LabelledRows.check([rows], config.LabelledJsonl('', LABELS))
   assert error.value.field == 'labels' and error.value.value == ('pos',)
 
 

@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import experiment as config
 from llm_jax.data import dataset, fingerprints
 from llm_jax.data.sources import documents, standard_library
@@ -79,7 +80,7 @@ def tiny(tmp_path_factory) -> dict[str, pathlib.Path]:
 @pytest.fixture(scope='module')
 def some(tmp_path_factory) -> dict[str, pathlib.Path]:
   """Part of the standard library."""
-  found = documents._standard_library()
+  found = standard_library.source_files()
   return {name: path for name, path in found.items() if '/' not in name and name[0] in 'abcdefgh'}
 
 
@@ -132,7 +133,7 @@ def test_the_format_is_exact():
 
 
 def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
-  monkeypatch.setattr(documents, '_standard_library', lambda: some)
+  monkeypatch.setattr(standard_library, 'source_files', lambda: some)
   kinds = (config.StandardLibraryChats, config.StandardLibraryPreferences)
   chats, pairs = (documents.open_source(kind(val_fraction=0.2), tmp_path) for kind in kinds)
   asked = {}
@@ -140,7 +141,8 @@ def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
     for split in ('train', 'validation'):
       read = list(source.documents(split))
       assert all((fingerprints.unit_interval(file) < 0.2) == (split == 'validation') for file, _ in read)
-      asked[source.kind, split] = {row[0].messages[0]['content'] for _, row in read}
+      dialogues = [getattr(document, 'chosen', document) for _, document in read]
+      asked[source.kind, split] = {dialogue.messages[0]['content'] for dialogue in dialogues}
   for name in ('StandardLibraryChats', 'StandardLibraryPreferences'):
     assert len(asked[name, 'validation']) > 10 and not asked[name, 'train'] & asked[name, 'validation']
   assert asked['StandardLibraryChats', 'validation'] == asked['StandardLibraryPreferences', 'validation']
@@ -150,13 +152,14 @@ def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
 
 
 def test_rows_and_questions(some, tmp_path, monkeypatch):
-  monkeypatch.setattr(documents, '_standard_library', lambda: some)
+  monkeypatch.setattr(standard_library, 'source_files', lambda: some)
   found, tokenizer = standard_library.functions(some), byte_level.ByteTokenizer()
   open_data = lambda source, split: dataset.open_dataset(
     config.Data((config.Weighted(source),)), tokenizer, seq_len=700, seed=0, split=split, cache_dir=tmp_path)
-  assert open_data(config.StandardLibraryPreferences('plain', val_fraction=0.2), 'train').pairs
+  pairs = open_data(config.StandardLibraryPreferences('plain', val_fraction=0.2), 'train')
+  assert isinstance(pairs.to_batch(pairs.padding), PreferenceBatch)
   data = open_data(config.StandardLibraryChats('plain', val_fraction=0.2), 'validation')
-  assert not data.pairs
+  assert isinstance(data.to_batch(data.padding), LanguageModelBatch)
   validation = {function.question: function.code for function in found
               if fingerprints.unit_interval(function.file) < 0.2}
   everything = data.questions(10_000, 10_000)

@@ -1,0 +1,73 @@
+"""Conversations to rows: documents that a chat template writes, of which only what the assistant says is a target."""
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from llm_jax.data.packing.rows import Encoded, Encoder, RowSettings
+from llm_jax.data.packing.text import TextRows
+from llm_jax.data.token_store import TokenStore
+from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.base import Tokenizer
+
+
+class Dialogue(NamedTuple):
+  """One document: what the assistant says in messages[start:] is learnt."""
+  messages: Sequence[chat_templates.Message]
+  start: int = 0
+
+  @property
+  def answers(self) -> list[str]:
+    return [message['content'] for message in self.messages[self.start:] if message['role'] == 'assistant']
+
+  @property
+  def learnt(self) -> bytes:
+    """UTF-8 of the answers."""
+    return ''.join(self.answers).encode()
+
+  @property
+  def length(self) -> int:
+    """Characters of all that is said."""
+    return sum(len(message['content']) for message in self.messages)
+
+  @property
+  def text(self) -> str:
+    """All that is said, a message a line."""
+    return '\n'.join(message['content'] for message in self.messages)
+
+
+def encode_dialogue(dialogue: Dialogue, template: str, tokenizer: Tokenizer, mask_formatting: bool = False) -> Encoded:
+  """The document as the template writes it. mask_formatting: special tokens are no targets."""
+  ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start)
+  if mask_formatting:
+    counts &= ~chat_templates.formatting(ids, tokenizer)
+  return Encoded((ids,), len(dialogue.learnt), counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatEncoder(Encoder[Dialogue]):
+  """template: a chat template of `chat_templates`, which writes every document."""
+  template: str
+  has_counts = True
+
+  @property
+  def versions(self) -> dict[str, int]:
+    return {'chat': chat_templates.FORMAT}
+
+  def check(self, tokenizer: Tokenizer) -> None:
+    chat_templates.check_template(self.template, tokenizer)
+
+  def length(self, document: Dialogue) -> int:
+    return document.length
+
+  def encode(self, documents: Sequence[Dialogue], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    for dialogue in documents:
+      yield encode_dialogue(dialogue, self.template, tokenizer)
+
+  def text(self, document: Dialogue) -> str:
+    return document.text
+
+  def learnt_bytes(self, document: Dialogue, tokenizer: Tokenizer) -> Iterator[bytes]:
+    yield document.learnt
+
+  def make_rows(self, store: TokenStore, settings: RowSettings) -> TextRows:
+    return TextRows(store, settings)

@@ -1,0 +1,53 @@
+"""What an objective is: one class that says all about what is learnt."""
+import abc
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+from llm_jax.config.data import Data
+from llm_jax.config.objectives import ObjectiveConfig
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.loss import Loss, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+  """A loss of parameters and a batch. Only `__call__` has to be written; the other members have a default.
+
+  model: what computes features and logits of the decoder's parameters.
+  config: the objective's fields in the configuration.
+  sources: names of the mixture's sources, where there are several; the loss of each is a metric too.
+  own_parameters: names in the tree of parameters, beside the decoder's, that belong to the objective.
+  """
+  model: Transformer
+  config: ObjectiveConfig
+  sources: tuple[str, ...] = ()
+  own_parameters: ClassVar[tuple[str, ...]] = ()
+
+  @abc.abstractmethod
+  def __call__(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None, statistics: Any = None) -> Loss:
+    """The loss of a batch, as sums.
+
+    frozen: parameters that are read and never trained, such as a reference's; None where the objective has none.
+    batch: of the type that the objective's kind of rows gives.
+    rng: of dropout; None: there is none.
+    statistics: what `statistics` returned, summed over all that is learnt from at once, of which `batch` may be a part.
+      None: `batch` is all of it.
+    """
+
+  def statistics(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None) -> Any:
+    """Sums over the batch that the loss needs of all microbatches before it can be computed for one of them; a pytree
+    of float32 arrays, without gradient. None: the loss of a row needs no other rows."""
+    return None
+
+  def after_step(self, params: Params, step_sums: Any) -> Params:
+    """Parameters after a step, where the objective moves some by itself, beside the optimizer.
+
+    step_sums: `Loss.step_sums`, summed over all microbatches.
+    """
+    return params
+
+  def init_parameters(self, data: Data, rng: jax.Array) -> Params:
+    """Fresh float32 values of `own_parameters`, a function of `rng` alone."""
+    return {}
