@@ -15,7 +15,7 @@ from llm_jax.config import objectives
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.objectives import DPO, IPO, ORPO, Classification, LanguageModel, Objective, SimPO, SLiC
+from llm_jax.config.objectives import DPO, IPO, ORPO, Classification, LanguageModel, SimPO, SLiC
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
 from llm_jax.config.run import Run
@@ -133,15 +133,10 @@ def rows_of(data: Data, folder: pathlib.Path) -> Run:
   """A run that reads `data` for more than an epoch, with a ramp where the data may have one."""
   tokenizer = BPE(vocab_size=768, special_tokens=SPECIAL_TOKENS[:2])
   model = dataclasses.replace(narrow(FAMILIES['llama2']), vocab_size=tokenizer.vocab_size)
-  has_ramp = not data.pairs and data.labels is None
-  ramp = (Ramp(4_096, 8, 64), Ramp(20_480, 16, 64), Ramp(40_960, 8, 128)) if has_ramp else ()
+  ramp = (Ramp(4_096, 8, 64), Ramp(20_480, 16, 64), Ramp(40_960, 8, 128)) if data.rows.is_packed else ()
   short = functools.partial(Stage, seq_len=64, batch_size=4, learning_rate=Cosine(peak=1e-3))
   before = short('before', Data((Weighted(made_up(folder)), Weighted(texts(folder)))), steps=1)
-  objective: Objective = LanguageModel()
-  if data.pairs:
-    objective = ORPO()
-  if data.labels is not None:
-    objective = Classification()
+  objective = next(kind for kind, _ in OBJECTIVES.values() if kind.rows == data.rows and not kind.has_reference)
   golden = short('golden', data, steps=120, objective=objective, ramp=ramp)
   return Run(model, (before, golden), tokenizer)
 

@@ -15,7 +15,7 @@ from llm_jax.data.dataset import Dataset
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.modules.execution import Execution
-from llm_jax.objectives.loss import Objective
+from llm_jax.objectives.protocol import Objective
 from llm_jax.tracking.display import Block
 
 Metrics = Mapping[str, float | list[float]]

@@ -17,7 +17,7 @@ from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.mixture_stats import shares
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
-from llm_jax.objectives.loss import Objective
+from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import cpu, processes
 from llm_jax.runtime.hardware import training_flops_per_token

@@ -105,7 +105,7 @@ def test_every_pair_of_a_document_is_learnt_once(name, kind, seq_len):
   assert pairs == expected
 
 
-def all_rows(rows: text.Rows) -> list[dict[str, np.ndarray]]:
+def all_rows(rows: text.TextRows) -> list[dict[str, np.ndarray]]:
   return [rows[i] for i in range(len(rows))]
 
 
