@@ -1,8 +1,14 @@
 """llm_jax: train language models in JAX, from the first token to an aligned model.
 
-Axis letters, used as suffixes in modules, objectives and kernels (x_BTD, q_BTHK):
-  B batch   T query time   S key time   D model width   H query heads   G key/value heads   K head size
-  F feed-forward width     V vocabulary   E experts   N layers
+A name with a suffix of letters states the axes of its array: x_BTD, q_BTHK. Every file that uses such names lists its
+letters at the end of its docstring; a letter has one meaning in all files (a digit is an axis of that size):
+
+Shapes: B batch, T time, S time of the keys, D model width,
+  H query heads, G key/value heads, J query heads per key/value head, Q queries of one key/value head (J x T),
+  K head size, R latent rank, F feed-forward width, V vocabulary,
+  E experts, X chosen experts, M tokens (B x T), A assignments of tokens to experts (M x X),
+  L chunk of time, C classes,
+  U cache slots, P prompt time, N new tokens, W beams, Y beam candidates, Z drafted tokens.
 """
 from typing import Any
 

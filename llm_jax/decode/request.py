@@ -1,4 +1,7 @@
-"""A request to a decoder on its way from the host to the device, and the answer on its way back."""
+"""Requests to a decoder: checks and padding on the host, and fetching of the result.
+
+Shapes: B batch, P prompt time.
+"""
 import contextlib
 import numbers
 from collections.abc import Sequence
@@ -17,9 +20,9 @@ from llm_jax.modules.parameters import check_params
 
 
 class Request(NamedTuple):
-  """Prompts beside the decoder as it runs: its layers written out where `execution` says so.
+  """Prompts, and the decoder as it runs: with its layers unrolled if `execution` says so.
 
-  prompts_BP: int32, padded on the left to a bucket.   lengths_B: int32, their tokens.
+  prompts_BP: int32, padded on the left to a bucket.   lengths_B: int32, how many tokens each prompt has.
   """
   config: Architecture
   params: Any
@@ -30,11 +33,11 @@ class Request(NamedTuple):
 
 def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
                  execution: Execution | None) -> Request:
-  """Checks and pads.
+  """Checks the arguments and pads the prompts.
 
   Raises:
-    ConfigError: no lists of token ids, an empty prompt, a token outside the vocabulary, more tokens than the learned
-      positions hold, or parameters of another model.
+    ConfigError: prompts that are not lists of token ids, an empty prompt, a token outside the vocabulary, more tokens
+      than there are learned positions, or parameters of another model.
   """
   require(isinstance(config, Architecture), 'config', type(config).__name__,
           'give an Architecture, such as presets.llama(...), or the config of a Transformer')
@@ -55,7 +58,7 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
             f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
             'for fewer tokens')
   check_params(config, params)
-  params = jax.tree.map(jnp.asarray, params)  # of NumPy, each compiled call would copy them to the device again
+  params = jax.tree.map(jnp.asarray, params)  # every compiled call would copy NumPy arrays to the device again
   lengths = np.array([len(prompt) for prompt in rows], np.int32)
   padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
   for row, prompt in zip(padded, rows, strict=True):
@@ -72,10 +75,10 @@ def check_count(field: str, count: int) -> None:
 
 def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens: Sequence[int]
                 ) -> tuple[jax.Array, tuple[int, ...]]:
-  """The random key, `jax.random.key(0)` where there is none, and the stop tokens as plain numbers.
+  """The random key, by default `jax.random.key(0)`, and the stop tokens as plain numbers.
 
   Raises:
-    ConfigError: one of the three is something else.
+    ConfigError: one of the three has the wrong type.
   """
   require(isinstance(sampling, Greedy | Sampling), 'sampling', sampling,
           'give Greedy() or Sampling(temperature, top_k, top_p, min_p)')
@@ -84,7 +87,7 @@ def make_choice(sampling: Greedy | Sampling, rng: jax.Array | None, stop_tokens:
   typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
   require(ndim == 0 if typed else dtype == np.uint32 and ndim == 1, 'rng', rng,
           'give one random key, such as jax.random.key(0)')
-  stop_tokens = list(stop_tokens) if np.iterable(stop_tokens) else stop_tokens  # a set, too
+  stop_tokens = list(stop_tokens) if np.iterable(stop_tokens) else stop_tokens  # a set becomes a list
   return rng, tuple(token_ids('stop_tokens', stop_tokens, 'give a list of token ids').tolist())
 
 
@@ -92,7 +95,7 @@ def token_ids(field: str, prompt: Sequence[int], hint: str = 'give a list of lis
   """A prompt as integers [tokens].
 
   Raises:
-    ConfigError: names `field` when it is something else: text, fractions, one number, a list of lists.
+    ConfigError: names `field` if the prompt is anything else: text, fractions, one number, a list of lists.
   """
   try:
     ids = np.asarray(prompt)
@@ -111,7 +114,7 @@ def bucket(length: int) -> int:
 
 
 def fetch(x: jax.Array) -> np.ndarray:
-  """The whole array; rows that lie with other processes are gathered first."""
+  """The whole array; the rows of other processes are gathered first."""
   if not x.is_fully_addressable:
     assert isinstance(x.sharding, jax.sharding.NamedSharding), x.sharding
     whole = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec())
@@ -120,7 +123,7 @@ def fetch(x: jax.Array) -> np.ndarray:
 
 
 def mesh_of(params: Any) -> contextlib.AbstractContextManager:
-  """The mesh that the parameters are spread over, as `constrain` needs it."""
+  """A context in which the mesh of the parameters is set, as `constrain` needs it."""
   sharding = getattr(next(iter(jax.tree.leaves(params)), None), 'sharding', None)
   if isinstance(sharding, jax.sharding.NamedSharding):
     assert isinstance(sharding.mesh, jax.sharding.Mesh), sharding.mesh  # of arrays, whose devices are known

@@ -1,4 +1,7 @@
-"""How the next token is chosen from the logits."""
+"""How the next token is chosen from the logits.
+
+Shapes: B batch, V vocabulary, P prompt time.
+"""
 import dataclasses
 import math
 import numbers
@@ -11,7 +14,7 @@ from llm_jax.config.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-  """The most probable token; the lowest id among equals.   repetition_penalty: as in `Sampling`."""
+  """The most probable token; of several, the one with the lowest id.   repetition_penalty: see `Sampling`."""
   repetition_penalty: float = 1.0
 
   def __post_init__(self):
@@ -20,7 +23,7 @@ class Greedy:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """A random token, by softmax(logits / temperature) cut to the likeliest and renormalised, in this order:
+  """A random token from softmax(logits / temperature), cut to the likeliest tokens and renormalised, in this order:
 
   repetition_penalty: logits of the tokens in the prompt and of those generated so far are divided by it where positive
     and multiplied by it where negative; 1 changes nothing (Keskar et al. 2019, section 4.1, as `transformers` has it).
@@ -72,7 +75,7 @@ def choose(logits_BV: jax.Array, sampling: Greedy | Sampling, keys_B: jax.Array,
 
 
 def distribution(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Array | None = None) -> jax.Array:
-  """The probabilities that `choose` draws with, float32 [batch, vocab]; all on one token for Greedy."""
+  """The probabilities with which `choose` draws, float32 [batch, vocab]; for Greedy 1 on one token."""
   match sampling:
     case Greedy():
       chosen_B = first_maximum(penalize(logits_BV, sampling, seen_BV))
@@ -82,28 +85,28 @@ def distribution(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax
 
 
 def first_maximum(logits_BV: jax.Array) -> jax.Array:
-  """argmax over the last axis, int32: the largest of each part of the vocabulary, then where it stands in its part.
+  """argmax over the last axis, int32: first the part of the vocabulary with the largest logit, then its place there.
 
-  XLA on CPU runs `jnp.argmax` as a scalar loop; this reads the logits once, or twice where V is prime: then one part.
+  XLA on CPU runs `jnp.argmax` as a scalar loop. This reads the logits once, or twice if V is prime (then one part).
   """
   B, V = logits_BV.shape
   parts = next(n for n in range(math.isqrt(V), 0, -1) if V % n == 0)
-  logits_BPQ = logits_BV.reshape(B, parts, -1)
-  tops_BP = jax.lax.optimization_barrier(logits_BPQ.max(axis=-1))
-  top_B1 = tops_BP.max(axis=-1, keepdims=True)
-  part_B = _first(tops_BP == top_B1)
-  logits_BQ = jnp.take_along_axis(logits_BPQ, part_B[:, None, None], axis=1)[:, 0]
-  return part_B * (V // parts) + _first(logits_BQ == top_B1)
+  by_part = logits_BV.reshape(B, parts, -1)
+  tops = jax.lax.optimization_barrier(by_part.max(axis=-1))
+  top_B1 = tops.max(axis=-1, keepdims=True)
+  part_B = _first(tops == top_B1)
+  of_part = jnp.take_along_axis(by_part, part_B[:, None, None], axis=1)[:, 0]
+  return part_B * (V // parts) + _first(of_part == top_B1)
 
 
 def _first(found_BV: jax.Array) -> jax.Array:
-  """The first index that is found; the last of all where none is (logits that are not numbers): still a token."""
+  """The first true index, int32. If there is none (the logits are NaN), the last index: a valid token in any case."""
   V = found_BV.shape[-1]
   return jnp.minimum(jnp.where(found_BV, jnp.arange(V, dtype=jnp.int32), V).min(axis=-1), V - 1)
 
 
 def filter_logits(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array | None = None) -> jax.Array:
-  """Logits of the distribution that `sampling` draws from: -inf where a token is cut. Equals at the edge all stay."""
+  """The logits that `sampling` draws from, -inf for tokens that are cut. Tokens equal to the last one kept stay."""
   logits_BV = penalize(logits_BV.astype(jnp.float32), sampling, seen_BV) / sampling.temperature
   if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
     least = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -111,7 +114,7 @@ def filter_logits(logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array |
   if sampling.top_p is not None and sampling.top_p < 1:
     descending = jnp.sort(logits_BV, axis=-1, descending=True)
     probabilities = jax.nn.softmax(descending, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all that is likelier: 0 for the first, which stays
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # of all likelier tokens; 0 for the first, so it stays
     least = jnp.where(before < sampling.top_p, descending, jnp.inf).min(axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
   if sampling.min_p is not None:
@@ -133,7 +136,7 @@ def penalize(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Arr
 
 def init_seen(sampling: Greedy | Sampling, tokens_BP: jax.Array, real_BP: jax.Array, vocab_size: int
               ) -> jax.Array | None:
-  """Which tokens each row has had, bool [batch, vocab]; None where there is no penalty that asks.
+  """Which tokens each row contains, bool [batch, vocab]; None without a penalty.
 
   real_BP: bool, false for padding.
   """

@@ -1,16 +1,18 @@
-"""Speculative decoding: a small model, or heads of the model itself, drafts a few tokens; the model checks them all in
-one pass.
+"""Speculative decoding: a small model, or heads of the model itself, draft a few tokens; the model verifies all of them
+in one pass.
 
-What comes out is distributed exactly as what the large model alone would draw (Leviathan et al. 2023, section 2.3 and
-appendix A.1; Chen et al. 2023, algorithm 2): a drafted token x ~ q is kept with probability min(1, p(x) / q(x)), and
-where it is not, another is drawn from max(0, p - q), normalised. Here p and q are the distributions after temperature,
-cuts and penalty, and Greedy is the case where both are on one token.
+The result has exactly the distribution of the large model alone (Leviathan et al. 2023, section 2.3 and appendix A.1;
+Chen et al. 2023, algorithm 2): a drafted token x ~ q is accepted with probability min(1, p(x) / q(x)); if it is
+rejected, another is drawn from max(0, p - q), normalised. Here p and q are the distributions after temperature, cuts
+and penalty; Greedy is the case in which both have probability 1 on one token.
 
-The rows of a batch go on together, by the smallest number of tokens kept in any row, and one. A row in which more were
-kept takes one of them as its last, and forgets the rest. That is exact too: whether a row goes on past a token depends
-only on what was drawn for this token and those before it, and what is forgotten has had no influence on anything, so
-whatever comes next is drawn given the tokens before it alone. So all rows fill the same slots of the caches, and a
-round is taken back by one number.
+All rows of a batch advance by the same number of tokens: the smallest number accepted in any row, plus one. A row that
+accepted more takes one of its drafts as its last token and forgets the rest. This is exact too: whether a row goes past
+a token depends only on the draws for this token and the ones before it, and the forgotten drafts have influenced
+nothing, so the next tokens are drawn given only the tokens before them. As a consequence all rows use the same slots of
+the caches, and one number rewinds a round.
+
+Shapes: B batch, T time, D model width, V vocabulary, P prompt time, N new tokens, Z drafted tokens.
 """
 import dataclasses
 import functools
@@ -24,7 +26,7 @@ import jax.numpy as jnp
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
-from llm_jax.decode.generate import Run
+from llm_jax.decode.generate import Program
 from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, init_seen, mark_seen
 from llm_jax.modules.cache import Cache
@@ -46,21 +48,21 @@ def speculate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]
               draft: tuple[Architecture, Any] | None = None,
               draft_tokens: int | None = None, stop_tokens: Sequence[int] = (), execution: Execution | None = None
               ) -> Speculated:
-  """`generate` with fewer passes through the model, as far as `draft` guesses what it would say.
+  """`generate` with fewer passes through the model: one pass verifies all tokens that the drafter has predicted.
 
   Args:
-    draft: the configuration and the parameters of a model that drafts, with the same vocabulary; None means the
-      model's own multi-token heads (`config.multi_token`).
-    draft_tokens: how many tokens are drafted before the model checks them; None means 4, or one for each head.
-    The others are as in `generate`. With Greedy the tokens are the same; with Sampling they are other draws from the
-    same distribution, and a row's draws depend on the other rows.
+    draft: the configuration and the parameters of the drafting model, with the same vocabulary; None means the model's
+      own multi-token heads (`config.multi_token`).
+    draft_tokens: how many tokens are drafted before the model verifies them; None means 4, or one per head.
+    The others are as in `generate`. With Greedy the tokens are the same as there; with Sampling they are other draws
+    from the same distribution, and a row's draws depend on the other rows.
 
   Raises:
-    ConfigError: as `generate`, for either of the two models; their vocabularies differ; there are fewer heads.
+    ConfigError: as `generate`, for either of the two models; or their vocabularies differ; or there are fewer heads.
   """
   *_, state = _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens,
                       execution, chunk=max_new_tokens)
-  rate = int(state.kept) / max(1, int(state.drafted))
+  rate = int(state.accepted) / max(1, int(state.drafted))
   return Speculated(_collect(state, 0, max_new_tokens), rate)
 
 
@@ -69,7 +71,8 @@ def stream_speculated(config: Architecture, params: Any, prompts: Sequence[Seque
                       draft: tuple[Architecture, Any] | None = None, draft_tokens: int | None = None,
                       stop_tokens: Sequence[int] = (), execution: Execution | None = None, chunk: int = 4
                       ) -> Iterator[list[list[int]]]:
-  """`speculate` a few tokens at a time: yields every row's next tokens, `chunk` or some more, until all have ended."""
+  """`speculate` a few tokens at a time: yields every row's next tokens, `chunk` or a few more, until all rows have
+  ended."""
   seen = 0
   for state in _rounds(config, params, prompts, max_new_tokens, sampling, rng, draft, draft_tokens, stop_tokens,
                        execution, chunk):
@@ -81,82 +84,89 @@ def stream_speculated(config: Architecture, params: Any, prompts: Sequence[Seque
 # ------------------------------------------------------------------------------------------- on the device
 @flax.struct.dataclass
 class State:
-  """Where generation stands, as in `generate.State`: the newest token has been read by neither of the two yet."""
+  """The state of generation, as in `generate.State`. The newest token is in neither the model's nor the drafter's cache
+  yet."""
   cache: Cache
-  draft: Any                 # the drafter's state
+  drafter_state: Any                # its type depends on the drafter
   step: jax.Array            # int32, tokens generated so far in the longest row
-  positions_B: jax.Array     # int32, where the newest token stands
+  positions_B: jax.Array     # int32, of the newest token
   done_B: jax.Array          # bool
   lengths_B: jax.Array       # int32, tokens generated so far
   tokens_BN: jax.Array       # int32
   seen_BV: jax.Array | None  # bool, for the repetition penalty
   drafted: jax.Array         # int32, tokens drafted for rows that had not ended
-  kept: jax.Array            # int32, those of them that became part of the text
+  accepted: jax.Array            # int32, how many of them became part of the text
 
 
-@functools.partial(jax.jit, static_argnames=('run', 'drafter', 'room'))
-def begin(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, prompts_BP: jax.Array,
-          lengths_B: jax.Array, room: int) -> State:
-  """Both read the prompts, padded on the left; the first token is drawn. room: the most tokens to come."""
+@functools.partial(jax.jit, static_argnames=('program', 'drafter', 'max_new'))
+def prefill(program: Program, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, prompts_BP: jax.Array,
+          lengths_B: jax.Array, max_new: int) -> State:
+  """The model and the drafter read the prompts, padded on the left; the first token is drawn.
+
+  max_new: the most new tokens per row.
+  """
   B, P = prompts_BP.shape
-  room += drafter.count  # the last round may overshoot
-  x_BD, cache, draft = drafter.read(run, params, draft_params, prompts_BP, lengths_B, room)
-  seen_BV = init_seen(run.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], run.config.vocab_size)
-  logits_BV = run.logits(params, x_BD[:, None])[:, 0]
-  tokens_B = _draw(distribution(logits_BV, run.sampling, seen_BV), _keys(rng, lengths_B))
-  tokens_BN = jnp.zeros((B, room), jnp.int32).at[:, 0].set(tokens_B)
-  return State(cache, draft, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(run)), jnp.ones(B, jnp.int32),
-               tokens_BN, mark_seen(seen_BV, tokens_B), jnp.int32(0), jnp.int32(0))
+  max_new += drafter.count  # the last round may generate more tokens than requested
+  x_BD, cache, drafter_state = drafter.read(program, params, draft_params, prompts_BP, lengths_B, max_new)
+  seen_BV = init_seen(program.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], program.config.vocab_size)
+  logits_BV = program.logits(params, x_BD[:, None])[:, 0]
+  tokens_B = _draw(distribution(logits_BV, program.sampling, seen_BV), _keys(rng, lengths_B))
+  tokens_BN = jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(tokens_B)
+  return State(cache, drafter_state, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(program)),
+               jnp.ones(B, jnp.int32), tokens_BN, mark_seen(seen_BV, tokens_B), jnp.int32(0), jnp.int32(0))
 
 
-@functools.partial(jax.jit, static_argnames=('run', 'drafter'), donate_argnames=('state',))
-def proceed(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State,
+@functools.partial(jax.jit, static_argnames=('program', 'drafter'), donate_argnames=('state',))
+def decode(program: Program, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State,
             until: jax.Array) -> State:
-  """Rounds of drafting and checking, until every row has ended or the longest has `until` tokens."""
-  advance = functools.partial(play_round, run, drafter, params, draft_params, rng)
+  """Rounds of drafting and verifying, until every row has ended or the longest has `until` tokens."""
+  advance = functools.partial(draft_and_verify, program, drafter, params, draft_params, rng)
   return jax.lax.while_loop(lambda state: (state.step < until) & ~state.done_B.all(), advance, state)
 
 
-def play_round(run: Run, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State) -> State:
-  """Drafts K tokens, keeps m of them in every row, and adds one more. T = K + 1 below."""
-  B, K, V = len(state.positions_B), drafter.count, run.config.vocab_size
+def draft_and_verify(program: Program, drafter: Drafter, params: Any, draft_params: Any, rng: jax.Array, state: State
+                     ) -> State:
+  """Drafts Z tokens, accepts m of them in every row, and adds one more. T = Z + 1 below."""
+  B, Z, V = len(state.positions_B), drafter.count, program.config.vocab_size
   keys_B = _keys(rng, state.positions_B + 1)
   key_of = lambda number: jax.vmap(jax.random.fold_in, (0, None))(keys_B, number)
 
   def pick(logits_BV, seen_BV, number):
-    q_BV = distribution(logits_BV, run.sampling, seen_BV)
+    q_BV = distribution(logits_BV, program.sampling, seen_BV)
     return _draw(q_BV, key_of(number)), q_BV
 
   newest_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
-  draft, (drafts_KB, q_KBV, seen_TBV) = drafter.guess(draft_params, state.draft, newest_B1[:, 0], state.positions_B,
-                                                      state.seen_BV, pick)
-  positions_BT = state.positions_B[:, None] + jnp.arange(K + 1)
-  x_BTD, logits_BTV, cache = forward(run, params, jnp.concatenate([newest_B1, drafts_KB.T], axis=1), positions_BT,
+  drafter_state, (drafts_ZB, q_ZBV, seen_TBV) = drafter.draft(
+      draft_params, state.drafter_state, newest_B1[:, 0], state.positions_B, state.seen_BV, pick)
+  positions_BT = state.positions_B[:, None] + jnp.arange(Z + 1)
+  x_BTD, logits_BTV, cache = forward(program, params, jnp.concatenate([newest_B1, drafts_ZB.T], axis=1), positions_BT,
                                      state.cache)
   seen = None if seen_TBV is None else seen_TBV.reshape(-1, V)
-  p_TBV = distribution(logits_BTV.swapaxes(0, 1).reshape(-1, V), run.sampling, seen).reshape(K + 1, B, V)
+  p_TBV = distribution(logits_BTV.swapaxes(0, 1).reshape(-1, V), program.sampling, seen).reshape(Z + 1, B, V)
 
-  of_drafts = lambda x_KBV: jnp.take_along_axis(x_KBV, drafts_KB[..., None], axis=-1)[..., 0]
-  chance_KB = jax.vmap(lambda key: jax.random.uniform(key, (K,)))(key_of(K + 1)).T
-  keep_KB = chance_KB * of_drafts(q_KBV) < of_drafts(p_TBV[:K])
-  kept_B = jnp.cumprod(keep_KB.astype(jnp.int32), axis=0).sum(axis=0)
-  kept_B = jnp.where(state.done_B, K, kept_B)  # a row that has ended holds nobody up
-  m = kept_B.min()
+  of_drafts = lambda x_ZBV: jnp.take_along_axis(x_ZBV, drafts_ZB[..., None], axis=-1)[..., 0]
+  chance_ZB = jax.vmap(lambda key: jax.random.uniform(key, (Z,)))(key_of(Z + 1)).T
+  keep_ZB = chance_ZB * of_drafts(q_ZBV) < of_drafts(p_TBV[:Z])
+  accepted_B = jnp.cumprod(keep_ZB.astype(jnp.int32), axis=0).sum(axis=0)
+  accepted_B = jnp.where(state.done_B, Z, accepted_B)  # rows that have ended do not limit the others
+  m = accepted_B.min()
 
-  p_BV, q_BV = p_TBV[m], jnp.where(m < K, q_KBV[m], 0)  # after K kept tokens nothing was drafted: one from p
+  p_BV = p_TBV[m]
+  q_BV = jnp.where(m < Z, q_ZBV[m], 0)  # if all Z drafts are accepted, the next token is drawn from p alone
   rest_BV = jnp.maximum(p_BV - q_BV, 0)
-  rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # p = q but for rounding
-  last_B = jnp.where(kept_B > m, drafts_KB[m], _draw(rest_BV, key_of(K + 2)))
-  new_BT = jnp.concatenate([drafts_KB.T, last_B[:, None]], axis=1).at[:, m].set(last_B)
+  rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # if p = q up to rounding
+  last_B = jnp.where(accepted_B > m, drafts_ZB[m], _draw(rest_BV, key_of(Z + 2)))
+  new_BT = jnp.concatenate([drafts_ZB.T, last_B[:, None]], axis=1).at[:, m].set(last_B)
 
-  stops_BT = jnp.isin(new_BT, _stops(run)) & (jnp.arange(K + 1) <= m)
+  stops_BT = jnp.isin(new_BT, _stops(program)) & (jnp.arange(Z + 1) <= m)
   added_B = jnp.where(stops_BT.any(axis=1), jnp.argmax(stops_BT, axis=1) + 1, m + 1)
   live = (~state.done_B).sum()
   return State(
-      cache.rewind(K - m), drafter.settle(draft, x_BTD, new_BT, m), state.step + m + 1, state.positions_B + m + 1,
+      cache.rewind(Z - m), drafter.accept(drafter_state, x_BTD, new_BT, m), state.step + m + 1,
+      state.positions_B + m + 1,
       state.done_B | stops_BT.any(axis=1), state.lengths_B + jnp.where(state.done_B, 0, added_B),
       jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, new_BT, state.step, axis=1),
-      None if seen_TBV is None else mark_seen(seen_TBV[m], last_B), state.drafted + K * live, state.kept + m * live)
+      None if seen_TBV is None else mark_seen(seen_TBV[m], last_B), state.drafted + Z * live, state.accepted + m * live)
 
 
 def _draw(p_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
@@ -170,8 +180,8 @@ def _keys(rng: jax.Array, positions_B: jax.Array) -> jax.Array:
   return jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B)
 
 
-def _stops(run: Run) -> jax.Array:
-  return jnp.array(run.stop_tokens, jnp.int32)
+def _stops(program: Program) -> jax.Array:
+  return jnp.array(program.stop_tokens, jnp.int32)
 
 
 # ------------------------------------------------------------------------------------------- on the host
@@ -179,12 +189,12 @@ def _rounds(config: Architecture, params: Any, prompts: Sequence[Sequence[int]],
             sampling: Greedy | Sampling, rng: jax.Array | None, draft: tuple[Architecture, Any] | None,
             draft_tokens: int | None, stop_tokens: Sequence[int], execution: Execution | None, chunk: int
             ) -> Iterator[State]:
-  """Where generation stands after the first token, and then after every `chunk` more."""
+  """The state of generation after the first token, and then after every `chunk` more."""
   rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
   check_count('draft_tokens', 1 if draft_tokens is None else draft_tokens)
   heads = len(config.multi_token)
   if draft is None:
-    require(heads > 0, 'draft', None, 'there are no multi-token heads in this model: give one that drafts')
+    require(heads > 0, 'draft', None, 'this model has no multi-token heads: give a model that drafts')
     count = heads if draft_tokens is None else draft_tokens
     require(1 <= count <= heads, 'draft_tokens', count, f'use 1 to {heads}, the number of multi-token heads')
   else:
@@ -194,25 +204,26 @@ def _rounds(config: Architecture, params: Any, prompts: Sequence[Sequence[int]],
     require(draft[0].vocab_size == config.vocab_size, 'draft.vocab_size', draft[0].vocab_size,
             f'use a model with the same tokenizer, whose vocabulary has {config.vocab_size}')
   with mesh_of(params):
-    theirs = None if draft is None else make_request(*draft, prompts, max_new_tokens, execution)
+    draft_request = None if draft is None else make_request(*draft, prompts, max_new_tokens, execution)
     request = make_request(config, params, prompts, max_new_tokens, execution)
-    run = Run(request.config, request.execution, sampling, stop_tokens, lookahead=count)
-    if theirs is None:
-      drafter = HeadsDraft(run, count)
+    program = Program(request.config, request.execution, sampling, stop_tokens, lookahead=count)
+    if draft_request is None:
+      drafter = HeadsDraft(program, count)
       draft_params = request.params
     else:
-      drafter = ModelDraft(dataclasses.replace(run, config=theirs.config), count)
-      draft_params = theirs.params
-    state = begin(run, drafter, request.params, draft_params, rng, request.prompts_BP, request.lengths_B, bucket(max_new_tokens))
+      drafter = ModelDraft(dataclasses.replace(program, config=draft_request.config), count)
+      draft_params = draft_request.params
+    state = prefill(program, drafter, request.params, draft_params, rng, request.prompts_BP, request.lengths_B,
+                    bucket(max_new_tokens))
   yield state
   while int(state.step) < max_new_tokens and not fetch(state.done_B).all():
     with mesh_of(params):
       until = min(int(state.step) + chunk, max_new_tokens)
-      state = proceed(run, drafter, request.params, draft_params, rng, state, until)
+      state = decode(program, drafter, request.params, draft_params, rng, state, until)
     yield state
 
 
 def _collect(state: State, start: int, limit: int) -> list[list[int]]:
-  """Every row's tokens from `start` on, `limit` in all at most."""
+  """Every row's tokens from index `start` on, up to index `limit`."""
   lengths, tokens = fetch(state.lengths_B), fetch(state.tokens_BN)
   return [row[start:min(max(start, length), limit)].tolist() for row, length in zip(tokens, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""The layers of a decoder written out, for a loop that runs them many times."""
+"""Unrolls the layers of a decoder, for a loop that runs them many times."""
 import dataclasses
 import functools
 import itertools
@@ -13,21 +13,21 @@ from llm_jax.config.model.count import blocks
 def unroll_config(config: Architecture) -> Architecture:
   """The same decoder with all its blocks in `prefix`, so that each layer has its own parameters and its own cache.
 
-  A slice of a stacked array is a copy for XLA on CPU, made in every step of the loop.
+  XLA on CPU copies a slice of a stacked array, in every step of the loop.
   """
   return dataclasses.replace(config, prefix=blocks(config))
 
 
 def unroll_params(config: Architecture, params: Any) -> Any:
-  """The parameters of `config` as `unroll_config(config)` names them; what stands outside of the pattern (embedding,
-  head) is shared, not copied."""
+  """The parameters of `config`, named as in `unroll_config(config)`. Those outside of the pattern (embedding, head) are
+  shared, not copied."""
   rest = {name: tree for name, tree in params.items() if name != 'blocks'}
   return rest | _layers(config, params.get('blocks', {}))
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _layers(config, stacked):
-  # An array that only passes through a compiled function is copied by it.
+  # Only the stacked parameters go through this compiled function, because it would copy all others.
   repeated = itertools.product(range(config.repeats), range(len(config.pattern)))
   return {f'prefix_{layer}': jax.tree.map(lambda w, r=repeat: w[r], stacked[f'block_{i}'])
           for layer, (repeat, i) in enumerate(repeated, len(config.prefix))}

@@ -1,4 +1,7 @@
-"""Needle in a haystack (Kamradt 2023): whether a model finds a fact anywhere in a text as long as its context."""
+"""Needle in a haystack (Kamradt 2023): whether a model finds a fact anywhere in a text as long as its context.
+
+Shapes: B batch, T time, D model width.
+"""
 import functools
 import math
 from collections.abc import Sequence

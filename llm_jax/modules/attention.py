@@ -1,4 +1,7 @@
-"""Causal self-attention with grouped key/value heads (Vaswani et al. 2017, section 3.2; Ainslie et al. 2023)."""
+"""Causal self-attention with grouped key/value heads (Vaswani et al. 2017, section 3.2; Ainslie et al. 2023).
+
+Shapes: B batch, T time, S time of the keys, D model width, H query heads, G key/value heads, K head size.
+"""
 import flax.linen as nn
 import jax
 
@@ -14,7 +17,7 @@ from llm_jax.sharding.rules import constrain
 
 
 class Attention(nn.Module):
-  """MHA, GQA and MQA are one class: G key/value heads serve H query heads."""
+  """Multi-head, grouped-query and multi-query attention are one class: H query heads share G key/value heads."""
   config: config.Attention
   execution: Execution
   std: float
@@ -24,22 +27,30 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None, layer: jax.Array | None
                ) -> tuple[jax.Array, KVCache | None]:
-    D, H, G = x_BTD.shape[-1], self.config.num_heads, self.config.kv_heads
-    K, bias = self.config.head_size(D), self.config.bias
-    project = lambda heads, name: constrain(
-        Linear((D, heads, K), self.execution, bias=bias, std=self.std, name=name)(x_BTD), 'batch', 'seq', 'heads', None)
-    q_BTHK, k_BTGK, v_BTGK = project(H, 'query'), project(G, 'key'), project(G, 'value')
-    if K in inputs.angles:
-      q_BTHK, k_BTGK = rotate(q_BTHK, inputs.angles[K]), rotate(k_BTGK, inputs.angles[K])
+    c = self.config
+    D, H, G = x_BTD.shape[-1], c.num_heads, c.kv_heads
+    K = c.head_size(D)
 
-    form = dict(window=self.config.window, soft_cap=self.config.soft_cap, scale=self.config.scale)
+    def project(heads: int, name: str) -> jax.Array:
+      y_BTHK = Linear((D, heads, K), self.execution, bias=c.bias, std=self.std, name=name)(x_BTD)
+      return constrain(y_BTHK, 'batch', 'seq', 'heads', None)
+
+    q_BTHK = project(H, 'query')
+    k_BTGK = project(G, 'key')
+    v_BTGK = project(G, 'value')
+    if K in inputs.angles:
+      q_BTHK = rotate(q_BTHK, inputs.angles[K])
+      k_BTGK = rotate(k_BTGK, inputs.angles[K])
+
+    scoring = dict(window=c.window, soft_cap=c.soft_cap, scale=c.scale)
     if cache is None:
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT, kernels=self.execution.kernel_set,
-                                dropout_rate=self.dropout, dropout_rng=rng, split=inputs.split, **form)
+                                dropout_rate=self.dropout, dropout_rng=rng, split=inputs.split, **scoring)
     else:
       slots = inputs.slots[cache.capacity]
       cache, (k_BGSK, v_BGSK) = cache.update(layer, (k_BTGK, v_BTGK), slots)
-      y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BR, **form)
-    out = Linear((H, K, D), self.execution, contract=2, bias=bias, std=self.residual_std, name='out')
-    return out(constrain(y_BTHK, 'batch', 'seq', 'heads', None)), cache
+      y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BS, **scoring)
+    y_BTHK = constrain(y_BTHK, 'batch', 'seq', 'heads', None)
+    out = Linear((H, K, D), self.execution, contract=2, bias=c.bias, std=self.residual_std, name='out')
+    return out(y_BTHK), cache

@@ -1,4 +1,7 @@
-"""One layer of the decoder, as the architecture diagram draws it."""
+"""One layer of the decoder, as the architecture diagram draws it.
+
+Shapes: B batch, T time, D model width.
+"""
 import flax.linen as nn
 import jax
 
@@ -16,9 +19,9 @@ from llm_jax.sharding.rules import constrain
 
 
 class Block(nn.Module):
-  """Attention and feed-forward, each added to the residual stream; the types of block differ in where they norm.
+  """Attention and feed-forward, each added to the residual stream. The types of block differ in where they normalise.
 
-  Returns the stream, the cache with the new tokens in it, and what a router did (None where there is none).
+  Returns the residual stream, the cache with the new tokens, and the statistics of the router (None without one).
   """
   config: config.AnyBlock
   execution: Execution
@@ -29,7 +32,8 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None, layer: jax.Array | None
                ) -> tuple[jax.Array, KVCache | None, Routing | None]:
-    c, init = self.config, dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
+    c = self.config
+    init = dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
     norm = lambda name, x: Norm(c.norm, self.execution, name=name)(x)
     add = lambda x, h: constrain(x + drop(h), 'batch', 'seq', 'embed')
@@ -41,7 +45,7 @@ class Block(nn.Module):
     match c.feed_forward:
       case config.MixtureOfExperts():
         feed_forward = MixtureOfExperts(c.feed_forward, **init, name='feed_forward')
-      case _:
+      case config.MLP() | config.GLU():
         dense = FeedForward(c.feed_forward, **init, name='feed_forward')
         feed_forward = lambda h_BTD, _: (dense(h_BTD), None)
 

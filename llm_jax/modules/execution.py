@@ -1,4 +1,4 @@
-"""How a model is executed: what depends on the hardware and never changes what is computed beyond rounding."""
+"""How a model is executed: settings that depend on the hardware and change results only by rounding."""
 import dataclasses
 
 import jax
@@ -9,13 +9,14 @@ from llm_jax.modules.kernels import resolve
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-  """The machine's part of a model; None means "chosen for the backend".
+  """Settings of a model's execution. None means that the backend decides.
 
-  dtype: of the computation ('float32' or 'bfloat16'). Parameters, softmax, norms and logits stay float32.
-  remat: 'none' keeps activations, 'block' recomputes each block in the backward pass, 'dots' keeps matmul results.
-  unroll: write the layers out (shorter steps on CPU) or scan over them (compile time independent of depth).
-  kernels: 'cpu' (written for XLA:CPU), 'xla' (plain operations, for accelerators and for adapters) or 'tpu' (the same,
-    with attention as a kernel for TPU).
+  dtype: of the computation, 'float32' or 'bfloat16'. Parameters, softmax, norms and logits stay float32.
+  remat: 'none' keeps all activations, 'block' recomputes each block in the backward pass, 'dots' keeps the results of
+    matrix products and recomputes the rest.
+  unroll: whether the layers are unrolled (shorter steps on CPU) or scanned (compile time independent of depth).
+  kernels: 'cpu' (written for XLA on CPU), 'xla' (plain operations, for accelerators and for adapters) or 'tpu' (plain
+    operations, and attention by a Pallas kernel).
   context_attention: how attention works where rows are split over devices: with 'gather' every device gathers all keys
     and values, with 'ring' they are passed from device to device.
   """
@@ -31,7 +32,9 @@ class Execution:
 
   @property
   def unrolled(self) -> bool:
-    return jax.default_backend() == 'cpu' if self.unroll is None else self.unroll
+    if self.unroll is None:
+      return jax.default_backend() == 'cpu'
+    return self.unroll
 
   @property
   def kernel_set(self) -> str:
@@ -39,6 +42,7 @@ class Execution:
 
 
 def dtype_of(dtype: str) -> str:
-  """A run's `dtype`, with 'auto' made 'float32' on CPU and 'bfloat16' elsewhere."""
-  native = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-  return native if dtype == 'auto' else dtype
+  """A run's `dtype`; 'auto' is 'float32' on CPU and 'bfloat16' elsewhere."""
+  if dtype != 'auto':
+    return dtype
+  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'

@@ -1,4 +1,7 @@
-"""The position-wise half of a block."""
+"""The position-wise half of a block.
+
+Shapes: B batch, T time, D model width, F feed-forward width.
+"""
 import functools
 
 import flax.linen as nn
@@ -20,8 +23,10 @@ ACTIVATIONS = {
 
 
 class FeedForward(nn.Module):
-  """MLP: down(act(up x)).   GLU: down(act(gate x) * up x).   Activations of the GELU family: Hendrycks & Gimpel 2016,
-  exact ('gelu'), and its approximations by tanh and by x sigmoid(1.702 x)."""
+  """MLP: down(act(up x)).   GLU: down(act(gate x) * up x).
+
+  'gelu' is exact; 'gelu_tanh' and 'gelu_sigmoid' are its approximations (Hendrycks & Gimpel 2016, section 2).
+  """
   config: config.MLP | config.GLU
   execution: Execution
   std: float
@@ -29,14 +34,18 @@ class FeedForward(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    D, bias, act = x_BTD.shape[-1], self.config.bias, ACTIVATIONS[self.config.activation]
+    D = x_BTD.shape[-1]
     F = self.config.width(D)
-    project = lambda name: constrain(
-        Linear((D, F), self.execution, bias=bias, std=self.std, name=name)(x_BTD), 'batch', 'seq', 'mlp')
+    bias, act = self.config.bias, ACTIVATIONS[self.config.activation]
+    kernels = self.execution.kernel_set
+
+    def project(name: str) -> jax.Array:
+      y_BTF = Linear((D, F), self.execution, bias=bias, std=self.std, name=name)(x_BTD)
+      return constrain(y_BTF, 'batch', 'seq', 'mlp')
+
     match self.config:
       case config.MLP():
-        h_BTF = elementwise(act, project('up'), kernels=self.execution.kernel_set)
+        h_BTF = elementwise(act, project('up'), kernels=kernels)
       case config.GLU():
-        gated = lambda gate, up: act(gate) * up
-        h_BTF = elementwise(gated, project('gate'), project('up'), kernels=self.execution.kernel_set)
+        h_BTF = elementwise(lambda gate, up: act(gate) * up, project('gate'), project('up'), kernels=kernels)
     return Linear((F, D), self.execution, bias=bias, std=self.residual_std, name='down')(h_BTF)

@@ -1,4 +1,7 @@
-"""What every layer of one forward pass shares."""
+"""What every layer of one forward pass gets beside the residual stream.
+
+Shapes: B batch, T time.
+"""
 import flax.struct
 import jax
 
@@ -9,10 +12,13 @@ from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
 @flax.struct.dataclass
 class LayerInputs:
-  """angles: cosines and sines by the size of what they turn; empty without rotary positions.
-  segment_ids_BT: the document of each position, 0 for padding; None means one document a row.
-  slots: by capacity, where the new tokens go in a cache and what their queries read; None without a cache.
-  split: how rows are cut over devices; everything with a time axis here is in the order of `split.arrange`.
+  """The same for all layers.
+
+  angles: cosines and sines by the size of the vectors that they turn; empty without rotary positions.
+  positions_BT: int32.
+  segment_ids_BT: int32, the document of each position, 0 for padding; None means one document per row.
+  slots: by capacity, where the caches store the new tokens and which entries their queries read; None without a cache.
+  split: how rows are split over devices; every array here with a time axis is in the order of `split.arrange`.
   """
   angles: dict[int, Rotation]
   positions_BT: jax.Array

@@ -1,4 +1,7 @@
-"""The leaves: each holds one weight (and its bias)."""
+"""The leaf modules. Each holds one weight (and its bias), so that adapters and quantisation can intercept it.
+
+Shapes: D model width, V vocabulary.
+"""
 import functools
 
 import flax.linen as nn
@@ -7,15 +10,17 @@ import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.execution import Execution
-from llm_jax.modules.kernels import wide
+from llm_jax.modules.kernels import accum_dtype
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
 from llm_jax.sharding.rules import constrain
 
 
 class Linear(nn.Module):
-  """Contracts x's last `contract` axes with the first `contract` axes of a weight of `shape`; returns x's dtype, also
-  where a float32 adapter has been added to the weight."""
+  """Contracts the last `contract` axes of x with the first `contract` axes of a weight of `shape`.
+
+  Returns x's dtype, also where an adapter has added a float32 term to the product.
+  """
   shape: tuple[int, ...]
   execution: Execution
   contract: int = 1
@@ -26,8 +31,8 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     w = self.param('w', nn.initializers.normal(self.std), self.shape)
     y = linear(x, jnp.asarray(w, x.dtype), self.contract, self.execution.kernel_set)
-    if self.bias:  # added in float32, for its gradient is a sum over all tokens
-      y = y.astype(wide(y)) + self.param('b', nn.initializers.zeros, self.shape[self.contract:])
+    if self.bias:  # added in float32, because its gradient is a sum over all tokens
+      y = y.astype(accum_dtype(y)) + self.param('b', nn.initializers.zeros, self.shape[self.contract:])
     return y.astype(x.dtype)
 
 
@@ -47,19 +52,20 @@ class Embedding(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rows(w_VD: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """The rows of a table in another dtype; their gradients are summed in the table's own: a frequent token has
-  thousands, and a sum in bfloat16 stops growing at a few hundred."""
+  """The rows of a table, in another dtype. The gradient of a row is summed in the table's own dtype, because a frequent
+  token has thousands of terms and a sum in bfloat16 stops growing at a few hundred."""
   return _rows_forward(w_VD, index, dtype)[0]
 
 
 def _rows_forward(w_VD, index, dtype):
-  # The table is gathered over its width first: a gather from a table sharded on both axes is replicated by XLA.
+  # The table is first gathered over its width, because XLA replicates a gather from a table sharded on both axes.
   return constrain(jnp.asarray(w_VD, dtype), 'vocab', None)[index], (w_VD, index)
 
 
 def _rows_backward(dtype, saved, d):
   w_VD, index = saved
-  return constrain(jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype)), 'vocab', None), None
+  dw_VD = jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype))
+  return constrain(dw_VD, 'vocab', None), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)
@@ -72,12 +78,14 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    weight = lambda name, initial: self.param(name, initial, (x.shape[-1],))
+    size = (x.shape[-1],)
+    bias = None
     match self.config:
       case config.LayerNorm():
-        scale, bias = weight('scale', nn.initializers.ones), weight('bias', nn.initializers.zeros)
+        scale = self.param('scale', nn.initializers.ones, size)
+        bias = self.param('bias', nn.initializers.zeros, size)
       case config.RMSNorm():
-        scale, bias = weight('scale', nn.initializers.ones), None
+        scale = self.param('scale', nn.initializers.ones, size)
       case config.ZeroCenteredRMSNorm():
-        scale, bias = 1 + weight('scale', nn.initializers.zeros), None
+        scale = 1 + self.param('scale', nn.initializers.zeros, size)
     return normalize(x, scale, bias, self.config.eps, self.execution.kernel_set)

@@ -1,4 +1,7 @@
-"""Predicting one token further (DeepSeek-V3, section 2.2)."""
+"""Multi-token prediction: blocks that predict one token further ahead (DeepSeek-V3, section 2.2).
+
+Shapes: B batch, T time, D model width.
+"""
 import dataclasses
 from collections.abc import Callable
 
@@ -16,11 +19,12 @@ from llm_jax.modules.routing import Routing
 
 
 class MultiToken(nn.Module):
-  """One depth: from what position i said and the token that came next, what follows that token (equations 21 to 23).
+  """One depth: from the hidden state of position i and the next token, it predicts the token after that (equations 21
+  to 23).
 
-  What position i said is, at the first depth, what the main model's head reads, after its final norm: the paper leaves
-  open whether before or after it, and this is what vLLM's and SGLang's drafting gives DeepSeek-V3's published weights.
-  At later depths it is the output of the block before, without a norm.
+  The hidden state is, at the first depth, the main model's output after its final norm. The paper does not say whether
+  before or after the norm; vLLM and SGLang use the normed output to draft with DeepSeek-V3's published weights. At
+  later depths it is the output of the previous depth's block, without a norm.
   """
   config: config.AnyBlock
   execution: Execution
@@ -30,8 +34,10 @@ class MultiToken(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array, next_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None
                ) -> tuple[jax.Array, jax.Array, KVCache | None, Routing | None]:
-    """next_BTD: embeddings of the next tokens.   Returns the block's output, what the head reads of it, and the rest
-    as `Block`."""
+    """Returns the block's output, its normed output (which the head reads), and the cache and routing of `Block`.
+
+    next_BTD: embeddings of the next tokens.
+    """
     norm = lambda name, x: Norm(self.config.norm, self.execution, name=name)(x)
     both = jnp.concatenate([norm('hidden_norm', x_BTD), norm('embedding_norm', next_BTD)], axis=-1)
     D = x_BTD.shape[-1]
@@ -42,6 +48,6 @@ class MultiToken(nn.Module):
 
 def init_draft_cache(architecture: config.Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0,
                      depth: int = 0) -> Cache:
-  """What `Transformer.draft` remembers at one depth; arguments as in `init_cache`."""
-  alone = dataclasses.replace(architecture, num_layers=1, prefix=(architecture.multi_token[depth],), multi_token=())
-  return init_cache(alone, batch, length, dtype, lookahead)
+  """The cache of `Transformer.draft` at one depth; the other arguments as in `init_cache`."""
+  one_block = dataclasses.replace(architecture, num_layers=1, prefix=(architecture.multi_token[depth],), multi_token=())
+  return init_cache(one_block, batch, length, dtype, lookahead)

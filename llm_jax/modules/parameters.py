@@ -1,4 +1,4 @@
-"""Which parameters a decoder has."""
+"""The parameters that a decoder has, and the check that given ones are its own."""
 import functools
 import re
 from collections.abc import Mapping
@@ -12,26 +12,27 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.modules.transformer import Transformer
 
-MAIN = re.compile(r'(embedding|positions|prefix_\d+|blocks|final_norm|head)/')  # what the logits are computed from
+MAIN = re.compile(r'(embedding|positions|prefix_\d+|blocks|final_norm|head)/')  # the parameters that the logits read
 
 
-@functools.cache  # architectures are frozen, tracing one takes a moment
+@functools.cache  # architectures are frozen, and tracing one takes about a second
 def parameter_shapes(config: Architecture) -> dict[str, tuple[int, ...]]:
-  """Shapes by path, without making anything."""
+  """The shape of every parameter by its path; no array is made."""
   abstract = jax.eval_shape(Transformer(config).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
   return {path: leaf.shape for path, leaf in paths.leaves(abstract['params'])}
 
 
 def check_params(config: Architecture, params: Any) -> None:
-  """Refuses parameters that are another decoder's. Beside the decoder there may be what it does not read: a
-  classifier's head, blocks that predict further tokens.
+  """Refuses parameters of another decoder.
+
+  There may be more parameters that the decoder's logits do not read: a classifier's head, or multi-token blocks.
 
   Raises:
-    ConfigError: names the first parameter that is missing, left over, of another shape, or no floating-point array.
+    ConfigError: names the first parameter that is missing, unknown, of another shape, or not a floating-point array.
   """
   require(isinstance(params, Mapping), 'params', type(params).__name__,
           'give the parameters, a nested dict of arrays as Transformer.init makes it')
-  require(set(params) != {'params'}, 'params', ['params'], "give what stands below it: params['params']")
+  require(set(params) != {'params'}, 'params', ['params'], "give what is under it: params['params']")
   shapes, found = parameter_shapes(config), dict(paths.leaves(params))
   for path, shape in shapes.items():
     leaf = found.get(path)

@@ -1,4 +1,7 @@
-"""Positions: rotary (Su et al. 2021), with the ways to stretch them to longer contexts, and added sinusoids."""
+"""Positions: rotary (Su et al. 2021) with their scalings to longer sequences, and sinusoids added to the embeddings.
+
+Shapes: B batch, T time, H query heads, K head size.
+"""
 import math
 
 import jax
@@ -15,20 +18,20 @@ from llm_jax.config.model.architecture import (
 )
 from llm_jax.modules.kernels import resolve
 
-Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each float32 [batch, time, K/2]
-STRIDE = 1024  # positions whose turns are taken off in float64, see `_phases`
+Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each float32 [B, T, K/2]
+STRIDE = 1024  # full turns are subtracted in float64 for multiples of this many positions, see `_phases`
 
 
 def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | None = None) -> Rotation:
   """Cosine and sine of position x inverse frequency, float32 whatever the computation's dtype.
 
-  YaRN multiplies both by its magnitude, so that scores grow by its square (Peng et al. 2023, section 3.4).
+  YaRN multiplies both by its magnitude, so that scores are multiplied by its square (Peng et al. 2023, section 3.4).
 
   Args:
     rope: theta and scaling.
-    head_dim: K, the size of what is turned; even.
+    head_dim: K, the size of the vectors that are turned; even.
     positions_BT: int32.
-    kernels: 'cpu' computes them in a loop over rows, 'xla' at once.
+    kernels: 'cpu' computes them in a loop over rows, the others all at once.
   """
   frequencies = inverse_frequencies(rope, head_dim)
   magnitude = rope.scaling.magnitude if isinstance(rope.scaling, YaRNScaling) else 1.0
@@ -37,8 +40,10 @@ def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | 
     phases = _phases(positions, frequencies)
     return magnitude * jnp.cos(phases), magnitude * jnp.sin(phases)
 
-  # XLA:CPU would compute cosine and sine again in every layer, for every head; it keeps what a loop has made.
-  return jax.lax.map(turn, positions_BT) if resolve(kernels) == 'cpu' else turn(positions_BT)
+  if resolve(kernels) == 'cpu':
+    # XLA:CPU would compute cosine and sine again in every layer, for every head. It keeps the results of a loop.
+    return jax.lax.map(turn, positions_BT)
+  return turn(positions_BT)
 
 
 def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
@@ -56,8 +61,8 @@ def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
       low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
       kept = np.clip((turns - low) / (high - low), 0, 1)
     case YaRNScaling() as scaling:
-      # The paper's ramp is linear in the turns; its code, and so every model, in i, between the i that turn beta_fast
-      # and beta_slow times, rounded outward.
+      # In the paper the ramp is linear in the number of turns. In its code, and so in every model, it is linear in i,
+      # between the i that turn beta_fast and beta_slow times, rounded outward.
       index = lambda turns: head_dim / 2 * math.log(scaling.original_length / (2 * math.pi * turns), rope.theta)
       low = max(math.floor(index(scaling.beta_fast)), 0)
       high = min(math.ceil(index(scaling.beta_slow)), head_dim - 1)
@@ -66,7 +71,7 @@ def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
 
 
 def sinusoids(positions: SinusoidalPositions, d_model: int, positions_BT: jax.Array) -> jax.Array:
-  """float32 [batch, time, d_model]: dimension 2i holds sin(position / base^(2i / D)), 2i + 1 the cosine."""
+  """float32 [B, T, d_model]: dimension 2i is sin(position / base^(2i / d_model)), dimension 2i + 1 the cosine."""
   phases = _phases(positions_BT, _geometric(positions.base, d_model))
   return jnp.stack([jnp.sin(phases), jnp.cos(phases)], -1).reshape(*positions_BT.shape, -1)[..., :d_model]
 
@@ -83,10 +88,10 @@ def _geometric(base, size):
 
 
 def _phases(positions, frequencies):
-  """position x frequency up to whole turns, float32 [*positions, K/2].
+  """position x frequency modulo full turns, float32 [*positions, K/2].
 
-  The plain product of two float32 is off by 0.008 radians at position 131,072. Here the turns of whole strides are
-  taken off in float64, before anything is rounded: off by 2e-4. Below STRIDE it is the plain product.
+  The product of two float32 has an error of 0.008 radians at position 131,072. Here the full turns of whole strides are
+  subtracted in float64 before anything is rounded; the error is 2e-4. Below STRIDE the result is the plain product.
   """
   strides, rest = (part[..., None].astype(jnp.float32) for part in jnp.divmod(positions, STRIDE))
   return strides * np.float32(STRIDE * frequencies % (2 * np.pi)) + rest * np.float32(frequencies)

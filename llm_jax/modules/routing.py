@@ -1,6 +1,6 @@
-"""Which experts a token goes to, with which weight, and how evenly the experts are used.
+"""Routing: which experts a token is sent to, with which weights, and how evenly the experts are used.
 
-Here C is the number of experts that a token chooses, `top_k`.
+Shapes: B batch, T time, E experts, X chosen experts.
 """
 import flax.struct
 import jax
@@ -11,11 +11,11 @@ from llm_jax.config.model import architecture as config
 
 @flax.struct.dataclass
 class Routing:
-  """What a router did with a batch, padding left out. Float32; layers of a scan are stacked in front.
+  """Statistics of a router over a batch, without padding. Float32; scanned layers add an axis in front.
 
-  loss_B: the router's weighted auxiliary losses in each sequence, a mean over its tokens; differentiable.
+  loss_B: the weighted sum of the router's auxiliary losses, per sequence a mean over its tokens; differentiable.
   balance_B, z_B: the balance loss and the squared log-sum-exp of the logits, unweighted.
-  load_E: how many tokens chose each expert, before any was dropped.
+  load_E: how many tokens chose each expert, those that were dropped later included.
   """
   loss_B: jax.Array
   balance_B: jax.Array
@@ -25,32 +25,33 @@ class Routing:
 
 def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.Array | None, real_BT: jax.Array
           ) -> tuple[jax.Array, jax.Array, Routing]:
-  """Chooses experts.
+  """Chooses `top_k` experts for each token.
 
   Args:
     logits_BTE: float32.
-    bias_E: of a SigmoidRouter, else None. It chooses and takes no gradient.
-    real_BT: False for padding.
+    bias_E: of a SigmoidRouter, else None. It is added to the scores for the choice only, and gets no gradient.
+    real_BT: bool, False for padding.
 
   Returns:
-    expert_BTC: int32, the chosen experts.
-    weight_BTC: float32, what their outputs are multiplied by.
-    routing: loads and losses.
+    expert_BTX: int32, the chosen experts.
+    weight_BTX: float32, the factors of their outputs.
+    routing: losses and loads.
   """
   match router:
     case config.SoftmaxRouter():
       score_BTE = jax.nn.softmax(logits_BTE)
-      expert_BTC = jax.lax.top_k(jax.lax.stop_gradient(score_BTE), top_k)[1]
+      expert_BTX = jax.lax.top_k(jax.lax.stop_gradient(score_BTE), top_k)[1]
     case config.SigmoidRouter():
       score_BTE = jax.nn.sigmoid(logits_BTE)
-      expert_BTC = _choose_in_groups(router, top_k, jax.lax.stop_gradient(score_BTE + bias_E))
-  is_chosen_BTCE = one_hot(expert_BTC, logits_BTE.shape[-1])
-  weight_BTC = jnp.where(is_chosen_BTCE, score_BTE[:, :, None], 0).sum(-1)
-  # 1e-20 as in DeepSeek-V3's code, should all sigmoids underflow; it changes nothing else.
-  weight_BTC = weight_BTC / (weight_BTC.sum(-1, keepdims=True) + 1e-20)
+      expert_BTX = _choose_in_groups(router, top_k, jax.lax.stop_gradient(score_BTE + bias_E))
+  is_chosen_BTXE = one_hot(expert_BTX, logits_BTE.shape[-1])
+  weight_BTX = jnp.where(is_chosen_BTXE, score_BTE[:, :, None], 0).sum(-1)
+  # 1e-20 as in DeepSeek-V3's code: it avoids 0 / 0 if all sigmoids underflow, and changes nothing else.
+  weight_BTX = weight_BTX / (weight_BTX.sum(-1, keepdims=True) + 1e-20)
 
-  chosen_BTE = is_chosen_BTCE.any(2) & real_BT[:, :, None]
-  load_BE, count_B = chosen_BTE.sum(1, dtype=jnp.float32), real_BT.sum(1, dtype=jnp.float32)
+  chosen_BTE = is_chosen_BTXE.any(2) & real_BT[:, :, None]
+  load_BE = chosen_BTE.sum(1, dtype=jnp.float32)
+  count_B = real_BT.sum(1, dtype=jnp.float32)
   per_token_B = 1 / jnp.maximum(count_B, 1)
   z_B = jnp.where(real_BT, jax.nn.logsumexp(logits_BTE, axis=-1) ** 2, 0).sum(1) * per_token_B
   match router:
@@ -58,30 +59,30 @@ def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.
       balance_B = _batch_balance(load_BE, jnp.where(real_BT[:, :, None], score_BTE, 0).sum(1), count_B)
       loss_B = router.balance_weight * balance_B + router.z_weight * z_B
     case config.SigmoidRouter():
-      weight_BTC *= router.scale
+      weight_BTX *= router.scale
       balance_B = _sequence_balance(score_BTE, top_k, real_BT, per_token_B)
       loss_B = router.sequence_balance_weight * balance_B
-  return expert_BTC, weight_BTC, Routing(loss_B, balance_B, z_B, load_BE.sum(0))
+  return expert_BTX, weight_BTX, Routing(loss_B, balance_B, z_B, load_BE.sum(0))
 
 
-def one_hot(expert_BTC: jax.Array, experts: int) -> jax.Array:
-  """bool [B, T, C, E]; an index of E or more is none of them."""
-  return expert_BTC[..., None] == jnp.arange(experts)
+def one_hot(expert_BTX: jax.Array, experts: int) -> jax.Array:
+  """bool [B, T, X, E]; all false where the index is E or more."""
+  return expert_BTX[..., None] == jnp.arange(experts)
 
 
-def within_capacity(expert_BTC: jax.Array, experts: int, capacity: int) -> jax.Array:
-  """bool [B, T, C]: whether a choice is among the first `capacity` of its expert in its sequence.
+def within_capacity(expert_BTX: jax.Array, experts: int, capacity: int) -> jax.Array:
+  """bool [B, T, X]: whether a choice is among the first `capacity` choices of its expert in its sequence.
 
-  Earlier tokens go first, whatever the rank of the choice, so that no token depends on later ones.
+  Choices are counted in the order of the tokens, whatever their rank, so that no token depends on later tokens.
   """
-  B, T, C = expert_BTC.shape
-  is_chosen = one_hot(expert_BTC, experts).reshape(B, T * C, experts)
+  B, T, X = expert_BTX.shape
+  is_chosen = one_hot(expert_BTX, experts).reshape(B, T * X, experts)
   place = jnp.cumsum(is_chosen, axis=1, dtype=jnp.int32)
-  return jnp.where(is_chosen, place <= capacity, False).any(-1).reshape(B, T, C)
+  return jnp.where(is_chosen, place <= capacity, False).any(-1).reshape(B, T, X)
 
 
 def _choose_in_groups(router, top_k, score_BTE):
-  """The best experts of the best groups (DeepSeek-V3, section 2.1.2, node-limited routing)."""
+  """The top_k experts within the best groups (DeepSeek-V3, section 2.1.2, node-limited routing)."""
   B, T, E = score_BTE.shape
   if router.top_groups < router.groups:
     grouped = score_BTE.reshape(B, T, router.groups, -1)
@@ -92,16 +93,16 @@ def _choose_in_groups(router, top_k, score_BTE):
 
 
 def _batch_balance(load_BE, probability_BE, count_B):
-  """E x sum over experts of (share of tokens) x (mean probability) over the whole batch (Switch Transformers, equations
-  4 to 6, where shares sum to top_k), the same for every sequence. With microbatches, over each of them."""
+  """E x the sum over experts of (share of tokens) x (mean probability), over the whole batch (Switch Transformers,
+  equations 4 to 6; here the shares sum to top_k). All sequences get the same number. Each microbatch has its own."""
   count = jnp.maximum(count_B.sum(), 1)
   share_E, probability_E = load_BE.sum(0) / count, probability_BE.sum(0) / count
   return jnp.broadcast_to(share_E.size * (share_E * probability_E).sum(), count_B.shape)
 
 
 def _sequence_balance(score_BTE, top_k, real_BT, per_token_B):
-  """In each sequence (DeepSeek-V3, equations 17 to 20). The experts that count are the top_k by score alone, as
-  equation 18 has it, whatever bias and groups made of them."""
+  """The balance loss of each sequence (DeepSeek-V3, equations 17 to 20). Its shares count the top_k experts by score
+  alone, as in equation 18, not those chosen with the bias and the groups."""
   E = score_BTE.shape[-1]
   best_BTE = one_hot(jax.lax.top_k(jax.lax.stop_gradient(score_BTE), top_k)[1], E).any(2) & real_BT[..., None]
   share_BE = best_BTE.sum(1, dtype=jnp.float32) * (E / top_k) * per_token_B[:, None]

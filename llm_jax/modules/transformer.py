@@ -1,4 +1,7 @@
-"""The decoder: embedding, blocks, norm, head. The only file with `nn.scan` and `nn.remat`."""
+"""The decoder: embedding, blocks, norm, head. The only file with `nn.scan` and `nn.remat`.
+
+Shapes: B batch, T time, D model width, V vocabulary.
+"""
 import functools
 
 import flax.linen as nn
@@ -23,14 +26,14 @@ from llm_jax.sharding.rules import constrain
 class Transformer(nn.Module):
   """A causal decoder, used as a pure function.
 
-  `apply({'params': params}, tokens_BT, positions, segment_ids)` gives float32 logits [batch, time, vocab].
+  `apply({'params': params}, tokens_BT, positions, segment_ids)` returns float32 logits [batch, time, vocab].
   positions [batch, time] default to 0..T-1. With segment_ids [batch, time], attention stays inside a segment.
-  With a `cache` (see `init_cache`), the tokens are appended to it and see what it holds, positions go on where it ends,
-  segment_ids only tell padding (0) from tokens, and (logits, cache) comes back.
-  Dropout is active exactly when `rngs={'dropout': key}` is given. Ids outside of the vocabulary are not noticed.
+  With a `cache` (see `init_cache`) the tokens are appended to it and attend to its entries; positions continue from its
+  end; segment_ids only distinguish padding (0) from tokens; and the result is (logits, cache).
+  Dropout is active exactly when `rngs={'dropout': key}` is given. Ids outside of the vocabulary are not detected.
 
   Raises:
-    ConfigError: tokens that are no integers [batch, time], or more of them than there are learned positions.
+    ConfigError: tokens that are not integers [batch, time], or more of them than there are learned positions.
   """
   config: config.Architecture
   execution: Execution = Execution()
@@ -46,9 +49,9 @@ class Transformer(nn.Module):
       scan = nn.scan(Pattern, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
                      in_axes=(0, nn.broadcast), length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
       self.blocks = scan(c, self.execution)
-    ahead = lambda block: MultiToken(block, self.execution, c.init.std,
-                                     functools.partial(make_block, c, block, self.execution))
-    self.multi_token = [ahead(block) for block in c.multi_token]
+    self.multi_token = [
+        MultiToken(block, self.execution, c.init.std, functools.partial(make_block, c, block, self.execution))
+        for block in c.multi_token]
     self.final_norm = Norm(c.norm, self.execution) if c.norm else lambda x: x
     if not c.tied_head:
       self.head = Embedding(c.vocab_size, c.d_model, dtype, c.init.std)
@@ -56,26 +59,31 @@ class Transformer(nn.Module):
   def __call__(self, tokens_BT, positions=None, segment_ids=None, cache: Cache | None = None):
     check_inputs(tokens_BT, positions, segment_ids)
     if cache is None:
-      # Only training reads the blocks that predict further, but they are made with the rest.
-      features = (lambda *args: self.features_ahead(*args)[0][0]) if self.is_initializing() else self.features
-      return self.logits(features(tokens_BT, positions, segment_ids))
-    x_BTD, cache, _ = self.run(tokens_BT, positions, segment_ids, cache)
+      if self.is_initializing():
+        # Only training runs the multi-token blocks, but `init` must make their parameters too.
+        (x_BTD, *_), _ = self.features_ahead(tokens_BT, positions, segment_ids)
+      else:
+        x_BTD = self.features(tokens_BT, positions, segment_ids)
+      return self.logits(x_BTD)
+    x_BTD, cache, _ = self.forward(tokens_BT, positions, segment_ids, cache)
     return self.logits(x_BTD), cache
 
   def features(self, tokens_BT, positions=None, segment_ids=None) -> jax.Array:
-    """What the head reads: the last layer's normed output, [batch, time, d_model] in the compute dtype."""
-    return self.run(tokens_BT, positions, segment_ids, None)[0]
+    """The input of the head: the last layer's normed output, [batch, time, d_model] in the compute dtype."""
+    x_BTD, _, _ = self.forward(tokens_BT, positions, segment_ids, None)
+    return x_BTD
 
   def features_ahead(self, tokens_BT, positions=None, segment_ids=None
                      ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
-    """`features`, then, for each block of `multi_token`, what the head reads to predict one token further; and what
-    each router did.
+    """`features`, then for each block of `multi_token` the features that predict one token further; and the statistics
+    of each router.
 
-    The k-th entry after the first stands at position i for token i + k + 1. In the last k positions of a document it
-    has read what is not its own: they must not be scored.
+    Entry k (k > 0) predicts at position i token i + k + 1. At the last k positions of a document it has read tokens
+    of the next document, so these positions must not be scored.
     """
-    x_BTD, _, routings = self.run(tokens_BT, positions, segment_ids, None)
-    features, inputs = [x_BTD], self.layer_inputs(tokens_BT, positions, segment_ids)
+    x_BTD, _, routings = self.forward(tokens_BT, positions, segment_ids, None)
+    features = [x_BTD]
+    inputs = self.layer_inputs(tokens_BT, positions, segment_ids)
     arrange, restore = inputs.split.arrange, inputs.split.restore
     x_BTD = arrange(x_BTD) if self.multi_token else x_BTD
     for k, module in enumerate(self.multi_token, 1):
@@ -87,11 +95,11 @@ class Transformer(nn.Module):
 
   def draft(self, x_BTD: jax.Array, next_BT: jax.Array, cache: Cache, positions=None, segment_ids=None, depth: int = 0
             ) -> tuple[jax.Array, jax.Array, Cache]:
-    """What block `depth` of `multi_token` expects after next_BT, the tokens that follow those that x_BTD stands for.
+    """Predicts with block `depth` of `multi_token` what comes after next_BT, the tokens that follow those of x_BTD.
 
     Args:
-      x_BTD: `features` at depth 0; at depth k what `draft` returned at depth k - 1.
-      cache: of `init_draft_cache` for this depth; it must have read all earlier positions.
+      x_BTD: `features` at depth 0; at depth k the hidden states that `draft` returned at depth k - 1.
+      cache: of `init_draft_cache` for this depth; it must hold all earlier positions.
       positions, segment_ids: of x_BTD, as in `__call__`.
 
     Returns:
@@ -104,19 +112,25 @@ class Transformer(nn.Module):
     x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), inputs, cache.prefix[0])
     return self.logits(ahead_BTD), x_BTD, cache.replace(prefix=(block_cache,))
 
-  def run(self, tokens_BT, positions, segment_ids, cache: Cache | None
+  def forward(self, tokens_BT, positions, segment_ids, cache: Cache | None
           ) -> tuple[jax.Array, Cache | None, dict[str, Routing | None]]:
-    """The forward pass up to the head; and what the router of each block did, by the block's path in the parameters,
-    layers of the pattern stacked."""
+    """The forward pass up to the head.
+
+    Returns the head's input; the cache; and the statistics of each block's router, by the block's path in the
+    parameters, with an axis of the layers for a block of the pattern.
+    """
     c, length = self.config, tokens_BT.shape[1]
-    require(positions is not None or c.max_length is None or length <= c.max_length, 'tokens', f'{length} in a row',
+    fits = c.max_length is None or length <= c.max_length
+    require(positions is not None or fits, 'tokens', f'{length} in a row',
             f'there are {c.max_length} learned positions: shorten the rows')
     if positions is None and cache is not None:
-      positions = cache.next + jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    first, rest, slots = [None] * len(c.prefix), (None,) * len(c.pattern), None
+      positions = cache.next + jnp.broadcast_to(jnp.arange(length), tokens_BT.shape)
+    slots = None
+    prefix_caches = [None] * len(c.prefix)
+    pattern_caches = (None,) * len(c.pattern)
     if cache is not None:
       cache, slots = cache.append(positions, segment_ids)
-      first, rest = list(cache.prefix), cache.pattern
+      prefix_caches, pattern_caches = list(cache.prefix), cache.pattern
     inputs = self.layer_inputs(tokens_BT, positions, segment_ids, slots)
     x_BTD = self.embed(inputs.split.arrange(tokens_BT))
     match c.positions:
@@ -128,11 +142,13 @@ class Transformer(nn.Module):
 
     routings = {}
     for i, block in enumerate(self.prefix):
-      x_BTD, first[i], routings[f'prefix_{i}'] = block(x_BTD, inputs, first[i], None)
+      x_BTD, prefix_caches[i], routings[f'prefix_{i}'] = block(x_BTD, inputs, prefix_caches[i], None)
     if c.repeats:
-      (x_BTD, rest), stacked = self.blocks((x_BTD, rest), jnp.arange(c.repeats), inputs)
+      carry = (x_BTD, pattern_caches)
+      (x_BTD, pattern_caches), stacked = self.blocks(carry, jnp.arange(c.repeats), inputs)
       routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
-    cache = cache and cache.replace(prefix=tuple(first), pattern=rest)
+    if cache is not None:
+      cache = cache.replace(prefix=tuple(prefix_caches), pattern=pattern_caches)
     return inputs.split.restore(self.final_norm(x_BTD)), cache, routings
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
@@ -142,15 +158,16 @@ class Transformer(nn.Module):
     return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
   def layer_inputs(self, tokens_BT, positions, segment_ids, slots=None) -> LayerInputs:
-    """What all blocks share; `positions` of None are 0..T-1.
+    """What all blocks get; `positions` of None are 0..T-1.
 
-    Rows are split over devices in training alone, and not where attention weights are dropped.
+    Rows are split over devices only in training, and not with attention dropout.
     """
     c, angles = self.config, {}
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     split = WHOLE
-    if slots is None and not (c.dropout and self.has_rng('dropout')):
+    drops_weights = c.dropout and self.has_rng('dropout')
+    if slots is None and not drops_weights:
       split = context_split(tokens_BT.shape[1], self.execution.context_attention)
     positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))
     if isinstance(c.positions, config.RoPE):
@@ -172,8 +189,9 @@ class Transformer(nn.Module):
 
 
 def check_inputs(tokens_BT, positions, segment_ids) -> None:
-  """Refuses what is no integer array [batch, time], or not in the tokens' shape."""
-  kind, shape = str(getattr(tokens_BT, 'dtype', type(tokens_BT).__name__)), getattr(tokens_BT, 'shape', ())
+  """Refuses tokens that are not an integer array [batch, time], and positions or segments of another shape."""
+  kind = str(getattr(tokens_BT, 'dtype', type(tokens_BT).__name__))
+  shape = getattr(tokens_BT, 'shape', ())
   require(len(shape) == 2 and jnp.issubdtype(tokens_BT.dtype, jnp.integer), 'tokens', f'{kind} {list(shape)}',
           'give an integer array [batch, time]')
   for name, given in (('positions', positions), ('segment_ids', segment_ids)):
@@ -181,36 +199,40 @@ def check_inputs(tokens_BT, positions, segment_ids) -> None:
 
 
 class Pattern(nn.Module):
-  """The blocks of one repeat, as the body of a scan: (x, caches) is carried, the layer's number comes in."""
+  """The blocks of one repeat of the pattern, as the body of a scan that carries (x, caches) and counts the layers."""
   config: config.Architecture
   execution: Execution
 
   @nn.compact
   def __call__(self, carry, layer, inputs):
-    x_BTD, caches = carry[0], list(carry[1])
+    x_BTD, caches = carry
+    caches = list(caches)
     routings = [None] * len(caches)
-    for i, block in enumerate(self.config.pattern):
-      run = make_block(self.config, block, self.execution, name=f'block_{i}', scanned=True)
-      x_BTD, caches[i], routings[i] = run(x_BTD, inputs, caches[i], layer)
+    for i, block_config in enumerate(self.config.pattern):
+      block = make_block(self.config, block_config, self.execution, name=f'block_{i}', scanned=True)
+      x_BTD, caches[i], routings[i] = block(x_BTD, inputs, caches[i], layer)
     return (x_BTD, tuple(caches)), tuple(routings)
 
 
 def named_blocks(c: config.Architecture) -> dict[str, config.AnyBlock]:
-  """Every block by its path in the parameters; one of the pattern stands for its repeats."""
-  pattern = c.pattern if c.repeats else ()
-  return {**{f'prefix_{i}': block for i, block in enumerate(c.prefix)},
-          **{f'blocks/block_{i}': block for i, block in enumerate(pattern)},
-          **{f'multi_token_{k}/block': block for k, block in enumerate(c.multi_token)}}
+  """Every block by its path in the parameters; a block of the pattern appears once for all its repeats."""
+  named = {f'prefix_{i}': block for i, block in enumerate(c.prefix)}
+  if c.repeats:
+    named |= {f'blocks/block_{i}': block for i, block in enumerate(c.pattern)}
+  return named | {f'multi_token_{k}/block': block for k, block in enumerate(c.multi_token)}
 
 
 def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execution, name: str | None = None,
                scanned: bool = False) -> Block:
-  """A block under the execution's remat policy. scanned: it stands in the body of `nn.scan`."""
-  policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-  kind = Block if execution.remat == 'none' else nn.remat(
-      Block, policy=policies[execution.remat],
-      # Else XLA may find that a block is computed twice, and keep what was to be forgotten. In a loop's body it cannot.
-      prevent_cse=execution.unrolled or not scanned)
-  residual_std = c.init.std / (2 * c.num_layers) ** 0.5 if c.init.residual_std is None else c.init.residual_std
+  """A block under the execution's remat policy. scanned: whether it is in the body of `nn.scan`."""
+  kind = Block
+  if execution.remat != 'none':
+    policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    # Otherwise XLA may notice that a block is computed twice and keep the activations; in a loop body it cannot.
+    prevent_cse = execution.unrolled or not scanned
+    kind = nn.remat(Block, policy=policies[execution.remat], prevent_cse=prevent_cse)
+  residual_std = c.init.residual_std
+  if residual_std is None:
+    residual_std = c.init.std / (2 * c.num_layers) ** 0.5
   return kind(block, execution, c.init.std, residual_std, c.dropout, name=name)
 

@@ -1,4 +1,7 @@
-"""The time axis in chunks, so that the logits of a whole batch never exist."""
+"""The time axis in chunks, so that the logits of a whole batch never exist.
+
+Shapes: B batch, T time.
+"""
 import jax
 import jax.numpy as jnp
 

@@ -1,4 +1,7 @@
-"""Classifying texts: a linear head on what the decoder says of a text's last token."""
+"""Classifying texts: a linear head on what the decoder says of a text's last token.
+
+Shapes: B batch, T time, D model width, C classes.
+"""
 import dataclasses
 from typing import Any, ClassVar
 

@@ -1,11 +1,14 @@
-"""Next-token cross-entropy that never holds the logits of the whole batch."""
+"""Next-token cross-entropy that never holds the logits of the whole batch.
+
+Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
+"""
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels import resolve, wide
+from llm_jax.modules.kernels import accum_dtype, resolve
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.sharding.rules import constrain, split_counts
@@ -50,9 +53,9 @@ def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, 
   w = w_VD.astype(x_BTD.dtype)
 
   def step(sums, inputs):
-    x_BCD, targets_BC, weights_BC = inputs
-    per_token, _ = _losses(head_logits(x_BCD, w, soft_cap), targets_BC, z_loss)
-    return _add(sums, per_token, weights_BC), None
+    x_BLD, targets_BL, weights_BL = inputs
+    per_token, _ = _losses(head_logits(x_BLD, w, soft_cap), targets_BL, z_loss)
+    return _add(sums, per_token, weights_BL), None
 
   sums, _ = jax.lax.scan(step, _zero_sums(x_BTD, per_row), split(chunk, x_BTD, targets_BT, weights_BT))
   return sums.pop('total'), sums
@@ -63,26 +66,26 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
 
   def step(carry, inputs):
     sums, dw = carry
-    x_BCD, targets_BC, weights_BC = inputs
-    logits_BCV = head_logits(x_BCD, w, soft_cap)
-    per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC) = _losses(logits_BCV, targets_BC, z_loss)
+    x_BLD, targets_BL, weights_BL = inputs
+    logits_BLV = head_logits(x_BLD, w, soft_cap)
+    per_token, (exp_BLV, exp_sum_BL, lse_BL, target_BL) = _losses(logits_BLV, targets_BL, z_loss)
     # d total / d logits = weight ((1 + 2 z_loss lse) softmax - onehot) = scale (exp - ones onehot). The scale, one
     # number a token, multiplies the vectors of length D, not the far longer ones of length V.
-    ones_BC = exp_sum_BC / (1 + 2 * z_loss * lse_BC)
-    scale_BC1 = (weights_BC / ones_BC)[..., None]
-    d_BCV = exp_BCV
+    ones_BL = exp_sum_BL / (1 + 2 * z_loss * lse_BL)
+    scale_BL1 = (weights_BL / ones_BL)[..., None]
+    d_BLV = exp_BLV
     if soft_cap is not None:  # d logits / d (x w') = 1 - tanh^2
-      d_BCV *= 1 - jnp.square(logits_BCV / soft_cap)
-      ones_BC *= 1 - jnp.square(target_BC / soft_cap)
-    d_BCV = _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels).astype(x_BCD.dtype)
-    dx_BCD = jax.lax.dot_general(d_BCV, w, (((2,), (0,)), ((), ())), preferred_element_type=wide(x_BCD))
-    dx_BCD = (scale_BC1 * dx_BCD).astype(x_BCD.dtype)
-    dw += _head_gradient((scale_BC1 * x_BCD).astype(x_BCD.dtype), d_BCV, devices, dw.dtype)
-    return (_add(sums, per_token, weights_BC), dw), (dx_BCD, per_token['total'])
+      d_BLV *= 1 - jnp.square(logits_BLV / soft_cap)
+      ones_BL *= 1 - jnp.square(target_BL / soft_cap)
+    d_BLV = _subtract_one_hot(d_BLV, targets_BL, ones_BL, kernels).astype(x_BLD.dtype)
+    dx_BLD = jax.lax.dot_general(d_BLV, w, (((2,), (0,)), ((), ())), preferred_element_type=accum_dtype(x_BLD))
+    dx_BLD = (scale_BL1 * dx_BLD).astype(x_BLD.dtype)
+    dw += _head_gradient((scale_BL1 * x_BLD).astype(x_BLD.dtype), d_BLV, devices, dw.dtype)
+    return (_add(sums, per_token, weights_BL), dw), (dx_BLD, per_token['total'])
 
   inputs = split(chunk, x_BTD, targets_BT, weights_BT)
   devices = _devices(inputs[1][0])
-  carry = _zero_sums(x_BTD, per_row), jnp.zeros((*devices, *w_VD.shape[::-1]), wide(x_BTD))
+  carry = _zero_sums(x_BTD, per_row), jnp.zeros((*devices, *w_VD.shape[::-1]), accum_dtype(x_BTD))
   (sums, dw), (dx, dweights) = jax.lax.scan(step, carry, inputs)
   dw_DV = dw.sum(tuple(range(len(devices))))
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
@@ -98,59 +101,59 @@ def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-def head_logits(x_BCD: jax.Array, w_VD: jax.Array, soft_cap: float | None) -> jax.Array:
+def head_logits(x_BLD: jax.Array, w_VD: jax.Array, soft_cap: float | None) -> jax.Array:
   """x w', float32 [batch, positions, vocab], w of x's dtype; with a soft cap as in `chunked_cross_entropy`."""
-  logits_BCV = jax.lax.dot_general(x_BCD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=wide(x_BCD))
-  return logits_BCV if soft_cap is None else soft_cap * jnp.tanh(logits_BCV / soft_cap)
+  logits_BLV = jax.lax.dot_general(x_BLD, w_VD, (((2,), (1,)), ((), ())), preferred_element_type=accum_dtype(x_BLD))
+  return logits_BLV if soft_cap is None else soft_cap * jnp.tanh(logits_BLV / soft_cap)
 
 
-def _devices(targets_BC):
+def _devices(targets_BL):
   """How many share the rows, and the time, of a chunk; nothing where there is one device."""
-  counts = split_counts(targets_BC.shape, 'batch', 'seq')
+  counts = split_counts(targets_BL.shape, 'batch', 'seq')
   return counts if math.prod(counts) > 1 else ()
 
 
-def _head_gradient(x_BCD, d_BCV, devices, dtype):
+def _head_gradient(x_BLD, d_BLV, devices, dtype):
   """x' d of the tokens that each device holds, [*devices, D, V]. Summed over devices here, all of it would go over the
   network once a chunk."""
   rows, times = devices or (1, 1)
 
-  def by_device(a):  # [B, C, K] -> [*devices, tokens, K]
-    B, C, K = a.shape
-    return jnp.moveaxis(a.reshape(rows, B // rows, times, C // times, K), 2, 1).reshape(*devices, -1, K)
+  def by_device(a):  # [B, L, size] -> [*devices, tokens, size]
+    B, L, size = a.shape
+    return jnp.moveaxis(a.reshape(rows, B // rows, times, L // times, size), 2, 1).reshape(*devices, -1, size)
 
   # Not d' x, [V, D]: XLA on CPU would transpose d, the larger, and take the slower of its two products.
-  x, d, n = barrier(jnp.swapaxes(by_device(x_BCD), -1, -2)), by_device(d_BCV), len(devices)
+  x, d, n = barrier(jnp.swapaxes(by_device(x_BLD), -1, -2)), by_device(d_BLV), len(devices)
   dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (tuple(range(n)),) * 2), preferred_element_type=dtype)
   return constrain(dw, *('batch', 'seq')[:n], None, 'vocab')
 
 
-def _losses(logits_BCV, targets_BC, z_loss):
+def _losses(logits_BLV, targets_BL, z_loss):
   """Per token 'total', 'nll', 'correct', 'z'; and exp(logits - max), its sum, the log-sum-exp, the target's logit."""
-  top_BC = logits_BCV.max(-1)
-  exp_BCV = jnp.exp(logits_BCV - top_BC[..., None])
-  exp_sum_BC = exp_BCV.sum(-1)
-  lse_BC = jnp.log(exp_sum_BC) + top_BC
-  target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
-  nll_BC, z_BC = lse_BC - target_BC, jnp.square(lse_BC)
-  per_token = {'total': nll_BC + z_loss * z_BC, 'nll': nll_BC, 'z': z_BC,
-               'correct': (target_BC >= top_BC).astype(nll_BC.dtype)}
-  return per_token, (exp_BCV, exp_sum_BC, lse_BC, target_BC)
+  top_BL = logits_BLV.max(-1)
+  exp_BLV = jnp.exp(logits_BLV - top_BL[..., None])
+  exp_sum_BL = exp_BLV.sum(-1)
+  lse_BL = jnp.log(exp_sum_BL) + top_BL
+  target_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+  nll_BL, z_BL = lse_BL - target_BL, jnp.square(lse_BL)
+  per_token = {'total': nll_BL + z_loss * z_BL, 'nll': nll_BL, 'z': z_BL,
+               'correct': (target_BL >= top_BL).astype(nll_BL.dtype)}
+  return per_token, (exp_BLV, exp_sum_BL, lse_BL, target_BL)
 
 
-def _subtract_one_hot(d_BCV, targets_BC, ones_BC, kernels):
-  B, C, V = d_BCV.shape
+def _subtract_one_hot(d_BLV, targets_BL, ones_BL, kernels):
+  B, L, V = d_BLV.shape
   if kernels == 'cpu':
-    return barrier(d_BCV.at[jnp.arange(B)[:, None], jnp.arange(C)[None], targets_BC].add(-ones_BC))
-  return d_BCV - jnp.where(jnp.arange(V) == targets_BC[..., None], ones_BC[..., None], 0)
+    return barrier(d_BLV.at[jnp.arange(B)[:, None], jnp.arange(L)[None], targets_BL].add(-ones_BL))
+  return d_BLV - jnp.where(jnp.arange(V) == targets_BL[..., None], ones_BL[..., None], 0)
 
 
 def _zero_sums(x_BTD, per_row):
-  sums = {name: jnp.zeros((), wide(x_BTD)) for name in ('total', 'nll', 'z', 'correct')}
-  return {**sums, 'nll_B': constrain(jnp.zeros(len(x_BTD), wide(x_BTD)), 'batch')} if per_row else sums
+  sums = {name: jnp.zeros((), accum_dtype(x_BTD)) for name in ('total', 'nll', 'z', 'correct')}
+  return {**sums, 'nll_B': constrain(jnp.zeros(len(x_BTD), accum_dtype(x_BTD)), 'batch')} if per_row else sums
 
 
-def _add(sums, per_token, weights_BC):
+def _add(sums, per_token, weights_BL):
   """The sums with those of a chunk."""
-  added = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BC), {name: sums[name] for name in per_token}, per_token)
-  return {**added, 'nll_B': sums['nll_B'] + (per_token['nll'] * weights_BC).sum(1)} if 'nll_B' in sums else added
+  added = jax.tree.map(lambda s, t: s + jnp.sum(t * weights_BL), {name: sums[name] for name in per_token}, per_token)
+  return {**added, 'nll_B': sums['nll_B'] + (per_token['nll'] * weights_BL).sum(1)} if 'nll_B' in sums else added

@@ -1,4 +1,7 @@
-"""Next-token prediction."""
+"""Next-token prediction.
+
+Shapes: B batch, T time, D model width, V vocabulary, E experts.
+"""
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Log-probabilities of given tokens, for objectives that are not sums over tokens."""
+"""Log-probabilities of given tokens, for objectives that are not sums over tokens.
+
+Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
+"""
 import functools
 
 import jax
@@ -34,10 +37,10 @@ def _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels):
   w = w_VD.astype(x_BTD.dtype)
 
   def one(inputs):
-    x_BCD, targets_BC = inputs
-    logits_BCV = head_logits(x_BCD, w, soft_cap)
-    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], -1)[..., 0]
-    return chosen_BC - jax.nn.logsumexp(logits_BCV, -1)
+    x_BLD, targets_BL = inputs
+    logits_BLV = head_logits(x_BLD, w, soft_cap)
+    chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+    return chosen_BL - jax.nn.logsumexp(logits_BLV, -1)
 
   return join(jax.lax.map(one, split(chunk, x_BTD, targets_BT)), targets_BT.shape[1])
 

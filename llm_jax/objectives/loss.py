@@ -1,4 +1,7 @@
-"""What every objective returns: sums, never means."""
+"""What every objective returns: sums, never means.
+
+Shapes: B batch.
+"""
 from collections.abc import Sequence
 from typing import Any
 

@@ -72,7 +72,7 @@ def draw(architecture: Architecture, title: str = '') -> str:
   start = trunk
   for depth, block in enumerate(c.multi_token, 1):
     assert start is not None
-    start = _draw_further_token(canvas, block, c.d_model, start, depth)
+    start = _draw_mtp(canvas, block, c.d_model, start, depth)
   return canvas.svg(title, _summary(c))
 
 
@@ -216,7 +216,7 @@ def _draw_feed_forward(canvas: Canvas, feed_forward: FeedForward, d_model: int) 
       canvas.box('dense', title, lines, icon='gated' if isinstance(feed_forward, GLU) else 'mlp')
 
 
-def _draw_further_token(canvas: Canvas, block: AnyBlock, d_model: int, start: tuple[float, float], depth: int
+def _draw_mtp(canvas: Canvas, block: AnyBlock, d_model: int, start: tuple[float, float], depth: int
                         ) -> tuple[float, float]:
   """A depth of multi-token prediction (DeepSeek-V3, figure 3), beside what it reads from; where the next one starts."""
   feed_forward = 'experts' if isinstance(block.feed_forward, MixtureOfExperts) else 'dense'

@@ -53,10 +53,10 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_l
       split += [('fsdp', 'kv_rank', attention.kv_rank), ('fsdp', 'q_rank', attention.q_rank or 0)]
     if isinstance(layer, MixtureOfExperts):
       split.append(('expert', 'num_experts', layer.num_experts))
-      wide = [layer.expert] if layer.shared is None else [layer.expert, layer.shared]
+      dense = [layer.expert] if layer.shared is None else [layer.expert, layer.shared]
     else:
-      wide = [layer]
-    split += [('tensor', 'd_ff', each.width(architecture.d_model)) for each in wide]
+      dense = [layer]
+    split += [('tensor', 'd_ff', each.width(architecture.d_model)) for each in dense]
   for axis, what, size in split:
     require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
             f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '

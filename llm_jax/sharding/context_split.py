@@ -20,7 +20,7 @@ class ContextSplit:
   form: of attention, 'gather' or 'ring' (see `modules/kernels/context_attention.py`).
   """
   devices: int = 1
-  form: str = 'gather'
+  method: str = 'gather'
 
   @property
   def axis(self) -> str:
@@ -77,10 +77,10 @@ def devices_in_time() -> int:
   return max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
 
 
-def context_split(length: int, form: str) -> ContextSplit:
+def context_split(length: int, method: str) -> ContextSplit:
   """The split of rows of `length` tokens over the mesh of `jax.set_mesh`.
 
   Rows that do not cut into two chunks a device are not split here (`check.check_divides` refuses them for training).
   """
   devices = devices_in_time()
-  return ContextSplit(devices, form) if length % (2 * devices) == 0 else WHOLE
+  return ContextSplit(devices, method) if length % (2 * devices) == 0 else WHOLE

@@ -13,7 +13,7 @@ from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.run import Mesh
-from llm_jax.decode.generate import Run, bucket, generate, prefill, stream
+from llm_jax.decode.generate import Program, bucket, generate, prefill, stream
 from llm_jax.decode.request import make_choice, make_request
 from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
@@ -88,9 +88,9 @@ def test_pieces_of_a_prompt_bound_its_memory():
   params = make_params(LLAMA)
 
   def beside_the_cache(chunk):
-    run = Run(LLAMA, Execution(kernels='xla'), GREEDY, (), prefill_chunk=chunk)
+    program = Program(LLAMA, Execution(kernels='xla'), GREEDY, (), prefill_chunk=chunk)
     shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
-    return prefill.lower(run, params, jax.random.key(0), shape(1, 1_024), shape(1), 16).compile(
+    return prefill.lower(program, params, jax.random.key(0), shape(1, 1_024), shape(1), 16).compile(
         ).memory_analysis().temp_size_in_bytes
 
   assert beside_the_cache(64) < beside_the_cache(1_024) / 3

@@ -14,9 +14,9 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, Block, LatentAttention, MixtureOfExperts, RMSNorm
 from llm_jax.config.run import Mesh
 from llm_jax.decode.drafting import HeadsDraft, ModelDraft
-from llm_jax.decode.generate import Run, generate
+from llm_jax.decode.generate import Program, generate
 from llm_jax.decode.sampling import Greedy, Sampling, distribution, init_seen
-from llm_jax.decode.speculative import begin, proceed, speculate, stream_speculated
+from llm_jax.decode.speculative import decode, prefill, speculate, stream_speculated
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
@@ -77,27 +77,29 @@ HEADS = {
 
 @pytest.mark.parametrize('name', HEADS)
 def test_heads_draft(name):
-  """The same tokens; and what the heads guess, after rounds that kept more and less, is what they say uncached."""
+  """The same tokens; and what the heads draft, after rounds that accepted more and fewer tokens, is what they
+  predict without a cache."""
   config, params = HEADS[name], make_params(HEADS[name])
   expected = generate(config, params, PROMPTS, NEW).tokens
   assert speculate(config, params, PROMPTS, NEW).tokens == expected
 
-  run = Run(config, Execution(unroll=False), Greedy(), (), lookahead=len(config.multi_token))
-  drafter = HeadsDraft(run, len(config.multi_token))
+  program = Program(config, Execution(unroll=False), Greedy(), (), lookahead=len(config.multi_token))
+  drafter = HeadsDraft(program, len(config.multi_token))
   padded = np.array([[0] * (8 - len(prompt)) + prompt for prompt in PROMPTS])
-  state = begin(run, drafter, params, params, jax.random.key(0), padded, np.array([3, 1, 7]), NEW)
-  state = proceed(run, drafter, params, params, jax.random.key(0), state, NEW - 5)
+  state = prefill(program, drafter, params, params, jax.random.key(0), padded, np.array([3, 1, 7]), NEW)
+  state = decode(program, drafter, params, params, jax.random.key(0), state, NEW - 5)
   step = int(state.step)
   newest = state.tokens_BN[:, step - 1]
   pick = lambda logits_BV, seen_BV, k: (logits_BV.argmax(-1).astype(jnp.int32), logits_BV)
-  _, guesses = jax.jit(lambda state: drafter.guess(params, state.draft, newest, state.positions_B, None, pick))(state)
+  draft = jax.jit(lambda state: drafter.draft(params, state.drafter_state, newest, state.positions_B, None, pick))
+  _, drafts = draft(state)
   ahead = jax.jit(lambda tokens: [Transformer(config).apply({'params': params}, x, method='logits') for x in
                   Transformer(config).apply({'params': params}, tokens, method='features_ahead')[0][1:]])
   for row, prompt in enumerate(PROMPTS):
-    text = [*prompt, *state.tokens_BN[row, :step].tolist(), *guesses.tokens_KB[:, row].tolist()]
+    text = [*prompt, *state.tokens_BN[row, :step].tolist(), *drafts.tokens_KB[:, row].tolist()]
     n = len(prompt) + step - 1
     logits = ahead(np.array([text + [0] * (24 - len(text))]))
-    for k, q_BV in enumerate(guesses.q_KBV):
+    for k, q_BV in enumerate(drafts.q_KBV):
       np.testing.assert_allclose(q_BV[row], logits[k][0, n - 1], atol=2e-4)
 
 
@@ -168,28 +170,28 @@ def surprise(drawn, probabilities):
   return scipy.stats.chi2.sf(((counts - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1)
 
 
-def draw_many(run, drafter, params, draft_params):
+def draw_many(program, drafter, params, draft_params):
   """Texts of each of the two rows, which end at different times and hold each other up; and the acceptance rate."""
   padded = jnp.array([[0] * 15 + TINY_PROMPTS[0], [0] * 13 + TINY_PROMPTS[1]])
 
   @jax.jit
   def draw(key):
-    state = begin(run, drafter, params, draft_params, key, padded, jnp.array([1, 3]), LENGTH)
-    state = proceed(run, drafter, params, draft_params, key, state, LENGTH)
-    return state.tokens_BN[:, :LENGTH], state.lengths_B, state.kept.sum(), state.drafted.sum()
+    state = prefill(program, drafter, params, draft_params, key, padded, jnp.array([1, 3]), LENGTH)
+    state = decode(program, drafter, params, draft_params, key, state, LENGTH)
+    return state.tokens_BN[:, :LENGTH], state.lengths_B, state.accepted.sum(), state.drafted.sum()
 
-  tokens, lengths, kept, drafted = map(np.array, jax.vmap(draw)(jax.random.split(jax.random.key(0), SEEDS)))
+  tokens, lengths, accepted, drafted = map(np.array, jax.vmap(draw)(jax.random.split(jax.random.key(0), SEEDS)))
   texts = [[tuple(text[:length].tolist()) for text, length in zip(tokens[:, row], lengths[:, row], strict=True)]
            for row in range(2)]
-  return texts, kept.sum() / drafted.sum()
+  return texts, accepted.sum() / drafted.sum()
 
 
 @pytest.mark.parametrize('sampling', [
   Sampling(1.3), pytest.param(Sampling(0.9, top_k=3, repetition_penalty=1.5), marks=pytest.mark.slow)])
 def test_draws_follow_the_model(sampling):
   params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
-  run = Run(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
-  texts, rate = draw_many(run, ModelDraft(run, DRAFTED), params, draft)
+  program = Program(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
+  texts, rate = draw_many(program, ModelDraft(program, DRAFTED), params, draft)
   assert 0.05 < rate < 0.95
   for row, prompt in zip(texts, TINY_PROMPTS, strict=True):
     assert surprise(row, exact(TINY, params, prompt, sampling)) > 1e-3
@@ -200,8 +202,8 @@ def test_draws_follow_the_model(sampling):
 def test_draws_with_heads_follow_the_model():
   config, sampling = dataclasses.replace(TINY, multi_token=TINY.pattern * 2), Sampling(0.8)
   params = make_params(config, scale=2.0)
-  run = Run(config, Execution(), sampling, (STOP,), lookahead=2)
-  texts, rate = draw_many(run, HeadsDraft(run, 2), params, params)
+  program = Program(config, Execution(), sampling, (STOP,), lookahead=2)
+  texts, rate = draw_many(program, HeadsDraft(program, 2), params, params)
   assert 0.05 < rate < 0.95
   for row, prompt in zip(texts, TINY_PROMPTS, strict=True):
     assert surprise(row, exact(TINY, params, prompt, sampling)) > 1e-3

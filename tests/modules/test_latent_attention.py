@@ -101,7 +101,7 @@ def test_cached_equals_deepseek(attention, sizes):
     pieces.append(y_piece)
     start += size
   np.testing.assert_allclose(np.concatenate(pieces, 1), y, atol=1e-5)
-  assert [part.shape for part in cache.prefix[0].parts] == [(B, T + 2, R), (B, T + 2, ROPE)]
+  assert [array.shape for array in cache.prefix[0].arrays] == [(B, T + 2, R), (B, T + 2, ROPE)]
 
 
 def test_the_scale_is_the_configurations():

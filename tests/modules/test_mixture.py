@@ -15,7 +15,7 @@ from llm_jax.config.model.architecture import GLU, MLP, MixtureOfExperts, Sigmoi
 from llm_jax.modules import mixture
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.feed_forward import ACTIVATIONS
-from llm_jax.modules.kernels.experts import collect, grouped_linear, sort_rows, spread
+from llm_jax.modules.kernels.experts import combine, dispatch, grouped_linear, sort_rows
 from llm_jax.modules.layer_inputs import LayerInputs
 
 B, T, D, F, E = 3, 12, 16, 24, 8
@@ -126,11 +126,11 @@ def dense(config, tree, x, segments):
   act = ACTIVATIONS[config.expert.activation]
   weights = {name: tree['experts'][name]['w'] for name in tree['experts']}
 
-  def serve(leaves, x):
+  def expert_ffn(leaves, x):
     up = x @ leaves['up']
     return (act(x @ leaves['gate']) * up if 'gate' in leaves else act(up)) @ leaves['down']
-  y = sum(weight[..., e, None] * serve({name: w[e] for name, w in weights.items()}, x) for e in range(E))
-  return y + (serve({name: leaf['w'] for name, leaf in tree['shared'].items()}, x) if 'shared' in tree else 0)
+  y = sum(weight[..., e, None] * expert_ffn({name: w[e] for name, w in weights.items()}, x) for e in range(E))
+  return y + (expert_ffn({name: leaf['w'] for name, leaf in tree['shared'].items()}, x) if 'shared' in tree else 0)
 
 
 @KERNELS
@@ -212,15 +212,15 @@ def test_grouped_linear(sizes):
       np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
 
 
-def test_spread_and_collect_are_transposes():
+def test_dispatch_and_combine_are_transposes():
   random = np.random.default_rng(0)
   order, inverse = sort_rows(random.integers(0, 4, 15))
   x, y = random.standard_normal((5, 3)).astype(np.float32), random.standard_normal((15, 3)).astype(np.float32)
-  np.testing.assert_array_equal(spread(x, order, inverse), np.repeat(x, 3, 0)[order])
+  np.testing.assert_array_equal(dispatch(x, order, inverse), np.repeat(x, 3, 0)[order])
   want = np.zeros_like(x)
   np.add.at(want, np.asarray(order) // 3, y)
-  np.testing.assert_allclose(collect(y, order, inverse, 5), want, rtol=0, atol=1e-6)
-  np.testing.assert_array_equal(jax.vjp(lambda x: spread(x, order, inverse), x)[1](y)[0],
-                                collect(y, order, inverse, 5))
-  np.testing.assert_array_equal(jax.vjp(lambda y: collect(y, order, inverse, 5), y)[1](x)[0],
-                                spread(x, order, inverse))
+  np.testing.assert_allclose(combine(y, order, inverse, 5), want, rtol=0, atol=1e-6)
+  np.testing.assert_array_equal(jax.vjp(lambda x: dispatch(x, order, inverse), x)[1](y)[0],
+                                combine(y, order, inverse, 5))
+  np.testing.assert_array_equal(jax.vjp(lambda y: combine(y, order, inverse, 5), y)[1](x)[0],
+                                dispatch(x, order, inverse))

@@ -36,7 +36,7 @@ def count_active_parameters(architecture: Architecture) -> int:
 def count_multi_token(architecture: Architecture) -> int:
   """The blocks that predict further tokens, with their norms and projections; embeddings and head are the main model's
   (DeepSeek-V3, section 2.2)."""
-  return _further(architecture, active=False)
+  return _mtp(architecture, active=False)
 
 
 def count_matmul_parameters(architecture: Architecture) -> int:
@@ -45,8 +45,8 @@ def count_matmul_parameters(architecture: Architecture) -> int:
   in, far below 1 %."""
   table = architecture.vocab_size * architecture.d_model
   looked_up = count_positions(architecture) + (0 if architecture.tied_head else table)
-  further = _further(architecture, active=True) + len(architecture.multi_token) * table
-  return count_active_parameters(architecture) - looked_up + further
+  mtp = _mtp(architecture, active=True) + len(architecture.multi_token) * table
+  return count_active_parameters(architecture) - looked_up + mtp
 
 
 def count_positions(architecture: Architecture) -> int:
@@ -66,7 +66,7 @@ def _total(architecture: Architecture, active: bool) -> int:
   return tables + layers + _norm(architecture.norm, d_model)
 
 
-def _further(architecture: Architecture, active: bool) -> int:
+def _mtp(architecture: Architecture, active: bool) -> int:
   d_model = architecture.d_model
   total = 0
   for block in architecture.multi_token:

@@ -1,6 +1,9 @@
-"""Where the platform shows: each function has a plain form for the compilers of GPU and TPU ('xla') and one for XLA on
-CPU ('cpu'), with equal values. What each trick of the latter buys is measured in benchmarks/train_step.py. On TPU
-attention is a kernel of its own ('tpu'), and everything else plain."""
+"""Functions whose code depends on the platform.
+
+Each has a plain version for the compilers of GPU and TPU ('xla') and a version written for XLA on CPU ('cpu'); both
+compute the same values. `benchmarks/train_step.py` measures what each CPU version saves. On TPU ('tpu') attention is a
+Pallas kernel, and everything else is the plain version.
+"""
 import jax
 import jax.numpy as jnp
 
@@ -10,12 +13,13 @@ KERNELS = ('cpu', 'xla', 'tpu')
 def resolve(kernels: str | None) -> str:
   """One of KERNELS; None means the one for the default backend."""
   if kernels is None:
-    return jax.default_backend() if jax.default_backend() in KERNELS else 'xla'
+    backend = jax.default_backend()
+    return backend if backend in KERNELS else 'xla'
   if kernels not in KERNELS:
     raise ValueError(f'kernels={kernels!r}: use one of {KERNELS}, or None to choose by backend')
   return kernels
 
 
-def wide(x: jax.Array) -> jnp.dtype:
-  """What sums are kept in: float32, or float64 where x is."""
+def accum_dtype(x: jax.Array) -> jnp.dtype:
+  """The dtype in which sums of x are accumulated: float32, or float64 if x is float64."""
   return jnp.promote_types(x.dtype, jnp.float32)

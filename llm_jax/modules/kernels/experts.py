@@ -1,58 +1,80 @@
-"""Products in which each row has its own expert's matrix, and the sorting of rows that brings an expert's together."""
+"""Products in which every row is multiplied by its own expert's matrix, and the sorting of rows by expert.
+
+Shapes: M tokens (B x T), X chosen experts, A assignments of tokens to experts (M x X), E experts, D model width,
+  F feed-forward width.
+"""
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels import resolve, wide
+from llm_jax.modules.kernels import accum_dtype, resolve
 
-ROWS = 8, 64  # the fewest and the most rows of one product in `grouped_linear` on CPU
+MIN_ROWS, MAX_ROWS = 8, 64  # of one product in `grouped_linear` on CPU
 
 
-def grouped_linear(x_MD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, kernels: str | None = None) -> jax.Array:
-  """Rows of x, sorted by expert, times their expert's matrix: the first sizes[0] rows times w[0], and so on.
+def grouped_linear(x_AD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, kernels: str | None = None) -> jax.Array:
+  """Multiplies the rows of x, sorted by expert, by their expert's matrix: the first sizes[0] rows by w[0], and so on.
 
   Args:
-    x_MD: float32 or bfloat16; the rows beyond sum(sizes) belong to nobody.
+    x_AD: float32 or bfloat16; the rows after the first sum(sizes) belong to no expert.
     w_EDF: of x's dtype.
     sizes_E: int32, how many rows each expert has; 0 is allowed.
-    kernels: 'xla' is `jax.lax.ragged_dot`. XLA on CPU writes that out as a product of every row with every expert (8
-      experts: 8 times one expert's time forward, 18 times with the derivatives; 64 experts: 180 and 90 times), so
-      'cpu' walks over blocks of rows, as many as there are (twice to three times one expert's time).
+    kernels: 'xla' is `jax.lax.ragged_dot`. XLA on CPU expands that to a product of every row with every expert (with 8
+      experts it takes 8 times one expert's time forward and 18 times with the derivatives; with 64 experts 180 and 90
+      times). So 'cpu' loops over blocks of rows instead (two to three times one expert's time).
 
   Returns:
-    [M, F], zero in the rows that belong to nobody.
+    [A, F], zero in the rows that belong to no expert.
   """
   if resolve(kernels) == 'cpu':
-    return _grouped_cpu(x_MD, w_EDF, sizes_E)
-  return jax.lax.ragged_dot(x_MD, w_EDF, sizes_E)
+    return _grouped_cpu(x_AD, w_EDF, sizes_E)
+  return jax.lax.ragged_dot(x_AD, w_EDF, sizes_E)
 
 
-def sort_rows(key_M: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The order that sorts `key_M` and keeps equal keys as they were, and that permutation's inverse."""
-  order_M = jnp.argsort(key_M, stable=True)
-  return order_M, jnp.argsort(order_M)
+def sort_rows(key_A: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The permutation that sorts `key_A`, stably, and its inverse."""
+  order_A = jnp.argsort(key_A, stable=True)
+  return order_A, jnp.argsort(order_A)
 
 
 @jax.custom_vjp
-def spread(x_ND: jax.Array, order_M: jax.Array, inverse_M: jax.Array) -> jax.Array:
-  """M / N copies of each row, in the order of `sort_rows`: x[order // (M / N)].
+def dispatch(x_MD: jax.Array, order_A: jax.Array, inverse_A: jax.Array) -> jax.Array:
+  """Copies each row once per chosen expert, in the order of `sort_rows`: x[order // X], [A, D].
 
-  `spread` and `collect` are each other's transposes: both are gathers, where automatic differentiation would scatter.
+  `dispatch` and `combine` are each other's transposes. Both are gathers; automatic differentiation would make scatters.
   """
-  return x_ND[order_M // (order_M.shape[0] // x_ND.shape[0])]
+  X = order_A.shape[0] // x_MD.shape[0]
+  return x_MD[order_A // X]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def collect(y_MD: jax.Array, order_M: jax.Array, inverse_M: jax.Array, rows: int) -> jax.Array:
-  """The sum of each row's copies, [rows, D]: undoes the order of `spread`."""
-  return y_MD[inverse_M].reshape(rows, -1, y_MD.shape[-1]).sum(1)
+def combine(y_AD: jax.Array, order_A: jax.Array, inverse_A: jax.Array, tokens: int) -> jax.Array:
+  """The sum of each token's copies, [tokens, D]: puts the rows back from the order of `dispatch`."""
+  return y_AD[inverse_A].reshape(tokens, -1, y_AD.shape[-1]).sum(1)
 
 
-spread.defvjp(lambda x, order, inverse: (spread(x, order, inverse), (order, inverse, x[:, :0])),
-              lambda saved, dy: (collect(dy, saved[0], saved[1], saved[2].shape[0]), None, None))
-collect.defvjp(lambda y, order, inverse, rows: (collect(y, order, inverse, rows), (order, inverse)),
-               lambda rows, saved, dy: (spread(dy, *saved), None, None))
+def _dispatch_forward(x_MD, order_A, inverse_A):
+  only_for_its_length = x_MD[:, :0]
+  return dispatch(x_MD, order_A, inverse_A), (order_A, inverse_A, only_for_its_length)
+
+
+def _dispatch_backward(saved, dy_AD):
+  order_A, inverse_A, empty_M0 = saved
+  return combine(dy_AD, order_A, inverse_A, empty_M0.shape[0]), None, None
+
+
+def _combine_forward(y_AD, order_A, inverse_A, tokens):
+  return combine(y_AD, order_A, inverse_A, tokens), (order_A, inverse_A)
+
+
+def _combine_backward(tokens, saved, dy_MD):
+  del tokens
+  return dispatch(dy_MD, *saved), None, None
+
+
+dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+combine.defvjp(_combine_forward, _combine_backward)
 
 
 # ------------------------------------------------------------------------------------------------ on CPU
@@ -78,7 +100,7 @@ def _backward(saved, dy):
     part = jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=dw.dtype)
     return jax.lax.dynamic_update_index_in_dim(dw, dw[expert[j]] + part, expert[j], 0)
 
-  dw = jax.lax.fori_loop(0, count, body, jnp.zeros(w.shape, wide(w)))
+  dw = jax.lax.fori_loop(0, count, body, jnp.zeros(w.shape, accum_dtype(w)))
   return _each_block(dy, w, sizes, 1), dw.astype(w.dtype), None
 
 
@@ -96,7 +118,8 @@ def _each_block(x, w, sizes, contract):
     block = jax.lax.dynamic_slice_in_dim(padded, start[j], rows)
     matrix = jax.lax.dynamic_index_in_dim(w, expert[j], keepdims=False)
     block = jax.lax.dot_general(block, matrix, (((1,), (contract,)), ((), ())))
-    # Past the end of its expert a block holds the next one's rows: zeros, until that one's first block replaces them.
+    # Past the end of its expert, a block holds rows of the next expert. They get zeros here, and their values when the
+    # first block of the next expert is written.
     return jax.lax.dynamic_update_slice_in_dim(y, jnp.where(own, block, 0), start[j], 0)
 
   y = jnp.zeros((len(padded), w.shape[2 - contract]), x.dtype)
@@ -104,19 +127,22 @@ def _each_block(x, w, sizes, contract):
 
 
 def _blocks(sizes, length, rows):
-  """How many blocks of `rows` rows there are; and each one's expert, first row, and end of its expert's rows."""
-  blocks = -(-sizes // rows)
-  until, end = jnp.cumsum(blocks), jnp.cumsum(sizes)
-  j = jnp.arange(length // rows + len(sizes))  # never more: each expert has at most one block that is not full
-  expert = jnp.minimum(jnp.searchsorted(until, j, side='right'), len(sizes) - 1)
-  start = end[expert] - sizes[expert] + (j - until[expert] + blocks[expert]) * rows
-  return until[-1], expert, start, end[expert]
+  """The number of blocks of `rows` rows; and each block's expert, its first row, and the end of its expert's rows."""
+  blocks_of_expert = -(-sizes // rows)
+  blocks_so_far = jnp.cumsum(blocks_of_expert)
+  end_of_expert = jnp.cumsum(sizes)
+  most_blocks = length // rows + len(sizes)  # because each expert has at most one block that is not full
+  j = jnp.arange(most_blocks)
+  expert = jnp.minimum(jnp.searchsorted(blocks_so_far, j, side='right'), len(sizes) - 1)
+  number_within_expert = j - blocks_so_far[expert] + blocks_of_expert[expert]
+  start = end_of_expert[expert] - sizes[expert] + number_within_expert * rows
+  return blocks_so_far[-1], expert, start, end_of_expert[expert]
 
 
 def _rows(x, w):
-  """Rows of a block: about an expert's share, as a power of two."""
-  fewest, most = ROWS
-  return min(most, max(fewest, 1 << (len(x) // len(w)).bit_length()))
+  """How many rows a block has: about an expert's mean share, rounded up to a power of two."""
+  mean_share = len(x) // len(w)
+  return min(MAX_ROWS, max(MIN_ROWS, 1 << mean_share.bit_length()))
 
 
 def _pad(x, rows):

@@ -15,17 +15,18 @@ def linear(x: jax.Array, w: jax.Array, contract: int = 1, kernels: str | None = 
     x: [..., *inner].
     w: [*inner, *outer], of x's dtype.
     contract: how many axes `inner` has: 1 for [..., D] x [D, H, K], 2 for [..., H, K] x [H, K, D].
-    kernels: 'xla' is one `jax.lax.dot_general`, which quantisation and adapters may intercept. 'cpu' has its own
-      derivative: automatic differentiation leaves XLA:CPU free to fuse the elementwise work around a layer into a
-      transposing copy of its operands, which costs more than the product itself.
+    kernels: 'xla' is one `jax.lax.dot_general`, which quantisation and adapters can intercept. 'cpu' defines its own
+      derivative: with automatic differentiation XLA:CPU may fuse the elementwise work around a layer into a transposing
+      copy of its operands, which costs more than the product itself.
 
   Returns:
     [..., *outer].
   """
   if resolve(kernels) == 'cpu':
     return _linear_cpu(x, w, contract)
-  inner = tuple(range(contract))
-  return jax.lax.dot_general(x, w, ((tuple(x.ndim - contract + i for i in inner), inner), ((), ())))
+  last_of_x = tuple(range(x.ndim - contract, x.ndim))
+  first_of_w = tuple(range(contract))
+  return jax.lax.dot_general(x, w, ((last_of_x, first_of_w), ((), ())))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -34,7 +35,8 @@ def _linear_cpu(x, w, contract):
 
 
 def _forward(x, w, contract):
-  tokens, inner = x.shape[:x.ndim - contract], math.prod(w.shape[:contract])
+  tokens = x.shape[:x.ndim - contract]
+  inner = math.prod(w.shape[:contract])
   x = barrier(x)
   y = barrier(_dot(x.reshape(-1, inner), w.reshape(inner, -1), 1, 0))
   return y.reshape(*tokens, *w.shape[contract:]), (x, w)
@@ -42,14 +44,15 @@ def _forward(x, w, contract):
 
 def _backward(contract, saved, dy):
   x, w = saved
-  inner = math.prod(w.shape[:contract])
-  dy = barrier(dy).reshape(-1, math.prod(w.shape[contract:]))
+  inner, outer = math.prod(w.shape[:contract]), math.prod(w.shape[contract:])
+  dy = barrier(dy).reshape(-1, outer)
   dx = _dot(dy, w.reshape(inner, -1), 1, 1).reshape(x.shape)
   dw = _dot(x.reshape(-1, inner), dy, 0, 0).reshape(w.shape)
   return barrier(dx, dw)
 
 
 def _dot(a, b, i, j):
+  """A product of two matrices that contracts axis i of a with axis j of b."""
   return jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())))
 
 

@@ -17,7 +17,7 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array | None, eps: float
     scale: [D].
     bias: [D], or None for RMSNorm.
     eps: added to the variance or mean square.
-    kernels: 'cpu' has its own derivative, which keeps x and two numbers a token, not what is computed on the way.
+    kernels: 'cpu' defines its own derivative, which keeps x and two numbers per token instead of all intermediates.
 
   Returns:
     [..., D] in x's dtype.
@@ -32,9 +32,9 @@ def _standardize(x, mean, inverse):
 
 
 def _forward(x, scale, bias, eps):
-  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  mean = jnp.zeros((), wide.dtype) if bias is None else wide.mean(-1, keepdims=True)
-  inverse = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
+  x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  mean = jnp.zeros((), x32.dtype) if bias is None else x32.mean(-1, keepdims=True)
+  inverse = jax.lax.rsqrt(jnp.square(x32 - mean).mean(-1, keepdims=True) + eps)
   y = _standardize(x, mean, inverse) * scale
   y = y if bias is None else y + bias
   return y.astype(x.dtype), (x, scale, bias, mean, inverse)

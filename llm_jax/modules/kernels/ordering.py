@@ -1,4 +1,4 @@
-"""What XLA:CPU may fuse, and when it computes."""
+"""Control over what XLA:CPU fuses, and over when it computes it."""
 import functools
 from collections.abc import Callable
 
@@ -8,22 +8,27 @@ from llm_jax.modules.kernels import resolve
 
 
 def barrier(*arrays):
-  """What stands before is not fused with what stands after."""
+  """The arrays themselves; XLA does not fuse what computes them with what reads them."""
   return jax.lax.optimization_barrier(arrays if len(arrays) > 1 else arrays[0])
 
 
 def not_before(dy, x):
-  """x, of as many axes as dy, for a backward pass that computes something from it again rather than keep it.
+  """x, made to depend on dy, so that the backward pass computes something from x again instead of keeping it.
 
-  XLA:CPU drops barriers before it orders operations, and would compute it, and hold it, long before it is needed: so x
-  is made to depend on the incoming gradient. One number of each row will do, which lies where the row of x does.
+  XLA:CPU removes barriers before it orders the operations. It would compute the result early in the forward pass and
+  hold it until the backward pass. If x depends on the incoming gradient dy, it cannot. Adding 0 times one number per
+  row of dy is enough, and keeps the sharding of x, whose rows are where those of dy are. x has as many axes as dy.
   """
-  return x + 0 * dy[:, *(slice(1),) * (dy.ndim - 1)]
+  first_of_each_axis = (slice(1),) * (dy.ndim - 1)
+  return x + 0 * dy[:, *first_of_each_axis]
 
 
 def elementwise(f: Callable, *inputs: jax.Array, kernels: str | None = None) -> jax.Array:
-  """f(*inputs), all of one shape. On 'cpu' the backward pass keeps the inputs alone; 'xla' lets the compiler choose."""
-  return _elementwise_cpu(f, *inputs) if resolve(kernels) == 'cpu' else f(*inputs)
+  """f(*inputs), all of one shape. With 'cpu' the backward pass keeps only the inputs; 'xla' leaves that to the
+  compiler."""
+  if resolve(kernels) == 'cpu':
+    return _elementwise_cpu(f, *inputs)
+  return f(*inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

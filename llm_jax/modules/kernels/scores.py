@@ -1,31 +1,40 @@
-"""The score of a query and a key: what every form of attention agrees on."""
+"""The score of a query and a key, and which keys a query sees: shared by all implementations of attention.
+
+Shapes: B batch, T time, S time of the keys.
+"""
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # finite, so that exp() of it is exactly 0 and no difference of two is NaN
+MASKED = -1e30  # finite: exp(MASKED) is exactly 0, and MASKED - MASKED is not NaN
 
 
-class Form(NamedTuple):
-  """The query at position p scores soft_cap tanh(scale q k' / soft_cap) with the keys at p - window + 1 .. p."""
+class Scoring(NamedTuple):
+  """The query at position p sees the keys at p - window + 1 .. p, with scores soft_cap tanh(scale q k' / soft_cap)."""
   scale: float
   soft_cap: float | None = None
   window: int | None = None
 
   def scores(self, products: jax.Array) -> jax.Array:
-    """Scores of the products q k'."""
+    """The scores, from the products q k'."""
     scores = products * self.scale
-    return scores if self.soft_cap is None else self.soft_cap * jnp.tanh(scores / self.soft_cap)
+    if self.soft_cap is None:
+      return scores
+    return self.soft_cap * jnp.tanh(scores / self.soft_cap)
 
-  def slopes(self, scores: jax.Array) -> jax.Array | float:
-    """d score / d q k', from the scores."""
-    return self.scale if self.soft_cap is None else self.scale * (1 - jnp.square(scores / self.soft_cap))
+  def derivative(self, scores: jax.Array) -> jax.Array | float:
+    """d score / d (q k'), from the scores."""
+    if self.soft_cap is None:
+      return self.scale
+    return self.scale * (1 - jnp.square(scores / self.soft_cap))
 
-  def sees(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """Whether the query at a position sees the key at another."""
-    seen = keys <= queries
-    return seen if self.window is None else seen & (keys > queries - self.window)
+  def is_visible(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """bool: whether the query at position `queries` sees the key at position `keys`; the two broadcast."""
+    causal = keys <= queries
+    if self.window is None:
+      return causal
+    return causal & (keys > queries - self.window)
 
   def first_key(self, query: int) -> int:
     """The earliest position that the query at position `query` sees."""
@@ -37,8 +46,13 @@ def same_segment(rows_BT: jax.Array, columns_BS: jax.Array) -> jax.Array:
   return rows_BT[:, :, None] == columns_BS[:, None, :]
 
 
-
 def pad_time(multiple: int, *arrays_BT: jax.Array | None) -> tuple[jax.Array | None, ...]:
-  """[B, T, ...] padded with zeros to a multiple in T. What is padded stands behind every query, and none sees it."""
-  pad = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *((0, 0),) * (x.ndim - 2)))
-  return tuple(x if x is None else pad(x) for x in arrays_BT)
+  """Arrays [B, T, ...] padded with zeros at the end of T to a multiple of `multiple`; None stays None.
+
+  No query sees the padding, because it comes after all of them.
+  """
+  def pad(x: jax.Array) -> jax.Array:
+    other_axes = ((0, 0),) * (x.ndim - 2)
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *other_axes))
+
+  return tuple(None if x is None else pad(x) for x in arrays_BT)

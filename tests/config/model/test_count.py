@@ -54,9 +54,9 @@ def leaves(architecture: Architecture) -> dict[str, int]:
 
 def check(architecture: Architecture) -> None:
   sizes = leaves(architecture)
-  further = sum(size for name, size in sizes.items() if name.startswith('multi_token'))
-  assert sum(sizes.values()) - further == count_parameters(architecture)
-  assert further == count_multi_token(architecture)
+  mtp = sum(size for name, size in sizes.items() if name.startswith('multi_token'))
+  assert sum(sizes.values()) - mtp == count_parameters(architecture)
+  assert mtp == count_multi_token(architecture)
 
 
 @pytest.mark.parametrize('name', presets.NAMES)
@@ -79,9 +79,9 @@ def test_active_parameters():
   expert = 3 * 8 * 12
   assert count_parameters(model) - count_active_parameters(model) == 3 * (4 - 2) * expert
   assert count_matmul_parameters(model) == count_active_parameters(model) - 19 * 8
-  further = dataclasses.replace(model, multi_token=(block,))
+  mtp = dataclasses.replace(model, multi_token=(block,))
   idle = (4 - 2) * expert
-  assert count_matmul_parameters(further) - count_matmul_parameters(model) == count_multi_token(further) - idle + 19 * 8
+  assert count_matmul_parameters(mtp) - count_matmul_parameters(model) == count_multi_token(mtp) - idle + 19 * 8
   all_chosen = dataclasses.replace(EXPERTS, top_k=4)
   model = dataclasses.replace(model, pattern=(dataclasses.replace(block, feed_forward=all_chosen),))
   assert count_parameters(model) == count_active_parameters(model)
