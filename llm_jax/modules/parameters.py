@@ -32,7 +32,7 @@ def check_params(config: Architecture, params: Any) -> None:
   """
   require(isinstance(params, Mapping), 'params', type(params).__name__,
           'give the parameters, a nested dict of arrays as Transformer.init makes it')
-  require(set(params) != {'params'}, 'params', ['params'], "give what is under it: params['params']")
+  require(set(params) != {'params'}, 'params', ['params'], "give what stands below it: params['params']")
   shapes, found = parameter_shapes(config), dict(paths.leaves(params))
   for path, shape in shapes.items():
     leaf = found.get(path)

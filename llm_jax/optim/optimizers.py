@@ -1,6 +1,6 @@
-"""Optimizers from Optax, at learning rate 1: the train step multiplies the updates by the schedule's rate.
+"""Optimizers from Optax at learning rate 1. The train step multiplies their updates by the schedule's rate.
 
-So a step that is skipped moves neither the optimizer's state nor the schedule.
+So a skipped step advances neither the optimizer's state nor the schedule.
 """
 import re
 from typing import Any
@@ -13,14 +13,14 @@ from optax.contrib import MuonDimensionNumbers
 from llm_jax import paths
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 
-# Weights decay, embeddings included (GPT-2, nanoGPT); biases, norms' scales and all else do not. By name, because
-# scanned layers give a bias two or three dimensions. A router's balance bias has no gradient either, so no optimizer
-# moves it: its objective does (`LanguageModelObjective.after_step`).
+# Weight decay applies to weights, embeddings included (GPT-2, nanoGPT), and to nothing else: no biases, no norms. The
+# rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's balance bias has
+# no gradient, so no optimizer moves it; the objective does (`LanguageModelObjective.after_step`).
 DECAYED = r'(^|/)w$'
 
-# What Muon orthogonalises: path -> input and output axes, counted from the end so that the axis of scanned layers,
-# and that of experts, where there are, are left over and every layer's, every expert's matrix is its own. AdamW takes
-# the rest: embedding, positions, head, routers (classifiers, as the head is), biases, norms.
+# The matrices that Muon orthogonalises: path -> input and output axes. They are counted from the end, so that the axes of
+# scanned layers and of experts come before them: every layer and every expert has a matrix of its own. AdamW updates
+# the rest: embedding, positions, head, routers (which classify, as the head does), biases, norms.
 MATRICES = (
   (r'/attention/(query|key|value)/w$',     MuonDimensionNumbers((-3,), (-2, -1))),  # D -> H K
   (r'/attention/out/w$',                   MuonDimensionNumbers((-3, -2), (-1,))),  # H K -> D
@@ -30,8 +30,8 @@ MATRICES = (
   (r'^multi_token_\d+/project/w$',         MuonDimensionNumbers((-2,), (-1,))),     # 2 D -> D
 )
 
-# The root mean square of AdamW's typical update: with it one learning rate and one weight decay serve matrices and the
-# rest (Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2).
+# The root mean square of AdamW's typical update. Muon's updates are scaled to it, so that one learning rate and one
+# weight decay suit the matrices and the rest (Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2).
 ADAMW_RMS = 0.2
 
 
@@ -48,7 +48,8 @@ def make_optimizer(config: Optimizer, params: Any) -> optax.GradientTransformati
       muon = optax.contrib.muon(
         learning_rate=config.matrix_scale, beta=config.beta, eps=config.eps, weight_decay=config.weight_decay,
         consistent_rms=ADAMW_RMS, muon_weight_dimension_numbers=dimension_numbers)
-      # Optax's muon has an AdamW for the rest, but with Nesterov momentum and decay of all: so ours takes that part.
+      # Optax's muon has its own AdamW for the other parameters, but with Nesterov momentum and decay of everything. So
+      # `partition` gives them to ours.
       labels = paths.map_named(lambda path, _: 'adamw' if paths.first_match(MATRICES, path) is None else 'muon', params)
       return optax.partition({'muon': muon, 'adamw': adamw(config)}, labels)
 
@@ -63,13 +64,15 @@ def decay_mask(params: Any) -> Any:
 
 
 def dimension_numbers(params: Any) -> Any:
-  """Which axes of each of Muon's matrices are its input and output; None where the parameter is none of them."""
+  """The input and output axes of each of Muon's matrices; None for any other parameter."""
   return paths.map_named(lambda path, _: paths.first_match(MATRICES, path), params)
 
 
 def clip_factor(norm: jax.Array, max_norm: float | None) -> jax.Array | float:
-  """What gradients of global norm `norm` are multiplied by so that it is at most `max_norm`; None leaves them alone.
+  """The factor that clips gradients of global norm `norm` to `max_norm`; None means no clipping.
 
   min(1, max_norm / (norm + 1e-6)), as in PyTorch's `clip_grad_norm_`.
   """
-  return 1.0 if max_norm is None else jnp.minimum(1.0, max_norm / (norm + 1e-6))
+  if max_norm is None:
+    return 1.0
+  return jnp.minimum(1.0, max_norm / (norm + 1e-6))

@@ -1,4 +1,4 @@
-"""Whether a mesh fits the devices, the model and the batch: arithmetic over the configuration, free of jax."""
+"""Checks that a mesh fits the devices, the model and the batch: arithmetic over the configuration, without jax."""
 import dataclasses
 import math
 
@@ -8,43 +8,58 @@ from llm_jax.config.run import Mesh
 
 
 def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
-  """Devices along each mesh axis, in the mesh's order, with the -1 resolved to what is left of `num_devices`.
+  """The number of devices along each mesh axis, in the mesh's order. An axis of -1 gets all devices that are left.
 
-  Raises: ConfigError where the axes do not multiply to `num_devices`.
+  Raises: ConfigError if the axes do not multiply to `num_devices`.
   """
   sizes = dataclasses.asdict(mesh)
-  left = next((axis for axis, size in sizes.items() if size == -1), None)
-  given = math.prod(size for size in sizes.values() if size != -1)
-  if num_devices % given or (left is None and given != num_devices):
-    axis = max((axis for axis in sizes if axis != left), key=sizes.__getitem__)  # the largest is the likely culprit
-    product = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
-    hint = 'must multiply to' if left is None else f'and with {left}=-1 must divide'
-    raise ConfigError(f'mesh.{axis}', sizes[axis], f'{product} {hint} the number of devices, {num_devices}')
-  return sizes if left is None else {**sizes, left: num_devices // given}
+  free_axis = next((axis for axis, size in sizes.items() if size == -1), None)
+  product = math.prod(size for size in sizes.values() if size != -1)
+  fits = num_devices % product == 0 if free_axis else num_devices == product
+  if not fits:
+    largest = max((axis for axis in sizes if axis != free_axis), key=sizes.__getitem__)  # most likely the wrong one
+    given = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
+    must = 'must multiply to' if free_axis is None else f'and with {free_axis}=-1 must divide'
+    raise ConfigError(f'mesh.{largest}', sizes[largest], f'{given} {must} the number of devices, {num_devices}')
+  return sizes if free_axis is None else {**sizes, free_axis: num_devices // product}
 
 
 def row_shards(architecture: Architecture, mesh: Mesh, num_devices: int | None = None) -> int:
-  """How many devices share the sequences of a batch. num_devices: as `check_divides` has it."""
+  """How many devices share the sequences of a batch. num_devices: see `check_divides`."""
   sizes = _sizes(mesh, num_devices)
   return math.prod(sizes[axis] for axis in _row_axes(architecture))
 
 
 def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_len: int,
                   num_devices: int | None = None, microbatches: int = 1, stage: str | None = None) -> None:
-  """Refuses a mesh whose axes do not divide what `rules.STRATEGIES` splits over them.
+  """Refuses a mesh whose axes do not divide the sizes that `rules.STRATEGIES` splits over them.
 
-  Key/value heads are exempt: where `tensor` does not divide them they are kept whole on every device (two key/value
-  heads over tensor=4), which costs little, because grouped-query attention made them few.
+  Key/value heads are exempt. Where `tensor` does not divide them (two key/value heads over tensor=4), every device
+  keeps all of them. That costs little, because grouped-query attention has few.
 
   Args:
     batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert.
     seq_len: tokens per sequence; each device on the context axis holds two chunks of it (`context_split.py`).
-    num_devices: over all processes. None: not known yet, so an axis of -1 is left unchecked.
-    stage: whose batch it is, for the message.
+    num_devices: over all processes. None means not known yet; an axis of -1 is then not checked.
+    stage: the name of the stage that has this batch, for the message.
 
-  Raises: ConfigError naming the mesh axis, its size and what it does not divide.
+  Raises: ConfigError that names the mesh axis, its size and the size that it does not divide.
   """
   sizes = _sizes(mesh, num_devices)
+  _check_model(architecture, sizes)
+  _check_sequence(seq_len, sizes, stage)
+  _check_batch(architecture, batch_size, microbatches, sizes)
+
+
+def _check_model(architecture: Architecture, sizes: dict[str, int]) -> None:
+  for axis, what, size in _split_sizes(architecture):
+    require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
+            f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '
+            f'{math.gcd(size, sizes[axis])}, or {what}={math.ceil(size / sizes[axis]) * sizes[axis]}')
+
+
+def _split_sizes(architecture: Architecture) -> list[tuple[str, str, int]]:
+  """(mesh axis, field, size) of everything in the model that a mesh axis must divide."""
   split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size)]
   for block in (*architecture.prefix, *architecture.pattern, *architecture.multi_token):
     attention, layer = block.attention, block.feed_forward
@@ -56,22 +71,24 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_l
       dense = [layer.expert] if layer.shared is None else [layer.expert, layer.shared]
     else:
       dense = [layer]
-    split += [('tensor', 'd_ff', each.width(architecture.d_model)) for each in dense]
-  for axis, what, size in split:
-    require(size % sizes[axis] == 0, f'mesh.{axis}', sizes[axis],
-            f'mesh {axis}={sizes[axis]} does not divide {what}={size}, use a divisor, such as '
-            f'{math.gcd(size, sizes[axis])}, or {what}={math.ceil(size / sizes[axis]) * sizes[axis]}')
+    split += [('tensor', 'd_ff', feed_forward.width(architecture.d_model)) for feed_forward in dense]
+  return split
 
+
+def _check_sequence(seq_len: int, sizes: dict[str, int], stage: str | None) -> None:
   chunks = 2 * sizes['context'] if sizes['context'] > 1 else 1
   of_stage = '' if stage is None else f' of stage {stage!r}'
   require(seq_len % chunks == 0, 'mesh.context', sizes['context'],
           f'mesh context={sizes["context"]} cuts every sequence into {chunks} chunks, which do not divide '
           f'seq_len={seq_len}{of_stage}, use seq_len={math.ceil(seq_len / chunks) * chunks}, or another mesh')
 
+
+def _check_batch(architecture: Architecture, batch_size: int, microbatches: int, sizes: dict[str, int]) -> None:
   axes = _row_axes(architecture)
   require('expert' in axes or sizes['expert'] == 1, 'mesh.expert', sizes['expert'],
           'the model has no experts to split, use 1')
-  copies, rows = math.prod(sizes[axis] for axis in axes), batch_size // microbatches
+  copies = math.prod(sizes[axis] for axis in axes)
+  rows = batch_size // microbatches
   axis = next((axis for axis in axes if sizes[axis] > 1), 'data')
   require(rows % copies == 0, f'mesh.{axis}', sizes[axis],
           f'{" x ".join(axes)} = {copies} does not divide the {rows} sequences of a microbatch '

@@ -1,8 +1,8 @@
-"""The time axis over the mesh's context axis, cut so that causal attention is equal work for every device.
+"""How the time axis is split over the mesh's context axis, so that all devices do equal work in causal attention.
 
-With n devices a row is cut into 2n chunks, and device i holds chunks i and 2n-1-i: one from the head, which sees
-little, and one from the tail, which sees much (Llama 3, section 3.3.2). Whoever calls the model does not see this
-order: tokens are exchanged where the forward pass begins, features where it ends.
+With n devices a row is cut into 2n chunks, and device i holds chunks i and 2n-1-i: one from the start of the row, which
+sees few keys, and one from its end, which sees many (Llama 3, section 3.3.2). Callers of the model do not see this
+order: tokens are exchanged at the start of the forward pass, features at its end.
 """
 import dataclasses
 
@@ -14,10 +14,10 @@ from llm_jax.sharding.rules import activation_spec, mesh_axes
 
 @dataclasses.dataclass(frozen=True)
 class ContextSplit:
-  """How the rows of one forward pass are cut. With one device everything here leaves things as they are.
+  """How the rows of one forward pass are split. With one device nothing is split or moved.
 
   devices: along the mesh axis that splits time.
-  form: of attention, 'gather' or 'ring' (see `modules/kernels/context_attention.py`).
+  method: of attention, 'gather' or 'ring' (see `modules/kernels/context_attention.py`).
   """
   devices: int = 1
   method: str = 'gather'
@@ -28,15 +28,15 @@ class ContextSplit:
     return mesh_axes('seq', 'activations', jax.sharding.get_abstract_mesh().shape)[0]
 
   def arrange(self, x: jax.Array) -> jax.Array:
-    """[B, T, ...] in the order of time -> each device's two chunks beside each other, over the devices."""
+    """Reorders [B, T, ...] from the order of time to the order of the devices, each with its two chunks."""
     return x if self.devices == 1 else self._exchange(x, self._arrange)
 
   def restore(self, x: jax.Array) -> jax.Array:
-    """[B, T, ...] as `arrange` leaves it -> in the order of time."""
+    """The inverse of `arrange`."""
     return x if self.devices == 1 else self._exchange(x, self._restore)
 
   def starts(self, chunk: int) -> tuple[jax.Array | int, jax.Array | int]:
-    """Where this device's two chunks begin in the row, for use under `shard_map`. chunk: tokens in each."""
+    """The first index of each of this device's two chunks in the row; under `shard_map`. chunk: tokens in each."""
     return self.starts_of(jax.lax.axis_index(self.axis) if self.devices > 1 else 0, chunk)
 
   def starts_of(self, device: jax.Array | int, chunk: int) -> tuple[jax.Array | int, jax.Array | int]:
@@ -45,11 +45,11 @@ class ContextSplit:
   def _exchange(self, x, local):
     mesh = jax.sharding.get_abstract_mesh()
     spec = activation_spec(x.shape, ('batch', 'seq', *(None,) * (x.ndim - 2)), mesh.shape)
-    # check_vma=False: as in `experts.py`.
+    # check_vma=False for the reason given in `experts.py`.
     return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
   # In the order of time device d holds chunks 2d and 2d + 1. All even chunks go to different devices, and so do all odd
-  # ones: device i gets an even and an odd chunk, and the one from the head is the even one where i is even.
+  # chunks. So device i gets one even and one odd chunk. The chunk from the start of the row is the even one if i is even.
   def _arrange(self, x):
     even, odd = (self._send(part, parity) for parity, part in enumerate(jnp.split(x, 2, axis=1)))
     return jnp.concatenate(self._swap_on_odd(even, odd), axis=1)
@@ -68,7 +68,7 @@ class ContextSplit:
     return jnp.where(odd, b, a), jnp.where(odd, a, b)
 
 
-WHOLE = ContextSplit()
+WHOLE = ContextSplit()  # no split
 
 
 def devices_in_time() -> int:
@@ -80,7 +80,7 @@ def devices_in_time() -> int:
 def context_split(length: int, method: str) -> ContextSplit:
   """The split of rows of `length` tokens over the mesh of `jax.set_mesh`.
 
-  Rows that do not cut into two chunks a device are not split here (`check.check_divides` refuses them for training).
+  Rows are not split if two chunks per device do not divide them (`check.check_divides` refuses that for training).
   """
   devices = devices_in_time()
   return ContextSplit(devices, method) if length % (2 * devices) == 0 else WHOLE

@@ -1,4 +1,4 @@
-"""Experts shared out over devices.
+"""Expert parallelism: the experts are divided among devices.
 
 Shapes: B batch, T time, D model width, X chosen experts.
 """
@@ -48,6 +48,7 @@ def run_on_own_experts(expert_ffn: Callable, x_BTD: jax.Array, expert_BTX: jax.A
       y_BTD = jax.lax.psum_scatter(y_BTD, axis, scatter_dimension=0, tiled=True)
     return y_BTD
 
-  # check_vma=False: the loops of the CPU kernels carry what starts equal on all devices and becomes each one's own.
+  # check_vma=False, because the loops of the CPU kernels carry values that are equal on all devices at first and then
+  # differ, which that check would refuse.
   return jax.shard_map(local, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False)(
     x_BTD, expert_BTX, weight_BTX, weights)

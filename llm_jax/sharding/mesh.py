@@ -1,4 +1,4 @@
-"""The device mesh: five named axes, always all there, so that a strategy is only a choice of sizes."""
+"""The device mesh: it always has the same five named axes, so that a strategy is only a choice of sizes."""
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,10 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
 
   devices: of type jax.Device, which type checkers take for a variable.
 
-  The axes are Auto: `constrain` states where an activation lives and the compiler chooses the rest. Enter it with
-  `jax.set_mesh(mesh)`; under `with mesh:` the constraints are silently nothing.
+  The axes are Auto: `constrain` states the sharding of some activations and the compiler chooses the rest. Enter the
+  mesh with `jax.set_mesh(mesh)`; under `with mesh:` the constraints would silently have no effect.
 
-  Raises: ConfigError where the sizes do not multiply to the number of devices, or the slices are not equal.
+  Raises: ConfigError if the sizes do not multiply to the number of devices, or the slices are not equal.
   """
   devices = jax.devices() if devices is None else devices
   sizes = mesh_sizes(config, len(devices))
@@ -34,10 +34,10 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
 
 
 def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
-  """The devices as an array of `sizes`, the later an axis, the faster the links along it.
+  """The devices as an array of `sizes`. Later axes get faster links.
 
-  Devices of one slice (of a TPU pod; GPUs of one host) have fast links to each other. Where there are several slices,
-  the first axes lead from one to another: data as far as its size goes, then fsdp, and the others last.
+  Devices of one slice (of a TPU pod; or the GPUs of one host) have fast links to each other. With several slices, the
+  first axes lead from slice to slice: data as far as its size goes, then fsdp, then the others.
   """
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   between, left = [], slices
@@ -53,5 +53,5 @@ def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
 
   try:
     return place()
-  except NotImplementedError:  # an axis of 8 on a torus of 4 x 4 x 4: it takes a part of one of the torus's
+  except NotImplementedError:  # such as an axis of 8 on a torus of 4 x 4 x 4, which must use a part of a torus axis
     return place(allow_split_physical_axes=True)

@@ -1,6 +1,6 @@
-"""Where every array lives, as two tables: parameter path -> logical axes, logical axis -> mesh axis.
+"""The sharding of every array, as two tables: parameter path -> logical axes, and logical axis -> mesh axis.
 
-No module names a mesh axis: changing a strategy changes a row of `STRATEGIES`, a new parameter needs a row of
+No module names a mesh axis. To change a strategy, change its row of `STRATEGIES`; a new parameter needs a row of
 `PARAMETER_AXES`.
 """
 import math
@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llm_jax import paths
 from llm_jax.config.errors import ConfigError
 
-# Table 1: parameter path (regular expression) -> logical axes, without the leading `layers` of `blocks/`, which
-# `parameter_axes` adds to all alike. Biases and norms of the width [D] are `vector`: too small to be worth splitting.
+# Table 1: parameter path (regular expression) -> logical axes, without the leading axis `layers` of `blocks/`, which
+# `parameter_axes` adds. Biases and norms of size d_model are `vector`, which no strategy splits: they are too small.
 PARAMETER_AXES = (
   (r'^embedding/w$',                       ('vocab', 'embed')),
   (r'^positions/w$',                       ('position', 'embed')),
@@ -48,8 +48,8 @@ class Strategy(NamedTuple):
   activations: tuple[str, ...]
 
 
-# Table 2: mesh axis -> what it splits. Strategies combine: the batch goes over data, fsdp and expert together, so that
-# devices that share out the experts do not repeat the rest of the model (see `experts.py`).
+# Table 2: mesh axis -> the logical axes that it splits. Strategies combine: the batch is split over data, fsdp and
+# expert together, so that devices with different experts do not repeat the rest of the model (see `experts.py`).
 STRATEGIES = {
   #                   parameters                               activations
   'data':    Strategy((),                                      ('batch',)),
@@ -65,7 +65,7 @@ TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
 
 
 def parameter_axes(path: str, ndim: int) -> tuple[str, ...]:
-  """The logical axes of the parameter at `path`.   Raises: ConfigError where no row covers it."""
+  """The logical axes of the parameter at `path`.   Raises: ConfigError if no row covers it."""
   axes = paths.first_match(PARAMETER_AXES, path)
   if axes is None:
     raise ConfigError(path, 'no sharding rule', f'add a row for this parameter to {TABLE}')
@@ -84,9 +84,9 @@ def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, .
 def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
   """A NamedSharding for every leaf of `params` (arrays or shapes).
 
-  Key/value heads that their mesh axis does not divide are kept whole on every device.
+  Key/value heads that their mesh axis does not divide are replicated on every device.
 
-  Raises: ConfigError where no row covers a parameter, or a mesh axis does not divide it (`check.check_divides` finds
+  Raises: ConfigError if no row covers a parameter, or a mesh axis does not divide it (`check.check_divides` detects
     that earlier, from the configuration).
   """
   def place(path: str, leaf: Any) -> NamedSharding:
@@ -106,16 +106,19 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
 def state_shardings(state: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
   """A NamedSharding for every leaf of `state`: an optimizer's state, or a whole train state.
 
-  A leaf whose path ends in a parameter's path and which has its shape (a moment, an average, the parameter itself)
-  lives where the parameter does; everything else (counters, coefficients) is on every device.
+  A leaf whose path ends in a parameter's path and which has its shape (a moment, an average, the parameter itself) has
+  the parameter's sharding; everything else (counters, coefficients) is replicated.
   """
   shapes = {path: leaf.shape for path, leaf in paths.leaves(params)}
   shardings = dict(paths.leaves(param_shardings(params, mesh)))
 
   def place(path: str, leaf: Any) -> NamedSharding:
     parts = path.split('/')
-    suffixes = ('/'.join(parts[i:]) for i in range(len(parts)))  # the longest first
-    return next((shardings[s] for s in suffixes if shapes.get(s) == leaf.shape), replicated(mesh))
+    for i in range(len(parts)):
+      suffix = '/'.join(parts[i:])  # the longest first
+      if shapes.get(suffix) == leaf.shape:
+        return shardings[suffix]
+    return replicated(mesh)
 
   return paths.map_named(place, state)
 
@@ -132,10 +135,10 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-  """States where an activation lives: `constrain(x_BTD, 'batch', 'seq', 'embed')`, one name (or None) a dimension.
+  """States the sharding of an activation: `constrain(x_BTD, 'batch', 'seq', 'embed')`, a name or None per dimension.
 
-  The mesh is `jax.set_mesh`'s; without one, or on a single device, this is `x` itself. A dimension that its mesh axes
-  do not divide (one token while decoding, few key/value heads) is not split: values are the same wherever they live.
+  The mesh is that of `jax.set_mesh`. Without a mesh, or on a single device, this returns x itself. A dimension that its
+  mesh axes do not divide (one token while decoding, few key/value heads) is not split. Sharding never changes values.
   """
   if len(logical) != x.ndim or not set(logical) <= {None, *LOGICAL_AXES}:
     raise ValueError(f'constrain: {logical} does not name the {x.ndim} dimensions of {x.shape}, use {LOGICAL_AXES}')
@@ -152,17 +155,19 @@ def split_counts(shape: tuple[int, ...], *logical: str | None) -> tuple[int, ...
 
 
 def activation_spec(shape: tuple[int, ...], logical: tuple[str | None, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-  """The mesh axes of each dimension, those left out that do not divide it."""
+  """The mesh axes of each dimension, without those that do not divide it."""
   return PartitionSpec(*(axes or None for axes in _dividing_axes(shape, logical, sizes)))
 
 
 def _dividing_axes(shape, logical, sizes) -> list[tuple[str, ...]]:
+  """For each dimension the mesh axes that split it, as many as divide its size."""
   found = []
-  for name, left in zip(logical, shape, strict=True):
+  for name, size in zip(logical, shape, strict=True):
+    candidates = mesh_axes(name, 'activations', sizes) if name else ()
     axes = []
-    for axis in mesh_axes(name, 'activations', sizes) if name else ():
-      if left % sizes[axis] == 0:
+    for axis in candidates:
+      if size % sizes[axis] == 0:
         axes.append(axis)
-        left //= sizes[axis]
+        size //= sizes[axis]
     found.append(tuple(axes))
   return found
