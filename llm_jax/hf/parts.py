@@ -13,12 +13,14 @@ MODEL = (
   ('final_norm/scale',        'model.norm.weight',                                  'D'),
   ('head/w',                  'lm_head.weight',                                     'V D'),
 )
-ATTENTION = (
+ATTENTION = (  # the rows of the two norms are for attention with a qk_norm
   ('attention_norm/scale',    'model.layers.{N}.input_layernorm.weight',            'D'),
   ('attention/query/w',       'model.layers.{N}.self_attn.q_proj.weight',           'D H K -> (H K) D'),
   ('attention/query/b',       'model.layers.{N}.self_attn.q_proj.bias',             'H K -> (H K)'),
+  ('attention/query_norm/scale',  'model.layers.{N}.self_attn.q_norm.weight',       'K'),
   ('attention/key/w',         'model.layers.{N}.self_attn.k_proj.weight',           'D G K -> (G K) D'),
   ('attention/key/b',         'model.layers.{N}.self_attn.k_proj.bias',             'G K -> (G K)'),
+  ('attention/key_norm/scale',    'model.layers.{N}.self_attn.k_norm.weight',       'K'),
   ('attention/value/w',       'model.layers.{N}.self_attn.v_proj.weight',           'D G K -> (G K) D'),
   ('attention/value/b',       'model.layers.{N}.self_attn.v_proj.bias',             'G K -> (G K)'),
   ('attention/out/w',         'model.layers.{N}.self_attn.o_proj.weight',           'H K D -> D (H K)'),

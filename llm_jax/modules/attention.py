@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax
 
 from llm_jax.config.model import architecture as config
+from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 from llm_jax.modules.cache import KVCache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.cached_attention import cached_attention
 from llm_jax.modules.layer_inputs import LayerInputs
-from llm_jax.modules.layers import Linear
+from llm_jax.modules.layers import Linear, Norm
 from llm_jax.modules.positions import rotate
 from llm_jax.sharding.rules import constrain
 
@@ -38,6 +39,8 @@ class Attention(nn.Module):
     q_BTHK = project(H, 'query')
     k_BTGK = project(G, 'key')
     v_BTGK = project(G, 'value')
+    q_BTHK = self.normalize('query_norm', q_BTHK)
+    k_BTGK = self.normalize('key_norm', k_BTGK)
     if K in inputs.angles:
       q_BTHK = rotate(q_BTHK, inputs.angles[K])
       k_BTGK = rotate(k_BTGK, inputs.angles[K])
@@ -54,3 +57,15 @@ class Attention(nn.Module):
     y_BTHK = constrain(y_BTHK, 'batch', 'seq', 'heads', None)
     out = Linear((H, K, D), self.execution, contract=2, bias=c.bias, std=self.residual_std, name='out')
     return out(y_BTHK), cache
+
+  def normalize(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+    """Queries or keys, normalised as `qk_norm` says."""
+    match self.config.qk_norm:
+      case None:
+        return x_BTHK
+      case PerHeadNorm(norm=norm):
+        return Norm(norm, self.execution, name=name)(x_BTHK)
+      case FullWidthNorm(norm=norm):
+        B, T, H, K = x_BTHK.shape
+        y_BTHK = Norm(norm, self.execution, name=name)(x_BTHK.reshape(B, T, H * K)).reshape(B, T, H, K)
+        return constrain(y_BTHK, 'batch', 'seq', 'heads', None)

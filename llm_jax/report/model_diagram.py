@@ -33,6 +33,7 @@ from llm_jax.config.model.architecture import (
   YaRNScaling,
   ZeroCenteredRMSNorm,
 )
+from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 from llm_jax.config.model.count import count_active_parameters, count_parameters
 from llm_jax.report.canvas import GAP, Canvas
 
@@ -169,7 +170,17 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
       more = [f'keys and values from {attention.kv_rank:,}']
       more += [] if attention.q_rank is None else [f'queries from {attention.q_rank:,}']
   together = ' · '.join(lines + more)
-  return title, [together] if len(together) < 44 else lines + [' · '.join(more)]
+  lines = [together] if len(together) < 44 else lines + [' · '.join(more)]
+  return title, lines + _qk_norm(attention)
+
+
+def _qk_norm(attention: AnyAttention) -> list[str]:
+  match attention:
+    case Attention(qk_norm=PerHeadNorm()):
+      return ['queries and keys normalised per head']
+    case Attention(qk_norm=FullWidthNorm()):
+      return ['queries and keys normalised over all heads']
+  return []
 
 
 def _draw_attention(canvas: Canvas, attention: AnyAttention, d_model: int, rotary: bool) -> None:

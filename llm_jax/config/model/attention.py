@@ -9,6 +9,29 @@ from llm_jax.config.model.norms import Norm, RMSNorm
 
 
 @dataclasses.dataclass(frozen=True)
+class PerHeadNorm:
+  """Each query head and each key head is normalised by itself. All query heads share one scale of size head_dim, and all
+  key heads another (Qwen3, Yang et al. 2025, section 2; Gemma 3, section 2, with ZeroCenteredRMSNorm).
+
+  norm: its kind.
+  """
+  norm: Norm = RMSNorm(1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class FullWidthNorm:
+  """The queries of all heads are normalised together, and so are the keys: one scale of size num_heads x head_dim, and
+  one of num_kv_heads x head_dim (OLMo 2, OLMo et al. 2024, section 2.1).
+
+  norm: its kind.
+  """
+  norm: Norm = RMSNorm(1e-6)
+
+
+QKNorm = PerHeadNorm | FullWidthNorm
+
+
+@dataclasses.dataclass(frozen=True)
 class Attention:
   """Causal multi-head attention; multi-query and grouped-query by `num_kv_heads`.
 
@@ -18,7 +41,8 @@ class Attention:
   bias: whether the projections have one.
   window: a query sees this many positions, its own included; None means all (banded, GPT-3; sliding, Mistral).
   soft_cap: scores become soft_cap tanh(score / soft_cap) (Gemma 2, section 2).
-  scale: what q k' is multiplied by; None means 1 / sqrt(head_dim).
+  scale: the factor of q k'; None means 1 / sqrt(head_dim).
+  qk_norm: how queries and keys are normalised before rotary positions turn them; None means not at all.
   """
   num_heads: int
   num_kv_heads: int | None = None
@@ -27,6 +51,7 @@ class Attention:
   window: int | None = None
   soft_cap: float | None = None
   scale: float | None = None
+  qk_norm: QKNorm | None = None
 
   def __post_init__(self):
     require(self.num_heads > 0, 'num_heads', self.num_heads, 'use at least one head')

@@ -15,6 +15,7 @@ from llm_jax.config.model.architecture import (
   SandwichBlock,
   SigmoidRouter,
 )
+from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 
 
 def count_parameters(architecture: Architecture) -> int:
@@ -92,12 +93,24 @@ def _attention(attention: AnyAttention, d_model: int) -> int:
     case Attention():
       query = attention.num_heads * attention.head_size(d_model)
       key_value = 2 * attention.kv_heads * attention.head_size(d_model)
-      return d_model * (2 * query + key_value) + (query + key_value + d_model if attention.bias else 0)
+      biases = query + key_value + d_model if attention.bias else 0
+      return d_model * (2 * query + key_value) + biases + _qk_norm(attention, d_model)
     case LatentAttention(num_heads=heads, kv_rank=kv_rank, q_rank=q_rank, nope_dim=nope, rope_dim=rope, v_dim=v):
       query = heads * (nope + rope)
       queries = d_model * query if q_rank is None else q_rank * (d_model + query) + _norm(attention.norm, q_rank)
       keys_values = d_model * (kv_rank + rope) + _norm(attention.norm, kv_rank) + kv_rank * heads * (nope + v)
       return queries + keys_values + heads * v * d_model
+
+
+def _qk_norm(attention: Attention, d_model: int) -> int:
+  size = attention.head_size(d_model)
+  match attention.qk_norm:
+    case None:
+      return 0
+    case PerHeadNorm(norm=norm):
+      return 2 * _norm(norm, size)
+    case FullWidthNorm(norm=norm):
+      return _norm(norm, attention.num_heads * size) + _norm(norm, attention.kv_heads * size)
 
 
 def _feed_forward(feed_forward: FeedForward, d_model: int, active: bool) -> int:

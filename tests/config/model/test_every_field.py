@@ -34,6 +34,7 @@ from llm_jax.config.model.architecture import (
   YaRNScaling,
   ZeroCenteredRMSNorm,
 )
+from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 from llm_jax.config.model.count import (
   count_active_parameters,
   count_matmul_parameters,
@@ -54,6 +55,8 @@ EXAMPLES = {type(example): example for example in (
   PostNormBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   SandwichBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   Attention(4, 2, 6),
+  PerHeadNorm(),
+  FullWidthNorm(),
   LatentAttention(num_heads=4, kv_rank=6, nope_dim=4, rope_dim=2, v_dim=5),
   MLP(24),
   GLU(24),
@@ -114,7 +117,9 @@ OTHERS: dict[type, dict[str, Other]] = {
     'window': Other(8),
     'soft_cap': Other(50.0),
     'scale': Other(0.5, DETAIL),
+    'qk_norm': Other(PerHeadNorm()),
   },
+  **{qk_norm: {'norm': Other(LayerNorm(), DETAIL)} for qk_norm in (PerHeadNorm, FullWidthNorm)},
   LatentAttention: {
     'num_heads': Other(2),
     'kv_rank': Other(8),
@@ -190,6 +195,8 @@ def place(part: Any) -> Architecture:
       return dataclasses.replace(model, pattern=(part,))
     case Attention() | LatentAttention():
       return place(dataclasses.replace(block, attention=part))
+    case PerHeadNorm() | FullWidthNorm():
+      return place(dataclasses.replace(EXAMPLES[Attention], qk_norm=part))
     case MLP() | GLU() | MixtureOfExperts():
       return place(dataclasses.replace(block, feed_forward=part))
     case SoftmaxRouter() | SigmoidRouter():
