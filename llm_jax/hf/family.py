@@ -1,8 +1,8 @@
-"""One table of weight names per family, read in both directions.
+"""One table of weight names per family, used in both directions.
 
-A row is: our parameter path, their tensor's name, and the layout (see `layouts.py`). In their names {N} is the number
-of the layer and {E} that of the expert. A table holds all that its family may have: rows of parameters that a model
-lacks (biases, an untied head) do not count.
+A row is: our parameter path, the name of their tensor, and the layout (see `layouts.py`). In their names {N} is the
+number of the layer and {E} that of the expert. A table has a row for everything that its family may have; rows of
+parameters that a model lacks (biases, an untied head) are skipped.
 """
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +20,13 @@ class Family(NamedTuple):
   """A model type of `transformers`.
 
   architecture: its class for causal language models.
-  read, write: its entries of `config.json` to an architecture, and back.
-  model, layer: rows; paths of `layer` are those inside a block.
-  multi_token: rows of what a block that predicts further tokens has beside the block itself.
-  copies: rows of what such a block's file repeats from the model. They may be absent.
+  read, write: from the entries of its `config.json` to an architecture, and back.
+  model, layer: rows of the whole model, and of one layer (with paths inside of a block).
+  resembles: whether an architecture looks like one of this family, so that `write` should be tried.
+  multi_token: rows of what a multi-token block has beside the block itself.
+  copies: rows of what the file of such a block repeats from the model. They may be absent.
   base_model_prefix: starts the names of tensors in a file of the whole model; a file of the decoder alone lacks it.
-  ignored: names of buffers that some files hold.   float32: names of tensors that are never rounded.
+  ignored: names of buffers that some files have.   float32: names of tensors that are never rounded.
   """
   model_type: str
   architecture: str
@@ -33,6 +34,7 @@ class Family(NamedTuple):
   write: Callable[[Architecture], dict[str, Any]]
   model: tuple[Row, ...]
   layer: tuple[Row, ...]
+  resembles: Callable[[Architecture], bool]
   multi_token: tuple[Row, ...] = ()
   copies: tuple[Row, ...] = ()
   base_model_prefix: str = ''
@@ -44,8 +46,8 @@ class Entry(NamedTuple):
   """One tensor of theirs (or one per expert), and our parameters in it.
 
   layer: the index into the leading axis of the stacked parameters, or None.
-  rotary: how many of a head's last numbers rotary positions turn.
-  copy: it repeats what another tensor holds, and may be absent.   written: whether we write it.
+  rotary: how many numbers at the end of a head are turned by rotary positions.
+  copy: whether it repeats another tensor, and may be absent.   written: whether we write it.
   """
   names: tuple[str, ...]
   layout: str
@@ -56,7 +58,7 @@ class Entry(NamedTuple):
   written: bool = True
 
   def shapes(self, shapes: Mapping[str, Shape]) -> list[Shape]:
-    """Of our parameters in one tensor, given those of all parameters by path."""
+    """The shapes of our parameters in one tensor, given the shapes of all parameters by path."""
     own = [shapes[path] if self.layer is None else shapes[path][1:] for path in self.paths]
     numbered = parse(self.layout).numbered
     return own if numbered is None else [shape[:numbered] + shape[numbered + 1:] for shape in own]
@@ -78,7 +80,7 @@ def entries(config: Architecture, family: Family, shapes: Mapping[str, Shape]) -
 
   for row in family.model:
     yield from make(row, '', None, 0, None)
-    if row[0] == 'head/w' and config.tied_head:  # some files repeat the embedding
+    if row[0] == 'head/w' and config.tied_head:  # some files repeat the embedding under the head's name
       yield from make(('embedding/w', *row[1:]), '', None, 0, None, copy=True, written=False)
   places = [(f'prefix_{i}/', None, block) for i, block in enumerate(config.prefix)]
   places += [(f'blocks/block_{i}/', n, block) for n in range(config.repeats) for i, block in enumerate(config.pattern)]

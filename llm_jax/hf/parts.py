@@ -1,4 +1,4 @@
-"""What the tables and configurations of Llama and its descendants share."""
+"""What the weight tables and configurations of Llama and its descendants have in common."""
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -41,9 +41,9 @@ GATED = (
 
 def read_attention(fields: Fields, d_model: int, *, heads: int, kv_heads: int | None, head_dim: int | None = None,
                    **rest: Any) -> Attention:
-  """The arguments are the family's defaults; kv_heads None means as many as heads, head_dim None d_model / heads.
+  """The arguments are the family's defaults. kv_heads=None means as many as heads; head_dim=None means d_model / heads.
 
-  Where a number follows from another ours is None, so that equal decoders have equal configurations.
+  A number that follows from another one becomes None, so that equal decoders have equal configurations.
   """
   heads = fields.size('num_attention_heads', heads)
   kv_heads = fields.optional_size('num_key_value_heads', kv_heads or heads)  # null: as many as heads, in all families
@@ -61,8 +61,13 @@ def write_attention(config: Architecture, attention: Attention) -> dict[str, Any
     'head_dim': attention.head_size(config.d_model)}
 
 
+def first_block(config: Architecture) -> AnyBlock:
+  """The block by which a family is recognised."""
+  return (config.prefix + config.pattern)[0]
+
+
 def expect_kind(value: Any, kind: type[T], field: str) -> T:
-  """`value`, which must be a `kind` for the family to express it."""
+  """`value`, checked to be a `kind`, the only one that the family has."""
   if not isinstance(value, kind):
     raise ConfigError(f'model.{field}', type(value).__name__, f'no family of transformers has this here, only '
                       f'{kind.__name__}, so it cannot be exported')
@@ -70,13 +75,17 @@ def expect_kind(value: Any, kind: type[T], field: str) -> T:
 
 
 def arrange(blocks: Sequence[AnyBlock]) -> tuple[tuple[AnyBlock, ...], tuple[AnyBlock, ...]]:
-  """The shortest prefix and pattern that run as `blocks`."""
+  """The shortest prefix and pattern that give these blocks."""
   blocks = tuple(blocks)
 
   def repeats(start: int, length: int) -> bool:
     rest = blocks[start:]
     return len(rest) % length == 0 and rest == rest[:length] * (len(rest) // length)
 
-  size, prefix = min((start + length, start) for start in range(len(blocks))
-                     for length in range(1, len(blocks) - start + 1) if repeats(start, length))
-  return blocks[:prefix], blocks[prefix:size]
+  candidates = []
+  for start in range(len(blocks)):
+    for length in range(1, len(blocks) - start + 1):
+      if repeats(start, length):
+        candidates.append((start + length, start))
+  end, start = min(candidates)
+  return blocks[:start], blocks[start:end]

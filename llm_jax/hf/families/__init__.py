@@ -1,13 +1,5 @@
-"""The families of `transformers` that are read and written: weight table and configuration of each in one file."""
-from llm_jax.config.model.architecture import (
-  Architecture,
-  LatentAttention,
-  MixtureOfExperts,
-  PostNormBlock,
-  RoPE,
-  SandwichBlock,
-  ZeroCenteredRMSNorm,
-)
+"""The families of `transformers` that are read and written: the weight table and the configuration of each in one file."""
+from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.families.deepseek import DEEPSEEK_V3
 from llm_jax.hf.families.gemma import GEMMA, GEMMA2
 from llm_jax.hf.families.gpt import GPT2, OPENAI_GPT
@@ -15,21 +7,12 @@ from llm_jax.hf.families.llama import LLAMA, MISTRAL
 from llm_jax.hf.families.mixtral import MIXTRAL
 from llm_jax.hf.family import Family
 
-FAMILIES = {family.model_type: family
-            for family in (OPENAI_GPT, GPT2, LLAMA, MISTRAL, MIXTRAL, GEMMA, GEMMA2, DEEPSEEK_V3)}
+# The first that an architecture resembles writes it: a family stands before those that it is a special case of.
+MOST_SPECIAL_FIRST = (OPENAI_GPT, GPT2, DEEPSEEK_V3, GEMMA2, GEMMA, MIXTRAL, MISTRAL, LLAMA)
+
+FAMILIES = {family.model_type: family for family in MOST_SPECIAL_FIRST}
 
 
 def family_of(config: Architecture) -> Family:
-  """The family that may express `config`; `config_to_hf` says whether it does."""
-  blocks = config.prefix + config.pattern
-  if not isinstance(config.positions, RoPE):
-    return OPENAI_GPT if isinstance(blocks[0], PostNormBlock) else GPT2
-  if isinstance(blocks[0].attention, LatentAttention):
-    return DEEPSEEK_V3
-  if isinstance(blocks[0], SandwichBlock):
-    return GEMMA2
-  if isinstance(blocks[0].norm, ZeroCenteredRMSNorm):
-    return GEMMA
-  if isinstance(blocks[0].feed_forward, MixtureOfExperts):
-    return MIXTRAL
-  return MISTRAL if blocks[0].attention.window else LLAMA
+  """The family that `config` resembles most. Whether it can express `config` exactly, `config_to_hf` checks."""
+  return next(family for family in MOST_SPECIAL_FIRST if family.resembles(config))

@@ -18,7 +18,7 @@ from llm_jax.config.model.count import blocks
 from llm_jax.hf.families.llama import BUFFERS
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import FEED_FORWARD_NORM, GATED, MODEL, arrange, expect_kind
+from llm_jax.hf.parts import FEED_FORWARD_NORM, GATED, MODEL, arrange, expect_kind, first_block
 from llm_jax.hf.rope import read_rope
 
 LATENT_NORM = RMSNorm(1e-6)  # its own, whatever rms_norm_eps says
@@ -114,5 +114,7 @@ def write(config: Architecture) -> dict[str, Any]:
     'num_nextn_predict_layers': len(config.multi_token), 'rms_norm_eps': layers[0].norm.eps}
 
 
-DEEPSEEK_V3 = Family('deepseek_v3', 'DeepseekV3ForCausalLM', read, write, MODEL, LAYER, MULTI_TOKEN, COPIES,
-                     base_model_prefix='model.', ignored=BUFFERS, float32=re.compile(r'\.e_score_correction_bias$'))
+DEEPSEEK_V3 = Family(
+  'deepseek_v3', 'DeepseekV3ForCausalLM', read, write, MODEL, LAYER, multi_token=MULTI_TOKEN, copies=COPIES,
+  resembles=lambda config: isinstance(first_block(config).attention, LatentAttention),
+  base_model_prefix='model.', ignored=BUFFERS, float32=re.compile(r'\.e_score_correction_bias$'))

@@ -19,7 +19,16 @@ from llm_jax.config.model.count import blocks
 from llm_jax.hf.families.llama import BUFFERS, LLAMA
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import ATTENTION, GATED, MODEL, arrange, expect_kind, read_attention, write_attention
+from llm_jax.hf.parts import (
+  ATTENTION,
+  GATED,
+  MODEL,
+  arrange,
+  expect_kind,
+  first_block,
+  read_attention,
+  write_attention,
+)
 from llm_jax.hf.rope import read_rope
 
 
@@ -51,7 +60,9 @@ def write_gemma(config: Architecture) -> dict[str, Any]:
   return _write(config, block) | {'hidden_act': activation, 'hidden_activation': activation}
 
 
-GEMMA = LLAMA._replace(model_type='gemma', architecture='GemmaForCausalLM', read=read_gemma, write=write_gemma)
+GEMMA = LLAMA._replace(
+  model_type='gemma', architecture='GemmaForCausalLM', read=read_gemma, write=write_gemma,
+  resembles=lambda config: isinstance(first_block(config).norm, ZeroCenteredRMSNorm))
 
 
 # ------------------------------------------------------------------------------------------------ Gemma 2
@@ -97,6 +108,7 @@ def write_gemma2(config: Architecture) -> dict[str, Any]:
 
 GEMMA2 = Family(
   'gemma2', 'Gemma2ForCausalLM', read_gemma2, write_gemma2, MODEL, base_model_prefix='model.', ignored=BUFFERS,
+  resembles=lambda config: isinstance(first_block(config), SandwichBlock),
   layer=(
     *ATTENTION,
     ('attention_out_norm/scale',    'model.layers.{N}.post_attention_layernorm.weight',    'D'),

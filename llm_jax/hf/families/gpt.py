@@ -12,10 +12,11 @@ from llm_jax.config.model.architecture import (
   LearnedPositions,
   NormalInit,
   PostNormBlock,
+  RoPE,
 )
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import expect_kind
+from llm_jax.hf.parts import expect_kind, first_block
 
 LAYER = (
   ('attention_norm/scale',    'transformer.h.{N}.ln_1.weight',             'D'),
@@ -59,7 +60,7 @@ def write_gpt2(config: Architecture) -> dict[str, Any]:
 
 GPT2 = Family(
   'gpt2', 'GPT2LMHeadModel', read_gpt2, write_gpt2, base_model_prefix='transformer.', ignored=BUFFERS,
-  layer=LAYER,
+  resembles=lambda config: not isinstance(config.positions, RoPE), layer=LAYER,
   model=(
     ('embedding/w',             'transformer.wte.weight',                    'V D'),
     ('positions/w',             'transformer.wpe.weight',                    'P D'),
@@ -98,7 +99,7 @@ def write_openai(config: Architecture) -> dict[str, Any]:
 
 OPENAI_GPT = Family(
   'openai-gpt', 'OpenAIGPTLMHeadModel', read_openai, write_openai, base_model_prefix='transformer.', ignored=BUFFERS,
-  layer=LAYER,
+  resembles=lambda config: GPT2.resembles(config) and isinstance(first_block(config), PostNormBlock), layer=LAYER,
   model=(
     ('embedding/w',             'transformer.tokens_embed.weight',           'V D'),
     ('positions/w',             'transformer.positions_embed.weight',        'P D'),

@@ -5,7 +5,16 @@ from typing import Any
 from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, Norm, NormalInit, RMSNorm, RoPE
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import ATTENTION, FEED_FORWARD_NORM, GATED, MODEL, expect_kind, read_attention, write_attention
+from llm_jax.hf.parts import (
+  ATTENTION,
+  FEED_FORWARD_NORM,
+  GATED,
+  MODEL,
+  expect_kind,
+  first_block,
+  read_attention,
+  write_attention,
+)
 from llm_jax.hf.rope import read_rope
 
 BUFFERS = re.compile(r'\.rotary_emb\.inv_freq$')
@@ -57,7 +66,9 @@ def _write(config: Architecture, attention: Attention, feed_forward: GLU, norm: 
     'rms_norm_eps': norm.eps}
 
 
-LLAMA = Family('llama', 'LlamaForCausalLM', read_llama, write_llama, MODEL,
-               (*ATTENTION, *FEED_FORWARD_NORM, *GATED), base_model_prefix='model.', ignored=BUFFERS)
-MISTRAL = LLAMA._replace(model_type='mistral', architecture='MistralForCausalLM', read=read_mistral,
-                         write=write_mistral)
+LLAMA = Family(
+  'llama', 'LlamaForCausalLM', read_llama, write_llama, MODEL, (*ATTENTION, *FEED_FORWARD_NORM, *GATED),
+  resembles=lambda config: True, base_model_prefix='model.', ignored=BUFFERS)
+MISTRAL = LLAMA._replace(
+  model_type='mistral', architecture='MistralForCausalLM', read=read_mistral, write=write_mistral,
+  resembles=lambda config: bool(first_block(config).attention.window))

@@ -14,7 +14,15 @@ from llm_jax.config.model.architecture import (
 from llm_jax.hf.families.llama import BUFFERS
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import ATTENTION, FEED_FORWARD_NORM, MODEL, expect_kind, read_attention, write_attention
+from llm_jax.hf.parts import (
+  ATTENTION,
+  FEED_FORWARD_NORM,
+  MODEL,
+  expect_kind,
+  first_block,
+  read_attention,
+  write_attention,
+)
 from llm_jax.hf.rope import read_rope
 
 EXPERTS = (
@@ -52,5 +60,7 @@ def write(config: Architecture) -> dict[str, Any]:
     'router_aux_loss_coef': router.balance_weight, 'sliding_window': attention.window, 'rms_norm_eps': block.norm.eps}
 
 
-MIXTRAL = Family('mixtral', 'MixtralForCausalLM', read, write, MODEL, (*ATTENTION, *FEED_FORWARD_NORM, *EXPERTS),
-                 base_model_prefix='model.', ignored=BUFFERS)
+MIXTRAL = Family(
+  'mixtral', 'MixtralForCausalLM', read, write, MODEL, (*ATTENTION, *FEED_FORWARD_NORM, *EXPERTS),
+  resembles=lambda config: isinstance(first_block(config).feed_forward, MixtureOfExperts),
+  base_model_prefix='model.', ignored=BUFFERS)
