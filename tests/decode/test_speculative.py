@@ -96,10 +96,10 @@ def test_heads_draft(name):
   ahead = jax.jit(lambda tokens: [Transformer(config).apply({'params': params}, x, method='logits') for x in
                   Transformer(config).apply({'params': params}, tokens, method='features_ahead')[0][1:]])
   for row, prompt in enumerate(PROMPTS):
-    text = [*prompt, *state.tokens_BN[row, :step].tolist(), *drafts.tokens_KB[:, row].tolist()]
+    text = [*prompt, *state.tokens_BN[row, :step].tolist(), *drafts.tokens_ZB[:, row].tolist()]
     n = len(prompt) + step - 1
     logits = ahead(np.array([text + [0] * (24 - len(text))]))
-    for k, q_BV in enumerate(drafts.q_KBV):
+    for k, q_BV in enumerate(drafts.q_ZBV):
       np.testing.assert_allclose(q_BV[row], logits[k][0, n - 1], atol=2e-4)
 
 

@@ -131,9 +131,9 @@ def test_parameters_are_split():
 ), ids=str)
 def test_mesh_that_does_not_divide_is_refused(mesh, says):
   with pytest.raises(ConfigError, match=says):
-    check_divides(MODEL, mesh, batch_size=B, context=T)
+    check_divides(MODEL, mesh, batch_size=B, seq_len=T)
 
 
 def test_mesh_that_divides():
-  check_divides(MODEL, Mesh(data=1, expert=8), batch_size=B, context=T)
-  check_divides(MODEL, Mesh(data=1, fsdp=2, tensor=2, expert=2), batch_size=B, context=T)
+  check_divides(MODEL, Mesh(data=1, expert=8), batch_size=B, seq_len=T)
+  check_divides(MODEL, Mesh(data=1, fsdp=2, tensor=2, expert=2), batch_size=B, seq_len=T)
