@@ -1,6 +1,6 @@
 """Needle in a haystack (Kamradt 2023): whether a model finds a fact anywhere in a text as long as its context.
 
-Shapes: B batch, T time, D model width.
+Shapes: B batch, T time, D model width, V vocabulary.
 """
 import functools
 import math
