@@ -45,15 +45,16 @@ class Attention(nn.Module):
       q_BTHK = rotate(q_BTHK, inputs.angles[K])
       k_BTGK = rotate(k_BTGK, inputs.angles[K])
 
-    scoring = dict(window=c.window, soft_cap=c.soft_cap, scale=c.scale)
     if cache is None:
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT, kernels=self.execution.kernel_set,
-                                dropout_rate=self.dropout, dropout_rng=rng, split=inputs.split, **scoring)
+                                window=c.window, soft_cap=c.soft_cap, scale=c.scale, dropout_rate=self.dropout,
+                                dropout_rng=rng, split=inputs.split)
     else:
-      slots = inputs.slots[cache.capacity]
+      slots = inputs.slots_of(cache)
       cache, (k_BGSK, v_BGSK) = cache.update(layer, (k_BTGK, v_BTGK), slots)
-      y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BS, **scoring)
+      y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BS,
+                                window=c.window, soft_cap=c.soft_cap, scale=c.scale)
     y_BTHK = constrain(y_BTHK, 'batch', 'seq', 'heads', None)
     out = Linear((H, K, D), self.execution, contract=2, bias=c.bias, std=self.residual_std, name='out')
     return out(y_BTHK), cache

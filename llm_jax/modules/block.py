@@ -33,20 +33,20 @@ class Block(nn.Module):
   def __call__(self, x_BTD: jax.Array, inputs: LayerInputs, cache: KVCache | None, layer: jax.Array | None
                ) -> tuple[jax.Array, KVCache | None, Routing | None]:
     c = self.config
-    init = dict(execution=self.execution, std=self.std, residual_std=self.residual_std)
+    init = (self.execution, self.std, self.residual_std)
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng('dropout'))
     norm = lambda name, x: Norm(c.norm, self.execution, name=name)(x)
     add = lambda x, h: constrain(x + drop(h), 'batch', 'seq', 'embed')
     match c.attention:
       case config.Attention():
-        attention = Attention(c.attention, dropout=self.dropout, **init, name='attention')
+        attention = Attention(c.attention, *init, self.dropout, name='attention')
       case config.LatentAttention():
-        attention = LatentAttention(c.attention, dropout=self.dropout, **init, name='attention')
+        attention = LatentAttention(c.attention, *init, self.dropout, name='attention')
     match c.feed_forward:
       case config.MixtureOfExperts():
-        feed_forward = MixtureOfExperts(c.feed_forward, **init, name='feed_forward')
+        feed_forward = MixtureOfExperts(c.feed_forward, *init, name='feed_forward')
       case config.MLP() | config.GLU():
-        dense = FeedForward(c.feed_forward, **init, name='feed_forward')
+        dense = FeedForward(c.feed_forward, *init, name='feed_forward')
         feed_forward = lambda h_BTD, _: (dense(h_BTD), None)
 
     match c:

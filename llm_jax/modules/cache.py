@@ -10,6 +10,7 @@ The type of a block's attention decides what is kept; one model may mix all thre
 
 Shapes: B batch, T time, S time of the keys, U cache slots, G key/value heads, K head size.
 """
+import dataclasses
 from typing import NamedTuple
 
 import flax.struct
@@ -118,7 +119,7 @@ class Cache:
     positions, slots = {}, {}
     for capacity, old_BU in self.positions.items():
       positions[capacity], slots[capacity] = self._take_slots(capacity, old_BU, positions_BT)
-    return self.replace(positions=positions, next=self.next + positions_BT.shape[1]), slots
+    return dataclasses.replace(self, positions=positions, next=self.next + positions_BT.shape[1]), slots
 
   def _take_slots(self, U: int, old_BU: jax.Array, new_BT: jax.Array) -> tuple[jax.Array, Slots]:
     """The positions of all slots after T tokens, and the slots of these tokens."""
@@ -146,7 +147,7 @@ class Cache:
       return jnp.where(age_U < count, EMPTY, positions_BU)
 
     positions = {U: forget(U, positions_BU) for U, positions_BU in self.positions.items()}
-    return self.replace(positions=positions, next=self.next - jnp.asarray(count, jnp.int32))
+    return dataclasses.replace(self, positions=positions, next=self.next - jnp.asarray(count, jnp.int32))
 
   def select(self, rows_B: jax.Array) -> 'Cache':
     """The cache whose row b is row rows_B[b] of this one (int32). It may have more rows than this one, or fewer."""
@@ -159,7 +160,7 @@ class Cache:
 
     of_all = lambda caches, axis: jax.tree.map(lambda array: take_rows(array, axis), caches)
     positions = {U: take(positions_BU, 0) for U, positions_BU in self.positions.items()}
-    return self.replace(prefix=of_all(self.prefix, 0), pattern=of_all(self.pattern, 1), positions=positions)
+    return dataclasses.replace(self, prefix=of_all(self.prefix, 0), pattern=of_all(self.pattern, 1), positions=positions)
 
 
 def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0) -> Cache:
@@ -220,7 +221,7 @@ def _entries(attention: AnyAttention, d_model: int) -> tuple[tuple[int, int], tu
 
 def _capacity(attention: AnyAttention, length: int, lookahead: int) -> int:
   match attention:
-    case Attention(window=int(window)):
-      return min(length, window + lookahead)
-    case Attention(window=None) | LatentAttention():
+    case Attention():
+      return length if attention.window is None else min(length, attention.window + lookahead)
+    case LatentAttention():
       return length

@@ -2,6 +2,8 @@
 
 Shapes: B batch, T time, S time of the keys, D model width, H query heads, K head size, R latent rank.
 """
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,23 +39,23 @@ class LatentAttention(nn.Module):
                ) -> tuple[jax.Array, KVCache | None]:
     c, D = self.config, x_BTD.shape[-1]
     H, R, K = c.num_heads, c.kv_rank, c.nope_dim + c.rope_dim
-    init = dict(execution=self.execution, std=self.std)
+    project = functools.partial(Linear, execution=self.execution, std=self.std)
     norm = lambda name, x: Norm(c.norm, self.execution, name=name)(x)
     angles = inputs.angles[c.rope_dim]
 
     if c.q_rank is None:
-      q_BTHK = Linear((D, H, K), **init, name='query')(x_BTD)
+      q_BTHK = project((D, H, K), name='query')(x_BTD)
     else:
-      compressed = norm('query_norm', Linear((D, c.q_rank), **init, name='query_down')(x_BTD))
-      q_BTHK = Linear((c.q_rank, H, K), **init, name='query_up')(compressed)
+      compressed = norm('query_norm', project((D, c.q_rank), name='query_down')(x_BTD))
+      q_BTHK = project((c.q_rank, H, K), name='query_up')(compressed)
     q_nope, q_rotary = jnp.split(constrain(q_BTHK, 'batch', 'seq', 'heads', None), [c.nope_dim], axis=-1)
     q_rotary = rotate(q_rotary, angles)
 
-    c_BTR = norm('kv_norm', Linear((D, R), **init, name='kv_down')(x_BTD))
-    k_BT1K = Linear((D, c.rope_dim), **init, name='key_rotary')(x_BTD)[:, :, None]
+    c_BTR = norm('kv_norm', project((D, R), name='kv_down')(x_BTD))
+    k_BT1K = project((D, c.rope_dim), name='key_rotary')(x_BTD)[:, :, None]
     k_rotary = rotate(k_BT1K, angles)
-    key_up = HeadLinear((R, H, c.nope_dim), **init, name='key_up')
-    value_up = HeadLinear((R, H, c.v_dim), **init, name='value_up')
+    key_up = HeadLinear((R, H, c.nope_dim), self.execution, self.std, name='key_up')
+    value_up = HeadLinear((R, H, c.v_dim), self.execution, self.std, name='value_up')
 
     if cache is None:
       q_BTHK = jnp.concatenate([q_nope, q_rotary], axis=-1)
@@ -63,7 +65,7 @@ class LatentAttention(nn.Module):
                                 kernels=self.execution.kernel_set, dropout_rate=self.dropout, dropout_rng=rng,
                                 split=inputs.split)
     else:
-      slots = inputs.slots[cache.capacity]
+      slots = inputs.slots_of(cache)
       cache, (c_B1SR, k_B1SK) = cache.update(layer, (c_BTR[:, :, None], k_rotary), slots)
       y_BTHR = cached_attention((key_up.into_latent(q_nope), q_rotary), (c_B1SR, k_B1SK), c_B1SR, inputs.positions_BT,
                                 slots.positions_BS, scale=c.scale or K**-0.5)

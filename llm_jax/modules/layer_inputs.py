@@ -5,7 +5,7 @@ Shapes: B batch, T time.
 import flax.struct
 import jax
 
-from llm_jax.modules.cache import Slots
+from llm_jax.modules.cache import KVCache, Slots
 from llm_jax.modules.positions import Rotation
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
 
@@ -25,3 +25,8 @@ class LayerInputs:
   segment_ids_BT: jax.Array | None
   slots: dict[int, Slots] | None
   split: ContextSplit = flax.struct.field(pytree_node=False, default=WHOLE)
+
+  def slots_of(self, cache: KVCache) -> Slots:
+    """Where the new tokens go in a block's cache."""
+    assert self.slots is not None, 'a forward pass with a cache has the slots that Cache.append returns'
+    return self.slots[cache.capacity]

@@ -6,6 +6,7 @@ Shapes: B batch, T time, D model width, F feed-forward width, E experts, X chose
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -111,7 +112,8 @@ def expert_ffn(x_BTD: jax.Array, expert_BTX: jax.Array, weight_BTX: jax.Array, w
     h_AF = elementwise(act, project('up', x_AD), kernels=kernels)
   weight_A1 = dispatch(weight_BTX.reshape(-1, 1), order_A, inverse_A)
   y_AD = project('down', h_AF) * weight_A1
-  return combine(y_AD, order_A, inverse_A, M).reshape(x_BTD.shape)
+  y_MD: Any = combine(y_AD, order_A, inverse_A, M)  # Any as in kernels/context_attention.py
+  return y_MD.reshape(x_BTD.shape)
 
 
 class ExpertWeight(nn.Module):

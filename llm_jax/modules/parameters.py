@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import paths
-from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.modules.transformer import Transformer
 
@@ -36,11 +36,11 @@ def check_params(config: Architecture, params: Any) -> None:
   shapes, found = parameter_shapes(config), dict(paths.leaves(params))
   for path, shape in shapes.items():
     leaf = found.get(path)
-    if leaf is None and not MAIN.match(path):
+    hint = f'the configuration has {shape} here: give the configuration and the parameters of one model'
+    if leaf is None:
+      require(not MAIN.match(path), f'params/{path}', 'missing', hint)
       continue
-    if getattr(leaf, 'shape', None) != shape:
-      raise ConfigError(f'params/{path}', 'missing' if leaf is None else getattr(leaf, 'shape', leaf),
-                        f'the configuration has {shape} here: give the configuration and the parameters of one model')
+    require(getattr(leaf, 'shape', None) == shape, f'params/{path}', getattr(leaf, 'shape', leaf), hint)
     require(jnp.issubdtype(leaf.dtype, jnp.floating), f'params/{path}', str(leaf.dtype), 'use floating-point numbers')
   for path in found:
     require(path in shapes or not MAIN.match(path), f'params/{path}', getattr(found[path], 'shape', None),

@@ -42,6 +42,7 @@ def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.
       score_BTE = jax.nn.softmax(logits_BTE)
       expert_BTX = jax.lax.top_k(jax.lax.stop_gradient(score_BTE), top_k)[1]
     case config.SigmoidRouter():
+      assert bias_E is not None, 'a SigmoidRouter has a bias'
       score_BTE = jax.nn.sigmoid(logits_BTE)
       expert_BTX = _choose_in_groups(router, top_k, jax.lax.stop_gradient(score_BTE + bias_E))
   is_chosen_BTXE = one_hot(expert_BTX, logits_BTE.shape[-1])

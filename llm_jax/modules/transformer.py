@@ -2,7 +2,9 @@
 
 Shapes: B batch, T time, D model width, V vocabulary.
 """
+import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from llm_jax.config.errors import require
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.block import Block
-from llm_jax.modules.cache import Cache
+from llm_jax.modules.cache import Cache, KVCache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layer_inputs import LayerInputs
@@ -46,8 +48,9 @@ class Transformer(nn.Module):
     self.drop = nn.Dropout(c.dropout)
     self.prefix = [make_block(c, block, self.execution) for block in c.prefix]
     if c.repeats:
+      in_axes: Any = (0, nn.broadcast)  # of the layer's number and the inputs; flax declares an int here
       scan = nn.scan(Pattern, variable_axes={'params': 0}, split_rngs={'params': True, 'dropout': True},
-                     in_axes=(0, nn.broadcast), length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
+                     in_axes=in_axes, length=c.repeats, unroll=c.repeats if self.execution.unrolled else 1)
       self.blocks = scan(c, self.execution)
     self.multi_token = [
         MultiToken(block, self.execution, c.init.std, functools.partial(make_block, c, block, self.execution))
@@ -110,7 +113,7 @@ class Transformer(nn.Module):
     cache, slots = cache.append(positions, segment_ids)
     inputs = self.layer_inputs(next_BT, positions, segment_ids, slots)
     x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), inputs, cache.prefix[0])
-    return self.logits(ahead_BTD), x_BTD, cache.replace(prefix=(block_cache,))
+    return self.logits(ahead_BTD), x_BTD, dataclasses.replace(cache, prefix=(block_cache,))
 
   def forward(self, tokens_BT, positions, segment_ids, cache: Cache | None
           ) -> tuple[jax.Array, Cache | None, dict[str, Routing | None]]:
@@ -123,12 +126,12 @@ class Transformer(nn.Module):
     fits = c.max_length is None or length <= c.max_length
     require(positions is not None or fits, 'tokens', f'{length} in a row',
             f'there are {c.max_length} learned positions: shorten the rows')
-    if positions is None and cache is not None:
-      positions = cache.next + jnp.broadcast_to(jnp.arange(length), tokens_BT.shape)
     slots = None
-    prefix_caches = [None] * len(c.prefix)
-    pattern_caches = (None,) * len(c.pattern)
+    prefix_caches: list[KVCache | None] = [None] * len(c.prefix)
+    pattern_caches: tuple[KVCache | None, ...] = (None,) * len(c.pattern)
     if cache is not None:
+      if positions is None:
+        positions = cache.next + jnp.broadcast_to(jnp.arange(length), tokens_BT.shape)
       cache, slots = cache.append(positions, segment_ids)
       prefix_caches, pattern_caches = list(cache.prefix), cache.pattern
     inputs = self.layer_inputs(tokens_BT, positions, segment_ids, slots)
@@ -148,7 +151,7 @@ class Transformer(nn.Module):
       (x_BTD, pattern_caches), stacked = self.blocks(carry, jnp.arange(c.repeats), inputs)
       routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
     if cache is not None:
-      cache = cache.replace(prefix=tuple(prefix_caches), pattern=pattern_caches)
+      cache = dataclasses.replace(cache, prefix=tuple(prefix_caches), pattern=pattern_caches)
     return inputs.split.restore(self.final_norm(x_BTD)), cache, routings
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
@@ -195,7 +198,8 @@ def check_inputs(tokens_BT, positions, segment_ids) -> None:
   require(len(shape) == 2 and jnp.issubdtype(tokens_BT.dtype, jnp.integer), 'tokens', f'{kind} {list(shape)}',
           'give an integer array [batch, time]')
   for name, given in (('positions', positions), ('segment_ids', segment_ids)):
-    require(given is None or jnp.shape(given) == shape, name, list(jnp.shape(given)), f'give an array {list(shape)}')
+    if given is not None:
+      require(jnp.shape(given) == shape, name, list(jnp.shape(given)), f'give an array {list(shape)}')
 
 
 class Pattern(nn.Module):
@@ -207,7 +211,7 @@ class Pattern(nn.Module):
   def __call__(self, carry, layer, inputs):
     x_BTD, caches = carry
     caches = list(caches)
-    routings = [None] * len(caches)
+    routings: list[Routing | None] = [None] * len(caches)
     for i, block_config in enumerate(self.config.pattern):
       block = make_block(self.config, block_config, self.execution, name=f'block_{i}', scanned=True)
       x_BTD, caches[i], routings[i] = block(x_BTD, inputs, caches[i], layer)

@@ -63,7 +63,7 @@ def causal_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, se
   devices = math.prod(split_counts(q_BTHK.shape, 'batch', None, 'heads', None))
   score_bytes = 4 * B * H * T * T // devices  # of one device
   if score_bytes >= MOST_SCORES:
-    padded = pad_time(BLOCK, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+    padded = pad_time(BLOCK, (q_BTHK, k_BSGK, v_BSGK, segment_ids_BT))
     return context_attention(*padded, scoring, WHOLE)[:, :T]
   if soft_cap is not None or v_BSGK.shape[-1] != K:
     return _plain_attention(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, scoring)

@@ -37,8 +37,9 @@ def cached_attention(q_BTHK: jax.Array | tuple[jax.Array, ...], k_BGSK: jax.Arra
 
   def attend(queries, positions_BT):
     T = positions_BT.shape[1]  # of one block
-    products = sum(jnp.einsum('BGQK,BGSK->BGQS', by_group(q_BTHK), k_BGSK, preferred_element_type=jnp.float32)
-                   for q_BTHK, k_BGSK in zip(queries, keys, strict=True))
+    parts = [jnp.einsum('BGQK,BGSK->BGQS', by_group(q_BTHK), k_BGSK, preferred_element_type=jnp.float32)
+             for q_BTHK, k_BGSK in zip(queries, keys, strict=True)]
+    products = sum(parts, start=jnp.float32(0))
     visible_BTS = scoring.is_visible(positions_BT[..., None], positions_BS[:, None])
     visible_BQS = jnp.repeat(visible_BTS, H // G, axis=1)
     scores_BGQS = jnp.where(visible_BQS[:, None], scoring.scores(products), MASKED)

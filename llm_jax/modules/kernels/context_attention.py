@@ -50,7 +50,8 @@ def context_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, s
   def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
     B, T, H, K = q_BTHK.shape
     q_BGJTK = q_BTHK.reshape(B, T, k_BSGK.shape[2], -1, K).transpose(0, 2, 3, 1, 4)
-    y_BGJTK = _attend(q_BGJTK, k_BSGK, v_BSGK, segment_ids_BT, scoring, split)
+    # Any, because the type of what a custom_vjp with options returns is lost on the way.
+    y_BGJTK: Any = _attend(q_BGJTK, k_BSGK, v_BSGK, segment_ids_BT, scoring, split)
     return y_BGJTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
   return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, split)
@@ -186,10 +187,11 @@ def _over_blocks(scoring: Scoring, queries: Queries, keys: Keys, step: Callable,
   times = queries.start + jnp.arange(T)[:, None]
 
   def one(i, carry):
-    cut = lambda x: None if x is None else jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
-    block = Keys(keys.start + i * size, *map(cut, keys[1:]))
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1)
+    segments_BS = None if keys.segments_BS is None else cut(keys.segments_BS)
+    block = Keys(keys.start + i * size, cut(keys.k_BSGK), cut(keys.v_BSGK), segments_BS)
     visible = scoring.is_visible(times, block.start + jnp.arange(size))[None]
-    if block.segments_BS is not None:
+    if queries.segments_BT is not None and block.segments_BS is not None:
       visible = visible & same_segment(queries.segments_BT, block.segments_BS)
     return step(carry, i * size, block, visible[:, None, None])
 
@@ -226,16 +228,18 @@ def _pass_on(split, tree):
   return jax.tree.map(lambda x: jax.lax.ppermute(x, split.axis, around), tree)
 
 
-def _gathered(split, *held):
+def _gathered(split, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BS: jax.Array | None) -> Keys:
   """The keys and values of all devices, in the order of time."""
   if split.devices == 1:
-    return Keys(jnp.int32(0), *held)
+    return Keys(jnp.int32(0), k_BSGK, v_BSGK, segments_BS)
 
   def gather(x):
     heads, tails = (jax.lax.all_gather(half, split.axis, axis=1) for half in jnp.split(x, 2, axis=1))
     chunks = jnp.concatenate([heads, jnp.flip(tails, axis=1)], axis=1)
     return chunks.reshape(x.shape[0], -1, *x.shape[2:])
-  return Keys(jnp.int32(0), *(None if x is None else gather(x) for x in held))
+
+  all_segments_BS = None if segments_BS is None else gather(segments_BS)
+  return Keys(jnp.int32(0), gather(k_BSGK), gather(v_BSGK), all_segments_BS)
 
 
 def _scattered(split, d_BSGK):

@@ -5,6 +5,8 @@ causal mask and the window hide.
 
 Shapes: B batch, T time, S time of the keys, H query heads, G key/value heads, K head size.
 """
+from typing import Any
+
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -23,16 +25,18 @@ def flash_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seg
     T = q_BTHK.shape[1]
     # The kernel has no scale of its own, so the queries are scaled.
     scaled_BTHK = (q_BTHK.astype(accum_dtype(q_BTHK)) * scoring.scale).astype(q_BTHK.dtype)
-    *qkv, ids_BT = pad_time(BLOCKS[-1], scaled_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
-    q_BHTK, k_BGSK, v_BGSK = (x.swapaxes(1, 2) for x in qkv)
+    padded = pad_time(BLOCKS[-1], (scaled_BTHK, k_BSGK, v_BSGK, segment_ids_BT))
+    q_BHTK, k_BGSK, v_BGSK = (x.swapaxes(1, 2) for x in padded[:3])
+    ids_BT = padded[3]
     ids = None if ids_BT is None else splash.SegmentIds(ids_BT, ids_BT)
-    y_BHTK = jax.vmap(_kernel(*q_BHTK.shape[1:3], scoring))(q_BHTK, k_BGSK, v_BGSK, ids)
+    heads, length = q_BHTK.shape[1:3]
+    y_BHTK = jax.vmap(_kernel(heads, length, scoring))(q_BHTK, k_BGSK, v_BGSK, ids)
     return y_BHTK.swapaxes(1, 2)[:, :T]
 
   return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
 
 
-def _kernel(heads: int, length: int, scoring: Scoring):
+def _kernel(heads: int, length: int, scoring: Scoring) -> Any:
   """A function of (q_HTK, k_GSK, v_GSK, segment ids) that returns [H, T, the values' head size]."""
   shape = (length, length)
   block = next(size for size in BLOCKS if length % size == 0)
@@ -40,6 +44,8 @@ def _kernel(heads: int, length: int, scoring: Scoring):
     mask = masks.CausalMask(shape)
   else:
     mask = masks.LocalMask(shape, (scoring.window - 1, 0), 0)
-  sizes = splash.BlockSizes(*[block] * 8)
+  sizes = splash.BlockSizes(
+      block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
+      block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block)
   return splash.make_splash_mha(masks.MultiHeadMask([mask] * heads), head_shards=1, q_seq_shards=1, block_sizes=sizes,
                                 attn_logits_soft_cap=scoring.soft_cap, interpret=jax.default_backend() != 'tpu')

@@ -9,7 +9,9 @@ from llm_jax.modules.kernels import resolve
 
 def barrier(*arrays):
   """The arrays themselves; XLA does not fuse what computes them with what reads them."""
-  return jax.lax.optimization_barrier(arrays if len(arrays) > 1 else arrays[0])
+  if len(arrays) == 1:
+    return jax.lax.optimization_barrier(arrays[0])
+  return jax.lax.optimization_barrier(arrays)
 
 
 def not_before(dy, x):

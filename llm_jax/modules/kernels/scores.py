@@ -2,10 +2,12 @@
 
 Shapes: B batch, T time, S time of the keys.
 """
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+
+Arrays = TypeVar('Arrays', bound=tuple)
 
 MASKED = -1e30  # finite: exp(MASKED) is exactly 0, and MASKED - MASKED is not NaN
 
@@ -46,7 +48,7 @@ def same_segment(rows_BT: jax.Array, columns_BS: jax.Array) -> jax.Array:
   return rows_BT[:, :, None] == columns_BS[:, None, :]
 
 
-def pad_time(multiple: int, *arrays_BT: jax.Array | None) -> tuple[jax.Array | None, ...]:
+def pad_time(multiple: int, arrays_BT: Arrays) -> Arrays:
   """Arrays [B, T, ...] padded with zeros at the end of T to a multiple of `multiple`; None stays None.
 
   No query sees the padding, because it comes after all of them.
@@ -55,4 +57,4 @@ def pad_time(multiple: int, *arrays_BT: jax.Array | None) -> tuple[jax.Array | N
     other_axes = ((0, 0),) * (x.ndim - 2)
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), *other_axes))
 
-  return tuple(None if x is None else pad(x) for x in arrays_BT)
+  return jax.tree.map(pad, arrays_BT)
