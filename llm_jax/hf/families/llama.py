@@ -66,9 +66,14 @@ def _write(config: Architecture, attention: Attention, feed_forward: GLU, norm: 
     'rms_norm_eps': norm.eps}
 
 
+def has_window(config: Architecture) -> bool:
+  attention = first_block(config).attention
+  return isinstance(attention, Attention) and attention.window is not None
+
+
 LLAMA = Family(
   'llama', 'LlamaForCausalLM', read_llama, write_llama, MODEL, (*ATTENTION, *FEED_FORWARD_NORM, *GATED),
   resembles=lambda config: True, base_model_prefix='model.', ignored=BUFFERS)
 MISTRAL = LLAMA._replace(
   model_type='mistral', architecture='MistralForCausalLM', read=read_mistral, write=write_mistral,
-  resembles=lambda config: bool(first_block(config).attention.window))
+  resembles=has_window)
