@@ -6,7 +6,7 @@ the field from the root, the value and what to change.
 """
 import dataclasses
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
@@ -23,7 +23,6 @@ from llm_jax.config.type_hints import (
 )
 
 KIND = 'kind'
-T = TypeVar('T')
 
 
 class _Missing:
@@ -92,7 +91,7 @@ def _to_tree(value: object, kind: Any) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- reading one value
-def read(kind: type[T], value: Any, path: str) -> T:
+def read(kind: Any, value: Any, path: str) -> Any:
   """Checks `value` against the type `kind` and returns it as that type.
 
   Args:

@@ -2,28 +2,30 @@
 import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config.errors import require
 from llm_jax.config.objectives import LOSS, Metric
 from llm_jax.report.charts import Series, line_chart, smooth
 from llm_jax.report.html import escape, flatten, page, table
-from llm_jax.report.records import StageRecords, by_stage, last, median, objective_of, read_json
-from llm_jax.report.stages import reach
+from llm_jax.report.records import RunRecords, StageRecords, last, median, objective_of, read_run
 from llm_jax.runtime.files import write_atomic
-from llm_jax.tracking.metrics import read_metrics
 from llm_jax.tracking.numbers import NOTHING, duration, show, value
 
 COLOURS = 'abcdef'
 # Fields that decide which text is held out, or how it is cut into tokens.
-HELD_OUT = re.compile(r'seed|tokenizer\..*|stages\[\d+\]\.(data|eval_data|seq_len).*')
+DECIDES_HELD_OUT = re.compile(r'seed|tokenizer\..*|stages\[\d+\]\.(data|eval_data|seq_len).*')
+HELD_OUT_NOTE = 'Their data, tokenizer, seq_len or seed differ: the held-out text may not be the same.'
 
 
 class Compared(NamedTuple):
+  """A run, and what tells it from the others."""
   name: str
-  config: dict[str, Any]
-  stages: list[StageRecords]
+  run: RunRecords
+
+  def stage(self, name: str) -> StageRecords | None:
+    return next((stage for stage in self.run.stages if stage.name == name), None)
 
 
 def write_comparison(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -34,10 +36,7 @@ def write_comparison(workdirs: Sequence[pathlib.Path], path: pathlib.Path) -> pa
   """
   require(len(workdirs) <= len(COLOURS), 'workdirs', f'{len(workdirs)} runs',
           f'compare at most {len(COLOURS)} at a time')
-  runs = []
-  for workdir, name in zip(workdirs, names(workdirs), strict=True):
-    config = read_json(workdir / 'config.json')
-    runs.append(Compared(name, config, by_stage(read_metrics(workdir), config)))
+  runs = [Compared(name, read_run(workdir)) for name, workdir in zip(names(workdirs), workdirs, strict=True)]
   write_atomic(path, render(runs))
   return path
 
@@ -49,24 +48,31 @@ def names(workdirs: Sequence[pathlib.Path]) -> list[str]:
     found = ['/'.join(each[-length:]) for each in parts]
     if len(set(found)) == len(found):
       return found
-  return [f'{name} ({number})' for number, name in enumerate(found, 1)]  # one folder twice
+  whole = ['/'.join(each) for each in parts]
+  return [f'{name} ({number})' for number, name in enumerate(whole, 1)]  # one folder twice
 
 
 def render(runs: Sequence[Compared]) -> str:
-  head = [run.name for run in runs]
-  changed = changes([run.config for run in runs])
-  note = ('<p class="note">Their data, tokenizer, seq_len or seed differ: the held-out text may not be the same.</p>'
-          if any(HELD_OUT.match(field) for field, _ in changed) else '')
+  """The comparison as HTML."""
+  head = [each.name for each in runs]
+  changed = changes([each.run.config for each in runs])
+  changes_shown = '<p class="muted">Nothing: the configurations are the same.</p>'
+  if changed:
+    changes_shown = table(('field', *head), [(field, *values) for field, values in changed], 'words')
+  may_differ = any(DECIDES_HELD_OUT.match(field) for field, _ in changed)
   return page(f'{", ".join(head)}: comparison', [
-      f'<h1>{escape(" · ".join(head))}</h1>',
-      '<h2>What was changed</h2>',
-      table(('field', *head), [(field, *values) for field, values in changed], 'words') if changed else
-      '<p class="muted">Nothing: the configurations are the same.</p>',
-      '<h2>Results</h2>', table(('at the end of each stage', *head), results(runs)), note,
-      '<h2>Curves</h2>', curves(runs)])
+    f'<h1>{escape(" · ".join(head))}</h1>',
+    '<h2>What was changed</h2>',
+    changes_shown,
+    '<h2>Results</h2>',
+    table(('at the end of each stage', *head), results(runs)),
+    f'<p class="note">{escape(HELD_OUT_NOTE)}</p>' if may_differ else '',
+    '<h2>Curves</h2>',
+    curves(runs),
+  ])
 
 
-def changes(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+def changes(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
   """(field, its value in each) of every field that is not the same in all."""
   flat = [{field: str(content) for field, content in flatten(config)} for config in configs]
   fields = dict.fromkeys(field for each in flat for field in each)
@@ -76,48 +82,73 @@ def changes(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 def results(runs: Sequence[Compared]) -> list[tuple[str, ...]]:
   """Rows of the table: each stage's last numbers, and by how much they differ from the first run's."""
-  rows = []
-  for name in dict.fromkeys(stage.name for run in runs for stage in run.stages):
-    stages = [next((stage for stage in run.stages if stage.name == name), None) for run in runs]
-    rows += scores(name, stages)
-    speed = [median([stage], 'tokens_per_second') if stage else math.nan for stage in stages]
-    rows += [(f'{name}: steps', *(f'{stage.last_step:,}' if stage else NOTHING for stage in stages)),
-             (f'{name}: tokens per second', *(show(x, '{:,.0f}') + beside(x, speed[0]) for x in speed)),
-             (f'{name}: time in steps', *(duration(stage.seconds) if stage else NOTHING for stage in stages))]
+  rows: list[tuple[str, ...]] = []
+  for name in dict.fromkeys(stage.name for each in runs for stage in each.run.stages):
+    rows += _stage_rows(name, [each.stage(name) for each in runs])
   return rows
 
 
-def scores(name: str, stages: Sequence[StageRecords | None]) -> list[tuple[str, ...]]:
-  """Rows of the held-out numbers that the objectives of a stage name."""
-  metrics: dict[str, Metric] = {}
+def _stage_rows(name: str, stages: Sequence[StageRecords | None]) -> list[tuple[str, ...]]:
+  """stages: of each run, None where it has none of that name."""
+  rows: list[tuple[str, ...]] = []
+  for metric in _metrics(stages):
+    numbers = [last(stage.evals, metric.name) if stage else math.nan for stage in stages]
+    is_share = metric.table.endswith('%}')  # its change would be taken for a share too
+    if any(map(math.isfinite, numbers)):
+      rows.append((f'{name}: held-out {metric.label}', *_cells(numbers, metric.table, shows_change=not is_share)))
+  speeds = [median([stage], 'tokens_per_second') if stage else math.nan for stage in stages]
+  rows.append((f'{name}: steps', *(f'{stage.last_step:,}' if stage else NOTHING for stage in stages)))
+  rows.append((f'{name}: tokens per second', *_cells(speeds, '{:,.0f}', shows_change=True)))
+  rows.append((f'{name}: time in steps', *(duration(stage.seconds) if stage else NOTHING for stage in stages)))
+  return rows
+
+
+def _metrics(stages: Sequence[StageRecords | None]) -> list[Metric]:
+  """The held-out numbers that the objectives of a stage name."""
+  found: dict[str, Metric] = {}
   for stage in stages:
     if stage is not None:
-      metrics |= {metric.name: metric for metric in (*objective_of(stage.config).metrics, LOSS)}
-  rows = []
-  for metric in metrics.values():
-    found = [last(stage.evals, metric.name) if stage else math.nan for stage in stages]
-    if not any(map(math.isfinite, found)):
-      continue
-    is_share = metric.table.endswith('%}')  # two of them are compared at sight
-    cells = [show(x, metric.table) + ('' if is_share else beside(x, found[0])) for x in found]
-    rows.append((f'{name}: held-out {metric.label}', *cells))
-  return rows
+      found |= {metric.name: metric for metric in (*objective_of(stage.config).metrics, LOSS)}
+  return list(found.values())
 
 
-def beside(x: float, first: float) -> str:
-  return f' ({x / first - 1:+.1%})' if math.isfinite(x) and math.isfinite(first) and first and x != first else ''
+def _cells(numbers: Sequence[float], form: str, shows_change: bool) -> list[str]:
+  cells: list[str] = []
+  for number in numbers:
+    change = _change(number, numbers[0]) if shows_change else ''
+    cells.append(show(number, form) + change)
+  return cells
+
+
+def _change(number: float, first: float) -> str:
+  """` (+1.5%)`; '' for the first run, and where one of the numbers is not known."""
+  is_known = math.isfinite(number) and math.isfinite(first) and first != 0
+  return f' ({number / first - 1:+.1%})' if is_known and number != first else ''
 
 
 def curves(runs: Sequence[Compared]) -> str:
   """Held-out and training loss of all runs over the steps of their stages, one after the other."""
-  held_out, trained = [], []
-  for colour, run in zip(COLOURS, runs, strict=False):
-    evals = [(stage.offset + r['step'], value(r, 'loss')) for stage in run.stages for r in stage.evals]
-    train = [(stage.offset + r['step'], y) for stage in run.stages for r, y in zip(
-      stage.train, smooth([value(r, 'loss') for r in stage.train], reach(stage)), strict=True)]
-    held_out.append(Series(run.name, [x for x, _ in evals], [y for _, y in evals], colour, 'dots'))
-    trained.append(Series(run.name, [x for x, _ in train], [y for _, y in train], colour))
-  boundaries = max(([(stage.offset, stage.name) for stage in run.stages] for run in runs), key=len)
-  draw = lambda title, series: line_chart(title, series, y_label='nats per token (log scale)', log_y=True,
-                                          boundaries=boundaries)
-  return f'<div class="charts">{draw("Held-out loss", held_out)}{draw("Training loss, smoothed", trained)}</div>'
+  held_out: list[Series] = []
+  trained: list[Series] = []
+  for colour, each in zip(COLOURS, runs, strict=False):
+    held_out.append(_held_out(each, colour))
+    trained.append(_trained(each, colour))
+  boundaries = max(([(stage.offset, stage.name) for stage in each.run.stages] for each in runs), key=len)
+  charts = [line_chart(title, series, y_label='nats per token (log scale)', log_y=True, boundaries=boundaries)
+            for title, series in (('Held-out loss', held_out), ('Training loss, smoothed', trained))]
+  return f'<div class="charts">{"".join(charts)}</div>'
+
+
+def _held_out(compared: Compared, colour: str) -> Series:
+  points = [(stage.offset + record['step'], value(record, 'loss'))
+            for stage in compared.run.stages for record in stage.evals]
+  return Series(compared.name, [x for x, _ in points], [y for _, y in points], colour, 'dots')
+
+
+def _trained(compared: Compared, colour: str) -> Series:
+  steps: list[float] = []
+  losses: list[float] = []
+  for stage in compared.run.stages:
+    steps += [stage.offset + record['step'] for record in stage.train]
+    losses += smooth(stage.values('loss'), stage.reach)
+  return Series(compared.name, steps, losses, colour)

@@ -1,15 +1,12 @@
 """What the evaluations of a run show: their headlines, and the blocks that they left in the records."""
-import html
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from llm_jax.report.html import table
+from llm_jax.report.html import escape, table
+from llm_jax.report.records import MetricsRecord
 from llm_jax.tracking.display import Block, HeatMap, Table, from_record
 
-Record = Mapping[str, Any]
 
-
-def headlines(records: Sequence[Record]) -> dict[str, str]:
+def headlines(records: Sequence[MetricsRecord]) -> dict[str, str]:
   """By the stage's name, what it did in a few words: the headline of the last evaluation of its list that has one."""
   found: dict[str, dict[str, str]] = {}
   for record in records:
@@ -18,7 +15,7 @@ def headlines(records: Sequence[Record]) -> dict[str, str]:
   return {stage: list(by_evaluation.values())[-1] for stage, by_evaluation in found.items()}
 
 
-def displays(records: Sequence[Record]) -> str:
+def displays(records: Sequence[MetricsRecord]) -> str:
   """A section for every kind of display, with one figure for every stage that has it; '' where there is none."""
   sections: dict[tuple[str, str], list[Block]] = {}
   for block in _blocks(records):
@@ -26,8 +23,8 @@ def displays(records: Sequence[Record]) -> str:
   return ''.join(_section(heading, note, blocks) for (heading, note), blocks in sections.items())
 
 
-def _blocks(records: Sequence[Record]) -> list[Block]:
-  blocks = []
+def _blocks(records: Sequence[MetricsRecord]) -> list[Block]:
+  blocks: list[Block] = []
   for record in records:
     if record.get('kind') != 'display':
       continue
@@ -40,8 +37,8 @@ def _blocks(records: Sequence[Record]) -> list[Block]:
 
 def _section(heading: str, note: str, blocks: Sequence[Block]) -> str:
   figures = ''.join(_figure(block) for block in blocks)
-  below = f'<p class="note">{html.escape(note)}</p>' if note else ''
-  return f'<h2>{html.escape(heading)}</h2><div class="charts">{figures}</div>{below}'
+  below = f'<p class="note">{escape(note)}</p>' if note else ''
+  return f'<h2>{escape(heading)}</h2><div class="charts">{figures}</div>{below}'
 
 
 def _figure(block: Block) -> str:
@@ -49,17 +46,17 @@ def _figure(block: Block) -> str:
     case HeatMap():
       return _heat_map(block)
     case Table():
-      caption = f'<figcaption>{html.escape(block.title)}</figcaption>'
+      caption = f'<figcaption>{escape(block.title)}</figcaption>'
       return f'<figure class="scroll">{caption}{table(block.head, block.rows, "words")}</figure>'
 
 
 def _heat_map(block: HeatMap) -> str:
-  head = ''.join(f'<th>{html.escape(column)}</th>' for column in block.columns)
-  rows = []
+  head = ''.join(f'<th>{escape(column)}</th>' for column in block.columns)
+  rows: list[str] = []
   for label, shares in block.rows:
     cells = ''.join(_cell(share) for share in shares)
-    rows.append(f'<tr><td>{html.escape(label)}</td>{cells}</tr>')
-  return (f'<figure class="scroll"><figcaption>{html.escape(block.title)}</figcaption>'
+    rows.append(f'<tr><td>{escape(label)}</td>{cells}</tr>')
+  return (f'<figure class="scroll"><figcaption>{escape(block.title)}</figcaption>'
           f'<table class="heat"><tr><th>depth</th>{head}</tr>{"".join(rows)}</table></figure>')
 
 

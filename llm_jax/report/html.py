@@ -1,92 +1,15 @@
-"""Pieces of a self-contained HTML page: escaping, tables, trees, and the style sheet. No script, no network."""
+"""Pieces of a self-contained HTML page: escaping, tables, trees. No script, no network."""
 import html
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-STYLE = """
-:root { color-scheme: light dark; --page: #fbfbfa; --card: #ffffff; --ink: #1d1f24; --muted: #636a75; --line: #e2e4e8;
-  --a: #2563eb; --b: #d9480f; --c: #2b8a3e; --d: #8a3ffc; --e: #0a7d8c; --f: #b5157a;
-  --mark: #fff3bf; --mark-ink: #5c3c00; }
-@media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f25; --ink: #e6e8ec; --muted: #9aa2ae;
-  --line: #30353e; --a: #74a9ff; --b: #ff9f5a; --c: #69d58a; --d: #c29bff; --e: #5fd3e0; --f: #ff8acb;
-  --mark: #4a3b10; --mark-ink: #ffe8a3; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 24px 16px 64px; max-width: 1120px; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; }
-h1 { margin: 0; font-size: 1.6rem; line-height: 1.2; overflow-wrap: anywhere; }
-h2 { margin: 40px 0 12px; font-size: 1.2rem; }
-h3 { margin: 20px 0 8px; font-size: 1rem; }
-p { margin: 8px 0; }
-.muted { color: var(--muted); }
-.verdict { font-size: 1.1rem; margin: 16px 0; max-width: 60ch; }
-.card, figure, .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.card { padding: 12px 16px; }
-.top { display: grid; margin-top: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(122px, 1fr)); gap: 12px; align-content: start; }
-.tile { padding: 10px 12px; }
-.tile b { display: block; font-size: 1.15rem; font-weight: 600; white-space: nowrap;
-  line-height: 1.3; font-variant-numeric: tabular-nums; }
-.tile span { display: block; font-size: .8rem; line-height: 1.35; color: var(--muted); }
-.tile.wide { grid-column: 1 / -1; } .tile.wide b { font-size: .95rem; white-space: normal; overflow-wrap: anywhere; }
-.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: 10px 12px; align-items: center;
-  margin: 12px 0; }
-.bars i { display: block; height: 26px; min-width: 2px; border-radius: 4px; background: var(--muted); opacity: .55; }
-.bars i.model { background: var(--a); opacity: 1; }
-.note { font-size: .85rem; color: var(--muted); }
-.bars b { font-variant-numeric: tabular-nums; }
-.charts { display: grid; gap: 16px; }
-@media (min-width: 720px) { .charts { grid-template-columns: 1fr 1fr; } }
-figure { margin: 0; padding: 12px 12px 8px; min-width: 0; }
-figcaption { display: flex; flex-wrap: wrap; gap: 2px 16px; justify-content: space-between; font-weight: 600;
-  padding: 0 4px 6px; }
-.legend { display: flex; flex-wrap: wrap; gap: 2px 14px; font-weight: 400; font-size: .85rem; color: var(--muted); }
-.key::before { content: ''; display: inline-block; width: 18px; height: 3px; margin: 0 6px 4px 0; border-radius: 2px;
-  background: var(--a); }
-.key.b::before { background: var(--b); } .key.c::before { background: var(--c); }
-.key.d::before { background: var(--d); } .key.e::before { background: var(--e); }
-.key.f::before { background: var(--f); } .key.faint::before { opacity: .35; }
-.key.dots::before { width: 8px; height: 8px; border-radius: 50%; margin-bottom: 1px; }
-.nothing { color: var(--muted); padding: 48px 0; text-align: center; }
-svg { display: block; width: 100%; max-width: 560px; height: auto; margin: 0 auto; }
-svg text { font: 12px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif; fill: var(--muted); }
-@media (max-width: 520px) { svg text { font-size: 15px; } }
-.grid { stroke: var(--line); fill: none; } .axis { stroke: var(--muted); fill: none; }
-.boundary { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
-.curve { fill: none; stroke: var(--a); stroke-width: 2; stroke-linejoin: round; }
-.curve.b { stroke: var(--b); } .curve.c { stroke: var(--c); } .curve.d { stroke: var(--d); }
-.curve.e { stroke: var(--e); } .curve.f { stroke: var(--f); } .curve.faint { stroke-width: 1; opacity: .35; }
-.dot { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); } .dot.d { fill: var(--d); }
-.dot.e { fill: var(--e); } .dot.f { fill: var(--f); }
-.scroll { overflow-x: auto; }
-.stages rect { fill: var(--page); stroke: var(--muted); } .stages rect.done { stroke: var(--c); stroke-width: 2; }
-.stages rect.running { stroke: var(--a); stroke-width: 2; } .stages rect.waiting { stroke-dasharray: 4 4; }
-.stages text.name { font-weight: 600; font-size: 14px; fill: var(--ink); } .stages text.result { fill: var(--ink); }
-.stages text.how { text-anchor: middle; font-size: 11px; }
-.arrow { stroke: var(--muted); stroke-width: 1.5; fill: none; } .head { fill: var(--muted); }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { color: var(--muted); font-weight: 500; }
-th, table:not(.facts) td { white-space: nowrap; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-table.facts td { text-align: left; overflow-wrap: anywhere; }
-table.facts td:first-child { color: var(--muted); white-space: nowrap; }
-tr:last-child td { border-bottom: 0; }
-table.heat td:not(:first-child) { text-align: center; }
-pre, code, .tree { font-family: ui-monospace, 'SF Mono', Menlo, Consolas, 'DejaVu Sans Mono', monospace;
-  font-size: .82rem; }
-pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; unicode-bidi: isolate; }
-mark { background: var(--mark); color: var(--mark-ink); border-radius: 3px; padding: 0 1px; }
-details > summary { cursor: pointer; padding: 3px 0; }
-.sample { border-top: 1px solid var(--line); padding: 6px 0; } .sample:first-of-type { border-top: 0; }
-.sample pre { padding: 4px 0 8px; }
-.tree .inside { margin-left: 18px; border-left: 1px solid var(--line); padding-left: 10px; }
-.tree .leaf { padding: 1px 0 1px 16px; overflow-wrap: anywhere; } .tree .name { color: var(--a); }
-"""
+from llm_jax.report.style import STYLE
 
-
+# Control characters, but tabs and ends of lines, and the characters that picture them.
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in '\n\t'} | {127: 0x2421}
 def page(title: str, body: Iterable[str]) -> str:
   """The whole document. The policy lets nothing but the style sheet work, whatever slips into the text."""
+  pieces = '\n'.join(piece for piece in body if piece)
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -97,46 +20,54 @@ def page(title: str, body: Iterable[str]) -> str:
 <style>{STYLE}</style>
 </head>
 <body>
-{chr(10).join(piece for piece in body if piece)}
+{pieces}
 </body>
 </html>
 """
 
 
 def escape(value: Any) -> str:
-  """Text for HTML from anyone: markup is shown, and control characters become visible pictures of themselves."""
-  text = str(value).encode('utf-8', 'replace').decode('utf-8')
-  pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in '\n\t'} | {127: 0x2421}
-  return html.escape(text.replace('\r\n', '\n').translate(pictures))
+  """Text for HTML and SVG from anyone: markup is shown, and control characters become visible pictures of themselves."""
+  text = str(value).encode('utf-8', 'replace').decode('utf-8')  # lone surrogates are no text
+  return html.escape(text.replace('\r\n', '\n').translate(CONTROL_PICTURES))
 
 
-def tiles(metadata: Iterable[tuple[str, str]], wide: Iterable[tuple[str, str]] = ()) -> str:
+def tiles(numbers: Iterable[tuple[str, str]], wide: Iterable[tuple[str, str]] = ()) -> str:
   """Headline numbers: (label, value); `wide` ones take a row."""
-  out = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in metadata]
-  out += [f'<div class="tile wide"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for label, value in wide]
-  return f'<div class="tiles">{"".join(out)}</div>'
+  cells = [_tile(label, value, 'tile') for label, value in numbers]
+  cells += [_tile(label, value, 'tile wide') for label, value in wide]
+  return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _tile(label: str, value: str, css: str) -> str:
+  return f'<div class="{css}"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 
 def bars(values: Sequence[tuple[str, float, str]]) -> str:
   """Horizontal bars from zero: (label, value of 0 or more, CSS class)."""
   most = max(value for _, value, _ in values) or 1.0
-  rows = (f'<span>{escape(label)}</span><div><i class="{kind}" style="width:{100 * value / most:.1f}%"></i></div>'
-          f'<b>{value:.3f}</b>' for label, value, kind in values)
+  rows = [f'<span>{escape(label)}</span><div><i class="{css}" style="width:{100 * value / most:.1f}%"></i></div>'
+          f'<b>{value:.3f}</b>' for label, value, css in values]
   return f'<div class="bars">{"".join(rows)}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], css: str = '') -> str:
   """A table that scrolls sideways where it does not fit. css: 'words' aligns to the left what is not numbers."""
-  header = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
-  body = ''.join('<tr>' + ''.join(f'<td>{escape(cell)}</td>' for cell in row) + '</tr>' for row in rows)
-  return (f'<div class="card scroll"><table class="{css}"><thead><tr>{header}</tr></thead>'
+  header = _row('th', head)
+  body = ''.join(_row('td', row) for row in rows)
+  return (f'<div class="card scroll"><table class="{css}"><thead>{header}</thead>'
           f'<tbody>{body}</tbody></table></div>')
 
 
-def lineage_table(tree: Any) -> str:
+def lineage_table(lineage: Any) -> str:
   """A nested tree as two columns, names joined by dots."""
-  rows = ''.join(f'<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>' for name, value in flatten(tree))
+  rows = ''.join(_row('td', row) for row in flatten(lineage))
   return f'<div class="card scroll"><table class="facts"><tbody>{rows}</tbody></table></div>'
+
+
+def _row(tag: str, cells: Iterable[Any]) -> str:
+  inside = ''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)
+  return f'<tr>{inside}</tr>'
 
 
 def flatten(tree: Any, name: str = '') -> Iterable[tuple[str, Any]]:
@@ -144,28 +75,41 @@ def flatten(tree: Any, name: str = '') -> Iterable[tuple[str, Any]]:
   if isinstance(tree, dict) and tree:
     for key, value in tree.items():
       yield from flatten(value, f'{name}.{key}' if name else str(key))
-  elif isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree):
+  elif _is_list_of_trees(tree):
     for i, value in enumerate(tree):
       yield from flatten(value, f'{name}[{i}]')
+  elif isinstance(tree, list):
+    yield name, ', '.join(map(str, tree))
   else:
-    yield name, ', '.join(map(str, tree)) if isinstance(tree, list) else tree
+    yield name, tree
 
 
-def tree(value: Any, name: str = 'config', depth: int = 0) -> str:
-  """Nested `<details>`, open down to the second level; a mapping's `kind` stands in its heading."""
-  if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
-    items = {f'[{i}]' + (f' {item["name"]}' if isinstance(item, dict) and 'name' in item else ''): item
-             for i, item in enumerate(value)}
-    return tree(items, name, depth)
+def tree(value: Any, name: str = 'config', is_open: bool = True) -> str:
+  """Nested `<details>`, the first level open; a mapping's `kind` stands in its heading."""
+  if _is_list_of_trees(value):
+    return tree({_item_name(i, item): item for i, item in enumerate(value)}, name, is_open)
   if not isinstance(value, dict):
     shown = repr(tuple(value) if isinstance(value, list) else value)
     return f'<div class="leaf"><span class="name">{escape(name)}</span> = {escape(shown)}</div>'
-  kind = f' <span class="muted">{escape(value["kind"])}</span>' if isinstance(value.get('kind'), str) else ''
-  inside = ''.join(tree(item, key, depth + 1) for key, item in value.items() if key != 'kind' or not kind)
-  return (f'<details{" open" if depth < 1 else ""}><summary><span class="name">{escape(name)}</span>{kind}</summary>'
-          f'<div class="inside">{inside}</div></details>')
+  kind = value.get('kind')
+  has_kind = isinstance(kind, str)
+  kind_shown = f' <span class="muted">{escape(kind)}</span>' if has_kind else ''
+  fields = {key: item for key, item in value.items() if key != 'kind' or not has_kind}
+  inside = ''.join(tree(item, key, is_open=False) for key, item in fields.items())
+  return disclosure(f'<span class="name">{escape(name)}</span>{kind_shown}', f'<div class="inside">{inside}</div>',
+                    is_open=is_open)
 
 
-def disclosure(summary: str, inside: str, *, is_open: bool = False, css: str = '') -> str:
+def _is_list_of_trees(value: Any) -> bool:
+  return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
+
+
+def _item_name(i: int, item: Any) -> str:
+  return f'[{i}] {item["name"]}' if isinstance(item, dict) and 'name' in item else f'[{i}]'
+
+
+def disclosure(summary: str, inside: str, *, is_open: bool = False, css: str | None = None) -> str:
   """Something that opens on a click; `summary` and `inside` are HTML already."""
-  return f'<details class="{css}"{" open" if is_open else ""}><summary>{summary}</summary>{inside}</details>'
+  class_ = '' if css is None else f' class="{css}"'
+  open_ = ' open' if is_open else ''
+  return f'<details{class_}{open_}><summary>{summary}</summary>{inside}</details>'

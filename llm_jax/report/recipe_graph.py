@@ -1,45 +1,77 @@
 """The stages of a run as a picture: a box each, an arrow from each stage that it starts from."""
-import html
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.stage_init import Init, Scratch
+from llm_jax.report import svg
 from llm_jax.report.records import objective_of
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 164, 74, 56, 18, 4
+INDENT, FIRST_LINE, LINE_HEIGHT = 12, 22, 20  # of the text in a box
+MOST_CHARACTERS = 26
+ARROW_HEAD = svg.element('defs', svg.element(
+  'marker', svg.path('head', 'M0,0 L8,4 L0,8 z'), id='arrow', viewBox='0 0 8 8', refX=7, refY=4, markerWidth=7,
+  markerHeight=7, orient='auto'))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """Where a box stands in the grid of boxes."""
+  column: int
+  row: int
+
+  @property
+  def left(self) -> int:
+    return MARGIN + self.column * (BOX_WIDTH + GAP_X)
+
+  @property
+  def top(self) -> int:
+    return MARGIN + self.row * (BOX_HEIGHT + GAP_Y)
+
+  @property
+  def middle(self) -> float:
+    return self.top + BOX_HEIGHT / 2
 
 
 def stage_graph(stages: Sequence[Mapping[str, Any]], results: Mapping[str, str], reached: Mapping[str, int]) -> str:
   """A `<figure>`.
 
-  stages: their configurations, in the order of the run.   results: by name, the number that says what a stage did.
+  stages: their configurations as JSON, in the order of the run.
+  results: by name, what a stage that has ended did, in a few words.
   reached: by name, the last step recorded.
   """
   by_name = {str(stage.get('name')): stage for stage in stages}
-  places, rows = {}, {}
+  places = _arrange(by_name)
+  shapes = [ARROW_HEAD]
   for name, stage in by_name.items():
-    before = [places[parent] for parent in _parents(stage) if parent in places]
-    column = 1 + max((place[0] for place in before), default=-1)
-    places[name] = column, rows.get(column, min((place[1] for place in before), default=0))
-    rows[column] = places[name][1] + 1
-  columns, height = (1 + max(place[i] for place in places.values()) for i in (0, 1))
-  width = columns * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
-  height = height * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
-  corner = {name: (MARGIN + x * (BOX_WIDTH + GAP_X), MARGIN + y * (BOX_HEIGHT + GAP_Y))
-            for name, (x, y) in places.items()}
-  parts = ['<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-           'orient="auto">'
-           '<path class="head" d="M0,0 L8,4 L0,8 z"/></marker></defs>']
-  for name, stage in by_name.items():
-    parts += _box(stage, *corner[name], results.get(name, ''), reached.get(name))
-    for parent, how in _parents(stage).items():
-      if parent in corner:
-        parts += _arrow(corner[parent], corner[name], how)
+    shapes += _box(stage, places[name], results.get(name, ''), reached.get(name))
+    for parent, label in _parents(stage).items():
+      if parent in places:
+        shapes += _arrow(places[parent], places[name], label)
+  last_column = max(place.column for place in places.values())
+  last_row = max(place.row for place in places.values())
+  width = _Place(last_column, 0).left + BOX_WIDTH + MARGIN
+  height = _Place(0, last_row).top + BOX_HEIGHT + MARGIN
   # As wide as it is drawn: text keeps its size, and a long recipe scrolls.
-  return (f'<figure class="scroll"><svg class="stages" viewBox="0 0 {width} {height}" role="img" aria-label="stages" '
-          f'style="min-width: {width}px; max-width: {width}px">' + ''.join(parts) + '</svg></figure>')
+  picture = svg.element('svg', ''.join(shapes), class_='stages', viewBox=f'0 0 {width} {height}', role='img',
+                        aria_label='stages', style=f'min-width: {width}px; max-width: {width}px')
+  return f'<figure class="scroll">{picture}</figure>'
+
+
+def _arrange(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, _Place]:
+  """Each stage right of those that it starts from, in the highest row from theirs on that is free."""
+  places: dict[str, _Place] = {}
+  free_rows: dict[int, int] = {}  # by column
+  for name, stage in stages.items():
+    parents = [places[parent] for parent in _parents(stage) if parent in places]
+    column = 1 + max((place.column for place in parents), default=-1)
+    row = free_rows.get(column, min((place.row for place in parents), default=0))
+    places[name] = _Place(column, row)
+    free_rows[column] = row + 1
+  return places
 
 
 def _init(stage: Mapping[str, Any]) -> Init:
@@ -56,25 +88,38 @@ def _parents(stage: Mapping[str, Any]) -> dict[str, str]:
   return {parent: init.label(parent) for parent in init.parents}
 
 
-def _box(stage: Mapping[str, Any], x: int, y: int, result: str, reached: int | None) -> list[str]:
-  steps = stage.get('steps', 0)
-  state = 'done' if result else 'running' if reached else 'waiting'
-  done = f'{reached:,} of {steps:,}' if reached and reached < steps else f'{steps:,} steps'
+def _box(stage: Mapping[str, Any], place: _Place, result: str, reached: int | None) -> list[str]:
+  """result: '' where the stage has none yet.   reached: None where it has not started."""
+  if result:
+    state = 'done'
+  elif reached:
+    state = 'running'
+  else:
+    state = 'waiting'
+  lines = (('name', str(stage.get('name'))), ('', _summary(stage, reached)), ('result', result or state))
+  frame = svg.element('rect', class_=state, x=place.left, y=place.top, width=BOX_WIDTH, height=BOX_HEIGHT, rx=9)
+  texts = [svg.text(css, place.left + INDENT, place.top + FIRST_LINE + LINE_HEIGHT * i, _shorten(words))
+           for i, (css, words) in enumerate(lines)]
+  return [frame, *texts]
+
+
+def _summary(stage: Mapping[str, Any], reached: int | None) -> str:
+  """What the stage learns, how far it is, and where it starts if that is no other stage."""
+  total = stage.get('steps', 0)
+  steps = f'{reached:,} of {total:,}' if reached and reached < total else f'{total:,} steps'
   origin = _init(stage).origin
   source = f', from {origin}' if origin else ''
-  lines = [('name', str(stage.get('name'))), ('', f'{objective_of(stage).title}, {done}{source}'),
-           ('result', result or state)]
-  text = ''.join(f'<text class="{css}" x="{x + 12}" y="{y + 22 + 20 * i}">{html.escape(_short(line))}</text>'
-                 for i, (css, line) in enumerate(lines))
-  return [f'<rect class="{state}" x="{x}" y="{y}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="9"/>', text]
+  return f'{objective_of(stage).title}, {steps}{source}'
 
 
-def _short(text: str, most: int = 26) -> str:
-  return text if len(text) <= most else text[:most - 1] + '…'
+def _shorten(text: str) -> str:
+  return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS - 1] + '…'
 
 
-def _arrow(start: tuple[int, int], end: tuple[int, int], label: str) -> list[str]:
-  x0, y0, x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2, end[0], end[1] + BOX_HEIGHT / 2
-  middle = (x0 + x1) / 2
-  return [f'<path class="arrow" marker-end="url(#arrow)" d="M{x0},{y0} C{middle},{y0} {middle},{y1} {x1 - 2},{y1}"/>',
-          f'<text class="how" x="{middle}" y="{y1 - 7}">{html.escape(label)}</text>']
+def _arrow(start: _Place, end: _Place, label: str) -> list[str]:
+  x0 = start.left + BOX_WIDTH
+  x1 = end.left
+  bend = (x0 + x1) / 2
+  curve = f'M{x0},{start.middle} C{bend},{start.middle} {bend},{end.middle} {x1 - 2},{end.middle}'
+  return [svg.element('path', class_='arrow', marker_end='url(#arrow)', d=curve),
+          svg.text('how', bend, end.middle - 7, label)]

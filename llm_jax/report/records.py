@@ -1,4 +1,4 @@
-"""What a report is made of: the records of a run, stage by stage, and how their numbers are shown."""
+"""What a report is made of: the files of a run, its records stage by stage, and their numbers."""
 import dataclasses
 import json
 import math
@@ -10,26 +10,35 @@ from typing import Any
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.objectives import LanguageModel, Objective
+from llm_jax.tracking.metrics import read_generations, read_metrics
 from llm_jax.tracking.numbers import value
 
+MetricsRecord = Mapping[str, Any]  # a line of metrics.jsonl
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class StageRecords:
-  """What one stage recorded. offset: steps of the stages before it; config: its part of config.json, or {}."""
+  """What one stage recorded.
+
+  config: its part of config.json, or {}.
+  offset: steps of the stages before it.
+  """
   name: str
-  config: dict[str, Any]
+  config: Mapping[str, Any]
   offset: int
-  train: list[dict[str, Any]]
-  evals: list[dict[str, Any]]
+  train: Sequence[MetricsRecord]
+  evals: Sequence[MetricsRecord]
 
   @property
   def last_step(self) -> int:
-    return max((r['step'] for r in self.train + self.evals), default=0)
+    return max((record['step'] for record in (*self.train, *self.evals)), default=0)
 
   @property
   def tokens(self) -> int | None:
-    if math.isfinite(tokens := last(self.train, 'tokens')):
-      return int(tokens)
+    """Tokens trained on; None where nobody knows."""
+    recorded = last(self.train, 'tokens')
+    if math.isfinite(recorded):
+      return int(recorded)
     batch_size = self.config.get('batch_size')
     seq_len = self.config.get('seq_len')
     if isinstance(batch_size, int) and isinstance(seq_len, int):
@@ -39,12 +48,23 @@ class StageRecords:
   @property
   def seconds(self) -> float:
     """Spent in steps: evaluations, checkpoints and the time between a kill and its resume do not count."""
-    total, before = 0.0, 0
+    total = 0.0
+    last_step = 0
     for record in self.train:
-      if math.isfinite(seconds := value(record, 'step_seconds')):
-        total += seconds * (record['step'] - before)
-      before = record['step']
+      seconds = value(record, 'step_seconds')
+      if math.isfinite(seconds):
+        total += seconds * (record['step'] - last_step)
+      last_step = record['step']
     return total
+
+  @property
+  def reach(self) -> int:
+    """How many records to either side a smoothed curve looks: 2 % of the stage, none where that is less than one."""
+    return len(self.train) // 50
+
+  def values(self, name: str) -> list[float]:
+    """The numbers of that name of every training record; NaN where one has none."""
+    return [value(record, name) for record in self.train]
 
 
 def objective_of(stage: Mapping[str, Any]) -> Objective:
@@ -53,6 +73,34 @@ def objective_of(stage: Mapping[str, Any]) -> Objective:
     return schema.read(Objective, stage.get('objective'), 'objective')
   except ConfigError:
     return LanguageModel()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecords:
+  """A run's files, read. Whatever is missing or damaged is empty.
+
+  config, lineage: config.json and lineage.json.
+  """
+  workdir: pathlib.Path
+  config: Mapping[str, Any]
+  lineage: Mapping[str, Any]
+  metrics: Sequence[MetricsRecord]
+  generations: Sequence[Mapping[str, Any]]
+  stages: Sequence[StageRecords]
+
+  def of_kind(self, kind: str) -> list[MetricsRecord]:
+    return [record for record in self.metrics if record.get('kind') == kind]
+
+  @property
+  def stage_configs(self) -> list[Mapping[str, Any]]:
+    return _stage_configs(self.config)
+
+
+def read_run(workdir: pathlib.Path) -> RunRecords:
+  config = read_json(workdir / 'config.json')
+  metrics = read_metrics(workdir)
+  return RunRecords(workdir, config, read_json(workdir / 'lineage.json'), metrics, read_generations(workdir),
+                    _by_stage(metrics, config))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -64,26 +112,44 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return content if isinstance(content, dict) else {'content': content}
 
 
-def by_stage(records: Sequence[dict[str, Any]], config: dict[str, Any]) -> list[StageRecords]:
-  """Stages in the order of the configuration, then of appearance; of two records of a step the later counts."""
-  configs = {s.get('name'): s for s in config.get('stages', []) if isinstance(s, dict)}
-  seen = {str(r.get('stage')) for r in records if r.get('kind') in ('train', 'eval')}
-  stages, offset = [], 0
-  for name in [*(n for n in configs if n in seen), *sorted(seen - configs.keys())]:
-    mine = [r for r in records if r.get('stage') == name]
-    train = {r['step']: r for r in mine if r.get('kind') == 'train'}
-    evals = {r['step']: r for r in mine if r.get('kind') in ('eval', 'final') and 'loss' in r}
-    train, evals = ([found[step] for step in sorted(found)] for found in (train, evals))
-    stages.append(StageRecords(name, configs.get(name, {}), offset, train, evals))
-    offset += stages[-1].last_step
-  return stages
-
-
-def last(records: Iterable[dict[str, Any]], name: str) -> float:
+def last(records: Iterable[MetricsRecord], name: str) -> float:
   """The last finite number of that name, or NaN."""
-  return next((x for r in reversed(list(records)) if math.isfinite(x := value(r, name))), math.nan)
+  for record in reversed(list(records)):
+    found = value(record, name)
+    if math.isfinite(found):
+      return found
+  return math.nan
 
 
 def median(stages: Sequence[StageRecords], name: str) -> float:
-  numbers = [x for s in stages for r in s.train if math.isfinite(x := value(r, name))]
+  """Of all finite numbers of that name, or NaN."""
+  numbers = [number for stage in stages for number in stage.values(name) if math.isfinite(number)]
   return statistics.median(numbers) if numbers else math.nan
+
+
+def _stage_configs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+  return [stage for stage in config.get('stages', []) if isinstance(stage, dict)]
+
+
+def _by_stage(metrics: Sequence[MetricsRecord], config: Mapping[str, Any]) -> list[StageRecords]:
+  """Stages in the order of the configuration, then of their names."""
+  configs = {stage.get('name'): stage for stage in _stage_configs(config)}
+  recorded = {str(record.get('stage')) for record in metrics if record.get('kind') in ('train', 'eval')}
+  configured = [name for name in configs if name in recorded]
+  others = sorted(recorded - configs.keys())
+  stages: list[StageRecords] = []
+  offset = 0
+  for name in (*configured, *others):
+    of_stage = [record for record in metrics if record.get('stage') == name]
+    train = [record for record in of_stage if record.get('kind') == 'train']
+    evals = [record for record in of_stage if record.get('kind') in ('eval', 'final') and 'loss' in record]
+    stage = StageRecords(name, configs.get(name, {}), offset, _one_per_step(train), _one_per_step(evals))
+    stages.append(stage)
+    offset += stage.last_step
+  return stages
+
+
+def _one_per_step(records: Iterable[MetricsRecord]) -> list[MetricsRecord]:
+  """By step; of two records of a step the later counts."""
+  of_step = {record['step']: record for record in records}
+  return [of_step[step] for step in sorted(of_step)]

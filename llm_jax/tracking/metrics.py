@@ -40,8 +40,8 @@ class MetricsWriter:
     self._failed: set[str] = set()
 
   def write(self, kind: str, stage: str, step: int, **numbers: Any) -> None:
-    """Appends a record. Numbers may be Python's, NumPy's or jax scalars, or lists of them; TensorBoard leaves out texts
-    and lists."""
+    """Appends a record. Numbers may be Python's, NumPy's or jax scalars, or lists and mappings of them; TensorBoard
+    leaves out all that is no number."""
     if not self._primary:
       return
     values = {name: _plain(value) for name, value in numbers.items()}
@@ -98,9 +98,10 @@ def read_generations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-  """A Python number or string, or a list of them: scalars of NumPy and jax through `item()`, which keeps their value
-  exactly."""
-  if isinstance(value, list):
+  """A JSON value: lists and mappings of such, scalars of NumPy and jax through `item()`, which keeps them exactly."""
+  if isinstance(value, dict):
+    return {str(name): _plain(each) for name, each in value.items()}
+  if isinstance(value, list | tuple):
     return [_plain(each) for each in value]
   if hasattr(value, 'item'):
     value = value.item()

@@ -1,11 +1,12 @@
 """Numbers of records, and how they are printed in the terminal and in the report."""
 import math
+from collections.abc import Mapping
 from typing import Any
 
 NOTHING = '–'
 
 
-def value(record: dict[str, Any], name: str) -> float:
+def value(record: Mapping[str, Any], name: str) -> float:
   """A number of a record; NaN where it is absent or no number."""
   found = record.get(name)
   return float(found) if isinstance(found, int | float) else math.nan
@@ -19,17 +20,20 @@ def count(x: float | None) -> str:
   """Three digits and a letter: 950, 6.95M, 8.03B, 15T."""
   if x is None:
     return NOTHING
-  power = min(int(math.log10(max(x, 1))) // 3, 4)
-  return f'{x / 1000 ** power:.3g}{("", "K", "M", "B", "T")[power]}'
+  letters = ('', 'K', 'M', 'B', 'T')
+  thousands = min(int(math.log10(max(x, 1))) // 3, len(letters) - 1)
+  return f'{x / 1000 ** thousands:.3g}{letters[thousands]}'
 
 
 def size(num_bytes: float) -> str:
   """`512 B`, `1.5 MiB`, `79.2 GiB`."""
-  for unit in ('B', 'KiB', 'MiB', 'GiB'):
-    if num_bytes < 1024 or unit == 'GiB':
-      return f'{num_bytes:.0f} {unit}' if unit == 'B' else f'{num_bytes:.1f} {unit}'
+  if num_bytes < 1024:
+    return f'{num_bytes:.0f} B'
+  for unit in ('KiB', 'MiB'):
     num_bytes /= 1024
-  raise AssertionError  # the loop returns
+    if num_bytes < 1024:
+      return f'{num_bytes:.1f} {unit}'
+  return f'{num_bytes / 1024:.1f} GiB'
 
 
 def duration(seconds: float) -> str:
@@ -46,8 +50,27 @@ def duration(seconds: float) -> str:
   return f'{whole // 86_400} d {whole % 86_400 // 3600} h'
 
 
-def shares_shown(record: dict[str, Any]) -> tuple[str, str, str, str]:
-  """Share of the tokens, epochs, size and tokens of a source, as papers print them."""
-  number = lambda name: value(record, name)
-  return (show(number('share'), '{:.1%}'), show(number('epochs'), '{:.3g}'), size(number('num_bytes')),
-          count(number('num_tokens')))
+def tick(number: float) -> str:
+  """An axis's number, short: 0.5, 20, 1.5k, 3M, 3e-4."""
+  if number == 0:
+    return '0'
+  if abs(number) < 1e-2:
+    mantissa, exponent = f'{number:.2e}'.split('e')
+    return f'{float(mantissa):g}e{int(exponent)}'
+  for scale, suffix in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if abs(number) >= scale:
+      return f'{number / scale:.4g}{suffix}'
+  return f'{number:.4g}'
+
+
+def mixture_cells(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+  """Share of the tokens, epochs, size and tokens of a source, as papers print them.
+
+  record: a row of the mixture's statistics (`mixture_stats.MixtureRow`), by field.
+  """
+  return (
+    show(value(record, 'share'), '{:.1%}'),
+    show(value(record, 'epochs'), '{:.3g}'),
+    size(value(record, 'num_bytes')),
+    count(value(record, 'num_tokens')),
+  )

@@ -28,7 +28,7 @@ from llm_jax.runtime.preemption import Preempted, Preemption
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import MetricsWriter, read_metrics
-from llm_jax.tracking.numbers import shares_shown
+from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.tracking.task import task
 from llm_jax.tracking.terminal import say
@@ -271,6 +271,6 @@ def print_mixture(stage: str, rows: Sequence[Share]) -> None:
   if not rows:
     return
   lines = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
-  lines += [(f'  {row.source}', *shares_shown(row._asdict())) for row in rows]
+  lines += [(f'  {row.source}', *mixture_cells(row._asdict())) for row in rows]
   for name, *numbers in lines:
     say(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers))

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from llm_jax.report import charts
+from llm_jax.tracking.numbers import tick
 
 
 def test_smoothing():
@@ -34,5 +35,5 @@ def test_axes_always_have_a_few_ticks_inside(values, log_y):
 
 
 def test_numbers_of_ticks():
-  assert [charts.number(x) for x in (0, 0.5, 20, 1500, 3e6, 3e-4, 1.5e-5, -0.25)] == [
+  assert [tick(x) for x in (0, 0.5, 20, 1500, 3e6, 3e-4, 1.5e-5, -0.25)] == [
       '0', '0.5', '20', '1.5k', '3M', '3e-4', '1.5e-5', '-0.25']

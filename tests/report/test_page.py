@@ -17,6 +17,7 @@ from llm_jax.config.sources import StandardLibrary
 from llm_jax.config.stage import Stage
 from llm_jax.config.tokenizers import BPE
 from llm_jax.report.page import render, write_report
+from llm_jax.report.style import STYLE
 from llm_jax.tracking.display import HeatMap, Table, from_record, to_record
 from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.run_config import write_config
@@ -206,6 +207,18 @@ def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and str(folder) in error and words in error and error.count('\n') == 1
   assert not list((tmp_path / 'other').iterdir())
+
+
+def test_every_class_has_its_style(tmp_path):
+  """Else a part of the page would lose its looks when it is renamed."""
+  make_run(tmp_path, (('pretrain', 60), ('anneal', 40)))
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write('event', 'pretrain', 60, event='skipped')
+  page = report(tmp_path)
+  used = {name for _, attributes in page.tags for name in attributes.get('class', '').split()}
+  without = {name for name in used if f'.{name}' not in STYLE}
+  assert 'generation' in used
+  assert without == {'a', 'line', 'tick', 'label', 'stage', 'leaf', 'facts'} & without, without
 
 
 def test_config_tree_names_every_field(tmp_path):

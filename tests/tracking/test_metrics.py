@@ -32,6 +32,14 @@ def test_numbers_come_back_bit_for_bit(tmp_path):
   assert list(records[0])[:4] == ['kind', 'stage', 'step', 'time']
 
 
+def test_lists_and_mappings_are_written_as_they_are(tmp_path):
+  writer = MetricsWriter(tmp_path)
+  writer.write('display', 'a', 1, blocks=[{'rows': (jnp.float32(0.5), 'words')}], found=np.array([1.0])[0])
+  writer.close()
+  [record] = read_metrics(tmp_path)
+  assert record['blocks'] == [{'rows': [0.5, 'words']}] and record['found'] == 1.0
+
+
 def write_run(writer, first=1, last=6):
   for step in range(first, last + 1):
     writer.write('train', 'a', step, loss=1 / step)
