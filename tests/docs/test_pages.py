@@ -58,7 +58,7 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize('page', PAGES, ids=name_of)
 def test_what_is_named_exists(page):
   text = text_of(page)
-  for name in re.findall(r'presets\.(\w+)', text):
+  for name in re.findall(r'\bpresets\.(\w+)', text):
     assert hasattr(presets, name), name
   for path in re.findall(r'`((?:llm_jax|launch|experiments|tests|benchmarks|notebooks)/[\w/.]*)`', text):
     assert (ROOT / path).exists(), path
