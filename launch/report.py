@@ -37,7 +37,8 @@ def check(args: argparse.Namespace) -> None:
   for workdir in args.workdir:
     require(os.path.isdir(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
             'to')
-    require(any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl')), '--workdir', str(workdir),
+    has_run = any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl'))
+    require(has_run, '--workdir', str(workdir),
             'holds no run (no config.json, no metrics.jsonl); name a folder that launch.train has written to')
   require(args.output is None or len(args.workdir) > 1, '--output', str(args.output),
           'only of a comparison: a run has its report in its own folder')

@@ -1,4 +1,4 @@
-"""What is set before a program computes."""
+"""What every program sets before it computes: its signals, its allocator, its cache of compiled programs."""
 import contextlib
 import glob
 import os
@@ -10,10 +10,11 @@ from types import FrameType
 from llm_jax.data.fingerprints import cache_folder
 from llm_jax.runtime import cpu
 
-STOPPED = 75  # the exit code of a program that was asked to stop; `EXIT_PREEMPTED`, which cannot be imported before jax
+STOPPED = 75  # the exit code after a request to stop: `EXIT_PREEMPTED`, which cannot be imported before jax
 INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
-REQUESTS = signal.SIGTERM, signal.SIGINT
-_stopping = threading.Lock()  # the handler and the thread say it once
+REQUESTS = (signal.SIGTERM, signal.SIGINT)
+ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*')  # files that exist where there is one
+_stopping = threading.Lock()  # the signal handler and the thread both stop: the first one prints
 
 
 def start() -> None:
@@ -21,14 +22,16 @@ def start() -> None:
 
   SIGTERM and Ctrl-C end the program with code 75 until others answer them (`Preemption`, `jax.distributed`).
   """
-  signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)  # they wait meanwhile: a program that starts again has no handlers
-  if not any(map(glob.glob, ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*'))):
+  # Signals wait until the handlers are set: a program that starts again loses them.
+  signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
+  if not any(glob.glob(pattern) for pattern in ACCELERATORS):
     cpu.use_allocator_settings()
-  # While the main thread waits for other processes inside of jax, Python calls no handler: a thread hears of it too.
-  heard, tell = os.pipe()
-  os.set_blocking(tell, False)
-  signal.set_wakeup_fd(tell)
-  threading.Thread(target=_listen, args=(heard,), name='requests', daemon=True).start()
+  # Python calls no handler while the main thread waits inside of jax for other processes. A thread reads the signals
+  # from a pipe as well.
+  reading_end, writing_end = os.pipe()
+  os.set_blocking(writing_end, False)
+  signal.set_wakeup_fd(writing_end)
+  threading.Thread(target=_listen, args=(reading_end,), name='requests', daemon=True).start()
   for number in REQUESTS:
     signal.signal(number, _stop)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
@@ -43,7 +46,7 @@ def end() -> None:
 
 def _stop(number: int, frame: FrameType | None = None) -> None:
   if _stopping.acquire(blocking=False):
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError):  # stderr is closed
       os.write(2, b'stopped on request before anything began\n')
     os._exit(STOPPED)
 
@@ -54,10 +57,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
   os._exit(INTERRUPTED)
 
 
-def _listen(heard: int) -> None:
-  """Stops on every signal that is still `_stop`'s."""
+def _listen(pipe: int) -> None:
+  """Calls `_stop` for every signal whose handler it still is."""
   while True:
-    [number] = os.read(heard, 1)
+    [number] = os.read(pipe, 1)
     if signal.getsignal(number) is _stop:
       _stop(number)
 
@@ -73,9 +76,9 @@ def leaving_on_interrupt() -> Generator[None]:
 
 
 def prepare() -> None:
-  """Keeps compiled programs between runs, in LLM_JAX_CACHE or ~/.cache/llm_jax. What the environment says wins.
+  """Keeps compiled programs between runs, in LLM_JAX_CACHE or ~/.cache/llm_jax; on CPU computes in the calling thread.
 
-  What is computed on CPU is computed in the thread that asks for it.
+  Variables that the environment already has stay as they are.
   """
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / 'xla'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')

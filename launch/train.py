@@ -2,8 +2,8 @@
 
   python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Exit codes: 0 done; 2 wrong input; 75 asked to stop (SIGTERM, Ctrl-C) and everything saved: the same command goes on;
-70 a process stalled; 1 anything else.
+Exit codes: 0 done; 2 wrong input; 75 stopped by SIGTERM or Ctrl-C with everything saved: the same command
+goes on; 70 a process stalled; 1 anything else.
 """
 import pathlib
 import sys

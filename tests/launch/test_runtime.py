@@ -1,4 +1,4 @@
-"""A program that is asked to stop before it has begun."""
+"""A program that gets a request to stop before it has begun."""
 import signal
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from launch import runtime
 from llm_jax.runtime.preemption import EXIT_PREEMPTED
 
-ASKED = """
+REQUESTED = """
 import os, signal, sys
 from launch import runtime
 if 'GLIBC_TUNABLES' not in os.environ:  # before the program starts again
@@ -43,7 +43,7 @@ def run(code, *arguments):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_nothing_has_begun(number, when):
-  done = run(ASKED, when, int(number))
+  done = run(REQUESTED, when, int(number))
   assert done.returncode == runtime.STOPPED == EXIT_PREEMPTED
   assert done.stderr == 'stopped on request before anything began\n'
 

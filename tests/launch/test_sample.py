@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from launch import runtime, sampler
+from launch import runtime, sampler, streaming
 from llm_jax.config.experiment import Bytes
 from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.beam import beam_search
@@ -104,7 +104,7 @@ def test_stop_text_ends_the_answer(workdir, capsys):
     (['ab'], ['xa', 'bc'], 'x'), (['ab'], ['xa', 'ac'], 'xaac'), (['abd', 'b'], ['a', 'bc'], 'a'),
     (['aab'], ['a', 'a', 'a', 'b', 'c'], 'a'), ([], ['a', 'b'], 'ab'), (['abc'], ['xab'], 'xab')])
 def test_stops_across_pieces(stops, pieces, expected):
-  assert ''.join(sampler.until(stops, pieces)) == expected
+  assert ''.join(streaming.up_to_stop(stops, pieces)) == expected
 
 
 def test_cuts_to_the_positions_that_there_are(workdir, capsys):
@@ -115,14 +115,14 @@ def test_cuts_to_the_positions_that_there_are(workdir, capsys):
 
 def test_characters_are_never_cut_in_two():
   text = 'aé漢🙂'
-  pieces = list(sampler.decode(make_tokenizer(Bytes(), None), [256], [*text.encode(), 0xf0]))
+  pieces = list(streaming.text_pieces(make_tokenizer(Bytes(), None), [256], [*text.encode(), 0xf0]))
   assert ''.join(pieces) == text + '\N{REPLACEMENT CHARACTER}' and set('é漢🙂') <= set(pieces)
 
 
 def test_a_character_begun_in_what_was_said_before_is_printed_whole():
   tokenizer = make_tokenizer(Bytes(), None)
-  assert ''.join(sampler.decode(tokenizer, [256, *b'a\xc3'], [0xa9, *'€b'.encode()])) == 'é€b'
-  assert ''.join(sampler.decode(tokenizer, [256, *b'a\xc3'], [])) == ''
+  assert ''.join(streaming.text_pieces(tokenizer, [256, *b'a\xc3'], [0xa9, *'€b'.encode()])) == 'é€b'
+  assert ''.join(streaming.text_pieces(tokenizer, [256, *b'a\xc3'], [])) == ''
 
 
 def test_spaces_between_words_are_kept():
@@ -131,7 +131,7 @@ def test_spaces_between_words_are_kept():
   words = {'\N{LOWER ONE EIGHTH BLOCK}' + word: i for i, word in enumerate(('a', 'bc', 'def'))}
   peer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words | {'<unk>': 3}, '<unk>'))
   peer.decoder = tokenizers.decoders.Metaspace()
-  assert list(sampler.decode(peer, [0], [1, 2, 0])) == [' bc', ' def', ' a', '']
+  assert list(streaming.text_pieces(peer, [0], [1, 2, 0])) == [' bc', ' def', ' a', '']
 
 
 @pytest.mark.parametrize('flags,words', [

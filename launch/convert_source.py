@@ -1,0 +1,105 @@
+"""Where `launch.convert` reads a model from: a Hugging Face folder, Meta's layout, a run."""
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from launch.progress_bar import ProgressBar
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
+from llm_jax.data.tokenizers.base import load_tokenizer
+from llm_jax.data.tokenizers.byte_level import META_FILE
+from llm_jax.data.tokenizers.chat_templates import end_of_turn
+from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
+from llm_jax.hf.files import inside, read_json
+from llm_jax.objectives.classification import HEAD
+from llm_jax.tracking.run_config import read_config
+
+# What stands beside the weights of a folder and goes with them, text and tables only.
+COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
+              'merges.txt', 'tokenizer.model', 'chat_template.jinja', 'generation_config.json')
+GENERATION = 'generation_config.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """What is converted.
+
+  params: a nested dict of float32 arrays.
+  files: those of a tokenizer, and a generation configuration, by name.
+  """
+  config: Architecture
+  params: Any
+  files: dict[str, bytes]
+
+
+def read_hf(folder: pathlib.Path) -> Model:
+  """A Hugging Face folder."""
+  model = _read_folder(folder, load_pretrained)
+  if GENERATION in model.files:
+    return model
+  config = json.loads((folder / 'config.json').read_bytes())
+  ids = {key: config[key] for key in ('bos_token_id', 'eos_token_id') if config.get(key) is not None}
+  return dataclasses.replace(model, files={**model.files, GENERATION: json.dumps(ids).encode()})
+
+
+def read_meta(folder: pathlib.Path) -> Model:
+  """A folder in Meta's layout."""
+  return _read_folder(folder, load_meta)
+
+
+def _read_folder(folder: pathlib.Path, load: Callable[..., tuple[Architecture, Any]]) -> Model:
+  with ProgressBar('import') as bar:
+    config, params = load(folder, progress=bar)
+  files = {name: inside(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  for name in files:
+    if name.endswith('.json'):
+      read_json(folder, name)  # what cannot be read is not passed on
+  return Model(config, params, files)
+
+
+# ---------------------------------------------------------------------------------------------- runs
+def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
+  """A checkpoint of a run: the last stage's newest one where none is named."""
+  run = read_config(workdir, '--checkpoint')
+  chosen, checkpoint = _choose_checkpoint(workdir, run, stage, step)
+  which = ', averaged parameters' if checkpoint.averaged else ''
+  print(f'{checkpoint.path}{which}', file=sys.stderr)
+  files = _tokenizer_files(workdir / 'tokenizer', chosen.data.template)
+  params = checkpoint.read_best()
+  if params.pop(HEAD, None):
+    print("its classifier's head is left out: what is written is the language model", file=sys.stderr)
+  return Model(run.model_of(chosen), params, files)
+
+
+def _choose_checkpoint(workdir: pathlib.Path, run: Run, name: str | None, step: int | None
+                       ) -> tuple[Stage, SavedCheckpoint]:
+  saved = [stage for stage in run.stages if CheckpointStore(workdir / 'checkpoints' / stage.name).steps()]
+  names = [stage.name for stage in saved]
+  require(bool(saved), '--checkpoint', str(workdir), 'has no checkpoint yet')
+  require(name in (None, *names), '--stage', name, f'has no checkpoint, use one of {names}')
+  chosen = saved[-1] if name is None else saved[names.index(name)]
+  store = CheckpointStore(workdir / 'checkpoints' / chosen.name)
+  require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
+  checkpoint = store.latest_valid() if step is None else store.at(step)
+  if checkpoint is None:  # another process has removed it
+    raise ConfigError('--checkpoint', str(workdir), 'its checkpoints are gone')
+  return chosen, checkpoint
+
+
+def _tokenizer_files(folder: pathlib.Path, template: str | None) -> dict[str, bytes]:
+  """The run's tokenizer as Hugging Face has it: made from our own kinds, and what an imported model brought."""
+  files: dict[str, bytes] = {}
+  if (folder / META_FILE).exists():
+    tokenizer = load_tokenizer(folder)
+    ends = list(end_of_turn(template, tokenizer)) if template else [tokenizer.eot]
+    ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': ends if len(ends) > 1 else ends[0]}
+    files = {**tokenizer_files(tokenizer, template), GENERATION: json.dumps(ids).encode()}
+  brought = {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  return files | brought

@@ -1,0 +1,61 @@
+"""Which checkpoint of a run `launch.sample` reads, and its parameters."""
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from launch.errors import refuse
+from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config.run import Run
+from llm_jax.config.stage import Stage
+from llm_jax.config.type_hints import suggest
+from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.runtime.errors import CheckpointError
+
+
+def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Tokenizer, stage: str | None = None,
+                    step: int | None = None) -> tuple[Stage, SavedCheckpoint]:
+  """A stage and one of its checkpoints, verified.
+
+  Args:
+    flag: what named the workdir, for errors.
+    stage: name of the stage; None: the last one that has a checkpoint.
+    step: of the checkpoint; None: the newest valid one.
+
+  Raises:
+    CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
+    SystemExit: there is no such stage or checkpoint; one line says so.
+  """
+  chosen = _choose_stage(flag, workdir, run, stage)
+  store = CheckpointStore(workdir / 'checkpoints' / chosen.name)
+  if step is not None and step not in store.steps():
+    refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
+  checkpoint = store.latest_valid() if step is None else store.at(step)
+  if checkpoint is None:  # another process has removed it
+    raise CheckpointError(f'{store.folder}: its checkpoints are gone')
+  if checkpoint.metadata.tokenizer != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {str(checkpoint.metadata.tokenizer)[:16]}, the '
+                          f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')
+  return chosen, checkpoint
+
+
+def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) -> Stage:
+  names = [stage.name for stage in run.stages]
+  if name is not None and name not in names:
+    refuse(f'--stage={name}: no such stage; {suggest(name, names)}')
+  saved = [stage for stage in run.stages if CheckpointStore(workdir / 'checkpoints' / stage.name).steps()]
+  candidates = [stage for stage in saved if name in (None, stage.name)]
+  if not candidates:
+    of_stage = f' of stage {name}' if name else ''
+    refuse(f'--{flag}={workdir}: no checkpoint{of_stage} yet: launch.train writes one every checkpoints.every steps '
+           'and at the end of a stage')
+  return candidates[-1]
+
+
+def read_params(checkpoint: SavedCheckpoint) -> Any:
+  """The parameters, their moving average where one is kept; prints where they are from."""
+  which = ', averaged parameters' if checkpoint.averaged else ''
+  print(f'{checkpoint.path}{which}', file=sys.stderr)
+  return jax.device_put(checkpoint.read_best())
