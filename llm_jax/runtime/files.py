@@ -6,7 +6,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,7 +23,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replace_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def replace_file(path: Path, *, durable: bool = True) -> Generator[BinaryIO, None, None]:
   """A new file that takes the place of `path` when the body ends; where the body raises, the old file stays.
 
   A reader, or a crash at any moment, sees the old content or the new, never a part.
@@ -68,7 +68,7 @@ os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
 @contextlib.contextmanager
-def hold_lock(path: Path, timeout: float | None = None) -> Iterator[int]:
+def hold_lock(path: Path, timeout: float | None = None) -> Generator[int, None, None]:
   """Holds the lock file `path` while the body runs; gives the file's descriptor.
 
   The kernel releases the lock when its owner dies, however that happens.

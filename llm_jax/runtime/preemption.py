@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -55,7 +55,7 @@ class Preemption:
     self._earlier_handlers.clear()
 
   @contextlib.contextmanager
-  def steps(self) -> Iterator[None]:
+  def steps(self) -> Generator[None, None, None]:
     """The body makes state that must be saved before the run may stop: a request waits until `requested` is called."""
     self._in_steps = True
     yield

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ def barrier(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Iterator[None]:
+def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generator[None, None, None]:
   """While the body waits, prints now and then which processes have not set `key/<rank>`.
 
   Of the processes that wait, only the one with the lowest rank prints.

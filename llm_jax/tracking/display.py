@@ -5,6 +5,8 @@ A block is written to `metrics.jsonl` as a mapping of its fields with the class'
 import dataclasses
 from typing import Any
 
+from llm_jax.config.type_hints import is_sequence
+
 
 @dataclasses.dataclass(frozen=True)
 class HeatMap:
@@ -52,6 +54,6 @@ def from_record(record: dict[str, Any]) -> Block | None:
 
 
 def _tuples(value: Any) -> Any:
-  if isinstance(value, list | tuple):
+  if is_sequence(value):
     return tuple(_tuples(item) for item in value)
   return value

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from llm_jax.config.type_hints import is_mapping
 from llm_jax.runtime.files import replace_file
 from llm_jax.tracking.tracker import Record
 
@@ -52,8 +53,8 @@ def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         entry = json.loads(line)
       except ValueError:
         continue
-      if isinstance(entry, dict) and isinstance(entry.get('step'), int):
-        yield entry
+      if is_mapping(entry) and isinstance(entry.get('step'), int):
+        yield dict(entry)
 
 
 def _keep_only(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from llm_jax.config.type_hints import is_mapping, is_sequence
 from llm_jax.tracking.jsonl import JsonlFile, read_jsonl
 from llm_jax.tracking.tensorboard import TensorBoard
 from llm_jax.tracking.tracker import Record, Tracker
@@ -99,9 +100,9 @@ def read_generations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _plain(value: Any) -> Any:
   """A JSON value: lists and mappings of such, scalars of NumPy and jax through `item()`, which keeps them exactly."""
-  if isinstance(value, dict):
+  if is_mapping(value):
     return {str(name): _plain(each) for name, each in value.items()}
-  if isinstance(value, list | tuple):
+  if is_sequence(value):
     return [_plain(each) for each in value]
   if hasattr(value, 'item'):
     value = value.item()

@@ -2,7 +2,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TextIO
 
 from llm_jax.tracking.numbers import duration, size
@@ -15,7 +15,7 @@ BAR_WIDTH = 30
 
 @contextlib.contextmanager
 def task(description: str, total: float | None = None, *, enabled: bool = True, unit: str = '',
-         file: TextIO | None = None, live: bool | None = None) -> Iterator[Callable[[float], None]]:
+         file: TextIO | None = None, live: bool | None = None) -> Generator[Callable[[float], None], None, None]:
   """Shows how far the body is: `with task('tokenise', 1000) as advance: advance(10)`. A display that fails is silent.
 
   total: in the units of `advance`; None where nobody knows it.

@@ -41,7 +41,7 @@ class TensorBoard:
 
   def _writer(self, stage: str) -> Any:
     if stage not in self._writers:
-      from tensorboardX import SummaryWriter
+      from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingTypeStubs]
       # The suffix keeps a run that resumes within a second from overwriting the file before it.
       self._writers[stage] = SummaryWriter(
         str(self.folder / stage), flush_secs=20, purge_step=self._purge_steps.pop(stage, None),
