@@ -1,4 +1,4 @@
-"""`config.json` of Hugging Face to an `Architecture`, and back. What we cannot express is refused, never ignored."""
+"""Hugging Face's `config.json` to an `Architecture`, and back. What an `Architecture` cannot express is refused."""
 import dataclasses
 import json
 import math
@@ -31,7 +31,7 @@ from llm_jax.hf.rope import without_ntk, write_rope
 def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   """The decoder that a `config.json` (as a dict) describes.
 
-  Raises: ConfigError naming the entry that is wrong or that we cannot express.
+  Raises: ConfigError that names the entry that is wrong or that an `Architecture` cannot express.
   """
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
@@ -45,15 +45,15 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   return architecture
 
 
-def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = None,
+def config_to_hf(config: Architecture, max_length: int = 2_048, bos: int | None = None,
                  eos: int | Sequence[int] | None = None) -> dict[str, Any]:
-  """A `config.json` that `transformers` builds the same decoder from.
+  """A `config.json` from which `transformers` builds the same decoder.
 
   Args:
-    context: `max_position_embeddings` where the positions do not state it; it limits what others generate.
-    bos, eos: the ids that begin and end a text.
+    max_length: `max_position_embeddings` if the positions state none. Other programs do not generate beyond it.
+    bos, eos: the ids of the tokens that begin and end a text.
 
-  Raises: ConfigError naming the first field that no family has.
+  Raises: ConfigError that names the first field that the family cannot express.
   """
   family = family_of(config)
   values = {'model_type': family.model_type, 'architectures': [family.architecture], 'dtype': 'float32',
@@ -62,10 +62,11 @@ def config_to_hf(config: Architecture, context: int = 2_048, bos: int | None = N
   values |= family.write(config)
   attention = config.pattern[0].attention
   if isinstance(config.positions, RoPE):
-    values |= write_rope(config.positions, attention.rotary_size(config.d_model), context, _score_factor(attention))
+    values |= write_rope(config.positions, attention.rotary_size(config.d_model), max_length, _score_factor(attention))
   values |= {key: float(values[key]) for key in FLOATS if values.get(key) is not None}
+  # What the family cannot express is lost in `values`, and so differs when they are read again.
   different = difference('model', resolved(config), resolved(config_from_hf(values)))
-  if different:  # what the family cannot say was lost on the way
+  if different:
     raise ConfigError(*different[:2], f'a {family.model_type} model cannot have this, so it cannot be exported')
   return values
 
@@ -76,11 +77,11 @@ def generation_config(bos: int | None, eos: int | Sequence[int] | None) -> dict[
 
 
 def generation_ids(content: bytes) -> dict[str, Any]:
-  """Of a `generation_config.json` the ids that begin and end a text: `bos_token_id` and `eos_token_id`, each an id, a
-  list of them, or None.
+  """The ids that begin and end a text in a `generation_config.json`: `bos_token_id` and `eos_token_id`, each an id, a list
+  of ids, or None.
 
   Raises:
-    ConfigError: it is no JSON object.
+    ConfigError: it is not a JSON object.
   """
   try:
     values = json.loads(content)
@@ -91,17 +92,20 @@ def generation_ids(content: bytes) -> dict[str, Any]:
 
 def listed(ids: Any) -> list[int]:
   """One of `generation_ids` as a list."""
-  return [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+  ids = ids if isinstance(ids, list) else [ids]
+  return [i for i in ids if isinstance(i, int)]
 
 
 def _score_factor(attention: Attention | LatentAttention) -> float:
+  """The factor of the scores on top of 1 / sqrt(head size), which YaRN's entries state."""
   if not isinstance(attention, LatentAttention) or attention.scale is None:
     return 1.0
   return attention.scale * math.sqrt(attention.nope_dim + attention.rope_dim)
 
 
 def resolved(config: Architecture) -> Architecture:
-  """The same decoder with derived sizes as numbers, all blocks in the pattern, and no word on how it is trained."""
+  """The same decoder in a form that can be compared: derived sizes are numbers, all blocks are in the pattern, and fields
+  that only matter in training have their defaults."""
   def attention(part: Attention | LatentAttention) -> Attention | LatentAttention:
     if isinstance(part, LatentAttention):
       return dataclasses.replace(part, scale=part.scale or (part.nope_dim + part.rope_dim) ** -0.5)
@@ -152,4 +156,8 @@ def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any, Any] | None:
     below = [(f'{path}[{i}]', *pair) for i, pair in enumerate(zip(wanted, got, strict=True))]
   else:
     return path, wanted, got
-  return next((found for found in (difference(*item) for item in below) if found), None)
+  for item in below:
+    found = difference(*item)
+    if found:
+      return found
+  return None

@@ -1,4 +1,4 @@
-"""Reading a `config.json`: every entry is read or known to be harmless, or it is refused."""
+"""Reading a `config.json`: an entry that is neither read nor known to be harmless is refused."""
 import math
 import re
 from collections.abc import Mapping
@@ -11,35 +11,35 @@ ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu'
 ACTIVATION_NAMES = {'gelu_tanh': 'gelu_new', 'gelu': 'gelu', 'gelu_sigmoid': 'quick_gelu', 'silu': 'silu',
                     'relu': 'relu'}
 
-# Entries that do not change what the decoder computes. Any other that is not read must be empty, zero or false.
+# Entries that do not change what the decoder computes. Any other entry that is not read must be empty, zero or false.
 HARMLESS = re.compile(
   r'_token_id$|^summary_|^(transformers_version|architectures|model_type|_name_or_path|torch_dtype|dtype|use_cache|'
   r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
   r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length|is_decoder|'
   r'output_hidden_states|output_attentions|output_past|_?num_labels|'
-  # How text is generated, which old files have here.
+  # Settings of text generation, which old files have here.
   r'max_length|min_length|do_sample|num_beams|num_return_sequences|temperature|top_k|top_p|typical_p|'
   r'repetition_penalty|length_penalty|early_stopping|no_repeat_ngram_size)$')
 
-# Numbers that `transformers` refuses where a file writes them as integers.
+# Numbers that `transformers` refuses if a file writes them as integers.
 FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',
           'attn_logit_softcapping', 'final_logit_softcapping')
 
-# A table of names is made of these: a file that asks for billions must not take all memory.
+# The table of names has as many rows: a file that states billions of layers must not take all memory.
 MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,
         'n_routed_experts': 10_000}
 MOST_EXPERTS = 1_000_000  # of all layers together
 
 
 class Fields:
-  """The entries of a `config.json`, which remember that they were read."""
+  """The entries of a `config.json`. It records which were read, so that `finish` can refuse the others."""
 
   def __init__(self, values: Mapping[str, Any]):
     self.values, self.read = values, set()
 
   def get(self, key: str, default: Any) -> Any:
-    """The value, or the default that `transformers` has for it where it is absent or null."""
+    """The value; if it is absent or null, `default`, which must be that of `transformers`."""
     self.read.add(key)
     value = self.values.get(key)
     require(key not in MOST or not is_size(value) or value <= MOST[key], key, value, f'use at most {MOST.get(key)}')
@@ -62,7 +62,7 @@ class Fields:
     return int(value)
 
   def optional_size(self, key: str, default: int | None) -> int | None:
-    """As `size`, but null means None even where the default is a number."""
+    """As `size`, but null means None, even if the default is a number."""
     self.read.add(key)
     return None if key in self.values and self.values[key] is None else self.size(key, default)
 
@@ -72,7 +72,7 @@ class Fields:
     return value
 
   def optional_number(self, key: str, default: float | None) -> float | None:
-    """As `number`, but null means None even where the default is a number."""
+    """As `number`, but null means None, even if the default is a number."""
     self.read.add(key)
     value = self.values.get(key, default)
     return None if value is None else self.number(key, value)
@@ -93,7 +93,7 @@ class Fields:
     require(value == only, key, value, why)
 
   def finish(self) -> None:
-    """Raises: ConfigError for the first entry that nobody has read."""
+    """Raises: ConfigError for the first entry that was not read."""
     if self.values.get('auto_map'):
       raise ConfigError('auto_map', self.values['auto_map'], 'names code of its own, which is never run: take the '
                         'entry out if the decoder is a plain one of its model_type')

@@ -27,27 +27,27 @@ from llm_jax.hf.weights import (
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
-Progress = Callable[[int, int], None]  # told of the bytes done and of all
+Progress = Callable[[int, int], None]  # called with the bytes that are done, and the bytes of all
 
 
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
                     config: Architecture | None = None, progress: Progress | None = None
                     ) -> tuple[Architecture, dict[str, Any]]:
-  """Reads a Hugging Face folder, tensor by tensor out of memory-mapped files.
+  """Reads a Hugging Face folder, tensor by tensor from memory-mapped files.
 
   Args:
-    mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory holds no more than one
-      layer of one parameter at a time.
-    dtype: of the parameters, 'float32', 'bfloat16' or 'float16', or as NumPy has them.
-    config: the architecture to read it as, which may state another prefix and pattern, dropout and scaling of rotary
-      positions than the folder, and nothing else.
+    mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory never holds more than one
+      layer of one parameter.
+    dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types.
+    config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the dropout
+      and the scaling of rotary positions, and in nothing else.
 
   Returns:
     The architecture, and its parameters as a nested dict.
 
   Raises:
-    ConfigError: naming the file, entry or tensors that are missing, unsupported or wrong. Pickled weights, code of the
-      folder's own, and files outside of the folder are refused.
+    ConfigError: names the file, entry or tensors that are missing, unsupported or wrong. Pickled weights, code in the
+      folder, and links to files outside of the folder are refused.
   """
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
   folder, dtype = pathlib.Path(directory), float_type(dtype)
@@ -56,7 +56,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
 
 
 def float_type(dtype: Any) -> np.dtype:
-  """What a word or a type names, which must be a floating-point type of ours."""
+  """The dtype of a name or a type, which must be a supported floating-point type."""
   try:
     found = np.dtype(dtype)
   except TypeError:
@@ -67,14 +67,18 @@ def float_type(dtype: Any) -> np.dtype:
 
 
 def read_config(directory: str | os.PathLike) -> Architecture:
-  """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `HuggingFace(folder)`. No
-  weight is read; raises as `load_pretrained`."""
+  """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `HuggingFace(folder)`.
+
+  No weight is read. Raises as `load_pretrained`.
+  """
   return _open(pathlib.Path(directory), None)[0]
 
 
 def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
-  """Refuses, as `load_pretrained` does, a folder that cannot be opened or holds another model or only parts of one. No
-  weight is read, but those that must be copies of others."""
+  """Refuses, as `load_pretrained` does, a folder that cannot be opened, or that holds another model or a part of one.
+
+  No weight is read, except for those that must equal others.
+  """
   folder = pathlib.Path(directory)
   _, tensors = _open(folder, config)
   with _naming(folder):
@@ -82,13 +86,14 @@ def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None
 
 
 def _open(folder: pathlib.Path, config: Architecture | None) -> tuple[Architecture, TensorFiles]:
-  """What the folder holds, which must be `config` where that is given."""
+  """The architecture and the tensors of a folder. The architecture must be `config`, if that is given."""
   values = read_json(folder, 'config.json')
   require('stages' not in values, str(folder), 'a run',
           f'it is of launch.train, not of Hugging Face: use launch.convert --checkpoint={folder}')
   found = config_from_hf(values)
   tensors = TensorFiles(_weight_files(folder))
-  if not any(name.endswith('.eh_proj.weight') for name in tensors):  # `transformers` leaves them out
+  has_multi_token = any(name.endswith('.eh_proj.weight') for name in tensors)
+  if not has_multi_token:  # `transformers` does not write these blocks
     found = dataclasses.replace(found, multi_token=())
   if config is not None:
     _check_same(config, found, folder)
@@ -132,26 +137,27 @@ def _naming(folder: pathlib.Path) -> Iterator[None]:
 
 
 def save_pretrained(directory: str | os.PathLike, config: Architecture, params: Any, *, dtype: str = 'float32',
-                    context: int = 2_048, max_shard_bytes: int = 5_000_000_000, bos: int | None = None,
+                    max_length: int = 2_048, max_shard_bytes: int = 5_000_000_000, bos: int | None = None,
                     eos: int | Sequence[int] | None = None, extra: Mapping[str, bytes] | None = None,
                     progress: Progress | None = None) -> None:
   """Writes a folder that `transformers` and `load_pretrained` load: `config.json`, `generation_config.json`, and
-  `model.safetensors` or, beyond `max_shard_bytes`, several files with an index. The folder appears whole or not at all.
+  `model.safetensors` or, beyond `max_shard_bytes`, several files with an index. The folder is written completely or not
+  at all.
 
   Args:
     dtype: of the tensors, as in `load_pretrained`.
-    context: see `config_to_hf`.   bos, eos: ids of the tokens that begin and end a text.
+    max_length: see `config_to_hf`.   bos, eos: the ids of the tokens that begin and end a text.
     extra: further files by name, such as a tokenizer's.
 
   Raises:
-    ConfigError: where no family of `transformers` expresses the architecture, or the folder holds something already;
-      nothing is written then.
+    ConfigError: no family of `transformers` expresses the architecture, or the folder is not empty. Nothing is written
+      then.
   """
   dtype = float_type(dtype).name
   for name, ids in (('bos', bos), ('eos', eos)):
     require(all(isinstance(i, int) for i in (ids if isinstance(ids, list | tuple) else [ids]) if i is not None), name,
             ids, 'give the id of a token, or None')
-  values = config_to_hf(config, context, bos, eos) | {'dtype': dtype}
+  values = config_to_hf(config, max_length, bos, eos) | {'dtype': dtype}
   texts = {'config.json': values, 'generation_config.json': generation_config(bos, eos)}
   files = {name: json.dumps(value, indent=2).encode() + b'\n' for name, value in texts.items()}
   write_folder(directory, config, params, family_of(config), {**files, **(extra or {})}, dtype=dtype,
@@ -161,7 +167,7 @@ def save_pretrained(directory: str | os.PathLike, config: Architecture, params: 
 def write_folder(directory: str | os.PathLike, config: Architecture, params: Any, family: Family,
                  files: Mapping[str, bytes], *, dtype: str, max_shard_bytes: int = 5_000_000_000, name: str = SINGLE,
                  progress: Progress | None = None) -> None:
-  """The tensors by the names of `family`, and `files`, in a new folder."""
+  """Writes the tensors under the names of `family`, and `files`, to a new folder."""
   dtype = float_type(dtype).name
   require(max_shard_bytes > 0, 'max_shard_bytes', max_shard_bytes, 'use a positive number of bytes')
   folder = pathlib.Path(directory).absolute()
@@ -207,7 +213,7 @@ def write_folder(directory: str | os.PathLike, config: Architecture, params: Any
     raise
 
 
-# ------------------------------------------------------------------------------------------------ what is in a folder
+# ------------------------------------------------------------------------------------------------ files of a folder
 def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
   file = inside(folder, name)
   try:
@@ -223,8 +229,8 @@ def read_json(folder: pathlib.Path, name: str) -> dict[str, Any]:
 def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   """The file called `name` in `folder`.
 
-  Raises: ConfigError where its bytes are elsewhere. The Hub's cache, whose snapshots link to the blobs beside them, is
-    in order.
+  Raises: ConfigError if it is a link out of the folder. Links from a snapshot of the Hub's cache to the cache's blobs
+    are allowed.
   """
   file, home = folder / name, folder.resolve()
   homes = [home, home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else [home]
@@ -246,7 +252,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     for name in names:
       require((folder / name).is_file(), str(folder / name), None, 'the index names this file, and it is missing')
     files = [inside(folder, name) for name in names]
-    # `transformers` reads the single file then, and leaves it there when it saves several beside it.
+    # If both exist, `transformers` reads the single file; and it does not remove it when it saves several.
     require(SINGLE in names or not (folder / SINGLE).exists(), str(folder), [SINGLE, INDEX],
             'may be two models, one saved over the other: remove the one that is out of date')
     return files
@@ -256,7 +262,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def no_weights(folder: pathlib.Path, missing: str) -> ConfigError:
-  """The error for a folder that holds `missing`, or pickles instead."""
+  """The error for a folder without weights. If it has pickles, the error names them."""
   pickled = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
   if pickled:
     return ConfigError(str(folder), pickled, 'pickled weights can run code: convert them to safetensors')

@@ -1,12 +1,12 @@
-"""How our parameters lie in a tensor of theirs: a line of a table, read in both directions.
+"""Layouts: how a tensor of theirs holds one or several of our parameters. A line of text, used in both directions.
 
-  'D H K -> (H K) D'     our axes, then theirs; (H K) is one axis. No arrow: the same.
-  'D H K -> D (H K)+'    several of our parameters lie side by side where + stands: all heads of the first, then all of
-  'R H K -> (H K+) R'    the second; or, with the + inside, the first's and the second's part of every head.
-  'E D F -> F D'         an axis that theirs lack is numbered in their names: one tensor per expert.
-  'D H K -> (H K~) D'    the last numbers of the axis, those that rotary positions turn, stand in pairs 0 1, 2 3, ... in
-                         theirs, and as two halves in ours. Of parameters side by side they are in the last one.
-  'C D -> D C^'          the two halves of the axis are swapped.
+  'D H K -> (H K) D'     our axes, then theirs; (H K) is one axis of theirs. Without an arrow both are the same.
+  'D H K -> D (H K)+'    the tensor holds several of our parameters, concatenated along the axis with the +: all heads of
+  'R H K -> (H K+) R'    the first, then all of the second. With the + inside, it alternates between the two in every head.
+  'E D F -> F D'         an axis that their tensors lack is numbered in their names: one tensor per expert.
+  'D H K -> (H K~) D'    the last numbers of the axis, which rotary positions turn, are in pairs (0 1, 2 3, ...) in their
+                         tensor, and in two halves in ours. Of several parameters, the last one has them.
+  'I D -> D I^'          the two halves of the axis are swapped.
 """
 import functools
 import math
@@ -17,16 +17,17 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
-BLOCK = 1 << 18  # numbers
+BLOCK = 1 << 18  # how many numbers `copy` moves at a time
 
 
 class Layout(NamedTuple):
   """A parsed line.
 
-  numbered: the axis of ours that their names number, which the other fields do not count.
-  pieces: axes of ours in the order of theirs, several where theirs are one.
-  order: per axis of ours '', '~' or '^'.
-  joined: where parameters lie side by side: (axis of theirs, place in it), or (axis, None) for whole groups; or None.
+  numbered: the index of our axis that their names number, or None. The other fields do not count this axis.
+  pieces: for each axis of theirs, the indices of our axes in it.
+  order: for each axis of ours '', '~' or '^'.
+  joined: along which axis of theirs parameters are concatenated, and at which of our axes in it (None: outside of all);
+    or None.
   """
   numbered: int | None
   pieces: tuple[tuple[int, ...], ...]
@@ -37,7 +38,8 @@ class Layout(NamedTuple):
 @functools.cache
 def parse(line: str) -> Layout:
   left, _, right = line.partition(' -> ')
-  ours, words = left.split(), (right or left).replace('(', '( ').replace(')', ' )').split()
+  ours = left.split()
+  words = (right or left).replace('(', '( ').replace(')', ' )').split()
   named = {word.strip('+~^') for word in words}
   numbered = next((axis for axis, name in enumerate(ours) if name not in named), None)
   if numbered is not None:
@@ -50,18 +52,24 @@ def parse(line: str) -> Layout:
     if word == '(':
       group = []
     elif word[0] == ')':
-      joined = (len(pieces), None) if '+' in word else joined
-      pieces, group = [*pieces, tuple(group or ())], None
+      if '+' in word:
+        joined = (len(pieces), None)
+      pieces.append(tuple(group or ()))
+      group = None
     else:
       axis = ours.index(word.strip('+~^'))
       order[axis] = word.replace('+', '')[1:]
-      joined = (len(pieces), len(group or ())) if '+' in word else joined
-      pieces, group = (pieces, [*group, axis]) if group is not None else ([*pieces, (axis,)], None)
+      if '+' in word:
+        joined = (len(pieces), len(group or ()))
+      if group is None:
+        pieces.append((axis,))
+      else:
+        group.append(axis)
   return Layout(numbered, tuple(pieces), tuple(order), joined)
 
 
 def their_shape(line: str, shapes: Sequence[Shape]) -> Shape:
-  """The shape of the tensor that holds parameters of `shapes` (the numbered axis left out)."""
+  """The shape of the tensor that holds parameters of these shapes (without the numbered axis)."""
   layout = parse(line)
   whole = lambda shape: [math.prod(shape[axis] for axis in piece) for piece in layout.pieces]
   result = whole(shapes[0])
@@ -72,14 +80,16 @@ def their_shape(line: str, shapes: Sequence[Shape]) -> Shape:
 
 
 def to_ours(theirs: np.ndarray, line: str, shapes: Sequence[Shape], part: int, rotary: int, index: Index) -> np.ndarray:
-  """The slice `index` of parameter number `part`, out of their tensor: a view wherever its numbers keep their order.
+  """The slice `index` of parameter number `part` in their tensor. It is a view if the numbers keep their order.
 
   Args:
     shapes: of all our parameters in this tensor.
-    rotary: how many of a head's last numbers rotary positions turn.
+    rotary: how many numbers at the end of a head rotary positions turn.
   """
   layout = parse(line)
-  moved, view = _moved(layout, shapes, part, rotary), _view(theirs, layout, shapes, part)
+  moved = _moved(layout, shapes, part, rotary)
+  view = _view(theirs, layout, shapes, part)
+  # An axis whose numbers change places is first taken whole, then permuted and cut in one step.
   view = view[tuple(slice(None) if axis in moved else cut for axis, cut in enumerate(index))]
   for axis, places in moved.items():
     view = np.take(view, places[index[axis]], axis)
@@ -87,8 +97,9 @@ def to_ours(theirs: np.ndarray, line: str, shapes: Sequence[Shape], part: int, r
 
 
 def to_theirs(ours: Sequence[np.ndarray], line: str, rotary: int) -> np.ndarray:
-  """The tensor of theirs that holds these parameters of ours."""
-  layout, shapes = parse(line), [array.shape for array in ours]
+  """Their tensor with these parameters of ours."""
+  layout = parse(line)
+  shapes = [array.shape for array in ours]
   theirs = np.empty(their_shape(line, shapes), ours[0].dtype)
   for part, array in enumerate(ours):
     for axis, places in _moved(layout, shapes, part, rotary).items():
@@ -98,7 +109,7 @@ def to_theirs(ours: Sequence[np.ndarray], line: str, rotary: int) -> np.ndarray:
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:
-  """`target[...] = source` in pieces that stay in the processor's cache: far faster where axes change places."""
+  """`target[...] = source`, in pieces that fit in the processor's cache: far faster if axes change places."""
   if source.size < BLOCK:
     target[...] = source
     return
@@ -110,7 +121,7 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _view(theirs: np.ndarray, layout: Layout, shapes: Sequence[Shape], part: int) -> np.ndarray:
-  """Parameter number `part` inside their tensor, its axes in our order, its numbers in theirs."""
+  """A view of parameter number `part` in their tensor, with the axes in our order and the numbers in their order."""
   unfolded, cut = _unfold(layout, shapes, part)
   axes = [axis for piece in layout.pieces for axis in piece]
   view = theirs.reshape(unfolded)[cut].reshape([shapes[part][axis] for axis in axes])
@@ -118,22 +129,30 @@ def _view(theirs: np.ndarray, layout: Layout, shapes: Sequence[Shape], part: int
 
 
 def _unfold(layout: Layout, shapes: Sequence[Shape], part: int) -> tuple[list[int], Index]:
-  """The shape of their tensor with its axes taken apart, and where parameter number `part` lies in that."""
-  unfolded, cut = [], ()
+  """The shape of their tensor with every axis of ours as an axis of its own, and the slice of parameter number `part`."""
+  unfolded: list[int] = []
+  cut: Index = ()
   for place, piece in enumerate(layout.pieces):
-    sizes = [[shape[axis] for axis in piece] for shape in shapes]
+    sizes = [[shape[axis] for axis in piece] for shape in shapes]  # of this piece, for each parameter
+    own = sizes[part]
     if layout.joined and layout.joined[0] == place:
       inner = layout.joined[1]
-      widths = [math.prod(size) if inner is None else size[inner] for size in sizes]
-      cut = (slice(None),) * (len(unfolded) + (inner or 0)) + (slice(sum(widths[:part]), sum(widths[:part + 1])),)
-      sizes[part] = [sum(widths)] if inner is None else [*sizes[part][:inner], sum(widths), *sizes[part][inner + 1:]]
-    unfolded += sizes[part]
+      if inner is None:
+        widths = [math.prod(size) for size in sizes]
+        own, before = [sum(widths)], len(unfolded)
+      else:
+        widths = [size[inner] for size in sizes]
+        own, before = [*own[:inner], sum(widths), *own[inner + 1:]], len(unfolded) + inner
+      start = sum(widths[:part])
+      cut = (slice(None),) * before + (slice(start, start + widths[part]),)
+    unfolded += own
   return unfolded, cut
 
 
 def _moved(layout: Layout, shapes: Sequence[Shape], part: int, rotary: int) -> dict[int, np.ndarray]:
-  """By axis whose numbers change places: where in theirs each number of ours stands."""
-  moved, last = {}, part == len(shapes) - 1
+  """For each axis whose numbers change places, the index in their tensor of each number of ours."""
+  moved = {}
+  last = part == len(shapes) - 1
   for axis, order in enumerate(layout.order):
     size = shapes[part][axis]
     if order == '^':

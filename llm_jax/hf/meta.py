@@ -1,4 +1,4 @@
-"""Llama in Meta's own layout: `params.json` and `consolidated*.safetensors`, rotary numbers in pairs.
+"""Llama in Meta's own layout: `params.json` and `consolidated*.safetensors`, with rotary numbers in pairs.
 
 Meta's files are pickles, which are refused; Mistral's own files are safetensors in this layout.
 """
@@ -52,7 +52,7 @@ def load_meta(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = Non
     raise no_weights(folder, f'no {WEIGHTS}')
   tensors = TensorFiles(inside(folder, name) for name in names)
   embedding = tensors.get('tok_embeddings.weight')
-  if values.get('vocab_size') in (None, -1) and embedding is not None:  # Llama 1 and 2 leave it to the tokenizer
+  if values.get('vocab_size') in (None, -1) and embedding is not None:  # files of Llama 1 and 2 do not state it
     values = {**values, 'vocab_size': embedding.shape[0]}
   config = dataclasses.replace(_read(values), tied_head='output.weight' not in tensors)
   return config, read_params(folder, config, tensors, mesh, dtype, progress, META)
@@ -71,7 +71,7 @@ def save_meta(directory: str | os.PathLike, config: Architecture, params: Any, *
 
 
 def _read(values: dict[str, Any]) -> Architecture:
-  """The words of Meta's `ModelArgs`, and those of Mistral's for what Meta derives."""
+  """The entries of Meta's `ModelArgs`, and of Mistral's for sizes that Meta derives."""
   fields = Fields(values)
   fields.read |= {'max_batch_size', 'max_seq_len'}
   d_model, heads = fields.size('dim', 4_096), fields.size('n_heads', 32)
@@ -100,7 +100,7 @@ def _write(config: Architecture) -> dict[str, Any]:
   values = {'dim': config.d_model, 'n_layers': config.num_layers, 'n_heads': attention.num_heads,
             'n_kv_heads': attention.kv_heads, 'vocab_size': config.vocab_size, 'norm_eps': block.norm.eps,
             'rope_theta': rope.theta, 'multiple_of': 256}
-  if _width(config.d_model, 256, None) != width:  # any that is rounded up to it
+  if _width(config.d_model, 256, None) != width:  # then a multiplier and a multiple that give this width
     step = width & -width
     values |= {'multiple_of': step, 'ffn_dim_multiplier': (width - step / 2) / int(8 * config.d_model / 3)}
   if isinstance(rope.scaling, Llama3Scaling):
@@ -110,7 +110,7 @@ def _write(config: Architecture) -> dict[str, Any]:
 
 
 def _width(d_model: int, multiple: int, multiplier: float | None) -> int:
-  """The feed-forward width, as Meta's code has it."""
+  """The feed-forward width by the formula of Meta's code."""
   width = int(8 * d_model / 3)
   width = width if multiplier is None else int(multiplier * width)
   return multiple * -(-width // multiple)

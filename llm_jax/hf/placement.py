@@ -1,4 +1,4 @@
-"""Where imported parameters are put, a piece at a time: in host memory, or onto the shards of a mesh."""
+"""Filling imported parameters piece by piece: in host memory, or on the shards of a mesh."""
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,11 +9,11 @@ import numpy as np
 from llm_jax.hf.layouts import Index, Shape
 from llm_jax.sharding.rules import param_shardings
 
-Read = Callable[[Index, np.ndarray], None]  # fills the array with this slice of a piece
+Read = Callable[[Index, np.ndarray], None]  # fills the array with the slice of a piece
 
 
 class Leaves(Protocol):
-  """Parameters by path. `fill` puts in one layer of a stacked parameter, or (layer None) a whole one."""
+  """Parameters by path. `fill` sets one layer of a stacked parameter, or (layer=None) a whole parameter."""
 
   def fill(self, path: str, layer: int | None, read: Read) -> None: ...
   def finish(self) -> dict[str, Any]: ...
@@ -34,10 +34,10 @@ class HostLeaves:
 
 
 class MeshLeaves:
-  """Arrays over a mesh, placed as `sharding.rules` says.
+  """Arrays over a mesh, sharded as `sharding.rules` says.
 
-  Each device's part of a piece is cut out of the tensors by itself, and a stacked parameter is filled layer by layer on
-  the devices, so that host memory never holds more than one piece.
+  Every device's part of a piece is read from the tensors separately, and a stacked parameter is filled layer by layer
+  on the devices. So host memory never holds more than one piece.
   """
 
   def __init__(self, shapes: Mapping[str, Shape], dtype: Any, mesh: jax.sharding.Mesh):
@@ -58,7 +58,7 @@ class MeshLeaves:
     self.arrays[path] = jax.block_until_ready(_put(self.arrays[path], piece, layer))
 
   def _piece(self, shape: Shape, sharding: jax.sharding.NamedSharding, read: Read) -> jax.Array:
-    made: dict[Any, np.ndarray] = {}  # devices that hold the same part share it
+    made: dict[Any, np.ndarray] = {}  # read once for all devices that hold the same part
 
     def part(index: Index | None) -> np.ndarray:
       assert index is not None  # its type allows None, and jax never gives it

@@ -1,4 +1,4 @@
-"""Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`."""
+"""Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
 from llm_jax.hf.fields import Fields, is_number, is_size
 
-KINDS = {  # their entries by kind, beside rope_theta
+KINDS = {  # the entries of each kind, rope_theta aside
   'default': (),
   'linear': ('factor',),
   'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
@@ -17,7 +17,7 @@ KINDS = {  # their entries by kind, beside rope_theta
 
 
 def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
-  """The positions, and what a DeepSeek model multiplies its attention scores by on top of 1 / sqrt(head size).
+  """The positions, and the factor of a DeepSeek model's attention scores on top of 1 / sqrt(head size).
 
   Args:
     theta: the family's default.
@@ -37,7 +37,7 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
     if entries.pop('partial_rotary_factor', 1) != 1:
       raise ConfigError(name, fields.get(name, {}), 'partial rotary positions are not supported')
     entries['rope_type'] = next(iter(kinds), 'default')
-    # Where they differ, each version of transformers follows another one.
+    # If they differ, different versions of transformers follow different ones.
     require(not given or given == entries, name, entries, 'rope_scaling (with rope_theta) and rope_parameters must agree')
     key, given = name, entries
   theta = given.pop('rope_theta', theta)
@@ -83,17 +83,19 @@ def _score_factor(kind: str, given: dict[str, Any]) -> float:
 
 
 def _mscale(factor: float, weight: float) -> float:
-  """As in DeepSeek's code: YaRN's equation 22 with a weight."""
-  return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+  """YaRN's equation 22 with a weight, as in DeepSeek's code."""
+  if factor <= 1:
+    return 1.0
+  return 0.1 * weight * math.log(factor) + 1.0
 
 
-def write_rope(rope: RoPE, size: int, context: int, score_factor: float = 1.0) -> dict[str, Any]:
-  """The entries of `config.json`, stated twice: version 5 of transformers reads the first, older readers the others.
+def write_rope(rope: RoPE, size: int, max_length: int, score_factor: float = 1.0) -> dict[str, Any]:
+  """The entries of `config.json`, in two forms: version 5 of transformers reads the first, older readers the other.
 
   Args:
     size: how many numbers of a head are turned.
-    context: `max_position_embeddings` where the positions do not state one.
-    score_factor: see `read_rope`; it goes into YaRN's mscale and mscale_all_dim.
+    max_length: `max_position_embeddings` if the positions state none.
+    score_factor: see `read_rope`; YaRN's mscale and mscale_all_dim state it.
   """
   rope = without_ntk(rope, size)
   match rope.scaling:
@@ -115,7 +117,7 @@ def write_rope(rope: RoPE, size: int, context: int, score_factor: float = 1.0) -
         given['attention_factor'] = float(rope.scaling.attention_factor)
   old = None if rope.scaling is None else {'type': given['rope_type'], **given}
   return {'rope_parameters': {**given, 'rope_theta': rope.theta}, 'rope_theta': rope.theta, 'rope_scaling': old,
-          'max_position_embeddings': rope.max_length or context}
+          'max_position_embeddings': rope.max_length or max_length}
 
 
 def without_ntk(rope: RoPE, size: int) -> RoPE:

@@ -1,7 +1,7 @@
-"""Safetensors files: memory-mapped reading of what has been checked byte for byte, and writing tensor by tensor.
+"""Safetensors files: checked and then memory-mapped for reading, written tensor by tensor.
 
 A file is the header's length (8 bytes, little endian), the header (a JSON object: name -> dtype, shape, data_offsets)
-and the tensors' bytes, without a hole.
+and the tensors' bytes without gaps.
 """
 import json
 import math
@@ -23,11 +23,11 @@ DTYPES = {
   'BOOL': np.bool_, 'F8_E4M3': ml_dtypes.float8_e4m3fn, 'F8_E5M2': ml_dtypes.float8_e5m2,
 }
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-LONGEST_HEADER = 100_000_000  # as the library has it
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 
 
 class Slot(NamedTuple):
-  """Where a tensor is: its bytes are [start, end) of the file."""
+  """A tensor in a file: its bytes are [start, end)."""
   dtype: np.dtype
   shape: tuple[int, ...]
   start: int
@@ -35,9 +35,9 @@ class Slot(NamedTuple):
 
 
 def read_header(head: bytes, file_size: int, where: str) -> dict[str, Slot]:
-  """The tensors of a file of `file_size` bytes that begins with `head` (at least its header).
+  """The tensors of a file of `file_size` bytes that starts with `head` (at least its header).
 
-  Raises: ConfigError naming `where`, for anything that is not a whole, tightly packed safetensors file.
+  Raises: ConfigError that names `where` for anything that is not a complete safetensors file without gaps.
   """
   def refuse(why: str, value: Any = None) -> ConfigError:
     return ConfigError(where, value, f'not a readable safetensors file: {why}')
@@ -98,9 +98,9 @@ def _slot(entry: Any, refuse: Any) -> Slot:
 
 
 class TensorFiles(Mapping[str, np.ndarray]):
-  """The tensors of several files by name, as views of memory-mapped bytes: nothing is read before it is looked at.
+  """The tensors of several files by name, as views of memory-mapped bytes: a tensor is read when its values are used.
 
-  Raises: ConfigError for a file that is not what it should be, or a name that is in two of them.
+  Raises: ConfigError for a file that is not a safetensors file, or for a name that is in two files.
   """
 
   def __init__(self, files: Iterable[Path]):
@@ -133,7 +133,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
     return len(self._slots)
 
   def forget(self, name: str) -> None:
-    """Gives back the memory that reading a tensor took; it can be read again."""
+    """Releases the memory that reading a tensor took. The tensor can be read again."""
     mapped, slot = self._slots[name]
     start = slot.start - slot.start % mmap.PAGESIZE
     if slot.end > slot.start:
@@ -142,7 +142,7 @@ class TensorFiles(Mapping[str, np.ndarray]):
 
 def write_file(file: Path, described: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
                tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-  """Writes the tensors, which come one by one in the order in which `described` states their dtypes and shapes."""
+  """Writes the tensors, one by one. `described` states their dtypes and shapes in the same order."""
   header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
   end = 0
   for name, (dtype, shape) in described.items():

@@ -1,4 +1,4 @@
-"""Tokenizers of ours as files that `transformers.AutoTokenizer` reads."""
+"""Writes our tokenizers as files that `transformers.AutoTokenizer` reads, and reads the tokenizer of a folder."""
 import json
 import os
 import pathlib
@@ -15,7 +15,7 @@ from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alpha
 from llm_jax.hf.configs import listed
 from llm_jax.hf.files import read_json
 
-# Ours of data/chat.py, as transformers applies them.
+# The templates of `data/tokenizers/chat_templates.py` in Jinja, which transformers applies.
 JINJA = {
   'plain': """{{ end_of_text }}{% for m in messages %}{% if m['role'] == 'assistant' %}
 {{ 'Assistant: ' + m['content'] + end_of_text }}{% else %}
@@ -34,7 +34,7 @@ JINJA = {
 
 
 def chat_template(template: str, tokenizer: Tokenizer) -> str:
-  """A chat template of ours in transformers' language: `apply_chat_template` gives the ids that we train on."""
+  """One of our chat templates in Jinja: `apply_chat_template` gives the ids on which we train."""
   names = {'end_of_text': _name(tokenizer.eot, tokenizer),
            'begin_of_text': '<|begin_of_text|>' if '<|begin_of_text|>' in tokenizer.special_ids else ''}
   given = ''.join(f'{{% set {name} = {json.dumps(text)} %}}' for name, text in names.items() if name in JINJA[template])
@@ -42,11 +42,11 @@ def chat_template(template: str, tokenizer: Tokenizer) -> str:
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[str, bytes]:
-  """`tokenizer.json` and `tokenizer_config.json`: the same ids for the same text, the same special tokens; of a model
-  that learnt from conversations their template too.
+  """`tokenizer.json` and `tokenizer_config.json`, with the same ids for the same text, the same special tokens, and
+  (given a template) the chat template.
 
-  Their library reads the name of a special token in a text as that token; ours never does.
-  The `bos_token`, which stands before every text that is learnt, is not put there by itself.
+  There are two differences. Their library reads the name of a special token in a text as that token; ours never does.
+  And it does not put the `bos_token` before a text by itself, although the model was trained with it there.
   """
   match tokenizer:
     case HuggingFaceTokenizer():
@@ -65,10 +65,10 @@ def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[s
 
 
 def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
-  """The tokenizer of a Hugging Face folder, for an experiment; the first id that ends a text there is its end of text.
+  """The tokenizer of a Hugging Face folder, for an experiment. Its end of text is the first id that ends a text there.
 
   Raises:
-    ConfigError: names the file that is missing or does not tell.
+    ConfigError: names the file that is missing or that does not state it.
   """
   folder = pathlib.Path(directory)
   values = read_json(folder, 'config.json')
@@ -108,7 +108,7 @@ def _byte_level(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], p
 
 
 def split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-  """The parts that a token's merge joins: what merging its bytes by all lower ranks leaves."""
+  """The two parts that a token's merge joins: what is left of its bytes after all merges of lower ranks."""
   parts = [bytes([byte]) for byte in token]
   while len(parts) > 1:
     joined = [ranks.get(left + right, ranks[token]) for left, right in zip(parts, parts[1:], strict=False)]
@@ -120,7 +120,7 @@ def split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 
 
 def oniguruma(pattern: str) -> str:
-  """The pattern in the dialect of their library: there {1,3}+ repeats a repetition and $ ends a line, where tiktoken's
-  is possessive (which our patterns use for speed alone) and ends the text."""
+  """The pattern in the dialect of their library. There {1,3}+ is a repeated repetition and $ matches at the end of a line;
+  in tiktoken's it is a possessive repetition (used for speed only), and $ matches at the end of the text."""
   kept, possessive = r'\\.|\[(?:\\.|[^\]])*\]', r'([+*?]|\{\d+(?:,\d*)?\})\+'
   return re.sub(f'({kept})|{possessive}|(\\$)', lambda found: found[1] or found[2] or r'\z', pattern)

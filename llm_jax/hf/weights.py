@@ -27,15 +27,15 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
   """Our parameters: a nested dict, the pattern's blocks stacked along a leading axis.
 
   Args:
-    state_dict: tensors by their names in files of `transformers`, float32, float16 or bfloat16; names of the bare
-      decoder (`h.0.ln_1.weight`) are understood too.
-    mesh: None makes NumPy arrays; else each device of the mesh gets its shard, cut out of the tensors.
+    state_dict: tensors by their names in files of `transformers`, float32, float16 or bfloat16. Names of the decoder
+      alone (`h.0.ln_1.weight`) are accepted too.
+    mesh: None makes NumPy arrays; else each device of the mesh gets its shard of the tensors.
     dtype: of the parameters.
-    family: whose names these are; None means what `family_of` says.
-    done: told of every tensor that will not be looked at again.
+    family: whose names these are; None means that of `family_of`.
+    done: called with the name of every tensor that will not be read again.
 
   Raises:
-    ConfigError: listing every missing, extra and misshapen tensor.
+    ConfigError: lists every tensor that is missing, not known, or of a wrong shape.
   """
   table, shapes, given = _matched(config, state_dict, family)
   leaves: Leaves = HostLeaves(shapes, dtype) if mesh is None else MeshLeaves(shapes, dtype, mesh)
@@ -51,14 +51,14 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
 
 
 def check_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray]) -> None:
-  """Refuses tensors as `params_from_state_dict` does; of their values only those of copies are read."""
+  """Refuses tensors as `params_from_state_dict` does. It reads values only of tensors that must equal others."""
   _matched(config, state_dict, None)
 
 
 def state_dict_from_params(config: Architecture, params: Any, *, family: Family | None = None) -> dict[str, np.ndarray]:
-  """The inverse: tensors by their names in files of `transformers`, of the parameters' dtype.
+  """The inverse: tensors by their names in files of `transformers`, in the parameters' dtype.
 
-  Serves anything shaped like the parameters, such as their gradient.
+  It accepts anything with the shapes of the parameters, such as their gradient.
   """
   return dict(tensors_from_params(config, params, family or family_of(config)))
 
@@ -66,7 +66,7 @@ def state_dict_from_params(config: Architecture, params: Any, *, family: Family 
 def tensors_from_params(config: Architecture, params: Any, family: Family) -> Iterator[tuple[str, np.ndarray]]:
   """(name, tensor) one by one, in the family's order.
 
-  Raises: ConfigError where the parameters are not those of the architecture, before the first.
+  Raises: ConfigError if the parameters are not those of the architecture, before the first tensor.
   """
   leaves, shapes = dict(paths.leaves(params)), parameter_shapes(config)
   wrong = [path for path in sorted(leaves.keys() | shapes.keys())
@@ -79,10 +79,14 @@ def tensors_from_params(config: Architecture, params: Any, family: Family) -> It
 
 
 def described_tensors(config: Architecture, family: Family) -> dict[str, Shape]:
-  """Names and shapes of the tensors that a model is written as, in the same order."""
+  """Names and shapes of the tensors of `tensors_from_params`, in the same order."""
   shapes = parameter_shapes(config)
-  return {name: their_shape(entry.layout, entry.shapes(shapes))
-          for entry in _table(config, family, shapes) if entry.written for name in entry.names}
+  described = {}
+  for entry in _table(config, family, shapes):
+    if entry.written:
+      shape = their_shape(entry.layout, entry.shapes(shapes))
+      described |= {name: shape for name in entry.names}
+  return described
 
 
 def _table(config: Architecture, family: Family, shapes: Mapping[str, Shape]) -> list[Entry]:
@@ -115,7 +119,7 @@ def _write(entry: Entry, parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndar
 
 
 def _layer(leaf: Any, layer: int | None) -> np.ndarray:
-  """One layer of a stacked parameter in host memory, without the others."""
+  """One layer of a stacked parameter, in host memory; the other layers are not copied."""
   if layer is not None:
     leaf = leaf[layer] if isinstance(leaf, np.ndarray) else _take(leaf, layer)
   return np.asarray(leaf)
@@ -124,9 +128,9 @@ def _layer(leaf: Any, layer: int | None) -> np.ndarray:
 _take = jax.jit(lambda leaf, layer: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False))
 
 
-# ------------------------------------------------------------------------------------------------ what was given
+# ------------------------------------------------------------------------------------------------ checks
 def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) -> dict[str, str]:
-  """Full name -> name as given, without the family's buffers; a name may lack the `base_model_prefix`."""
+  """Full name -> given name, which may lack the `base_model_prefix`; without the family's buffers."""
   known = (name for entry in table for name in entry.names)
   prefix = family.base_model_prefix
   bare = {name.removeprefix(prefix) for name in known if name.startswith(prefix)} if prefix else set()
@@ -141,8 +145,9 @@ def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) ->
 
 def _matched(config: Architecture, tensors: Mapping[str, np.ndarray], family: Family | None
              ) -> tuple[list[Entry], Mapping[str, Shape], dict[str, str]]:
-  """The table, our shapes, and full name -> name as given, of tensors that are checked to be the architecture's."""
-  family, shapes = family or family_of(config), parameter_shapes(config)
+  """Checks that the tensors are the architecture's. Returns the table, our shapes, and full name -> given name."""
+  family = family or family_of(config)
+  shapes = parameter_shapes(config)
   table = _table(config, family, shapes)
   given = _full_names(family, table, tensors)
   _check(tensors, given, table, shapes)

@@ -1,4 +1,4 @@
-"""The shapes that `diagram.py` draws with. The picture grows upwards from y = 0; `Canvas.y` is where its top is."""
+"""The shapes of `model_diagram.py`. The picture grows upwards from y = 0; `Canvas.y` is its top."""
 from xml.sax.saxutils import escape
 
 BOX, GAP = 340, 14                       # width of a box, length of a short arrow

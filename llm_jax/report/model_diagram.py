@@ -1,4 +1,4 @@
-"""A decoder's architecture as a picture (SVG), made from its configuration alone.
+"""A decoder's architecture as a picture (SVG), drawn from its configuration.
 
 python -m llm_jax.report.model_diagram llama3_8b > llama3_8b.svg
 """
@@ -26,8 +26,10 @@ from llm_jax.config.model.architecture import (
   NTKScaling,
   Positions,
   PostNormBlock,
+  RMSNorm,
   RoPE,
   SandwichBlock,
+  Scaling,
   SigmoidRouter,
   SinusoidalPositions,
   YaRNScaling,
@@ -45,7 +47,7 @@ GATED = {'gelu_tanh': 'GeGLU', 'gelu': 'GeGLU', 'gelu_sigmoid': 'GeGLU', 'silu':
 def draw(architecture: Architecture, title: str = '') -> str:
   """The decoder from its tokens (bottom) to its logits (top), as the text of an SVG file.
 
-  Legible on light and on dark backgrounds; without scripts, links, or fonts of its own.
+  It is legible on light and on dark backgrounds, and has no scripts, links or fonts.
   """
   c, canvas = architecture, Canvas()
   rotary = isinstance(c.positions, RoPE)
@@ -86,7 +88,7 @@ def _summary(c: Architecture) -> str:
 
 
 def _short(count: int) -> str:
-  """Three digits and a unit: 8030261248 is 8.03B."""
+  """Three digits and a unit: 8030261248 becomes 8.03B."""
   for unit, letter in ((10**9, 'B'), (10**6, 'M'), (10**3, 'K')):
     if count >= unit:
       digits = 2 if count < 10 * unit else 1 if count < 100 * unit else 0
@@ -95,7 +97,7 @@ def _short(count: int) -> str:
 
 
 def _runs(prefix: tuple[AnyBlock, ...]) -> list[tuple[tuple[AnyBlock], int]]:
-  """Equal neighbours as one block and how often it runs."""
+  """Each run of equal blocks, as one block and the length of the run."""
   return [((block,), len(list(same))) for block, same in itertools.groupby(prefix)]
 
 
@@ -105,7 +107,8 @@ def _norm(norm: Norm) -> str:
       return 'LayerNorm'
     case ZeroCenteredRMSNorm():
       return 'RMSNorm, times 1 + scale'
-  return 'RMSNorm'
+    case RMSNorm():
+      return 'RMSNorm'
 
 
 def _positions(positions: Positions) -> tuple[str, list[str]]:
@@ -114,39 +117,43 @@ def _positions(positions: Positions) -> tuple[str, list[str]]:
       return 'Learned positions', [f'{positions.max_length:,} vectors']
     case SinusoidalPositions():
       return 'Sinusoidal positions', [f'base {positions.base:,.0f}']
-  lines = [f'theta {positions.theta:,.0f}']
-  match positions.scaling:
+    case RoPE():
+      return 'Rotary positions', [f'theta {positions.theta:,.0f}', *_scaling(positions.scaling)]
+
+
+def _scaling(scaling: Scaling | None) -> list[str]:
+  match scaling:
+    case None:
+      return []
     case LinearScaling(factor=factor):
-      lines.append(f'linear scaling × {factor:g}')
+      return [f'linear scaling × {factor:g}']
     case NTKScaling(factor=factor):
-      lines.append(f'NTK-aware scaling × {factor:g}')
+      return [f'NTK-aware scaling × {factor:g}']
     case Llama3Scaling(factor=factor):
-      lines.append(f'Llama 3 scaling × {factor:g}')
+      return [f'Llama 3 scaling × {factor:g}']
     case YaRNScaling(factor=factor):
-      lines.append(f'YaRN scaling × {factor:g}')
-  return 'Rotary positions', lines
+      return [f'YaRN scaling × {factor:g}']
 
 
 # ---------------------------------------------------------------------------------------------- a block
 def _draw_block(canvas: Canvas, block: AnyBlock, d_model: int, rotary: bool) -> None:
-  """The two halves, each with its norms where the block's type has them, inside a frame."""
+  """The two halves inside a frame, each with its norms where the block's type has them."""
   bottom = canvas.y
   canvas.line(GAP / 2)
-  before, inside, after = {Block: (True, False, False), SandwichBlock: (True, True, False),
-                           PostNormBlock: (False, False, True)}[type(block)]
-  for draw_half in (lambda: _draw_attention(canvas, block.attention, d_model, rotary),
-                    lambda: _draw_feed_forward(canvas, block.feed_forward, d_model)):
+  halves = (lambda: _draw_attention(canvas, block.attention, d_model, rotary),
+            lambda: _draw_feed_forward(canvas, block.feed_forward, d_model))
+  for draw_half in halves:
     split = canvas.residual()
-    if before:
+    if isinstance(block, Block | SandwichBlock):
       canvas.norm(_norm(block.norm))
       canvas.arrow()
     draw_half()
     canvas.arrow()
-    if inside:
+    if isinstance(block, SandwichBlock):
       canvas.norm(_norm(block.norm))
       canvas.arrow()
     canvas.plus(split)
-    if after:
+    if isinstance(block, PostNormBlock):
       canvas.arrow()
       canvas.norm(_norm(block.norm))
     canvas.line(GAP)
@@ -161,16 +168,24 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
       title = f'{kind} attention'
       shared = '' if groups == heads else f' · {groups} for keys and values'
       lines = [f'{heads} heads of {attention.head_size(d_model)}{shared}']
-      more = [] if attention.window is None else [f'window of {attention.window:,} tokens']
-      more += [] if attention.soft_cap is None else [f'soft cap {attention.soft_cap:g}']
-      more += ['biases'] if attention.bias else []
+      more = []
+      if attention.window is not None:
+        more.append(f'window of {attention.window:,} tokens')
+      if attention.soft_cap is not None:
+        more.append(f'soft cap {attention.soft_cap:g}')
+      if attention.bias:
+        more.append('biases')
     case LatentAttention(num_heads=heads, nope_dim=nope, rope_dim=rope, v_dim=v):
       title = 'Multi-head latent attention'
       lines = [f'{heads} heads of {nope} + {rope} rotary · values of {v}']
       more = [f'keys and values from {attention.kv_rank:,}']
-      more += [] if attention.q_rank is None else [f'queries from {attention.q_rank:,}']
-  together = ' · '.join(lines + more)
-  lines = [together] if len(together) < 44 else lines + [' · '.join(more)]
+      if attention.q_rank is not None:
+        more.append(f'queries from {attention.q_rank:,}')
+  in_one_line = ' · '.join(lines + more)
+  if len(in_one_line) < 44:
+    lines = [in_one_line]
+  else:
+    lines.append(' · '.join(more))
   return title, lines + _qk_norm(attention)
 
 
@@ -229,13 +244,17 @@ def _draw_feed_forward(canvas: Canvas, feed_forward: FeedForward, d_model: int) 
 
 def _draw_mtp(canvas: Canvas, block: AnyBlock, d_model: int, start: tuple[float, float], depth: int
                         ) -> tuple[float, float]:
-  """A depth of multi-token prediction (DeepSeek-V3, figure 3), beside what it reads from; where the next one starts."""
-  feed_forward = 'experts' if isinstance(block.feed_forward, MixtureOfExperts) else 'dense'
-  return canvas.panel(start, f'embedding of token t + {depth}', [
-    ('norm', f'{_norm(block.norm)} of each'), ('table', f'projection, {2 * d_model:,} → {d_model:,}'),
-    ('attention', _attention(block.attention, d_model)[0]),
-    (feed_forward, _feed_forward(block.feed_forward, d_model)[0])], [
-      ('norm', _norm(block.norm)), ('table', 'the same head')], f'logits of token t + {depth + 1}')
+  """A depth of multi-token prediction (DeepSeek-V3, figure 3), beside the main model.
+
+  start: where its input leaves the main model, or the depth before.   Returns: where the next depth starts.
+  """
+  kind = 'experts' if isinstance(block.feed_forward, MixtureOfExperts) else 'dense'
+  attention, _ = _attention(block.attention, d_model)
+  feed_forward, _ = _feed_forward(block.feed_forward, d_model)
+  body = [('norm', f'{_norm(block.norm)} of each'), ('table', f'projection, {2 * d_model:,} → {d_model:,}'),
+          ('attention', attention), (kind, feed_forward)]
+  head = [('norm', _norm(block.norm)), ('table', 'the same head')]
+  return canvas.panel(start, f'embedding of token t + {depth}', body, head, f'logits of token t + {depth + 1}')
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Parameter counts by arithmetic over an `Architecture`: what the modules will make, known before anything is made."""
+"""Parameter counts by arithmetic over an `Architecture`, without making the modules."""
 from llm_jax.config.model.architecture import (
   GLU,
   MLP,
@@ -21,29 +21,33 @@ from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 def count_parameters(architecture: Architecture) -> int:
   """All parameters of the main model, embeddings included; a tied head counts once.
 
-  GPT-2 124M gives 124,439,808 and Llama-3 8B 8,030,261,248, as their published checkpoints hold. Blocks that predict
-  further tokens are not in it, as in DeepSeek-V3's 671B: `count_multi_token`.
+  GPT-2 124M has 124,439,808 and Llama-3 8B 8,030,261,248, as their published checkpoints do. Multi-token blocks are not
+  counted, as in DeepSeek-V3's 671B; see `count_multi_token`.
   """
   return _total(architecture, active=False)
 
 
 def count_active_parameters(architecture: Architecture) -> int:
-  """Those that one token uses: of each mixture the `top_k` experts and the shared one. Embeddings and head are counted
-  whole, as in Mixtral's 12.9B. DeepSeek-V3 gives 37.55B; without its input embeddings, 36.6B, of which the paper says
-  37B."""
+  """The parameters that one token uses: of each mixture the `top_k` experts and the shared one.
+
+  Embeddings and head count completely, as in Mixtral's 12.9B. DeepSeek-V3 has 37.55B, and 36.6B without its input
+  embeddings; its paper says 37B.
+  """
   return _total(architecture, active=True)
 
 
 def count_multi_token(architecture: Architecture) -> int:
-  """The blocks that predict further tokens, with their norms and projections; embeddings and head are the main model's
-  (DeepSeek-V3, section 2.2)."""
+  """The parameters of the multi-token blocks, with their norms and projections. They share the embeddings and the head of
+  the main model (DeepSeek-V3, section 2.2)."""
   return _mtp(architecture, active=False)
 
 
 def count_matmul_parameters(architecture: Architecture) -> int:
-  """Parameters that multiply a token in training: the active ones but the look-up tables (learned positions; the
-  embedding, unless it is also the head), and for each further token its block and the head again. Norms and biases stay
-  in, far below 1 %."""
+  """Parameters that multiply a token in training: the active ones without the look-up tables (learned positions, and the
+  embedding unless it is also the head); and for each multi-token block its parameters and the head again.
+
+  Norms and biases are included; they are far below 1 %.
+  """
   table = architecture.vocab_size * architecture.d_model
   looked_up = count_positions(architecture) + (0 if architecture.tied_head else table)
   mtp = _mtp(architecture, active=True) + len(architecture.multi_token) * table
@@ -121,5 +125,6 @@ def _feed_forward(feed_forward: FeedForward, d_model: int, active: bool) -> int:
       return (inward + 1) * d_model * width + (inward * width + d_model if feed_forward.bias else 0)
     case MixtureOfExperts(num_experts=experts, top_k=top_k, expert=expert, shared=shared, router=router):
       balance = experts if isinstance(router, SigmoidRouter) else 0
-      return (d_model * experts + balance + (top_k if active else experts) * _feed_forward(expert, d_model, active)
-              + (0 if shared is None else _feed_forward(shared, d_model, active)))
+      routed = (top_k if active else experts) * _feed_forward(expert, d_model, active)
+      always = 0 if shared is None else _feed_forward(shared, d_model, active)
+      return d_model * experts + balance + routed + always

@@ -66,10 +66,11 @@ class SoftmaxRouter:
 
 @dataclasses.dataclass(frozen=True)
 class SigmoidRouter:
-  """The top_k experts of sigmoid(router x) + bias, weighted by their sigmoids normalised over the chosen; the bias only
-  chooses, and moves by `bias_rate` a step against the load (DeepSeek-V3, sections 2.1.2 and 4.2).
+  """The top_k experts of sigmoid(router x) + bias, weighted by their sigmoids normalised over the chosen. The bias is
+  used for the choice only; after each step it moves by `bias_rate` towards equal loads (DeepSeek-V3, sections 2.1.2 and
+  4.2).
 
-  groups: groups (nodes) that the experts stand in.
+  groups: groups (nodes) into which the experts are divided.
   top_groups: how many of them a token chooses among. A group's score is the sum of its two best experts' (node-limited
     routing).
   scale: the weights of the chosen are multiplied by it (`routed_scaling_factor`).
@@ -94,10 +95,10 @@ Router = SoftmaxRouter | SigmoidRouter
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOfExperts:
-  """Each token is served by `top_k` of `num_experts` experts that the router chooses, and by the shared one, if any.
+  """The router chooses `top_k` of `num_experts` experts for each token; a shared expert, if any, takes all tokens.
 
   num_experts: experts that the router chooses from.
-  top_k: experts that a token is served by.
+  top_k: experts that are chosen for each token.
   expert: one routed expert.
   router: how experts are chosen.
   shared: what every token passes through, or None. n shared experts of width F are one of width n F.

@@ -1,4 +1,4 @@
-"""How a decoder knows where a token stands, and how rotary positions are stretched to longer contexts."""
+"""The kinds of positions, and the scalings of rotary positions to longer sequences."""
 import dataclasses
 import math
 

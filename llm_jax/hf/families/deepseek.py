@@ -49,7 +49,7 @@ LAYER = (
 MULTI_TOKEN = (
   ('embedding_norm/scale',        'model.layers.{N}.enorm.weight',                              'D'),
   ('hidden_norm/scale',           'model.layers.{N}.hnorm.weight',                              'D'),
-  ('project/w',                   'model.layers.{N}.eh_proj.weight',                            'C D -> D C^'),
+  ('project/w',                   'model.layers.{N}.eh_proj.weight',                            'I D -> D I^'),
   ('norm/scale',                  'model.layers.{N}.shared_head.norm.weight',                   'D'),
 )
 COPIES = (
