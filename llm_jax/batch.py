@@ -1,9 +1,9 @@
 """What flows from data to objectives: typed pytrees, never string keys."""
-import flax.struct
-import jax
-import numpy as np
+from typing import Any
 
-Array = jax.Array | np.ndarray
+import flax.struct
+
+Array = Any  # np.ndarray on the host, jax.Array on the devices, jax.ShapeDtypeStruct where only shapes matter
 
 
 @flax.struct.dataclass

@@ -30,15 +30,19 @@ def make_head(config: Architecture, classes: int, execution: Execution) -> Linea
 
 def init_head(config: Architecture, classes: int, rng: jax.Array) -> Params:
   """Fresh parameters of the head: {'w': float32 [d_model, classes]}."""
-  return make_head(config, classes, Execution()).init(rng, jnp.zeros((1, config.d_model)))['params']
+  variables: Any = make_head(config, classes, Execution()).init(rng, jnp.zeros((1, config.d_model)))
+  return variables['params']
 
 
 def class_logits(model: Transformer, params: Params, x_BTD: jax.Array, rng: jax.Array | None = None) -> jax.Array:
   """float32 [batch, time, classes] of `features`; with an rng these are dropped out at the model's rate first."""
   if rng is not None and model.config.dropout:
-    x_BTD = nn.Dropout(model.config.dropout, deterministic=False).apply({}, x_BTD, rngs={'dropout': rng})
+    dropout = nn.Dropout(model.config.dropout, deterministic=False)
+    dropped_BTD: Any = dropout.apply({}, x_BTD, rngs={'dropout': rng})
+    x_BTD = dropped_BTD
   head = make_head(model.config, params[HEAD]['w'].shape[1], model.execution)
-  return head.apply({'params': params[HEAD]}, x_BTD.astype(jnp.float32))
+  logits_BTC: Any = head.apply({'params': params[HEAD]}, x_BTD.astype(jnp.float32))
+  return logits_BTC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,4 +92,6 @@ class ClassificationObjective(Objective):
     return self.language_model.after_step(params, step_sums)
 
   def init_parameters(self, data: Data, rng: jax.Array) -> Params:
+    if data.labels is None:
+      raise ValueError('a classifier needs data with classes')
     return {HEAD: init_head(self.model.config, len(data.labels), rng)}

@@ -4,6 +4,7 @@ Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
 """
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,8 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
   kernels = resolve(kernels)
   B, T = targets_BT.shape
   chunk = chunk_length(B, T, w_VD.shape[0], kernels) if chunk is None else chunk
-  total, sums = _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row)
+  cross_entropy: Any = _cross_entropy  # custom_vjp hides its arguments
+  total, sums = cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row)
   return total, jax.lax.stop_gradient(sums)
 
 
@@ -124,7 +126,8 @@ def _head_gradient(x_BLD, d_BLV, devices, dtype):
 
   # Not d' x, [V, D]: XLA on CPU would transpose d, the larger, and take the slower of its two products.
   x, d, n = barrier(jnp.swapaxes(by_device(x_BLD), -1, -2)), by_device(d_BLV), len(devices)
-  dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (tuple(range(n)),) * 2), preferred_element_type=dtype)
+  by_device_axes = tuple(range(n))
+  dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (by_device_axes, by_device_axes)), preferred_element_type=dtype)
   return constrain(dw, *('batch', 'seq')[:n], None, 'vocab')
 
 

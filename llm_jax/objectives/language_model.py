@@ -44,9 +44,10 @@ class LanguageModelObjective(Objective):
                ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
     """`Transformer.features_ahead` of the batch."""
     has_dropout = rng is not None and self.model.config.dropout
-    rngs = {'dropout': rng} if has_dropout else {}
-    return self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
-                            method='features_ahead', rngs=rngs)
+    rngs: Any = {'dropout': rng} if has_dropout else {}
+    found: Any = self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
+                                  method='features_ahead', rngs=rngs)
+    return found
 
   def of_features(self, params: Params, batch: LanguageModelBatch, features: tuple[jax.Array, ...],
                   routings: dict[str, Routing]) -> Loss:
@@ -58,7 +59,8 @@ class LanguageModelObjective(Objective):
     total, sums = cross_entropy(features[0], w_VD, batch.targets, batch.weights, z_loss=self.config.z_loss,
                                 per_row=bool(self.sources))
     metrics = {'nll': sums['nll'], 'accuracy': sums['correct']}
-    metrics |= sums_by_source(self.sources, batch.sources, sums.get('nll_B'), weight_B)
+    if self.sources:
+      metrics |= sums_by_source(self.sources, batch.sources, sums['nll_B'], weight_B)
 
     depths = features[1:]
     for k, x_BTD in enumerate(depths, 1):

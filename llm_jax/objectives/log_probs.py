@@ -3,6 +3,7 @@
 Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
 """
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from llm_jax.objectives.loss import Params
 
 def sequence_log_probs(model: Transformer, params: Params, batch: LanguageModelBatch) -> jax.Array:
   """sum over a row's targets of weight x log p(target), without dropout, float32 [batch]."""
-  x_BTD = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
+  x_BTD: Any = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
   log_probs_BT = token_log_probs(x_BTD, model.head_weight(params), batch.targets,
                                  soft_cap=model.config.logit_soft_cap, kernels=model.execution.kernel_set)
   return (log_probs_BT * batch.weights).sum(-1)
@@ -29,7 +30,8 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
   chunk's logits again. Arguments as in `chunked_cross_entropy`."""
   kernels = resolve(kernels)
   chunk = chunk_length(*targets_BT.shape, w_VD.shape[0], kernels) if chunk is None else chunk
-  return _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels)
+  log_probs: Any = _log_probs  # custom_vjp hides its arguments
+  return log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -25,6 +25,12 @@ class Answers(NamedTuple):
   num_targets: jax.Array
   log_ratio: jax.Array | None
 
+  def mean_log_ratio(self) -> jax.Array:
+    """`log_ratio` a target; of objectives with a reference."""
+    if self.log_ratio is None:
+      raise ValueError('the objective has no reference')
+    return self.log_ratio / self.num_targets
+
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceObjective(Objective):
@@ -103,8 +109,7 @@ class IPOObjective(PreferenceObjective):
   config: IPO
 
   def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
-    mean_ratio = chosen.log_ratio / chosen.num_targets - rejected.log_ratio / rejected.num_targets
-    return jnp.square(mean_ratio - 1 / (2 * self.config.beta))
+    return jnp.square(chosen.mean_log_ratio() - rejected.mean_log_ratio() - 1 / (2 * self.config.beta))
 
 
 @dataclasses.dataclass(frozen=True)

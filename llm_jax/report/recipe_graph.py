@@ -76,8 +76,9 @@ def _arrange(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, _Place]:
 
 def _init(stage: Mapping[str, Any]) -> Init:
   """Where the stage starts; one whose configuration cannot be read is drawn as if it started from scratch."""
+  kinds: Any = Init  # a union
   try:
-    return schema.read(Init, stage.get('init'), 'init')
+    return schema.read(kinds, stage.get('init'), 'init')
   except ConfigError:
     return Scratch()
 

@@ -69,8 +69,9 @@ class StageRecords:
 
 def objective_of(stage: Mapping[str, Any]) -> Objective:
   """What a stage of config.json learns; next-token prediction where it says nothing that this version can read."""
+  kinds: Any = Objective  # a union
   try:
-    return schema.read(Objective, stage.get('objective'), 'objective')
+    return schema.read(kinds, stage.get('objective'), 'objective')
   except ConfigError:
     return LanguageModel()
 

@@ -229,7 +229,7 @@ def has_parameters(checkpoint: SavedCheckpoint, name: str) -> bool:
 
 
 def from_first_step(state: TrainState) -> TrainState:
-  return state.replace(step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
+  return dataclasses.replace(state, step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
 
 
 def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:

@@ -41,7 +41,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
       average = None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
       return params, opt_state, average
 
-    trained = update_if(is_finite, update, state.params, state.opt_state, state.ema)
+    params, opt_state, average = update_if(is_finite, update, state.params, state.opt_state, state.ema)
     nonfinite = jnp.where(is_finite, 0, state.nonfinite + 1)
     metrics = {
       'loss': loss.total / weight,
@@ -51,7 +51,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
       'weight': loss.weight,
       'nonfinite': nonfinite,
     }
-    return TrainState(state.step + 1, *trained, nonfinite), metrics
+    return TrainState(state.step + 1, params, opt_state, average, nonfinite), metrics
 
   return train_step
 
