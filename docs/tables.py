@@ -1,4 +1,4 @@
-"""The tables of docs/concepts/sharding.md, made from the code.
+"""Tables of some pages, made from the code.
 
 python -m docs.tables        writes them between their markers; a test compares them with the code
 """
@@ -7,10 +7,13 @@ import pathlib
 import re
 
 from llm_jax.config import presets
+from llm_jax.config.fields import fields_of
+from llm_jax.config.run import Run
+from llm_jax.config.type_hints import dataclasses_of
 from llm_jax.hf.weights import parameter_shapes
 from llm_jax.sharding.rules import PARAMETER_AXES, STRATEGIES, mesh_axes, parameter_axes
 
-PAGE = pathlib.Path(__file__).resolve().parent / 'concepts' / 'sharding.md'
+DOCS = pathlib.Path(__file__).resolve().parent
 MESH = {'fsdp': 4, 'tensor': 2}  # of the example
 
 
@@ -49,12 +52,30 @@ def by(shape: tuple[int, ...]) -> str:
   return ' x '.join(f'{size:,}' for size in shape)
 
 
-TABLES = {'parameters': parameters, 'strategies': strategies, 'example': example}
+def safe_fields() -> str:
+  """Fields that a resumed run may change."""
+  owners: dict[tuple[str, str], list[str]] = {}
+  for cls in dict.fromkeys(dataclasses_of(Run)):
+    for field in fields_of(cls).values():
+      if field.safe is not None:
+        owners.setdefault((field.name, field.safe.reason), []).append(f'`{cls.__name__}`')
+  lines = ['| field | of | unless |', '| --- | --- | --- |']
+  for (name, reason), classes in owners.items():
+    lines.append(f'| `{name}` | {", ".join(classes)} | {reason} |')
+  return '\n'.join(lines)
 
 
-def filled(page: str) -> str:
+# Page -> its tables by name.
+TABLES = {
+  DOCS / 'concepts' / 'sharding.md': {'parameters': parameters, 'strategies': strategies, 'example': example},
+  DOCS / 'how-to' / 'resume.md': {'safe_fields': safe_fields},
+}
+
+
+def filled(path: pathlib.Path) -> str:
   """The page with every table between its markers, `<!-- NAME -->` and `<!-- end -->`, as the code has it."""
-  for name, make in TABLES.items():
+  page = path.read_text(encoding='utf-8')
+  for name, make in TABLES[path].items():
     marked = re.compile(rf'(<!-- {name} -->\n).*?(<!-- end -->)', re.DOTALL)
     assert len(marked.findall(page)) == 1, name
     page = marked.sub(lambda found, make=make: f'{found[1]}\n{make()}\n\n{found[2]}', page)
@@ -62,4 +83,5 @@ def filled(page: str) -> str:
 
 
 if __name__ == '__main__':
-  PAGE.write_text(filled(PAGE.read_text(encoding='utf-8')), encoding='utf-8')
+  for path in TABLES:
+    path.write_text(filled(path), encoding='utf-8')

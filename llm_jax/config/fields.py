@@ -4,7 +4,7 @@ The help is in the docstring of the class, where a line `name: text` describes a
 
   warmup: Steps = 0                                                  an integer whose unit is steps
   keep: Safe[int] = 2                                                a resumed run may change it
-  every: Annotated[Steps, SafeToChange(unless=averages)] = 1_000     it may, unless `averages` says otherwise
+  every: Annotated[Steps, SafeToChange(averages, 'a stage averages checkpoints')] = 1_000      it may, unless it matters
 """
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ class SafeToChange:
   """A resumed run may change the field: the same function is still learnt from the same data.
 
   unless: whether a change alters what is learnt after all.
+  reason: when `unless` says so, for errors and documentation.
   """
   unless: Callable[[Change], bool] = lambda change: False
+  reason: str = ''
 
 
 T = TypeVar('T')

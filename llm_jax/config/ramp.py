@@ -9,9 +9,13 @@ from llm_jax.config.fields import Change, SafeToChange, Sequences, Tokens
 __all__ = ['Phase', 'Ramp']
 
 
-def changes_result_of_microbatches(change: Change) -> bool:
+def _is_more_than_rounding(change: Change) -> bool:
   """Whether another number of microbatches is more than another order of summation."""
   return change.run.model.depends_on_microbatches
+
+
+MICROBATCHES_MAY_CHANGE = SafeToChange(
+  _is_more_than_rounding, 'the model has dropout or a router that balances the experts over a microbatch')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Ramp:
   tokens: Tokens
   batch_size: Sequences
   seq_len: Tokens
-  microbatches: Annotated[int | None, SafeToChange(unless=changes_result_of_microbatches)] = None
+  microbatches: Annotated[int | None, MICROBATCHES_MAY_CHANGE] = None
 
   def __post_init__(self):
     for field in ('tokens', 'batch_size', 'seq_len'):

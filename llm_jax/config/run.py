@@ -52,7 +52,7 @@ class Checkpoints:
   every: steps between checkpoints, beside those at a stage's end and on SIGTERM (0: only those).
   keep: how many of the newest stay.
   """
-  every: Annotated[Steps, SafeToChange(unless=_chooses_averaged)] = 1_000
+  every: Annotated[Steps, SafeToChange(_chooses_averaged, 'a stage averages checkpoints')] = 1_000
   keep: Safe[int] = 2
 
   def __post_init__(self):

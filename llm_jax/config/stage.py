@@ -10,7 +10,7 @@ from llm_jax.config.fields import Change, Safe, SafeToChange, Sequences, Steps, 
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
-from llm_jax.config.ramp import Phase, Ramp, changes_result_of_microbatches, make_phases
+from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
 from llm_jax.config.rows import names_with
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
@@ -65,12 +65,12 @@ class Stage:
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
   eval_data: Data | None = None
-  microbatches: Annotated[int, SafeToChange(unless=changes_result_of_microbatches)] = 1
+  microbatches: Annotated[int, MICROBATCHES_MAY_CHANGE] = 1
   clip_norm: float | None = 1.0
   max_nonfinite: Safe[Steps] = 10
   ema: float | None = None
   remat: Safe[str] = 'none'
-  evals: Annotated[tuple[Evaluation, ...], SafeToChange(unless=_may_end_otherwise)] = (
+  evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
   def __post_init__(self):

@@ -75,12 +75,23 @@ def check_unchanged(old: Run, new: Run, workdir: Path) -> None:
   Stages may be appended.
   """
   known = dataclasses.replace(new, stages=new.stages[:len(old.stages)])
-  for path, before, after in unsafe_changes(old, old, known, 'config'):
-    raise ConfigError(path, after, f'{workdir} was started with {before!r}: set it back, or name another workdir')
+  for change in unsafe_changes(old, old, known, 'config'):
+    because = f' and {change.reason}' if change.reason else ''
+    raise ConfigError(change.path, change.new, f'{workdir} was started with {change.old!r}{because}: set it back, or '
+                      'name another workdir')
 
 
-def unsafe_changes(run: Run, old: Any, new: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
-  """Yields (path, old value, new value) of everything below `path` that differs and is not safe to change.
+@dataclasses.dataclass(frozen=True)
+class UnsafeChange:
+  """path: such as `config.seed`.   reason: why it matters in this run, where it does not in all; else empty."""
+  path: str
+  old: Any
+  new: Any
+  reason: str
+
+
+def unsafe_changes(run: Run, old: Any, new: Any, path: str, reason: str = '') -> Iterator[UnsafeChange]:
+  """Everything below `path` that differs and is not safe to change.
 
   Args:
     run: the one that began.
@@ -90,14 +101,15 @@ def unsafe_changes(run: Run, old: Any, new: Any, path: str) -> Iterator[tuple[st
     for name, field in fields_of(type(old)).items():
       change = Change(run, old, getattr(old, name), getattr(new, name))
       if change.old != change.new and not is_safe(field, change):
-        yield from unsafe_changes(run, change.old, change.new, f'{path}.{name}')
+        because = field.safe.reason if field.safe else reason
+        yield from unsafe_changes(run, change.old, change.new, f'{path}.{name}', because)
   elif is_sequence(old) and is_sequence(new):
     for i in range(max(len(old), len(new))):
       before = old[i] if i < len(old) else ABSENT
       after = new[i] if i < len(new) else ABSENT
-      yield from unsafe_changes(run, before, after, f'{path}[{i}]')
+      yield from unsafe_changes(run, before, after, f'{path}[{i}]', reason)
   elif old != new:
-    yield path, old, new
+    yield UnsafeChange(path, old, new, reason)
 
 
 def is_safe(field: Field, change: Change) -> bool:
