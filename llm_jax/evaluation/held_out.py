@@ -1,59 +1,73 @@
 """Held-out loss of any objective."""
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from llm_jax.config.evaluations import HeldOut
 from llm_jax.data.batches import Batch, validation_batches
 from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.baselines import bits_per_byte
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
-from llm_jax.objectives.loss import Loss, means_by_source
+from llm_jax.objectives.loss import Loss, as_numbers, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.sharding.rules import batch_sharding
+
+Sums = TypeVar('Sums')  # a pytree of arrays
 
 # How the names under which the parameters of an average are compared read in a message.
 UNAVERAGED = {'last_checkpoint': 'the last checkpoint alone', 'last_ema': 'its moving average'}
 
 
-def make_eval_step(objective: Objective) -> Callable[[Any, Any, Any], Loss]:
-  """The jitted (params, frozen, batch) -> Loss, without dropout and without gradient; compiled once for equal ones."""
-  return functools.partial(_eval_step, objective)
+def evaluate(objective: Objective, params: Any, frozen: Any, batches: Callable[[], Iterable[Batch]]
+             ) -> dict[str, float]:
+  """Means over all that counts in `batches()`: loss, the objective's metrics, and `weight`, what was counted. A metric
+  that counts something else, such as the rows of one source, is a mean over that, and left out where there is none.
+
+  Where the loss of a row depends on other rows, these are all rows: the batches are read twice.
+  """
+  statistics = None
+  if objective.has_statistics:
+    sums = _sum(_statistics(objective, params, frozen, batch) for batch in batches())
+    statistics = jax.tree.map(np.float32, sums)
+  loss = _sum(_loss(objective, params, frozen, batch, statistics) for batch in batches())
+  if loss is None:
+    return {'loss': math.nan, 'weight': 0.0}
+  weight = np.maximum(loss.weight, 1.0)
+  numbers = as_numbers(divided(loss.metrics, weight))
+  return {'loss': float(loss.total / weight), **numbers, 'weight': float(loss.weight)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _eval_step(objective: Objective, params: Any, frozen: Any, batch: Any) -> Loss:
-  return objective(params, frozen, batch, None)
+def _statistics(objective: Objective, params: Any, frozen: Any, batch: Batch) -> Any:
+  return objective.statistics(params, frozen, batch, None)
 
 
-def evaluate(eval_step: Callable, params: Any, frozen: Any, batches: Iterable[Any]) -> dict[str, float]:
-  """Means over all that counts in `batches`: loss, the objective's metrics, and `weight`, what was counted; `loss/NAME`
-  over what counts of one source, where the objective tells them apart and the batches hold any of it.
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(objective: Objective, params: Any, frozen: Any, batch: Batch, statistics: Any) -> Loss:
+  """Without dropout and without gradient; compiled once for equal objectives."""
+  loss = objective(params, frozen, batch, None, statistics)
+  return dataclasses.replace(loss, step_sums={})  # of which nothing is learnt here
 
-  Sums are float64 on the host; one batch is computed while the last is read.
-  """
-  sums: dict[str, float] = {}
+
+def _sum(results: Iterable[Sums]) -> Sums | None:
+  """The sum of pytrees in float64 on the host; None of none. One is computed while the one before it is read."""
+  sums = None
   pending = None
-  for batch in batches:
-    loss = eval_step(params, frozen, batch)
+  for result in results:
     if pending is not None:
-      _add(sums, pending)
-    pending = loss
-  if pending is None:
-    return {'loss': math.nan, 'weight': 0.0}
-  _add(sums, pending)
-  weight = sums.pop('weight')
-  means = {name: value / max(weight, 1.0) for name, value in sums.items()}
-  return {**means_by_source(means), 'weight': weight}
+      sums = _add(sums, pending)
+    pending = result
+  return sums if pending is None else _add(sums, pending)
 
 
-def _add(sums: dict[str, float], loss: Loss) -> None:
-  new = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
-  for name, value in jax.device_get(new).items():
-    sums[name] = sums.get(name, 0.0) + float(value)
+def _add(sums: Sums | None, result: Sums) -> Sums:
+  read = jax.tree.map(np.float64, jax.device_get(result))
+  return read if sums is None else jax.tree.map(np.add, sums, read)
 
 
 def eval_batches(setup: EvaluationSetup, validation: Dataset, heartbeat: Callable[[], None], limit: int | None = None
@@ -67,10 +81,6 @@ def eval_batches(setup: EvaluationSetup, validation: Dataset, heartbeat: Callabl
 class HeldOutEvaluation(Evaluation):
   """The objective's means on the validation split, for text also bits per byte, and scores that need no model."""
   config: HeldOut
-
-  def __init__(self, config: HeldOut, setup: EvaluationSetup):
-    super().__init__(config, setup)
-    self.eval_step = make_eval_step(setup.objective)
 
   @property
   def every(self) -> int:
@@ -92,8 +102,8 @@ class HeldOutEvaluation(Evaluation):
   def scores(self, params: Any, model: Evaluated, limit: int | None) -> dict[str, float]:
     """The means over `limit` batches, or over all."""
     setup, validation = self.setup, self.setup.validation
-    batches = eval_batches(setup, validation, model.heartbeat, limit)
-    found = evaluate(self.eval_step, params, model.reference, batches)
+    batches = functools.partial(eval_batches, setup, validation, model.heartbeat, limit)
+    found = evaluate(setup.objective, params, model.reference, batches)
     found |= validation.known_scores
     if validation.is_text:
       found['bits_per_byte'] = bits_per_byte(found['nll'] * validation.num_targets, validation.num_bytes)

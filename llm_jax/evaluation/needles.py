@@ -17,7 +17,7 @@ from llm_jax.data.packing.needles import VALUES, Facts
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.decode.request import fetch
-from llm_jax.evaluation.held_out import eval_batches, evaluate, make_eval_step
+from llm_jax.evaluation.held_out import eval_batches, evaluate
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
@@ -85,8 +85,8 @@ class NeedlesEvaluation(Evaluation):
     validation = setup.data[parent.name].validation
     if not is_text or validation is None or validation.seq_len >= setup.phase.seq_len:
       return None
-    step = make_eval_step(LanguageModelObjective(transformer))
-    return evaluate(step, model.params, None, eval_batches(setup, validation, model.heartbeat))['loss']
+    batches = functools.partial(eval_batches, setup, validation, model.heartbeat)
+    return evaluate(LanguageModelObjective(transformer), model.params, None, batches)['loss']
 
   def _lines(self, metrics: Metrics, start: Metrics) -> tuple[str, ...]:
     lines = []

@@ -2,7 +2,7 @@
 
 Shapes: B batch.
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -13,38 +13,55 @@ Params = dict[str, Any]
 
 
 @flax.struct.dataclass
+class Mean:
+  """Sums of a metric that counts something else than the loss does: reported is total / weight, and nothing where the
+  weight is 0."""
+  total: jax.Array   # float32 scalar
+  weight: jax.Array  # float32 scalar
+
+
+Metrics = Mapping[str, jax.Array | Mean]
+
+
+@flax.struct.dataclass
 class Loss:
   """The loss is total / weight, divided once by the step over all microbatches and devices, so that gradient
-  accumulation and uneven masks are exact. Metrics are sums too, reported divided by the same weight.
+  accumulation and uneven masks are exact. Metrics are sums too, reported divided by the same weight where they have none
+  of their own.
 
   An objective that moves parameters by itself, beside the optimizer, puts the sums that `after_step` needs into
   `step_sums`.
   """
-  total: jax.Array                # float32 scalar, differentiated
-  weight: jax.Array               # float32 scalar: what counts (tokens, pairs, ...)
-  metrics: dict[str, jax.Array]   # float32 scalars
+  total: jax.Array   # float32 scalar, differentiated
+  weight: jax.Array  # float32 scalar: what counts (tokens, pairs, ...)
+  metrics: Metrics   # float32 scalars
   step_sums: dict[str, jax.Array] = flax.struct.field(default_factory=dict)  # float32
 
 
 def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: jax.Array,
-                   weight_B: jax.Array) -> dict[str, jax.Array]:
-  """Metrics of the sources of a mixture, sums over the rows of each: `loss/NAME` and `weight/NAME`. {} without names.
+                   weight_B: jax.Array) -> dict[str, Mean]:
+  """The metrics `loss/NAME`: of each source of a mixture, over its own rows. {} without names.
 
   names: of the sources that `sources_B` numbers.
   """
-  sums = {}
+  means = {}
   for i, name in enumerate(names):
     is_mine_B = sources_B == i
-    sums[f'loss/{name}'] = jnp.where(is_mine_B, loss_B, 0).sum()
-    sums[f'weight/{name}'] = jnp.where(is_mine_B, weight_B, 0).sum()
-  return jax.lax.stop_gradient(sums)
+    means[f'loss/{name}'] = Mean(jnp.where(is_mine_B, loss_B, 0).sum(), jnp.where(is_mine_B, weight_B, 0).sum())
+  return jax.lax.stop_gradient(means)
 
 
-def means_by_source(numbers: dict[str, float]) -> dict[str, float]:
-  """Metrics, of which `loss/NAME` becomes the mean over the source's own weight; a source without any is left out."""
-  means = {name: value for name, value in numbers.items() if not name.startswith(('loss/', 'weight/'))}
-  for name, value in numbers.items():
-    kind, _, source = name.partition('/')
-    if kind == 'loss' and source and numbers[f'weight/{source}'] > 0:
-      means[name] = value / numbers[f'weight/{source}']
-  return means
+def divided(metrics: Metrics, weight: jax.Array) -> Metrics:
+  """The metrics that have no weight of their own divided by `weight`."""
+  return {name: sums if isinstance(sums, Mean) else sums / weight for name, sums in metrics.items()}
+
+
+def as_numbers(metrics: Metrics) -> dict[str, float]:
+  """Metrics read from the device. A mean over nothing is left out."""
+  numbers = {}
+  for name, value in jax.device_get(metrics).items():
+    if not isinstance(value, Mean):
+      numbers[name] = value.item()
+    elif value.weight > 0:
+      numbers[name] = value.total.item() / value.weight.item()
+  return numbers

@@ -36,9 +36,13 @@ class Objective(abc.ABC):
       None: `batch` is all of it.
     """
 
+  @property
+  def has_statistics(self) -> bool:
+    """Whether the loss of a row depends on other rows, by sums over all that is learnt from at once."""
+    return False
+
   def statistics(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None) -> Any:
-    """Sums over the batch that the loss needs of all microbatches before it can be computed for one of them; a pytree
-    of float32 arrays, without gradient. None: the loss of a row needs no other rows."""
+    """These sums over a batch, without gradient: a pytree of float32 arrays. Asked for only with `has_statistics`."""
     return None
 
   def after_step(self, params: Params, step_sums: Any) -> Params:

@@ -4,10 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from llm_jax.config.stage import Stage
-from llm_jax.objectives.loss import means_by_source
+from llm_jax.objectives.loss import as_numbers
 from llm_jax.runtime.hardware import memory_in_use
 from llm_jax.runtime.preemption import Preempted, Preemption
 from llm_jax.runtime.watchdog import Watchdog
@@ -79,7 +77,7 @@ class Log:
     if self.pending is None:
       return
     pending, self.pending = self.pending, None
-    numbers = means_by_source({name: value.item() for name, value in jax.device_get(pending.metrics).items()})
+    numbers = as_numbers(pending.metrics)
     self.watchdog.beat(pending.step)
     self._measure(pending.finished_at or finished_before or time.perf_counter())
     num_skipped = int(numbers.pop('nonfinite'))

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from llm_jax.objectives.loss import Loss
+from llm_jax.objectives.loss import Loss, Metrics, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
 from llm_jax.sharding.rules import constrain
 from llm_jax.train.state import TrainState
 
-Metrics = dict[str, jax.Array]
 Sums = TypeVar('Sums')  # a pytree of arrays
 
 
@@ -45,7 +44,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     nonfinite = jnp.where(is_finite, 0, state.nonfinite + 1)
     metrics = {
       'loss': loss.total / weight,
-      **{name: total / weight for name, total in loss.metrics.items()},
+      **divided(loss.metrics, weight),
       'grad_norm': norm,
       'learning_rate': rate,
       'weight': loss.weight,
@@ -71,13 +70,12 @@ def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: 
                ) -> tuple[Any, Loss]:
   """Gradient of the summed total, and the summed loss, over `microbatches` pieces of the batch computed in turn.
 
-  Exact whatever the number: an objective whose loss is no sum over rows gets the statistics of all pieces first.
+  Exact whatever the number: where the loss of a row depends on other rows, it gets the statistics of all pieces.
   """
-  statistics = None  # of the whole batch the objective makes its own
-  if microbatches > 1:
+  statistics = None  # the objective computes those of a whole batch by itself
+  if objective.has_statistics and microbatches > 1:
     statistics = sum_over_microbatches(
-      lambda piece, rng: jax.lax.stop_gradient(objective.statistics(params, frozen, piece, rng)),
-      batch, rng, microbatches)
+      lambda piece, rng: objective.statistics(params, frozen, piece, rng), batch, rng, microbatches)
 
   def gradient(piece: Any, rng: jax.Array) -> tuple[Any, Loss]:
     def total(params):
@@ -104,8 +102,6 @@ def sum_over_microbatches(function: Callable[[Any, jax.Array], Sums], batch: Any
   inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
   first = jax.tree.map(lambda x: x[0], inputs)
   shapes = jax.eval_shape(function, *first)
-  if not jax.tree.leaves(shapes):  # nothing is summed: no pass over the pieces is needed
-    return shapes
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   sums, _ = jax.lax.scan(add, zeros, inputs)
   return sums

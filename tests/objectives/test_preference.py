@@ -15,7 +15,7 @@ from llm_jax.config import objectives as config
 from llm_jax.config.implementation import load
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
-from llm_jax.objectives.loss import means_by_source
+from llm_jax.objectives.loss import as_numbers
 from llm_jax.objectives.preference import _log1mexp
 from tests.hf import hf_models
 
@@ -209,7 +209,7 @@ def test_the_loss_of_each_source_of_a_mixture_is_that_of_its_pairs():
   run = jax.jit(lambda batch, sources: objective_of(form, model, sources)(params, reference, batch, None),
                 static_argnums=1)
   mixed = run(batch.replace(sources=np.array([2, 0, 2], np.int32)), ('a', 'b', 'c'))
-  means = means_by_source(jax.device_get(mixed.metrics))
+  means = as_numbers(mixed.metrics)
   assert [name for name in means if '/' in name] == ['loss/a', 'loss/c']  # no pair is from b
   for name, counts in (('a', [0, 1, 0]), ('c', [1, 0, 1])):
     sides = [side.replace(weights=side.weights * np.array(counts)[:, None]) for side in (batch.chosen, batch.rejected)]

@@ -18,7 +18,7 @@ from llm_jax.config.schedules import Cosine
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
-from llm_jax.objectives.loss import Loss
+from llm_jax.objectives.loss import Loss, Mean
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
@@ -80,6 +80,30 @@ def test_accumulated_is_the_full_batch(microbatches):
   assert abs(loss.total / loss.weight - whole.total / whole.weight) <= 1e-6
   assert_close(loss.metrics, whole.metrics, 1e-6)
   assert_close(got, want, 1e-6)
+
+
+class FromTheMean(Objective):
+  """Sum over rows of (w x - mean of x over all rows)^2: no sum of what each row gives alone."""
+  has_statistics = True
+
+  def statistics(self, params, frozen, rows, rng):
+    return {'sum': jax.lax.stop_gradient(params['w']) * rows.sum(), 'count': jnp.float32(len(rows))}
+
+  def __call__(self, params, frozen, rows, rng, statistics=None):
+    statistics = statistics or self.statistics(params, frozen, rows, rng)
+    error = params['w'] * rows - statistics['sum'] / statistics['count']
+    return Loss(jnp.sum(error ** 2), jnp.float32(len(rows)), {'own': Mean(jnp.sum(error), jnp.float32(2))})
+
+
+@pytest.mark.parametrize('microbatches', (1, 2, 4))
+def test_a_loss_of_a_mean_over_all_rows_is_exact(microbatches):
+  rows = np.random.default_rng(0).standard_normal(8).astype(np.float32)
+  grads, loss = accumulate(FromTheMean(None, None), {'w': jnp.float32(2)}, None, rows, jax.random.key(0), microbatches)
+  x = rows.astype(np.float64)
+  error = 2 * x - 2 * x.mean()  # of which the mean has no gradient
+  np.testing.assert_allclose(loss.total, np.sum(error ** 2), rtol=1e-6)
+  np.testing.assert_allclose(grads['w'], np.sum(2 * error * x), rtol=1e-6)
+  assert loss.metrics['own'].weight == 2 * microbatches
 
 
 # ------------------------------------------------------------------------------------------------ sharding
