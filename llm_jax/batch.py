@@ -48,4 +48,17 @@ class LabelledBatch:
   sources: Array | None = None  # int32 [batch]
 
 
-Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch
+@flax.struct.dataclass
+class RatedBatch:
+  """Answers and whether they are desirable. Rows of `answer` and of `mismatched` are as those of PreferenceBatch.
+
+  Row i of `mismatched` is the prompt of row i with the answer to another one. A row of padding has no targets.
+  `sources` as LanguageModelBatch has it; its sides have none.
+  """
+  answer: LanguageModelBatch
+  mismatched: LanguageModelBatch
+  is_desirable: Array           # int32 [batch], 1 or 0
+  sources: Array | None = None  # int32 [batch]
+
+
+Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch | RatedBatch

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llm_jax.config.errors import require, require_weights
-from llm_jax.config.rows import LABELLED, PAIRS, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 
-__all__ = ['Classification', 'DPO', 'IPO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO']
+__all__ = ['Classification', 'DPO', 'IPO', 'KTO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,4 +177,36 @@ class SimPO(PreferenceConfig):
   title: ClassVar[str] = 'SimPO'
 
 
-Objective = LanguageModel | Classification | DPO | IPO | SLiC | ORPO | SimPO
+# ---------------------------------------------------------------------------------------------- rated answers
+@dataclasses.dataclass(frozen=True)
+class KTO(ObjectiveConfig):
+  """w (1 - sigmoid(beta (r - z))) of a desirable answer and w (1 - sigmoid(beta (z - r))) of an undesirable one, r being
+  its log-probability less that under the reference, which is what the stage starts from (Ethayarajh et al. 2024,
+  equation 7).
+
+  z is the mean of r over answers to other prompts, at least 0, over all that a step learns from, without gradient.
+
+  beta: of r - z.
+  desirable_weight: w of desirable answers.
+  undesirable_weight: w of undesirable ones.
+  """
+  beta: float = 0.1
+  desirable_weight: float = 1.0
+  undesirable_weight: float = 1.0
+  implementation: ClassVar[str] = 'llm_jax.objectives.kto:KTOObjective'
+  rows: ClassVar[RowKind] = RATED
+  title: ClassVar[str] = 'KTO'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
+  metrics: ClassVar[tuple[Metric, ...]] = (
+    Metric('accuracy', 'accuracy', '{:.2%}', '{:.0%} right', '{:.0%} right'),
+    Metric('reward_desirable', 'reward of desirable answers', '{:.3f}', 'desirable {:.3f}', 'desirable {:.2f}'),
+    Metric('reward_undesirable', 'reward of undesirable answers', '{:.3f}', 'undesirable {:.3f}', 'undesirable {:.2f}'),
+  )
+
+  def __post_init__(self):
+    require(self.beta > 0, 'beta', self.beta, 'use a number above 0')
+    require_weights(self, 'desirable_weight', 'undesirable_weight')
+
+
+Objective = LanguageModel | Classification | DPO | IPO | SLiC | ORPO | SimPO | KTO

@@ -24,6 +24,7 @@ class RowKind:
 TEXT = RowKind('text', is_packed=True)
 PAIRS = RowKind('pairs of answers', sequences=2)
 LABELLED = RowKind('texts with classes')
+RATED = RowKind('rated answers', sequences=2)  # the answer, and another prompt's answer in its place
 
 
 def names_with(union: Any, rows: RowKind) -> str:

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
-from llm_jax.config.rows import LABELLED, PAIRS, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 
 __all__ = [
-  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'Source',
+  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'RatedAnswers', 'Source',
   'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'Text',
   'TokenFile',
 ]
@@ -174,6 +174,20 @@ class Preferences(DialogueSource):
 
 
 @dataclasses.dataclass(frozen=True)
+class RatedAnswers(DialogueSource):
+  """JSON lines (optionally .gz) of an answer and whether it is desirable, {"prompt", "completion", "label": true}; the
+  prompt and the completion are each a text or a list of {"role", "content"}.
+
+  path: file, folder or glob.
+  """
+  path: Safe[str]
+  template: str = 'chatml'
+  val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:RatedAnswersReader'
+  rows: ClassVar[RowKind] = RATED
+
+
+@dataclasses.dataclass(frozen=True)
 class StandardLibraryPreferences(DialogueSource):
   """The questions of `StandardLibraryChats` with two answers: the function's body, and the same spoilt, or another's.
 
@@ -242,6 +256,6 @@ class StandardLibraryFunctions(LabelledSource):
 
 
 Source = (
-  Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
+  Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences | RatedAnswers |
   LabelledJsonl | StandardLibraryFunctions
 )

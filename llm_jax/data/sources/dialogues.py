@@ -4,9 +4,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.sources import Conversations, Preferences, StandardLibraryChats, StandardLibraryPreferences
+from llm_jax.config.sources import (
+  Conversations,
+  Preferences,
+  RatedAnswers,
+  StandardLibraryChats,
+  StandardLibraryPreferences,
+)
 from llm_jax.data.packing.chats import ChatEncoder, Dialogue
 from llm_jax.data.packing.pairs import Pair, PairEncoder
+from llm_jax.data.packing.rated import Rated, RatedEncoder
 from llm_jax.data.sources import formats, standard_library
 from llm_jax.data.sources.documents import JSONL, Config, Reader, Record
 from llm_jax.data.sources.formats import Files
@@ -32,6 +39,16 @@ class PreferencesReader(Reader[Preferences]):
 
   def records(self, files: Files) -> Iterable[Record]:
     return formats.jsonl(files, functools.partial(read_preference, template=self.config.template))
+
+
+class RatedAnswersReader(Reader[RatedAnswers]):
+  suffixes = JSONL
+
+  def encoder(self) -> RatedEncoder:
+    return RatedEncoder(self.config.template)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    return formats.jsonl(files, functools.partial(read_rated, template=self.config.template))
 
 
 # ---------------------------------------------------------------------------------------------- the standard library
@@ -94,6 +111,16 @@ def preference(row: dict, where: str, template: str) -> Pair:
   if _written(chosen, template) == _written(rejected, template):
     raise formats.bad(where, 'chosen and rejected are equal', 'nothing is preferred: leave the row out')
   return Pair(chosen, rejected)
+
+
+def read_rated(line: bytes, where: str, template: str) -> Rated:
+  """One line of JSONL. Raises ConfigError naming the row."""
+  row = formats.json_object(line, where)
+  label = field(row, 'label', where)
+  if not isinstance(label, bool):
+    raise formats.bad(where, f'label is {label!r}', 'give true for a desirable answer, false for another')
+  prompt = read_prompt(row, where, template)
+  return Rated(answer_to(prompt, row, 'completion', where, template), label)
 
 
 def read_prompt(row: dict, where: str, template: str) -> list[chat_templates.Message]:
