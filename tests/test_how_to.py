@@ -18,7 +18,9 @@ EXAMPLES = {
   'add-a-family': r'(?i)gemma2',
   'add-a-layer-option': r'\bqk_norm\b',
   'add-a-mesh-axis': r"'expert'|\bexpert: \w+ = 1\b|the expert axis|tensor, context, expert",
+  'add-a-source': r'\bRatedAnswers',
   'add-an-evaluation': r'\bMultipleChoice',
+  'add-an-objective': r'\bKTO|\bRATED\b|\bRated',
 }
 
 

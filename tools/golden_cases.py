@@ -15,16 +15,16 @@ from llm_jax.config import objectives
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.objectives import DPO, IPO, ORPO, Classification, LanguageModel, SimPO, SLiC
+from llm_jax.config.objectives import DPO, IPO, KTO, ORPO, Classification, LanguageModel, SimPO, SLiC
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
 from llm_jax.config.run import Run
 from llm_jax.config.schedules import WSD, Cosine
-from llm_jax.config.sources import Conversations, Jsonl, LabelledJsonl, NeedleTexts, Preferences, Source
+from llm_jax.config.sources import Conversations, Jsonl, LabelledJsonl, NeedleTexts, Preferences, RatedAnswers, Source
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Params
 from llm_jax.config.tokenizers import BPE
-from tools.golden_data import CHATS, LABELLED, LABELLED_PAIRS, LABELS, MADE_UP, PAIRS, TEXTS
+from tools.golden_data import CHATS, LABELLED, LABELLED_PAIRS, LABELS, MADE_UP, PAIRS, RATED, TEXTS
 
 STEPS = 20
 VOCAB_SIZE = 272  # at least the 257 of the tokenizer of bytes
@@ -39,6 +39,7 @@ OBJECTIVES: dict[str, tuple[typing.Any, Callable[[pathlib.Path], Source]]] = {
   'SLiC': (SLiC(), lambda folder: pairs(folder)),
   'ORPO': (ORPO(), lambda folder: pairs(folder)),
   'SimPO': (SimPO(), lambda folder: pairs(folder)),
+  'KTO': (KTO(desirable_weight=1.5), lambda folder: RatedAnswers(f'{folder}/{RATED}', template='plain')),
 }
 
 

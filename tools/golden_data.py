@@ -9,6 +9,7 @@ LABELS = ('right', 'wrong')
 TEXTS = 'texts.jsonl'
 CHATS = 'chats.jsonl'
 PAIRS = 'pairs.jsonl'
+RATED = 'rated.jsonl'
 LABELLED = 'labelled.jsonl'
 LABELLED_PAIRS = 'labelled_pairs.jsonl'
 MADE_UP = 'made_up.jsonl'
@@ -32,6 +33,7 @@ def write_data(folder: pathlib.Path) -> None:
   write_jsonl(folder / PAIRS, [pair_row(Draws(seed)) for seed in range(2_000, 2_160)])
   write_jsonl(folder / LABELLED, [labelled_row(Draws(seed)) for seed in range(3_000, 3_160)])
   write_jsonl(folder / LABELLED_PAIRS, [labelled_pair_row(Draws(seed)) for seed in range(4_000, 4_160)])
+  write_jsonl(folder / RATED, [rated_row(Draws(seed)) for seed in range(6_000, 6_160)])
   write_jsonl(folder / MADE_UP, [made_up_row(Draws(seed)) for seed in range(5_000, 5_100)])
 
 
@@ -59,6 +61,12 @@ def pair_row(draws: Draws) -> dict:
   """The better answer is right, and in small letters."""
   question, answer = right_sum(draws)
   return {'prompt': f'{question}?', 'chosen': answer, 'rejected': other(answer, draws).upper()}
+
+
+def rated_row(draws: Draws) -> dict:
+  question, answer = right_sum(draws)
+  is_right = draws.below(2) == 1
+  return {'prompt': f'{question}?', 'completion': answer if is_right else other(answer, draws), 'label': is_right}
 
 
 def labelled_row(draws: Draws) -> dict:
