@@ -14,8 +14,8 @@ from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import load_tokenizer
-from llm_jax.data.tokenizers.byte_level import META_FILE
 from llm_jax.data.tokenizers.chat_templates import end_of_turn
+from llm_jax.data.tokenizers.files import META_FILE
 from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
 from llm_jax.hf.files import inside, read_json
 from llm_jax.objectives.classification import HEAD

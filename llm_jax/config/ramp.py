@@ -1,4 +1,4 @@
-"""A ramp: batch size and sequence length that change within a stage, as stretches of steps of one shape."""
+"""A ramp: batch size and sequence length that change within a stage, as phases of steps of one shape."""
 import dataclasses
 from collections.abc import Sequence
 from typing import Annotated

@@ -14,8 +14,8 @@ from llm_jax.config.errors import located
 from llm_jax.config.ramp import Phase
 from llm_jax.data import fingerprints, token_store
 from llm_jax.data.mixture import AnyMixture, make_mixture
-from llm_jax.data.packing.ramp import stretches_of
-from llm_jax.data.packing.rows import Fields, Rows, RowSettings
+from llm_jax.data.packing.ramp import length_phases
+from llm_jax.data.packing.rows import Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
 
@@ -164,7 +164,8 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
   """
   opened, parts, used, numbers = [], [], [], []
   train = split == 'train'
-  mixture, stretches = make_mixture(data.sources, steps, phases) if train else None, stretches_of(phases)
+  mixture = make_mixture(data.sources, steps, phases) if train else None
+  lengths = length_phases(phases)
   for i, weighted in enumerate(data.sources):
     if split == 'validation' and not weighted.source.val_fraction:
       continue
@@ -173,8 +174,8 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
     settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if train else None)
     part = source.encoder.make_rows(store, settings)
-    if train and len(stretches) > 1:
-      starts = [(stretch.seq_len, int(mixture.given(stretch.first_sample)[i])) for stretch in stretches]
+    if mixture is not None and len(lengths) > 1:
+      starts = [LengthStart(phase.seq_len, int(mixture.given(phase.first_sample)[i])) for phase in lengths]
       part = part.over_ramp(starts, _seed('rows', seed, i))
     opened.append(source)
     parts.append(part)

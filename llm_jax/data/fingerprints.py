@@ -5,13 +5,17 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
+
+from llm_jax.runtime.files import write_atomic
 
 # A file whose status changed less than this long ago may change again within the clock's grain: its hash is not kept.
 SETTLED_SECONDS = 2.0
+LARGE_BYTES = 1 << 20  # smaller files are hashed as fast as their hash is looked up
 
 
-def cache_folder(cache_dir: str | os.PathLike | None = None) -> pathlib.Path:
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
   """`cache_dir`, else $LLM_JAX_CACHE, else ~/.cache/llm_jax."""
   return pathlib.Path(cache_dir or os.environ.get('LLM_JAX_CACHE') or pathlib.Path.home() / '.cache' / 'llm_jax')
 
@@ -26,15 +30,7 @@ def unit_interval(key: str) -> float:
   return int.from_bytes(hashlib.sha256(key.encode('utf-8', 'surrogateescape')).digest()[:8], 'big') / 2**64
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """A reader sees the old file or the new one, never a part."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp')
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
-
-
-def of_file(path: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> str:
+def of_file(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> str:
   """sha256 (hex) of a file's content.
 
   The hash is remembered under the cache folder together with the file's device, inode, size, modification and change
@@ -44,25 +40,41 @@ def of_file(path: str | os.PathLike, cache_dir: str | os.PathLike | None = None)
   record = cache_folder(cache_dir) / 'hashes' / f'{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json'
   before = os.stat(path)
   status = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
-  try:
-    remembered = json.loads(record.read_bytes())
-    if remembered['status'] == status:
-      return remembered['sha256']
-  except (OSError, ValueError, KeyError, TypeError):
-    pass  # not remembered, or not readable: hash it
+  remembered = _remembered(record, status)
+  if remembered is not None:
+    return remembered
   with open(path, 'rb') as file:
     digest = hashlib.file_digest(file, 'sha256').hexdigest()
-  newest = max(before.st_mtime_ns, before.st_ctime_ns) / 1e9
-  if before.st_size > 1 << 20 and time.time() - newest > SETTLED_SECONDS:
-    try:
-      write_atomically(record, json.dumps({'status': status, 'sha256': digest}).encode())
-    except OSError:
-      pass  # a read-only cache costs time, not correctness
+  changed_at = max(before.st_mtime_ns, before.st_ctime_ns) / 1e9
+  is_settled = time.time() - changed_at > SETTLED_SECONDS
+  if is_settled and before.st_size > LARGE_BYTES:
+    _remember(record, status, digest)
   return digest
 
 
-def of_files(paths: dict[str, pathlib.Path], cache_dir: str | os.PathLike | None = None) -> str:
+def _remembered(record: pathlib.Path, status: list[int]) -> str | None:
+  """The hash of a file that had this status; None where it is not known."""
+  try:
+    remembered = json.loads(record.read_bytes())
+    return remembered['sha256'] if remembered['status'] == status else None
+  except (OSError, ValueError, KeyError, TypeError):  # never written, or damaged
+    return None
+
+
+def _remember(record: pathlib.Path, status: list[int], digest: str) -> None:
+  content = json.dumps({'status': status, 'sha256': digest})
+  try:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(record, content, durable=False)  # one that is lost is computed again
+  except OSError:
+    pass  # a read-only cache costs time, not correctness
+
+
+def of_files(paths: Mapping[str, pathlib.Path], cache_dir: str | os.PathLike[str] | None = None) -> str:
   """sha256 (hex) over the names and contents of files, given as {name: path}."""
+  def digest(path: pathlib.Path) -> str:
+    return of_file(path, cache_dir)
+
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    digests = list(pool.map(lambda path: of_file(path, cache_dir), paths.values()))
+    digests = list(pool.map(digest, paths.values()))
   return of(sorted(zip(paths, digests, strict=True)))

@@ -1,4 +1,5 @@
 """Which source sample i of a weighted mixture comes from, known for any i without reading those before it."""
+import dataclasses
 import fractions
 import functools
 import math
@@ -12,22 +13,29 @@ from llm_jax.config.data import Weighted
 from llm_jax.config.ramp import Phase
 
 LONGEST_PERIOD = 1 << 16
+FIRST_TABLE_STEPS = 1_024  # of a ScheduledMixture; it doubles whenever it is full
 
 
 class AnyMixture(Protocol):
-  """locate(sample) gives (source, how many samples it has given before); given(samples), int64 [sources], how many of
-  the first `samples` are from each."""
+  """An endless order of samples of several sources."""
 
-  def locate(self, sample: int) -> tuple[int, int]: ...
+  def locate(self, sample: int) -> tuple[int, int]:
+    """(source, how many samples it has given before this one)."""
+    ...
 
-  def given(self, samples: int) -> np.ndarray: ...
+  def given(self, samples: int) -> np.ndarray:
+    """int64 [sources]: how many of the first `samples` are from each."""
+    ...
 
 
 def make_mixture(parts: Sequence[Weighted], steps: int, phases: Sequence[Phase]) -> AnyMixture:
   """The mixture of a stage; `steps` and `phases` matter where a weight changes."""
-  if any(isinstance(part.weight, tuple) for part in parts):
-    return ScheduledMixture(parts, steps, phases)
-  return Mixture([part.weight for part in parts])
+  constant: list[float] = []
+  for part in parts:
+    if isinstance(part.weight, tuple):  # (place in the stage, weight) points
+      return ScheduledMixture(parts, steps, phases)
+    constant.append(part.weight)
+  return Mixture(constant)
 
 
 class Mixture:
@@ -41,26 +49,32 @@ class Mixture:
   def __init__(self, weights: Sequence[float]):
     exact = [fractions.Fraction(str(weight)) for weight in weights]
     shares = [weight / sum(exact) for weight in exact]
-    period = math.lcm(*(share.denominator for share in shares))
-    if period > LONGEST_PERIOD:
-      period = LONGEST_PERIOD
+    period = min(math.lcm(*(share.denominator for share in shares)), LONGEST_PERIOD)
     counts = _apportion(shares, period)
-    self._source = _schedule(counts)
     self._counts = np.array(counts)
-    self._rank = np.zeros(period, np.int64)
-    for source, count in enumerate(counts):
-      self._rank[self._source == source] = np.arange(count)
+    self._sources = _schedule(counts)
+    self._ranks = _ranks(self._sources, len(counts))
 
   def locate(self, sample: int) -> tuple[int, int]:
-    """(source, how many samples it has given before)."""
-    periods, place = divmod(sample, len(self._source))
-    source = int(self._source[place])
-    return source, periods * int(self._counts[source]) + int(self._rank[place])
+    periods, place = divmod(sample, len(self._sources))
+    source = int(self._sources[place])
+    return source, periods * int(self._counts[source]) + int(self._ranks[place])
 
   def given(self, samples: int) -> np.ndarray:
-    """int64 [sources]: how many of the first `samples` are from each."""
-    periods, place = divmod(samples, len(self._source))
-    return periods * self._counts + np.bincount(self._source[:place], minlength=len(self._counts))
+    periods, place = divmod(samples, len(self._sources))
+    return periods * self._counts + np.bincount(self._sources[:place], minlength=len(self._counts))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """The samples of one step.
+
+  given_before: int64 [sources], samples of each source before the step.
+  sources, ranks: [samples], where each sample is from and how many the source has given before it in the step.
+  """
+  given_before: np.ndarray
+  sources: np.ndarray
+  ranks: np.ndarray
 
 
 class ScheduledMixture:
@@ -68,27 +82,30 @@ class ScheduledMixture:
   each step's samples, to within one sample.
 
   How many samples each source has given before a step is kept in a table (8 bytes a step and source), which grows as
-  far as it is asked for: some 50 microseconds a step. After the last step the weights stay.
+  far as it is read: some 50 microseconds a step. After the last step the weights stay.
   """
 
   def __init__(self, parts: Sequence[Weighted], steps: int, phases: Sequence[Phase]):
-    self._parts, self._steps, self._phases = parts, max(1, steps), phases
-    self._due = np.zeros(len(parts))  # the sum of the shares up to where the table ends
-    self._given, self._known = np.zeros((1_024, len(parts)), np.int64), 0
+    self._parts = parts
+    self._num_steps = max(1, steps)
+    self._phases = phases
+    self._due = np.zeros(len(parts))  # samples, not rounded, up to where the table ends
+    self._given = np.zeros((FIRST_TABLE_STEPS, len(parts)), np.int64)
+    self._known = 0  # rows of the table that are filled, beside the first
     self._lock = threading.Lock()  # rows are read by several threads
 
   def locate(self, sample: int) -> tuple[int, int]:
-    before, order, rank, place = self._step_of(sample)
-    source = int(order[place])
-    return source, int(before[source] + rank[place])
+    step, place = self._step_of(sample)
+    source = int(step.sources[place])
+    return source, int(step.given_before[source] + step.ranks[place])
 
   def given(self, samples: int) -> np.ndarray:
-    """int64 [sources]: how many of the first `samples` are from each."""
-    before, order, _, place = self._step_of(samples)
-    return before + np.bincount(order[:place], minlength=len(before))
+    step, place = self._step_of(samples)
+    in_step = np.bincount(step.sources[:place], minlength=len(step.given_before))
+    return step.given_before + in_step
 
-  def _step_of(self, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """What each source has given before the sample's step, the sources and ranks in that step, the sample's place."""
+  def _step_of(self, sample: int) -> tuple[_Step, int]:
+    """The step that has the sample, and the sample's place in it."""
     phase = next(phase for phase in reversed(self._phases) if phase.first_sample <= sample)
     steps, place = divmod(sample - phase.first_sample, phase.batch_size)
     step = phase.first_step + steps
@@ -96,56 +113,75 @@ class ScheduledMixture:
       while self._known <= step:
         self._extend()
     before = self._given[step]
-    return before, *_order(tuple((self._given[step + 1] - before).tolist())), place
+    counts = (self._given[step + 1] - before).tolist()
+    sources, ranks = _order(tuple(counts))
+    return _Step(before, sources, ranks), place
 
   def _extend(self) -> None:
     """One more step: to each source the whole samples that it is due, the rest to those that are due most."""
     step = self._known
-    batch_size = next(phase.batch_size for phase in reversed(self._phases) if phase.first_step <= step)
-    now = np.array([part.at(step / self._steps) for part in self._parts])
-    self._due = self._due + batch_size * (now / now.sum())
-    missing = self._due - self._given[step]
-    counts = np.maximum(0, np.floor(missing)).astype(np.int64)
-    while (left := batch_size - counts.sum()) != 0:
-      error = missing - counts
-      if left > 0:
-        counts[np.argmax(error)] += 1
-      else:
-        counts[np.argmin(np.where(counts > 0, error, np.inf))] -= 1
+    phase = next(phase for phase in reversed(self._phases) if phase.first_step <= step)
+    weights = np.array([part.at(step / self._num_steps) for part in self._parts])
+    self._due = self._due + phase.batch_size * (weights / weights.sum())
+    counts = _round_to_sum(self._due - self._given[step], phase.batch_size)
     if step + 1 == len(self._given):
       self._given = np.concatenate([self._given, np.zeros_like(self._given)])
     self._given[step + 1] = self._given[step] + counts
     self._known += 1
 
 
-@functools.lru_cache(4_096)
-def _order(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """The sources of one step's samples, evenly interleaved, and how many the source has given before in the step."""
-  sources = [source for source, count in enumerate(counts) if count]
-  order = np.array(sources)[_schedule([counts[source] for source in sources])]
-  rank = np.zeros(len(order), np.int64)
-  for source in sources:
-    rank[order == source] = np.arange(counts[source])
-  return order, rank
-
-
-def _apportion(shares: list[fractions.Fraction], period: int) -> list[int]:
-  """Whole numbers nearest to the shares of `period`, at least 1 each, that add up to it (largest remainders)."""
-  counts = [max(1, math.floor(share * period)) for share in shares]
-  while (left := period - sum(counts)) != 0:
-    error = [share * period - count for share, count in zip(shares, counts, strict=True)]
-    chosen = max(error) if left > 0 else min(e for e, count in zip(error, counts, strict=True) if count > 1)
-    counts[error.index(chosen)] += 1 if left > 0 else -1
+def _round_to_sum(due: np.ndarray, total: int) -> np.ndarray:
+  """int64 [sources]: whole numbers of 0 or more, near to `due`, that add up to `total`."""
+  counts = np.maximum(0, np.floor(due)).astype(np.int64)
+  while (left := total - counts.sum()) != 0:
+    missing = due - counts
+    if left > 0:
+      counts[np.argmax(missing)] += 1
+    else:
+      counts[np.argmin(np.where(counts > 0, missing, np.inf))] -= 1
   return counts
 
 
-def _schedule(counts: list[int]) -> np.ndarray:
-  """[period] sources, by Tijdeman 1980, "The chairman assignment problem": no count is a whole sample off its share.
+@functools.lru_cache(4_096)
+def _order(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """The sources of one step's samples, evenly interleaved, and how many the source has given before in the step."""
+  present = [source for source, count in enumerate(counts) if count]
+  schedule = _schedule([counts[source] for source in present])
+  return np.array(present)[schedule], _ranks(schedule, len(present))
+
+
+def _ranks(sources: np.ndarray, num_sources: int) -> np.ndarray:
+  """int64, like `sources`: how many of the same source come before."""
+  ranks = np.zeros(len(sources), np.int64)
+  for source in range(num_sources):
+    is_from_it = sources == source
+    ranks[is_from_it] = np.arange(is_from_it.sum())
+  return ranks
+
+
+def _apportion(shares: Sequence[fractions.Fraction], period: int) -> list[int]:
+  """Whole numbers nearest to the shares of `period`, at least 1 each, that add up to it (largest remainders)."""
+  counts = [max(1, math.floor(share * period)) for share in shares]
+  while (left := period - sum(counts)) != 0:
+    missing = [share * period - count for share, count in zip(shares, counts, strict=True)]
+    if left > 0:
+      counts[missing.index(max(missing))] += 1
+    else:
+      reducible = [number for number, count in zip(missing, counts, strict=True) if count > 1]
+      counts[missing.index(min(reducible))] -= 1
+  return counts
+
+
+def _schedule(counts: Sequence[int]) -> np.ndarray:
+  """int32 [period] sources, by Tijdeman 1980, "The chairman assignment problem": no count is a whole sample off its
+  share.
 
   Among the sources that a further sample would not bring too far ahead, the one whose next sample is due first.
   """
-  period, scale = sum(counts), max(2, 2 * len(counts) - 2)  # everything times these, so that the numbers stay whole
-  given, schedule = [0] * len(counts), np.zeros(period, np.int32)
+  period = sum(counts)
+  scale = max(2, 2 * len(counts) - 2)  # both sides of each comparison are multiplied by it, to compare integers
+  given = [0] * len(counts)
+  schedule = np.zeros(period, np.int32)
   for step in range(1, period + 1):
     allowed = [i for i, count in enumerate(counts) if scale * (count * step - given[i] * period) >= period]
     source = min(allowed, key=lambda i: (scale * (given[i] + 1) - 1) / counts[i])

@@ -13,7 +13,6 @@ A process that finds such a folder goes on after the last batch whose checksum h
 """
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import logging
@@ -30,6 +29,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.runtime.files import hold_lock
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
 BATCH_BYTES = 4 << 20  # text between two lines of the journal
@@ -98,15 +98,14 @@ def formats(source: documents.DocumentSource) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _only_one(folder: pathlib.Path) -> Iterator[None]:
-  """Waits for its turn. The lock is the kernel's: it goes when its process does."""
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(folder.with_suffix('.lock'), 'w')
-  except OSError as error:
-    hint = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
-    raise ConfigError('cache_dir', str(folder.parent), hint) from error
-  with lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
+  """Waits until no other process builds the store."""
+  with contextlib.ExitStack() as stack:
+    try:
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(hold_lock(folder.with_suffix('.lock')))
+    except OSError as error:
+      hint = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
+      raise ConfigError('cache_dir', str(folder.parent), hint) from error
     yield
 
 

@@ -15,7 +15,7 @@ from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
-from llm_jax.data.mixture_stats import Share, shares
+from llm_jax.data.mixture_stats import SourceStats, mixture_stats
 from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
@@ -250,7 +250,7 @@ def print_data(run: Run, stages: list[Stage], data: Mapping[str, StageData]) -> 
   """What every stage will read, and a warning where it is scored on what it was trained on."""
   for stage in stages:
     warn_of_seen(run, stage, data)
-    print_mixture(stage.name, shares(data[stage.name].train, stage.phases, stage.samples_after(stage.steps)))
+    print_mixture(stage.name, mixture_stats(data[stage.name].train, stage.phases, stage.samples_after(stage.steps)))
 
 
 def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
@@ -266,11 +266,11 @@ def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
                       'files by the same path, with the same val_fraction', stage.name, line, trained.name)
 
 
-def print_mixture(stage: str, rows: Sequence[Share]) -> None:
+def print_mixture(stage: str, rows: Sequence[SourceStats]) -> None:
   """What the stage will read, a line a source."""
   if not rows:
     return
   lines = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
-  lines += [(f'  {row.source}', *mixture_cells(row._asdict())) for row in rows]
+  lines += [(f'  {row.source}', *mixture_cells(row.to_record())) for row in rows]
   for name, *numbers in lines:
     say(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers))

@@ -14,7 +14,7 @@ from llm_jax.config import schema
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.data.batches import RampSource, TrainSource, check_same_data
-from llm_jax.data.mixture_stats import shares
+from llm_jax.data.mixture_stats import mixture_stats
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
 from llm_jax.objectives.protocol import Objective
@@ -219,6 +219,6 @@ def write_mixture_stats(built: BuiltStage, step: int) -> None:
   for record in read_metrics(session.workdir):
     if (record['kind'], record['stage']) == ('data', stage.name):
       written.add(record['source'])
-  for row in shares(built.data[stage.name].train, stage.phases, stage.samples_after(step)):
+  for row in mixture_stats(built.data[stage.name].train, stage.phases, stage.samples_after(step)):
     if row.source not in written:
-      session.writer.write('data', stage.name, step, **row._asdict())
+      session.writer.write('data', stage.name, step, **row.to_record())

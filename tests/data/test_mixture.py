@@ -11,7 +11,7 @@ from llm_jax.config.ramp import Phase
 from llm_jax.config.sources import Text
 from llm_jax.data.dataset import open_dataset
 from llm_jax.data.mixture import Mixture, ScheduledMixture, make_mixture
-from llm_jax.data.mixture_stats import shares
+from llm_jax.data.mixture_stats import mixture_stats
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 
 
@@ -129,7 +129,7 @@ def test_the_table_of_shares_under_a_ramp_and_a_schedule(tmp_path):
   for steps in (3, 6, 9):
     samples = min(24, 4 * steps) + max(0, 2 * (steps - 6))
     seen = [(train[phases[sample >= 24].seq_len], sample) for sample in range(samples)]
-    table = {row.source: row for row in shares(train, phases, samples)}
+    table = {row.source: row for row in mixture_stats(train, phases, samples)}
     assert sum(row.share for row in table.values()) == pytest.approx(1) and list(table) == ['a', 'b']
     for i, (name, row) in enumerate(table.items()):
       mine = [dataset for dataset, sample in seen if dataset.locate(sample)[0] == i]

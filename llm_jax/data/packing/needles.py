@@ -19,9 +19,11 @@ from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSetting
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
 
-VALUES = 1        # words of an answer
-KEYS, WORDS, LEAST_WORDS = 16, 128, 64  # how many words are keys and values, and how many a tokenizer must have
-ROWS = 1 << 20    # of an epoch: far more than are read
+VALUES = 1  # words of an answer
+KEYS = 16  # words that facts are looked up by
+WORDS = 128  # words that keys and values are drawn from
+LEAST_WORDS = 64  # that a tokenizer must have
+ROWS = 1 << 20  # of an epoch: far more than are read
 
 
 class Facts:
@@ -31,15 +33,18 @@ class Facts:
     words = _words(tokenizer)
     require(len(words) >= LEAST_WORDS, 'tokenizer', f'{len(words)} words',
             f'needles are made of ids that stand for a word, and take {LEAST_WORDS}: use BPE(vocab_size=1_024) or more')
-    self.eot, self._words = tokenizer.eot, np.array(words[:WORDS])
-    self._opening, self._end = (np.array(tokenizer.encode(part)) for part in ('\n>', '\n'))
+    self.eot = tokenizer.eot
+    self._words = np.array(words[:WORDS])
+    self._opening = np.array(tokenizer.encode('\n>'))
+    self._end = np.array(tokenizer.encode('\n'))
     self.question_length = len(self._opening) + 1  # ids of a line before its answer
     self.length = self.question_length + VALUES + len(self._end)
 
   def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
     """[count, 1 + VALUES] words, no key twice."""
     keys = rng.choice(self._words[:KEYS], count, replace=False)
-    return np.concatenate([keys[:, None], rng.choice(self._words, (count, VALUES))], axis=1)
+    values = rng.choice(self._words, (count, VALUES))
+    return np.concatenate([keys[:, None], values], axis=1)
 
   def line(self, fact: np.ndarray) -> np.ndarray:
     """The ids of a fact, and of its question and answer."""
@@ -47,11 +52,12 @@ class Facts:
 
   def plant(self, haystack: np.ndarray, facts: np.ndarray, places: Sequence[int]) -> np.ndarray:
     """The end of text, then the haystack with fact i before its token places[i]."""
-    pieces, at = [np.array([self.eot])], 0
+    pieces = [np.array([self.eot])]
+    start = 0
     for i in np.argsort(places, kind='stable'):
-      pieces += [haystack[at:places[i]], self.line(facts[i])]
-      at = places[i]
-    return np.concatenate([*pieces, haystack[at:]])
+      pieces += [haystack[start:places[i]], self.line(facts[i])]
+      start = places[i]
+    return np.concatenate([*pieces, haystack[start:]])
 
 
 @functools.lru_cache(maxsize=1)  # rows of every sequence length and every evaluation want the same
@@ -71,10 +77,12 @@ class NeedleRows(Rows):
   num_targets = 0  # of rows without end nobody knows
 
   def __init__(self, store: TokenStore, settings: RowSettings, spacing: int):
-    self.store, self.seq_len, self._seed = store, settings.seq_len, settings.seed
+    self.store = store
+    self.seq_len = settings.seq_len
+    self._seed = 0 if settings.seed is None else settings.seed
     self._facts = Facts(settings.tokenizer)
     shortest = 2 * self._facts.length  # a fact and its question
-    self._most = max(1, min(self.seq_len // max(spacing, shortest), KEYS))
+    self._most = max(1, min(self.seq_len // max(spacing, shortest), KEYS))  # facts of a row
     require(self.seq_len > shortest, 'seq_len', self.seq_len, f'a fact and its question take {shortest} tokens: raise it')
     require(store.num_tokens > self.seq_len, 'seq_len', self.seq_len,
             f'the haystack has {store.num_tokens} tokens: shorten it')
@@ -99,16 +107,20 @@ class NeedleRows(Rows):
 
   def _document(self, row: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids [seq_len + 1], counts: whether an id is part of an answer)."""
+    # The order of the draws decides what every row holds.
     rng = np.random.default_rng((self._seed, row))
-    facts = self._facts.draw(rng.integers(1, self._most, endpoint=True), rng)
+    facts = self._facts.draw(int(rng.integers(1, self._most, endpoint=True)), rng)
     length = self.seq_len - 2 * len(facts) * self._facts.length
     start = rng.integers(self.store.num_tokens - length)
     haystack = np.asarray(self.store.tokens[start:start + length], np.int64)
-    planted = self._facts.plant(haystack, facts, rng.integers(0, length, len(facts), endpoint=True))
+    places = rng.integers(0, length, len(facts), endpoint=True)
+    planted = self._facts.plant(haystack, facts, places.tolist())
     questions = np.concatenate([self._facts.line(fact) for fact in rng.permutation(facts)])
-    place = np.arange(len(questions)) % self._facts.length - self._facts.question_length
-    is_answer = (0 <= place) & (place < VALUES)
-    return np.concatenate([planted, questions]), np.concatenate([np.zeros(len(planted), bool), is_answer])
+    place_in_line = np.arange(len(questions)) % self._facts.length
+    first = self._facts.question_length
+    is_answer = (first <= place_in_line) & (place_in_line < first + VALUES)
+    counts = np.concatenate([np.zeros(len(planted), bool), is_answer])
+    return np.concatenate([planted, questions]), counts
 
 
 class NeedleEncoder(Encoder[Any]):

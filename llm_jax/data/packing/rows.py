@@ -43,6 +43,13 @@ class RowSettings:
   seed: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class LengthStart:
+  """From where on a stage has another sequence length.   rows_before: rows that a source has given before."""
+  seq_len: int
+  rows_before: int
+
+
 class Encoder(abc.ABC, Generic[Document]):
   """Writes the documents of a source into a token store, and makes rows of it.
 
@@ -121,11 +128,8 @@ class Rows(abc.ABC):
     order = grain.MapDataset.range(len(self)).shuffle(seed=seed).repeat()
     return lambda count: int(order[count])
 
-  def over_ramp(self, starts: Sequence[tuple[int, int]], seed: int) -> 'Rows':
-    """The rows of one sequence length in a stage that has several.
-
-    starts: of each stretch of steps of one length, (that length, rows that the source has given before it).
-    """
+  def over_ramp(self, starts: Sequence[LengthStart], seed: int) -> 'Rows':
+    """The rows of one sequence length in a stage that has several.   starts: of all lengths, in order."""
     return self
 
   def warnings(self) -> Iterator[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.packing.pieces import BestFit, Concat, Packing, assemble
-from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
+from llm_jax.data.packing.rows import Encoded, Encoder, Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer, bytes_per_token
 
@@ -50,9 +50,9 @@ class TextRows(Rows):
   def documents(self, row: int) -> Iterator[np.ndarray]:
     return (ids for ids, _, _ in self._pieces(row))
 
-  def over_ramp(self, starts: Sequence[tuple[int, int]], seed: int) -> Rows:
-    from llm_jax.data.packing.ramp import Stretches  # which is made of rows of this kind
-    return Stretches(self, starts, seed)
+  def over_ramp(self, starts: Sequence[LengthStart], seed: int) -> Rows:
+    from llm_jax.data.packing.ramp import RampRows  # which is made of rows of this kind
+    return RampRows(self, starts, seed)
 
   def warnings(self) -> Iterator[str]:
     is_all_learnt = self.store.counts is None  # no target lacks what it is the answer to

@@ -20,11 +20,11 @@ from llm_jax.config.implementation import load
 from llm_jax.config.sources import Source, SourceConfig
 from llm_jax.data import fingerprints
 from llm_jax.data.sources.formats import Files
+from llm_jax.runtime.files import stamp
 
 Split = Literal['train', 'validation']
 Record = tuple[str, Callable[[], Any]]  # a document's key, and what reads it
 Config = TypeVar('Config', bound=SourceConfig)
-Stamps = list[tuple[int, int] | None]
 
 JSONL = ('.jsonl', '.jsonl.gz')
 
@@ -150,13 +150,13 @@ class Reader(abc.ABC, Generic[Config]):
     """Finds and fingerprints the files. Documents are read later."""
     kind = type(self.config).__name__
     files = self.find()
-    stamps = _stamps(files)
-    num_bytes = sum(stamp[1] for stamp in stamps if stamp)
-    require(num_bytes > 0, 'path', self.path or kind, 'every file is empty: name files with text')
+    before = stamp(files)
     try:
+      num_bytes = sum(path.stat().st_size for path in files.values())
       content = fingerprints.of_files(files, cache_dir)
     except OSError as error:
       raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
+    require(num_bytes > 0, 'path', self.path or kind, 'every file is empty: name files with text')
     return DocumentSource(
       kind=kind,
       fingerprint=fingerprints.of({'kind': kind, 'files': content, **self.selects()}),
@@ -164,7 +164,7 @@ class Reader(abc.ABC, Generic[Config]):
       val_fraction=self.config.val_fraction,
       encoder=self.encoder(),
       records=lambda: self.records(files),
-      changed=lambda: _stamps(files) != stamps,
+      changed=lambda: stamp(files) != before,
       num_bytes=self.text_bytes(num_bytes),
       whole_files=self.whole_files,
       skips_bad=self.skips_bad)
@@ -191,14 +191,3 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> Files:
     require(bool(found), 'path', path, 'no such file, folder or pattern')
     root = pathlib.Path(os.path.dirname(re.split(r'[*?[]', path)[0]))  # what they share may change with one more file
   return dict(sorted((file.relative_to(root).as_posix(), file) for file in found))
-
-
-def _stamps(files: Files) -> Stamps:
-  """When each file was last changed, and its size."""
-  def stamp(path: pathlib.Path) -> tuple[int, int] | None:
-    try:
-      stat = path.stat()
-    except OSError:  # gone
-      return None
-    return stat.st_mtime_ns, stat.st_size
-  return [stamp(path) for path in files.values()]

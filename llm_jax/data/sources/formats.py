@@ -2,24 +2,31 @@
 
 A bad row raises ConfigError with the file and the line, row or record, when it is read.
 """
+import functools
 import gzip
 import json
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from llm_jax.config.errors import ConfigError
 
+if TYPE_CHECKING:
+  import pyarrow
+
 T = TypeVar('T')
 Files = dict[str, pathlib.Path]
+Records = Iterator[tuple[str, Callable[[], T]]]
 LONGEST_ROW = 1 << 28  # bytes of one JSONL row; a longer one is refused without being held in memory
-CHUNK = 1 << 22  # tokens scanned at a time for separators
+CHUNK = 1 << 22  # tokens, or bytes of a line that is too long, looked at in one go
+PARQUET_ROWS = 64  # read at a time
 
 
 def bad(where: str, reason: str, hint: str) -> ConfigError:
+  """The error for a bad file or row.   where: such as `file:line`.   reason: what the counts of skipped rows call it."""
   return ConfigError('path', where, f'{reason}: {hint}')
 
 
@@ -31,7 +38,7 @@ def utf8_text(content: bytes, path: str) -> str:
     raise bad(f'{path}:{line}', 'not UTF-8', f'byte {content[error.start]:#04x}; convert the file') from error
 
 
-def json_object(line: bytes, where: str, hint: str = 'correct the line') -> dict:
+def json_object(line: bytes, where: str, hint: str = 'correct the line') -> dict[str, Any]:
   """One line of JSONL. `hint` ends the message that refuses it."""
   if len(line) > LONGEST_ROW:
     raise bad(where, 'row too long', f'more than {LONGEST_ROW >> 20} MiB; split it')
@@ -65,88 +72,115 @@ def text_of_json(line: bytes, where: str, field: str) -> str:
   return text
 
 
-def jsonl(files: Files, parse: Callable[[bytes, str], T]) -> Iterator[tuple[str, Callable[[], T]]]:
+def jsonl(files: Files, parse: Callable[[bytes, str], T]) -> Records[T]:
   """One JSON object a line, `.gz` or plain; blank lines do not count as documents. `parse(line, where)` reads one."""
   for name, path in files.items():
-    number = 0
-    try:
-      with gzip.open(path) if path.name.endswith('.gz') else open(path, 'rb') as file:
-        while line := file.readline(LONGEST_ROW + 1):
-          number += 1
-          if len(line) > LONGEST_ROW and not line.endswith(b'\n'):
-            while (rest := file.readline(CHUNK)) and not rest.endswith(b'\n'):
-              pass
-          if line.strip():
-            yield f'{name}:{number}', lambda line=line, where=f'{path}:{number}': parse(line, where)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-      raise bad(f'{path}:{number + 1}', 'damaged gzip file', f'{error}; fetch it again') from error
+    for number, line in _lines(path):
+      if line.strip():
+        yield f'{name}:{number}', functools.partial(parse, line, f'{path}:{number}')
 
 
-def parquet(files: Files, field: str) -> Iterator[tuple[str, Callable[[], str]]]:
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
+  """(number from 1 on, line). Of a line that is too long its beginning, more than LONGEST_ROW bytes: it is refused."""
+  number = 0
+  try:
+    with gzip.open(path) if path.name.endswith('.gz') else open(path, 'rb') as file:
+      while line := file.readline(LONGEST_ROW + 1):
+        number += 1
+        is_cut = len(line) > LONGEST_ROW and not line.endswith(b'\n')
+        if is_cut:
+          _skip_line(file)
+        yield number, line
+  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+    raise bad(f'{path}:{number + 1}', 'damaged gzip file', f'{error}; fetch it again') from error
+
+
+def _skip_line(file: IO[bytes] | gzip.GzipFile) -> None:
+  """Reads on to the end of a line, a piece at a time."""
+  while (piece := file.readline(CHUNK)) and not piece.endswith(b'\n'):
+    pass
+
+
+def parquet(files: Files, field: str) -> Records[str]:
+  """The texts in a column."""
   import pyarrow
-  import pyarrow.parquet
-
-  def read(value: 'pyarrow.Scalar', where: str) -> str:
-    try:
-      text = value.as_py()
-    except UnicodeDecodeError as error:
-      raise bad(where, 'not UTF-8', str(error)) from error
-    if text is None:
-      raise bad(where, f'column {field!r} is null', 'filter such rows out')
-    return text
-
   for name, path in files.items():
     try:
-      with pyarrow.parquet.ParquetFile(path) as file:
-        if field not in file.schema_arrow.names:
-          raise bad(str(path), f'no column {field!r}', f'found {file.schema_arrow.names[:8]}; set `field`')
-        kind = file.schema_arrow.field(field).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-          raise bad(str(path), f'column {field!r} is not text', f'it is {kind}; set `field`')
-        number = 0
-        for batch in file.iter_batches(batch_size=64, columns=[field]):
-          for value in batch.column(0):
-            yield f'{name}:{number}', lambda value=value, where=f'{path}:{number}': read(value, where)
-            number += 1
+      for number, value in enumerate(_column(path, field)):
+        yield f'{name}:{number}', functools.partial(_text_of_scalar, value, field, f'{path}:{number}')
     except (pyarrow.ArrowException, OSError) as error:
       raise bad(str(path), 'not a Parquet file', f'{error}; fetch it again') from error
 
 
-def array_record(files: Files) -> Iterator[tuple[str, Callable[[], str]]]:
+def _column(path: pathlib.Path, field: str) -> Iterator['pyarrow.Scalar[Any]']:
+  import pyarrow
+  import pyarrow.parquet
+  with pyarrow.parquet.ParquetFile(path) as file:
+    schema = file.schema_arrow
+    if field not in schema.names:
+      raise bad(str(path), f'no column {field!r}', f'found {schema.names[:8]}; set `field`')
+    kind = schema.field(field).type
+    is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+    if not is_text:
+      raise bad(str(path), f'column {field!r} is not text', f'it is {kind}; set `field`')
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[field]):
+      yield from batch.column(0)
+
+
+def _text_of_scalar(value: 'pyarrow.Scalar[Any]', field: str, where: str) -> str:
+  try:
+    text = value.as_py()
+  except UnicodeDecodeError as error:
+    raise bad(where, 'not UTF-8', str(error)) from error
+  if text is None:
+    raise bad(where, f'column {field!r} is null', 'filter such rows out')
+  return text
+
+
+def array_record(files: Files) -> Records[str]:
+  """A text a record."""
   from array_record.python.array_record_module import ArrayRecordReader
   for name, path in files.items():
     try:
       reader = ArrayRecordReader(str(path))
       for number in range(reader.num_records()):
         record = reader.read()
-        yield f'{name}:{number}', lambda record=record, where=f'{path}:{number}': utf8_text(record, where)
+        yield f'{name}:{number}', functools.partial(utf8_text, record, f'{path}:{number}')
       reader.close()
     except (RuntimeError, ValueError) as error:
-      if isinstance(error, ConfigError):
-        raise
       raise bad(str(path), 'not an ArrayRecord file', f'{error}; fetch it again') from error
 
 
-def tokens(files: Files, dtype: str, separator: int | None) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+def tokens(files: Files, dtype: str, separator: int | None) -> Records[np.ndarray]:
   """Raw little-endian token ids; documents end with `separator`, which belongs to none of them."""
   for name, path in files.items():
-    width = np.dtype(dtype).itemsize
-    if path.stat().st_size % width:
-      raise bad(str(path), f'not a file of {dtype}', f'its size is not a multiple of {width} bytes')
-    if not path.stat().st_size:
-      continue
-    ids = np.memmap(path, np.dtype(dtype).newbyteorder('<'), 'r')
-    start, number = 0, 0
-    for end in _separators(ids, separator):
-      if end > start:
-        yield f'{name}:{number}', lambda part=ids[start:end]: part
-        number += 1
-      start = end + 1
-    if start < len(ids):
-      yield f'{name}:{number}', lambda part=ids[start:]: part
+    number = 0
+    for document in _token_documents(path, np.dtype(dtype), separator):
+      yield f'{name}:{number}', lambda document=document: document
+      number += 1
+
+
+def _token_documents(path: pathlib.Path, dtype: np.dtype, separator: int | None) -> Iterator[np.ndarray]:
+  """Memory-mapped ids of each document that is not empty."""
+  num_bytes = path.stat().st_size
+  if num_bytes % dtype.itemsize:
+    raise bad(str(path), f'not a file of {dtype}', f'its size is not a multiple of {dtype.itemsize} bytes')
+  if not num_bytes:
+    return
+  ids = np.memmap(path, dtype.newbyteorder('<'), 'r')
+  start = 0
+  for end in _separators(ids, separator):
+    if end > start:
+      yield ids[start:end]
+    start = end + 1
+  if start < len(ids):
+    yield ids[start:]
 
 
 def _separators(ids: np.ndarray, separator: int | None) -> Iterator[int]:
-  if separator is not None:
-    for start in range(0, len(ids), CHUNK):
-      yield from (np.flatnonzero(ids[start:start + CHUNK] == separator) + start).tolist()
+  """Their places, looked for a chunk at a time."""
+  if separator is None:
+    return
+  for start in range(0, len(ids), CHUNK):
+    chunk = ids[start:start + CHUNK]
+    yield from (np.flatnonzero(chunk == separator) + start).tolist()

@@ -7,31 +7,24 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.data.tokenizers.byte_level import (
-  END_OF_TEXT,
-  META_FILE,
-  RANKS_FILE,
-  ByteTokenizer,
-  RankTokenizer,
-  load_ranks,
-  pattern_for,
-  train,
-)
+from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer, load_ranks, train
+from llm_jax.data.tokenizers.files import HUGGING_FACE_FILE, META_FILE, RANKS_FILE
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
-
-HUGGING_FACE_FILE = 'tokenizer.json'
+from llm_jax.data.tokenizers.pre_tokenization import pattern_for
 
 
 class Tokenizer(Protocol):
-  """What the rest of the code needs of a tokenizer. `eot` is the special id at both ends of every document.
+  """What the rest of the code needs of a tokenizer.
 
-  control_ids: every special token by name, `eot` among them; no text is ever encoded to one of these ids.
+  eot: the special id at both ends of every document.
+  special_ids: every special token by name, `eot` among them; no text is ever encoded to one of these ids.
+  fingerprint: two tokenizers with one fingerprint give the same ids.
   """
   vocab_size: int
   eot: int
@@ -39,26 +32,37 @@ class Tokenizer(Protocol):
   fingerprint: str
 
   def encode(self, text: str) -> list[int]: ...
-  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-  def decode(self, ids: Iterable[int]) -> str: ...
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of each text, unsigned integers."""
+    ...
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Bytes that are no UTF-8 become U+FFFD."""
+    ...
+
   def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
-  def save(self, folder: str | os.PathLike) -> None: ...
+
+  def save(self, folder: str | os.PathLike[str]) -> None:
+    """Writes the files that `load_tokenizer` reads."""
+    ...
 
 
 def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str]] | None = None) -> Tokenizer:
-  """The tokenizer that a configuration describes. `texts` gives training text; only BPE asks for it."""
+  """The tokenizer that a configuration describes.   texts: gives training text; only BPE reads it.
+
+  Raises:
+    ConfigError: names what is wrong with the configuration or with a file that it names.
+  """
   match tokenizer:
     case config.Bytes():
       return ByteTokenizer()
     case config.BPE(vocab_size, pattern, split_digits, sample_bytes, special_tokens):
-      require(texts is not None, 'tokenizer', tokenizer, 'needs text to train on: give `texts`')
+      if texts is None:
+        raise ConfigError('tokenizer', tokenizer, 'needs text to train on: give `texts`')
       return train(texts(), vocab_size, pattern, split_digits, sample_bytes, special_tokens)
     case config.TiktokenFile(path, pattern, special_tokens, split_digits):
-      named = [name for name in special_tokens if name]
-      require(bool(named), 'tokenizer.special_tokens', special_tokens, f'name the end of text, such as ({END_OF_TEXT!r},)')
-      require(len(set(named)) == len(named), 'tokenizer.special_tokens', special_tokens, 'names must differ')
-      end_of_text = tokenizer.end_of_text or named[0]
-      require(end_of_text in named, 'tokenizer.end_of_text', end_of_text, f'name one of special_tokens={special_tokens}')
+      end_of_text = _end_of_text(tokenizer)
       return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), special_tokens, end_of_text)
     case config.HuggingFaceFile(path, end_of_text):
       try:
@@ -66,33 +70,52 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
       except OSError as error:
         hint = f'cannot be read ({error.strerror}): name a tokenizer.json'
         raise ConfigError('tokenizer.path', path, hint) from error
-  raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
+    case _:
+      raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
-  """What `save` wrote. Files that do not give the saved fingerprint are an error."""
+def _end_of_text(tokenizer: config.TiktokenFile) -> str:
+  special_tokens = tokenizer.special_tokens
+  named = [name for name in special_tokens if name]
+  require(bool(named), 'tokenizer.special_tokens', special_tokens, f'name the end of text, such as ({END_OF_TEXT!r},)')
+  require(len(set(named)) == len(named), 'tokenizer.special_tokens', special_tokens, 'names must differ')
+  end_of_text = tokenizer.end_of_text or named[0]
+  require(end_of_text in named, 'tokenizer.end_of_text', end_of_text, f'name one of special_tokens={special_tokens}')
+  return end_of_text
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+  """What `save` wrote.
+
+  Raises:
+    ConfigError: the folder holds no tokenizer, or one that does not have the saved fingerprint.
+  """
   folder = pathlib.Path(folder)
   try:
     meta = json.loads((folder / META_FILE).read_bytes())
-    match meta['kind']:
-      case 'bytes':
-        tokenizer = ByteTokenizer()
-      case 'ranks':
-        ranks = load_ranks(folder / RANKS_FILE)
-        tokenizer = RankTokenizer(ranks, meta['pattern'], meta['control'], meta['end_of_text'])
-      case 'huggingface':
-        tokenizer = HuggingFaceTokenizer((folder / HUGGING_FACE_FILE).read_bytes(), meta['end_of_text'])
-      case kind:
-        raise ConfigError('tokenizer.kind', kind, 'written by another version of llm_jax')
+    tokenizer = _load(folder, meta)
     saved = meta['fingerprint']
+  except ConfigError:
+    raise
   except (OSError, ValueError, KeyError, TypeError) as error:
-    if isinstance(error, ConfigError):
-      raise
     hint = f'not a saved tokenizer ({error!r}): name the folder that holds {META_FILE}'
     raise ConfigError('tokenizer', str(folder), hint) from error
   require(tokenizer.fingerprint == saved, 'tokenizer', str(folder),
           f'changed since it was saved: fingerprint {tokenizer.fingerprint[:16]}, saved {saved[:16]}')
   return tokenizer
+
+
+def _load(folder: pathlib.Path, meta: dict[str, Any]) -> Tokenizer:
+  match meta['kind']:
+    case 'bytes':
+      return ByteTokenizer()
+    case 'ranks':
+      ranks = load_ranks(folder / RANKS_FILE)
+      return RankTokenizer(ranks, meta['pattern'], meta['control'], meta['end_of_text'])
+    case 'huggingface':
+      return HuggingFaceTokenizer((folder / HUGGING_FACE_FILE).read_bytes(), meta['end_of_text'])
+    case kind:
+      raise ConfigError('tokenizer.kind', kind, 'written by another version of llm_jax')
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -103,8 +126,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:
   """How many bytes of text each id stands for, int32 [vocab_size]; 0 for the end of text."""
+  def num_bytes(*ids: int) -> int:
+    return len(tokenizer.decode_bytes(ids))
+
   # Behind another token, since some tokenizers drop the space of a first word.
-  size = lambda *ids: len(tokenizer.decode_bytes(ids))
-  sizes = np.array([size(i, i) - size(i) for i in range(tokenizer.vocab_size)], np.int32)
+  sizes = np.array([num_bytes(i, i) - num_bytes(i) for i in range(tokenizer.vocab_size)], np.int32)
   sizes[tokenizer.eot] = 0
   return sizes

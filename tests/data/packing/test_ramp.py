@@ -10,7 +10,7 @@ from llm_jax.config.ramp import make_phases
 from llm_jax.data import dataset
 from llm_jax.data.tokenizers import byte_level
 
-CONTEXTS = 8, 24, 8, 16
+LENGTHS = 8, 24, 8, 16
 RAMP = tuple(config.Ramp(tokens, batch_size, seq_len)
              for tokens, batch_size, seq_len in ((1_000, 5, 24), (2_000, 3, 24), (3_500, 6, 8), (4_500, 2, 16)))
 PHASES = make_phases(4, 8, 1, RAMP)
@@ -19,7 +19,7 @@ PHASES = make_phases(4, 8, 1, RAMP)
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """`many` holds documents of many lengths, `one` a single text, both long enough for the ramp's first 4,500 tokens."""
-  folder = tmp_path_factory.mktemp('stretches')
+  folder = tmp_path_factory.mktemp('ramp')
   rng = np.random.default_rng(0)
   (folder / 'many.jsonl').write_text(''.join(
     json.dumps({'text': ''.join(map(chr, rng.integers(97, 122, rng.integers(1, 90))))}) + '\n' for _ in range(300)))
@@ -32,7 +32,7 @@ def targets_of(folder, packing, schedule, samples, *sources):
   parts = (config.Weighted(sources[0], schedule), *map(config.Weighted, sources[1:]))
   opened = {seq_len: dataset.open_dataset(
     config.Data(parts, packing), byte_level.ByteTokenizer(), seq_len=seq_len, seed=3, split='train', steps=400,
-    phases=PHASES, cache_dir=folder / 'cache') for seq_len in set(CONTEXTS)}
+    phases=PHASES, cache_dir=folder / 'cache') for seq_len in set(LENGTHS)}
   found = collections.defaultdict(list)
   for sample in range(samples):
     data = opened[next(phase.seq_len for phase in reversed(PHASES) if phase.first_sample <= sample)]
@@ -68,13 +68,13 @@ def test_nothing_is_left_out_of_an_epoch_and_the_next_one_is_whole(folder):
 
 
 def test_a_small_source_is_gone_through_again_and_again(tmp_path):
-  """Used up in the first stretch, it gives the next one of its sequence length the rows that follow, not the same again."""
+  """Used up in the first section, it goes on in the next one of its sequence length with the rows that follow."""
   (tmp_path / 'small.txt').write_text(''.join(map(chr, np.random.default_rng(0).integers(97, 122, 800))))
   source = config.Weighted(config.Text(str(tmp_path / 'small.txt'), val_fraction=0.0))
   opened = dataset.open_dataset(config.Data((source,)), byte_level.ByteTokenizer(), seq_len=8, seed=3, split='train',
                                  steps=400, phases=PHASES, cache_dir=tmp_path / 'cache')
-  stretches = [range(0, PHASES[1].first_sample), range(PHASES[3].first_sample, PHASES[4].first_sample)]
-  rows = [opened.locate(sample)[1] for samples in stretches for sample in samples]
+  sections = [range(0, PHASES[1].first_sample), range(PHASES[3].first_sample, PHASES[4].first_sample)]
+  rows = [opened.locate(sample)[1] for samples in sections for sample in samples]
   n = opened.rows_per_epoch
   assert len(rows) > 2 * n + 20
   for start in range(0, len(rows) - n, n):

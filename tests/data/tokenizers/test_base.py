@@ -6,7 +6,7 @@ import tokenizers as hf
 
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
-from llm_jax.data.tokenizers import base, byte_level
+from llm_jax.data.tokenizers import base, byte_level, pre_tokenization
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from tests.data.tokenizers.hf_tokenizers import END, PUBLISHED, SPECIAL_TOKENS, hugging_face
 
@@ -84,7 +84,7 @@ def test_pieces_of_a_long_text_give_the_ids_of_the_whole(pattern, texts, monkeyp
   ours = byte_level.train(texts, 400, pattern)
   long = ''.join(texts[:1500])
   whole = ours._tiktoken.encode_ordinary(long)
-  monkeypatch.setattr(byte_level, 'PIECE', 16)
+  monkeypatch.setattr(pre_tokenization, 'PIECE', 16)
   assert len(list(byte_level.cut(long, True))) > 500
   assert ours.encode(long) == whole and ours.encode_batch([long])[0].tolist() == whole
 
