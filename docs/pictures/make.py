@@ -15,8 +15,10 @@ from llm_jax.config import schema
 from llm_jax.config.data import Weighted
 from llm_jax.config.schedules import WSD, Constant, Cosine, LinearToZero
 from llm_jax.config.sources import Jsonl
-from llm_jax.data.packing.text import Rows
+from llm_jax.data.packing.rows import RowSettings
+from llm_jax.data.packing.text import TextRows
 from llm_jax.data.token_store import TokenStore
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.report.recipe_graph import stage_graph
 
@@ -82,7 +84,7 @@ def packing() -> str:
   store = TokenStore(np.concatenate(documents), np.cumsum([0, *LENGTHS]), 0, 'picture', {})
   shapes, y = [], 0
   for form in ('concat', 'best_fit'):
-    rows = Rows(store, form, SEQ_LEN, None, 0)
+    rows = TextRows(store, RowSettings(ByteTokenizer(), SEQ_LEN, form))
     shapes.append(text(0, y + 16, f"packing='{form}'", 'name'))
     y += 28
     for number in range(len(rows)):
