@@ -1,4 +1,5 @@
 # make quickstart   installs into .venv and trains experiments/quickstart.py into runs/quickstart
+# make test-fast    the tests of what needs no training: configuration, data, records, small numbers
 # make test         installs what the tests need and runs them
 # make test-all     the same, with the slow ones
 # make lint         ruff
@@ -12,10 +13,15 @@ CONSTRAINTS ?= constraints.txt
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 DEPENDENCIES = setup.py pyproject.toml $(CONSTRAINTS)
 
-.PHONY: quickstart test test-all lint lint-types docs wheel clean
+.PHONY: quickstart test-fast test test-all lint lint-types docs wheel clean
 
 quickstart: $(VENV)/.core
 	$(VENV)/bin/python -m launch.train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+FAST = tests/config tests/data tests/optim tests/tracking tests/report tests/test_floors.py tests/test_words.py tests/test_how_to.py
+
+test-fast: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal $(FAST)
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
