@@ -196,7 +196,7 @@ class KTO(ObjectiveConfig):
   implementation: ClassVar[str] = 'llm_jax.objectives.kto:KTOObjective'
   rows: ClassVar[RowKind] = RATED
   title: ClassVar[str] = 'KTO'
-  reference_passes: ClassVar[int] = 1
+  reference_passes: ClassVar[int] = 0  # those of both sequences cost what the mismatched one saves: it has no backward pass
   has_reference: ClassVar[bool] = True
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('accuracy', 'accuracy', '{:.2%}', '{:.0%} right', '{:.0%} right'),

@@ -4,6 +4,7 @@ Sample i is the same row whatever the number of processes and threads.
 """
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,7 +33,7 @@ class TrainSource:
     """The next batch. `state` is for sources that learn from the model; this one ignores it."""
     if self._iterator is None:
       import grain
-      ahead = _BatchesFrom(self._placement, self._samples)
+      ahead: Any = _BatchesFrom(self._placement, self._samples)
       options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
       self._iterator = iter(grain.MapDataset.source(ahead).to_iter_dataset(options))
     batch = self._placement.place(next(self._iterator))
@@ -129,7 +130,7 @@ class Placement:
     held = range(batch_size)
     if sharding is not None:
       indices = sharding.addressable_devices_indices_map(self._shape).values()
-      held = sorted({row for index in indices for row in range(*index[0].indices(batch_size))})
+      held = sorted({row for index in indices if index is not None for row in range(*index[0].indices(batch_size))})
     self.rows = np.array(held)
 
   def read(self, start: int) -> Fields:
@@ -150,17 +151,20 @@ class Placement:
       return self._dataset.to_batch(fields)
 
     def put(local: np.ndarray) -> jax.Array:
-      def part(index: tuple[slice, ...]) -> np.ndarray:
+      sharding: Any = self._of(local.ndim - 1)
+
+      def part(index: Any) -> np.ndarray:
         first, stop, _ = index[0].indices(self._shape[0])
         begin = int(np.searchsorted(self.rows, first))
         return local[begin:begin + stop - first, *index[1:]]
-      return jax.make_array_from_callback(self._shape[:local.ndim], self._of(local.ndim - 1), part)
+
+      return jax.make_array_from_callback(self._shape[:local.ndim], sharding, part)
 
     return self._dataset.to_batch(jax.tree.map(put, fields))
 
   def _of(self, ndim: int) -> jax.sharding.Sharding | None:
     """The sharding of a field whose rows have so many dimensions."""
-    if self._sharding is None or ndim == 1:
+    if not isinstance(self._sharding, jax.NamedSharding) or ndim == 1:
       return self._sharding
     return jax.NamedSharding(self._sharding.mesh, jax.P(*self._sharding.spec[:1 + ndim]))
 

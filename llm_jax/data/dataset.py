@@ -32,7 +32,8 @@ class Dataset:
   def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[Rows],
                mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, seq_len: int, seed: int,
                fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
-    self.split, self.seq_len, self.fingerprint, self.names, self._numbers = split, seq_len, fingerprint, names, numbers
+    self.split: documents.Split = split
+    self.seq_len, self.fingerprint, self.names, self._numbers = seq_len, fingerprint, names, numbers
     self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
     stores = [part.store for part in rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
@@ -42,11 +43,17 @@ class Dataset:
     self.rows_per_epoch = sum(len(part) for part in rows)
     self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
                     for store in stores for reason in store.skipped}
+    self._mixture = mixture
     if split == 'train':
-      self._mixture = mixture
       self._orders = [part.order(_seed('rows', seed, i)) for i, part in enumerate(rows)]
     else:
       self._ends = np.cumsum([len(part) for part in rows])
+
+  def _of_training(self) -> AnyMixture:
+    """What mixes the sources of a training split."""
+    if self._mixture is None:
+      raise ValueError(f'a {self.split} split is not mixed')
+    return self._mixture
 
   def locate(self, sample: int) -> tuple[int, int]:
     """(source, row of that source) of a global sample.
@@ -54,7 +61,7 @@ class Dataset:
     train: mixed by weight, every source shuffled anew each epoch, endless. validation: in order.
     """
     if self.split == 'train':
-      source, count = self._mixture.locate(sample)
+      source, count = self._of_training().locate(sample)
       return source, self._orders[source](count)
     if not 0 <= sample < self.rows_per_epoch:
       raise IndexError(f'row {sample} of {self.rows_per_epoch}')
@@ -63,7 +70,7 @@ class Dataset:
 
   def given(self, samples: int) -> dict[str, int]:
     """How many of a training split's first samples are from each source."""
-    return dict(zip(self.parts, self._mixture.given(samples).tolist(), strict=True))
+    return dict(zip(self.parts, self._of_training().given(samples).tolist(), strict=True))
 
   @property
   def parts(self) -> dict[str, Rows]:
@@ -121,7 +128,7 @@ class Dataset:
     fit = []
     for store in [part.store for part in self._rows if part.store.counts is not None]:
       for start, end in zip(store.offsets[:-1], store.offsets[1:], strict=True):
-        counts = np.append(store.counts[start:end], 0)
+        counts = np.append(store.target_counts[start:end], 0)
         first = int(np.argmax(counts))
         if first <= longest:
           fit.append((store, start, start + first, start + first + int(np.argmin(counts[first:]))))

@@ -56,6 +56,13 @@ class TokenStore:
     return int(self.offsets[-1])
 
   @property
+  def target_counts(self) -> np.ndarray:
+    """`counts` of documents that have some."""
+    if self.counts is None:
+      raise ValueError('every token of this store is a target')
+    return self.counts
+
+  @property
   def num_documents(self) -> int:
     return len(self.offsets) - 1
 
@@ -143,7 +150,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
     dtypes['counts'] = np.dtype(np.uint8)
   share = source.val_fraction if split == 'validation' else 1 - source.val_fraction
   with contextlib.ExitStack() as stack:
-    files = {name: stack.enter_context(open(building / name, 'ab')) for name in dtypes}
+    files: dict[str, BinaryIO] = {name: stack.enter_context(open(building / name, 'ab')) for name in dtypes}
     journal = stack.enter_context(open(building / 'journal', 'ab'))
     entry = _resume(building, files, journal)
     source.skipped.clear()

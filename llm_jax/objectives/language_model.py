@@ -63,11 +63,14 @@ class LanguageModelObjective(Objective):
       metrics |= sums_by_source(self.sources, batch.sources, sums['nll_B'], weight_B)
 
     depths = features[1:]
+    nll_ahead = jnp.zeros(())
     for k, x_BTD in enumerate(depths, 1):
       targets, weights = targets_ahead(batch, k)
       ahead, sums = cross_entropy(x_BTD, w_VD, targets, weights)
       total += self.config.multi_token_weight / len(depths) * ahead
-      metrics['multi_token_nll'] = metrics.get('multi_token_nll', 0) + sums['nll'] / len(depths)
+      nll_ahead += sums['nll'] / len(depths)
+    if depths:
+      metrics['multi_token_nll'] = nll_ahead
 
     if routings:
       total += sum((routing.loss_B * weight_B).sum() for routing in routings.values())

@@ -29,9 +29,9 @@ def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *,
   """log softmax(x w')[target], float32 [batch, time], a chunk of positions at a time; the backward pass computes a
   chunk's logits again. Arguments as in `chunked_cross_entropy`."""
   kernels = resolve(kernels)
-  chunk = chunk_length(*targets_BT.shape, w_VD.shape[0], kernels) if chunk is None else chunk
-  log_probs: Any = _log_probs  # custom_vjp hides its arguments
-  return log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels)
+  B, T = targets_BT.shape
+  chunk = chunk_length(B, T, w_VD.shape[0], kernels) if chunk is None else chunk
+  return _log_probs(x_BTD, w_VD, targets_BT, soft_cap, chunk, kernels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

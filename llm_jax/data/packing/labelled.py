@@ -47,7 +47,7 @@ class LabelledRows(Rows):
 
   def __init__(self, store: TokenStore, settings: RowSettings):
     self.store, self.seq_len, self._eot = store, settings.seq_len, settings.tokenizer.eot
-    is_special = store.counts[:store.offsets[1]] == 0  # of the first text; the others have as many
+    is_special = store.target_counts[:store.offsets[1]] == 0  # of the first text; the others have as many
     special = int(is_special.sum()) - 1  # the class is none
     least = 2 * special - 1
     require(self.seq_len >= least, 'seq_len', self.seq_len,
@@ -104,7 +104,7 @@ class LabelledRows(Rows):
   def _ids(self, document: int) -> np.ndarray:
     first, end = self.store.offsets[document:document + 2]
     text = slice(first, end - 1)
-    return cut(self.store.tokens[text], self.store.counts[text] == 0, self.seq_len)
+    return cut(self.store.tokens[text], self.store.target_counts[text] == 0, self.seq_len)
 
 
 def _equal_shares(length: int) -> np.ndarray:

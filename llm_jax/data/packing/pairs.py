@@ -51,13 +51,14 @@ class PairRows(Rows):
     self._first, self._last = first[fits], ends[fits]
     self.num_cut = int((self._last < last[fits]).any(axis=1).sum())
     documents = zip(self._first.flat, self._last.flat, strict=True)
-    self.num_targets = sum(int(store.counts[a:b].sum()) for a, b in documents)
+    self.num_targets = sum(int(store.target_counts[a:b].sum()) for a, b in documents)
 
   def _prompts_fit(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """bool [pairs]: whether both answers begin within a row."""
     documents = zip(first.flat, last.flat, strict=True)
-    answers = [np.argmax(self.store.counts[a:b]) for a, b in documents]
-    return (np.reshape(answers, first.shape) <= self.seq_len).all(axis=1)
+    answers = [np.argmax(self.store.target_counts[a:b]) for a, b in documents]
+    begins_within = np.reshape(answers, first.shape) <= self.seq_len
+    return np.asarray(begins_within.all(axis=1))
 
   def _equal_within(self, first: np.ndarray, ends: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """bool [pairs]: those of the candidates whose sides are equal up to their ends."""
@@ -75,7 +76,7 @@ class PairRows(Rows):
 
   def _side(self, part: slice) -> Fields:
     num_inputs = part.stop - part.start - 1
-    return assemble([(self.store.tokens[part], self.store.counts[part], num_inputs)], self.seq_len, self._eot)
+    return assemble([(self.store.tokens[part], self.store.target_counts[part], num_inputs)], self.seq_len, self._eot)
 
   @property
   def padding(self) -> Fields:

@@ -25,8 +25,9 @@ class RatedRows(Rows):
   """Rows of a store of rated answers: `rows[i]` has the fields of RatedBatch.
 
   What does not fit into `seq_len` inputs and the target after them is cut off at the end, and an answer whose prompt
-  leaves no room for a token of it is left out. The mismatched answer of a row is that of the next one in the store:
-  so it is the same in every batch, on any number of devices. (TRL takes the next one in the batch.)
+  leaves no room for a token of it is left out. The mismatched answer of a row is that of the row half of all rows
+  further: so it is the same in every batch, on any number of devices, and answers to one prompt that stand together are
+  not mismatched with each other. (TRL takes the next one in the batch.)
   num_cut: answers that are cut. num_left_out: those left out for their prompt.
   """
 
@@ -44,13 +45,13 @@ class RatedRows(Rows):
     self.is_desirable = np.array(store.tokens[self._last], np.int32)
     self.num_cut = int((self._last - self._first > self.seq_len + 1).sum())
     ends = np.minimum(self._last, self._first + self.seq_len + 1)
-    self.num_targets = sum(int(_counts(store, a, b).sum()) for a, b in zip(self._first, ends, strict=True))
+    self.num_targets = sum(int(store.target_counts[a:b].sum()) for a, b in zip(self._first, ends, strict=True))
 
   def __len__(self) -> int:
     return len(self._first)
 
   def __getitem__(self, row: int) -> Fields:
-    other = (row + 1) % len(self)
+    other = (row + len(self) // 2) % len(self)
     return {'answer': self._sequence(row, row), 'mismatched': self._sequence(row, other),
             'is_desirable': self.is_desirable[row]}
 
@@ -84,20 +85,13 @@ class RatedRows(Rows):
     begin, middle = int(self._first[prompt]), int(self._answers[prompt])
     start, end = int(self._answers[answer]), int(self._last[answer])
     ids = np.concatenate([self.store.tokens[begin:middle], self.store.tokens[start:end]])
-    counts = np.concatenate([np.zeros(middle - begin, np.uint8), _counts(self.store, start, end)])
+    counts = np.concatenate([np.zeros(middle - begin, np.uint8), self.store.target_counts[start:end]])
     return ids[:self.seq_len + 1], counts[:self.seq_len + 1]
-
-
-def _counts(store: TokenStore, start: int, end: int) -> np.ndarray:
-  """uint8 [end - start], 1 for every target."""
-  if store.counts is None:
-    raise ValueError('a store of answers knows which tokens are targets')
-  return store.counts[start:end]
 
 
 def _answer_starts(store: TokenStore, first: np.ndarray, last: np.ndarray) -> np.ndarray:
   """int64 [documents]: where each answer begins in the store."""
-  starts = [int(a) + int(np.argmax(_counts(store, a, b))) for a, b in zip(first, last, strict=True)]
+  starts = [int(a) + int(np.argmax(store.target_counts[a:b])) for a, b in zip(first, last, strict=True)]
   return np.array(starts, np.int64)
 
 

@@ -126,7 +126,12 @@ class Rows(abc.ABC):
     """(rows given before) -> the number of the next: all of them, in another order each epoch."""
     import grain
     order = grain.MapDataset.range(len(self)).shuffle(seed=seed).repeat()
-    return lambda count: int(order[count])
+
+    def number(count: int) -> int:
+      row: Any = order[count]
+      return int(row)
+
+    return number
 
   def over_ramp(self, starts: Sequence[LengthStart], seed: int) -> 'Rows':
     """The rows of one sequence length in a stage that has several.   starts: of all lengths, in order."""

@@ -157,11 +157,12 @@ class Reader(abc.ABC, Generic[Config]):
     except OSError as error:
       raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
     require(num_bytes > 0, 'path', self.path or kind, 'every file is empty: name files with text')
+    config: Any = self.config  # every source has a val_fraction
     return DocumentSource(
       kind=kind,
       fingerprint=fingerprints.of({'kind': kind, 'files': content, **self.selects()}),
       files=files,
-      val_fraction=self.config.val_fraction,
+      val_fraction=config.val_fraction,
       encoder=self.encoder(),
       records=lambda: self.records(files),
       changed=lambda: stamp(files) != before,

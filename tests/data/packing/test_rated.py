@@ -24,7 +24,7 @@ def test_rows_have_the_answer_and_another_ones(tmp_path, bpe):
   [rows] = data.parts.values()
   assert len(rows) == len(ROWS)
   for i, row in enumerate(ROWS):
-    other = ROWS[(i + 1) % len(ROWS)]
+    other = ROWS[(i + len(ROWS) // 2) % len(ROWS)]
     fields = rows[i]
     assert fields['is_desirable'] == row['label']
     for side, answer in (('answer', row['completion']), ('mismatched', other['completion'])):
