@@ -2,8 +2,8 @@
 # make test-fast    the tests of what needs no training: configuration, data, records, small numbers
 # make test         installs what the tests need and runs them
 # make test-all     the same, with the slow ones
-# make lint         ruff
-# make lint-types   basedpyright, as pyproject.toml configures it; its last line counts the errors
+# make lint         ruff and basedpyright, as pyproject.toml configures them
+# make lint-types   basedpyright alone
 # make docs         builds the documentation into site/; a warning is an error
 # make wheel        builds dist/llm_jax-VERSION-py3-none-any.whl
 # Each installs only when pyproject.toml or constraints.txt changed. PYTHON chooses the interpreter: make test PYTHON=python3.12
@@ -29,7 +29,7 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -n 2 --dist worksteal -m ''
 
-lint: $(VENV)/.lint
+lint: lint-types
 	$(VENV)/bin/python -m ruff check .
 
 # The types of what is imported come from the packages that the tests need.
