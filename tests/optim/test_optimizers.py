@@ -22,6 +22,7 @@ from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import Constant
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.loss import Loss
+from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import decay_mask, make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.state import TrainState
@@ -66,11 +67,12 @@ def test_adamw_is_torchs(dtype, rate, weight_decay):
                              {'params': others, 'weight_decay': 0.0}],
                             lr=rate, betas=(config.b1, config.b2), eps=config.eps)
 
-  def objective(params, frozen, batch, rng):
-    return Loss(optax.tree.vdot(params, batch), jnp.float32(1), {})
+  class GivenGradient(Objective):
+    def __call__(self, params, frozen, batch, rng, statistics=None):
+      return Loss(optax.tree.vdot(params, batch), jnp.float32(1), {})
 
   optimizer = make_optimizer(config, params)
-  step = jax.jit(make_train_step(objective, optimizer, make_schedule(Constant(rate), 100), clip_norm=1.0))
+  step = jax.jit(make_train_step(GivenGradient(None, None), optimizer, make_schedule(Constant(rate), 100), clip_norm=1.0))
   state = TrainState.create(params, optimizer, ema=False)
   clipped = 0
   for i in range(100):
