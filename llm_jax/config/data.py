@@ -17,8 +17,9 @@ Weight = float | tuple[tuple[float, ...], ...]
 class Weighted:
   """A source and its share of the mixture.
 
-  weight: a number; or points (share of the stage's steps, weight) with straight lines between them, so that
-  ((0, .1), (.5, .1), (1, .9)) takes the source up in the second half of the stage.
+  source: where its documents come from.
+  weight: a number, or points (share of the stage's steps, weight). Between points it follows straight lines, so that
+    ((0, .1), (.5, .1), (1, .9)) takes the source up in the second half of the stage.
   """
   source: Source
   weight: Weight = 1.0
@@ -56,8 +57,9 @@ class Weighted:
 class Data:
   """A weighted mixture of sources, packed into rows of the stage's sequence length.
 
-  packing: 'concat' concatenates documents and cuts every `seq_len` tokens; 'best_fit' keeps documents whole where they
-  fit (Ding et al. 2024) and pads.
+  sources: of the mixture, each with its weight.
+  packing: 'concat' cuts documents that follow each other into rows, 'best_fit' keeps them whole where they fit. 'concat'
+    cuts every `seq_len` tokens; 'best_fit' (Ding et al. 2024) pads.
   """
   sources: tuple[Weighted, ...]
   packing: str = 'concat'

@@ -63,6 +63,7 @@ class ObjectiveConfig:
 class LanguageModel(ObjectiveConfig):
   """Next-token cross-entropy, plus z_loss x logsumexp^2 (PaLM, section 5: 1e-4), plus the routers' own losses.
 
+  z_loss: weight of the squared log-sum-exp of the logits.
   multi_token_weight: of the mean cross-entropy of `Architecture.multi_token` (DeepSeek-V3, equation 25 and section 4.2:
     0.3, in the last third of training 0.1).
   """
@@ -86,6 +87,8 @@ class Classification(ObjectiveConfig):
 
   L2 is the cross-entropy of a text's class, by a linear head on the features of its last token; L1 is the language
   model's loss on the same text.
+
+  lm_weight: of the language model's loss.
   """
   lm_weight: float = 0.5
   implementation: ClassVar[str] = 'llm_jax.objectives.classification:ClassificationObjective'
@@ -170,7 +173,10 @@ class ORPO(PreferenceConfig):
 @dataclasses.dataclass(frozen=True)
 class SimPO(PreferenceConfig):
   """-log sigmoid(beta (p_chosen - p_rejected) - gamma) with p averaged over tokens, without a reference
-  (Meng et al. 2024, equation 6)."""
+  (Meng et al. 2024, equation 6).
+
+  gamma: the margin that is asked for.
+  """
   beta: float = 2.0
   gamma: float = 1.0
   implementation: ClassVar[str] = 'llm_jax.objectives.preference:SimPOObjective'

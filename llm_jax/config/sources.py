@@ -26,6 +26,12 @@ class SourceConfig:
 
   implementation: the class that reads it, 'package.module:Class'.
   rows: the kind of rows that its documents become.
+
+  Fields that most of them have:
+
+  path: a file, a folder or a glob.
+  field: the name under which a row has its text or messages.
+  val_fraction: fraction of the documents that is set aside for evaluation.
   """
   implementation: ClassVar[str]
   rows: ClassVar[RowKind] = TEXT
@@ -59,7 +65,10 @@ class Text(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl(SourceConfig):
-  """One JSON object a line (optionally .gz), the text under `field`. on_error: 'fail' or 'skip' (counted)."""
+  """One JSON object a line (optionally .gz), the text under `field`.
+
+  on_error: what becomes of a bad row, 'fail' or 'skip' (counted).
+  """
   path: Safe[str]
   field: str = 'text'
   val_fraction: float = 0.01
@@ -89,7 +98,11 @@ class ArrayRecord(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TokenFile(SourceConfig):
-  """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document)."""
+  """A raw memmap of token ids ('uint16' or 'uint32'), documents ended by `separator` (None: one document).
+
+  dtype: of the ids, 'uint16' or 'uint32'.
+  separator: the id that ends a document; None: the file is one document.
+  """
   path: Safe[str]
   dtype: str = 'uint16'
   separator: int | None = None
@@ -111,6 +124,7 @@ class NeedleTexts(SourceConfig):
   Only the answers are targets. Rows are made as they are read; none is set aside for evaluation (`Needles` plants its
   own in the haystack's validation split).
 
+  haystack: the text that facts are planted in.
   spacing: a row has from one fact to one every `spacing` tokens, 16 at most.
   """
   haystack: Plain = StandardLibrary()
