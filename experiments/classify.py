@@ -37,7 +37,8 @@ def get_config():
     stages=(
       # The same val_fraction: the files whose functions are held out are not read before.
       stage('pretrain', StandardLibrary(val_fraction=0.1), steps=300, seq_len=256, batch_size=8,
-            learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95), evals=(HeldOut(every=100), Baselines())),
+            learning_rate=Cosine(peak=1e-3, warmup=30, final=0.1), optimizer=AdamW(b2=0.95),
+            evals=(HeldOut(every=100), Baselines())),
       stage('classify', FUNCTIONS, steps=200, seq_len=256, batch_size=8, objective=Classification(lm_weight=0.5),
             learning_rate=LinearToZero(peak=5e-4, warmup=10), init=Params('pretrain'),
             evals=(HeldOut(every=50),)),

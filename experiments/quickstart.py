@@ -61,7 +61,8 @@ def get_config():
   return experiment(
     seed=0,
     tokenizer=BPE(vocab_size=4_096, special_tokens=('<|im_start|>', '<|im_end|>')),
-    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True, rope_theta=ROPE_THETA),
+    model=presets.llama(d_model=192, num_layers=4, num_heads=3, vocab_size=4_096, tied_head=True,
+                        rope_theta=ROPE_THETA),
     checkpoints=Checkpoints(every=40, keep=3),
     stages=(
       stage('pretrain', mix((library, .1), (needles, ((0, .9), (.6, .9), (.61, .06)))), **pretraining, seq_len=32,

@@ -33,7 +33,8 @@ from llm_jax.config.experiment import (
 
 
 def get_config(folder):
-  web, best = Jsonl(f'{folder}/web/*.jsonl.gz', val_fraction=0.001), Jsonl(f'{folder}/best/*.jsonl.gz', val_fraction=0.001)
+  web = Jsonl(f'{folder}/web/*.jsonl.gz', val_fraction=0.001)
+  best = Jsonl(f'{folder}/best/*.jsonl.gz', val_fraction=0.001)
   held_out = HeldOut(every=500, batches=4)
   rows = dict(seq_len=1_024, batch_size=256, microbatches=8)
   return experiment(

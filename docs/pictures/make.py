@@ -28,14 +28,16 @@ FOLDER = ROOT / 'docs' / 'pictures'
 STYLE = """
 svg { color: #1f2328; font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; }
 text { fill: currentColor; font-size: 11.5px; }
-.name { font-size: 14px; font-weight: 600; } .how { text-anchor: middle; font-size: 10px; } .middle { text-anchor: middle; }
+.name { font-size: 14px; font-weight: 600; } .how { text-anchor: middle; font-size: 10px; }
+.middle { text-anchor: middle; }
 .faint { opacity: .75; }
 .stages rect { fill: currentColor; fill-opacity: .04; stroke: currentColor; stroke-opacity: .45; }
 .arrow { stroke: currentColor; stroke-width: 1.4; fill: none; opacity: .75; } .head { fill: currentColor; }
 .axis { stroke: currentColor; stroke-opacity: .5; fill: none; }
 .key { fill: var(--hue); font-weight: 600; }
 .curve { fill: none; stroke: var(--hue); stroke-width: 2.2; stroke-linejoin: round; }
-.piece { fill: var(--hue); fill-opacity: .3; stroke: var(--hue); } .pad { fill: none; stroke: currentColor; stroke-opacity: .35;
+.piece { fill: var(--hue); fill-opacity: .3; stroke: var(--hue); }
+.pad { fill: none; stroke: currentColor; stroke-opacity: .35;
   stroke-dasharray: 3 3; }
 .a { --hue: #3b7ddd; } .b { --hue: #d08719; } .c { --hue: #2f9e5b; } .d { --hue: #8a63d2; } .e { --hue: #c2553a; }
 .f { --hue: #868e99; }

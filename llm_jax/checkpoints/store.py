@@ -44,7 +44,9 @@ class CheckpointStore:
   def __enter__(self) -> 'CheckpointStore':
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     if kind is None:
       self.close()
     elif jax.process_count() == 1:

@@ -25,7 +25,9 @@ class Weighted:
   weight: Weight = 1.0
 
   def __post_init__(self):
-    require(0 <= self.source.val_fraction < 1, 'source.val_fraction', self.source.val_fraction, 'use a fraction in [0, 1)')
+    require(
+      0 <= self.source.val_fraction < 1, 'source.val_fraction', self.source.val_fraction, 'use a fraction in [0, 1)'
+    )
     if not isinstance(self.weight, tuple):
       require(math.isfinite(self.weight) and self.weight > 0, 'weight', self.weight, 'use a finite weight above 0')
       return
@@ -58,8 +60,8 @@ class Data:
   """A weighted mixture of sources, packed into rows of the stage's sequence length.
 
   sources: of the mixture, each with its weight.
-  packing: 'concat' cuts documents that follow each other into rows, 'best_fit' keeps them whole where they fit. 'concat'
-    cuts every `seq_len` tokens; 'best_fit' (Ding et al. 2024) pads.
+  packing: 'concat' cuts documents that follow each other into rows, 'best_fit' keeps them whole where they fit.
+    'concat' cuts every `seq_len` tokens; 'best_fit' (Ding et al. 2024) pads.
   """
   sources: tuple[Weighted, ...]
   packing: str = 'concat'

@@ -51,7 +51,9 @@ class ObjectiveConfig:
 
   def status(self, found: Mapping[str, Any]) -> str:
     """The loss and what is known of `metrics`, as the terminal shows them."""
-    return '  '.join(metric.status.format(found[metric.name]) for metric in (LOSS, *self.metrics) if metric.name in found)
+    return '  '.join(
+      metric.status.format(found[metric.name]) for metric in (LOSS, *self.metrics) if metric.name in found
+    )
 
   def headline(self, found: Mapping[str, Any]) -> str:
     """What is known of `metrics` in a few words, or else the loss."""
@@ -186,8 +188,8 @@ class SimPO(PreferenceConfig):
 # ---------------------------------------------------------------------------------------------- rated answers
 @dataclasses.dataclass(frozen=True)
 class KTO(ObjectiveConfig):
-  """w (1 - sigmoid(beta (r - z))) of a desirable answer and w (1 - sigmoid(beta (z - r))) of an undesirable one, r being
-  its log-probability less that under the reference, which is what the stage starts from (Ethayarajh et al. 2024,
+  """w (1 - sigmoid(beta (r - z))) of a desirable answer and w (1 - sigmoid(beta (z - r))) of an undesirable one, r
+  being its log-probability less that under the reference, which is what the stage starts from (Ethayarajh et al. 2024,
   equation 7).
 
   z is the mean of r over answers to other prompts, at least 0, over all that a step learns from, without gradient.
@@ -202,7 +204,8 @@ class KTO(ObjectiveConfig):
   implementation: ClassVar[str] = 'llm_jax.objectives.kto:KTOObjective'
   rows: ClassVar[RowKind] = RATED
   title: ClassVar[str] = 'KTO'
-  reference_passes: ClassVar[int] = 0  # those of both sequences cost what the mismatched one saves: it has no backward pass
+  # The reference's passes over both sequences cost what the mismatched one saves: it has no backward pass.
+  reference_passes: ClassVar[int] = 0
   has_reference: ClassVar[bool] = True
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('accuracy', 'accuracy', '{:.2%}', '{:.0%} right', '{:.0%} right'),

@@ -26,7 +26,8 @@ class Ramp:
   tokens: tokens of the stage after which it begins.
   batch_size: sequences of a step over all devices, from then on.
   seq_len: length of a sequence, from then on.
-  microbatches: pieces that a step is computed in. None means as few as leave each of them no more tokens than the stage's first ones have.
+  microbatches: pieces that a step is computed in. None means as few as leave each of them no more tokens than the
+    stage's first ones have.
   """
   tokens: Tokens
   batch_size: Sequences
@@ -96,7 +97,8 @@ def spans(phases: Sequence[Phase], samples: int) -> list[tuple[Phase, range]]:
 
 
 def _fewest_microbatches(change: Ramp, most_tokens: int, copies: int) -> int:
-  """Microbatches of at most `most_tokens` tokens whose rows divide over the devices, or else of the fewest such rows."""
+  """Microbatches of at most `most_tokens` tokens whose rows divide over the devices, or else of the fewest such
+  rows."""
   rows = [rows for rows in range(change.batch_size, 0, -1) if change.batch_size % rows == 0 and rows % copies == 0]
   if not rows:
     return change.batch_size

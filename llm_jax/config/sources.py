@@ -13,9 +13,9 @@ from llm_jax.config.fields import Safe
 from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 
 __all__ = [
-  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'RatedAnswers', 'Source',
-  'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'Text',
-  'TokenFile',
+  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences',
+  'RatedAnswers', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'StandardLibraryPreferences', 'Text', 'TokenFile',
 ]
 
 TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')

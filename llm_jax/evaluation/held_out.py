@@ -97,7 +97,9 @@ class HeldOutEvaluation(Evaluation):
     if model.moment is not Moment.END:
       return Result(metrics, status=status)
     compared = self.compare_average(metrics, model)
-    return Result({**metrics, **compared.metrics}, compared.lines, status, compared.headline or objective.headline(metrics))
+    return Result(
+      {**metrics, **compared.metrics}, compared.lines, status, compared.headline or objective.headline(metrics)
+    )
 
   def scores(self, params: Any, model: Evaluated, limit: int | None) -> dict[str, float]:
     """The means over `limit` batches, or over all."""

@@ -77,8 +77,8 @@ def generation_config(bos: int | None, eos: int | Sequence[int] | None) -> dict[
 
 
 def generation_ids(content: bytes) -> dict[str, Any]:
-  """The ids that begin and end a text in a `generation_config.json`: `bos_token_id` and `eos_token_id`, each an id, a list
-  of ids, or None.
+  """The ids that begin and end a text in a `generation_config.json`: `bos_token_id` and `eos_token_id`, each an id, a
+  list of ids, or None.
 
   Raises:
     ConfigError: it is not a JSON object.
@@ -104,8 +104,8 @@ def _score_factor(attention: Attention | LatentAttention) -> float:
 
 
 def resolved(config: Architecture) -> Architecture:
-  """The same decoder in a form that can be compared: derived sizes are numbers, all blocks are in the pattern, and fields
-  that only matter in training have their defaults."""
+  """The same decoder in a form that can be compared: derived sizes are numbers, all blocks are in the pattern, and
+  fields that only matter in training have their defaults."""
   def attention(part: Attention | LatentAttention) -> Attention | LatentAttention:
     if isinstance(part, LatentAttention):
       return dataclasses.replace(part, scale=part.scale or (part.nope_dim + part.rope_dim) ** -0.5)

@@ -39,8 +39,8 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory never holds more than one
       layer of one parameter.
     dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types.
-    config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the dropout
-      and the scaling of rotary positions, and in nothing else.
+    config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the
+      dropout and the scaling of rotary positions, and in nothing else.
 
   Returns:
     The architecture, and its parameters as a nested dict.

@@ -1,11 +1,12 @@
 """Layouts: how a tensor of theirs holds one or several of our parameters. A line of text, used in both directions.
 
   'D H K -> (H K) D'     our axes, then theirs; (H K) is one axis of theirs. Without an arrow both are the same.
-  'D H K -> D (H K)+'    the tensor holds several of our parameters, concatenated along the axis with the +: all heads of
-  'R H K -> (H K+) R'    the first, then all of the second. With the + inside, it alternates between the two in every head.
+  'D H K -> D (H K)+'    the tensor holds several of our parameters, concatenated along the axis with the +:
+  'R H K -> (H K+) R'    all heads of the first, then all of the second. With the + inside, it alternates between the
+                         two in every head.
   'E D F -> F D'         an axis that their tensors lack is numbered in their names: one tensor per expert.
-  'D H K -> (H K~) D'    the last numbers of the axis, which rotary positions turn, are in pairs (0 1, 2 3, ...) in their
-                         tensor, and in two halves in ours. Of several parameters, the last one has them.
+  'D H K -> (H K~) D'    the last numbers of the axis, which rotary positions turn, are in pairs (0 1, 2 3, ...) in
+                         their tensor, and in two halves in ours. Of several parameters, the last one has them.
   'I D -> D I^'          the two halves of the axis are swapped.
 """
 import functools
@@ -129,7 +130,8 @@ def _view(theirs: np.ndarray, layout: Layout, shapes: Sequence[Shape], part: int
 
 
 def _unfold(layout: Layout, shapes: Sequence[Shape], part: int) -> tuple[list[int], Index]:
-  """The shape of their tensor with every axis of ours as an axis of its own, and the slice of parameter number `part`."""
+  """The shape of their tensor with every axis of ours as an axis of its own, and the slice of parameter number
+  `part`."""
   unfolded: list[int] = []
   cut: Index = ()
   for place, piece in enumerate(layout.pieces):

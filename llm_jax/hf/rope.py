@@ -1,4 +1,5 @@
-"""Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
+"""Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`
+(before)."""
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,9 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
       raise ConfigError(name, fields.get(name, {}), 'partial rotary positions are not supported')
     entries['rope_type'] = next(iter(kinds), 'default')
     # If they differ, different versions of transformers follow different ones.
-    require(not given or given == entries, name, entries, 'rope_scaling (with rope_theta) and rope_parameters must agree')
+    require(
+      not given or given == entries, name, entries, 'rope_scaling (with rope_theta) and rope_parameters must agree'
+    )
     key, given = name, entries
   theta = given.pop('rope_theta', theta)
   require(is_number(theta) and theta > 1, 'rope_theta', theta, 'use a number above 1, such as 10000')

@@ -120,7 +120,7 @@ def split(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
 
 
 def oniguruma(pattern: str) -> str:
-  """The pattern in the dialect of their library. There {1,3}+ is a repeated repetition and $ matches at the end of a line;
-  in tiktoken's it is a possessive repetition (used for speed only), and $ matches at the end of the text."""
+  """The pattern in the dialect of their library. There {1,3}+ is a repeated repetition and $ matches at the end of a
+  line; in tiktoken's it is a possessive repetition (used for speed only), and $ matches at the end of the text."""
   kept, possessive = r'\\.|\[(?:\\.|[^\]])*\]', r'([+*?]|\{\d+(?:,\d*)?\})\+'
   return re.sub(f'({kept})|{possessive}|(\\$)', lambda found: found[1] or found[2] or r'\z', pattern)

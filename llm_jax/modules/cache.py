@@ -160,7 +160,9 @@ class Cache:
 
     of_all = lambda caches, axis: jax.tree.map(lambda array: take_rows(array, axis), caches)
     positions = {U: take(positions_BU, 0) for U, positions_BU in self.positions.items()}
-    return dataclasses.replace(self, prefix=of_all(self.prefix, 0), pattern=of_all(self.pattern, 1), positions=positions)
+    return dataclasses.replace(
+      self, prefix=of_all(self.prefix, 0), pattern=of_all(self.pattern, 1), positions=positions
+    )
 
 
 def init_cache(architecture: Architecture, batch: int, length: int, dtype=jnp.float32, lookahead: int = 0) -> Cache:

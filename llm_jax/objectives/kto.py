@@ -21,8 +21,8 @@ class KTOObjective(Objective):
   parameters.
 
   There is no dropout, which would make policy and reference differ where they are the same (as in TRL).
-  Metrics, as in TRL: 'reward_desirable' and 'reward_undesirable', beta x the log-ratio, each over its own answers; 'kl',
-  the z of the loss; 'accuracy', the share of answers on their side of z.
+  Metrics, as in TRL: 'reward_desirable' and 'reward_undesirable', beta x the log-ratio, each over its own answers;
+  'kl', the z of the loss; 'accuracy', the share of answers on their side of z.
   """
   config: KTO
 

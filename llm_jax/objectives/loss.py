@@ -26,8 +26,8 @@ Metrics = Mapping[str, jax.Array | Mean]
 @flax.struct.dataclass
 class Loss:
   """The loss is total / weight, divided once by the step over all microbatches and devices, so that gradient
-  accumulation and uneven masks are exact. Metrics are sums too, reported divided by the same weight where they have none
-  of their own.
+  accumulation and uneven masks are exact. Metrics are sums too, reported divided by the same weight where they have
+  none of their own.
 
   An objective that moves parameters by itself, beside the optimizer, puts the sums that `after_step` needs into
   `step_sums`.

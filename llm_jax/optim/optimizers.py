@@ -14,12 +14,12 @@ from llm_jax import paths
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
 
 # Weight decay applies to weights, embeddings included (GPT-2, nanoGPT), and to nothing else: no biases, no norms. The
-# rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's balance bias has
-# no gradient, so no optimizer moves it; the objective does (`LanguageModelObjective.after_step`).
+# rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's balance bias
+# has no gradient, so no optimizer moves it; the objective does (`LanguageModelObjective.after_step`).
 DECAYED = r'(^|/)w$'
 
-# The matrices that Muon orthogonalises: path -> input and output axes. They are counted from the end, so that the axes of
-# scanned layers and of experts come before them: every layer and every expert has a matrix of its own. AdamW updates
+# The matrices that Muon orthogonalises: path -> input and output axes. They are counted from the end, so that the axes
+# of scanned layers and of experts come before them: every layer and every expert has a matrix of its own. AdamW updates
 # the rest: embedding, positions, head, routers (which classify, as the head does), biases, norms.
 MATRICES = (
   (r'/attention/(query|key|value)/w$',     MuonDimensionNumbers((-3,), (-2, -1))),  # D -> H K

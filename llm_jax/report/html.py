@@ -27,7 +27,8 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def escape(value: Any) -> str:
-  """Text for HTML and SVG from anyone: markup is shown, and control characters become visible pictures of themselves."""
+  """Text for HTML and SVG from anyone: markup is shown, and control characters become visible pictures of
+  themselves."""
   text = str(value).encode('utf-8', 'replace').decode('utf-8')  # lone surrogates are no text
   return html.escape(text.replace('\r\n', '\n').translate(CONTROL_PICTURES))
 

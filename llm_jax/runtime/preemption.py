@@ -49,7 +49,9 @@ class Preemption:
       self._earlier_handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     for number, handler in self._earlier_handlers.items():
       signal.signal(number, handler)
     self._earlier_handlers.clear()

@@ -49,7 +49,8 @@ class ContextSplit:
     return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
   # In the order of time device d holds chunks 2d and 2d + 1. All even chunks go to different devices, and so do all odd
-  # chunks. So device i gets one even and one odd chunk. The chunk from the start of the row is the even one if i is even.
+  # chunks. So device i gets one even and one odd chunk. The chunk from the start of the row is the even one if i is
+  # even.
   def _arrange(self, x):
     even, odd = (self._send(part, parity) for parity, part in enumerate(jnp.split(x, 2, axis=1)))
     return jnp.concatenate(self._swap_on_odd(even, odd), axis=1)

@@ -24,7 +24,8 @@ TENSORBOARD = 'tensorboard'
 
 
 class MetricsWriter:
-  """Writes the records of a run to all trackers. Only the primary process writes; on the others every call does nothing.
+  """Writes the records of a run to all trackers. Only the primary process writes; on the others every call does
+  nothing.
 
   A disk that fails never stops training: the first failure of each tracker is logged, later records are still tried.
 
@@ -75,7 +76,9 @@ class MetricsWriter:
   def __enter__(self) -> 'MetricsWriter':
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     self.close()
 
   def _attempt(self, tracker: Tracker, action: Callable[[], None]) -> None:

@@ -65,7 +65,9 @@ class Progress:
       self._attempt(self._start_live)
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
     live = self._live
     self._live = None
     if live is not None:

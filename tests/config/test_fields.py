@@ -28,7 +28,9 @@ def test_descriptions_in_a_docstring():
     'first': 'the first one.', 'second': 'the other one, over two lines. More of it.', 'third': 'both.',
     'fourth': 'both.'}
   assert first_sentence('the other one, over two lines. More of it.') == 'the other one, over two lines'
-  assert first_sentence('of eps (Su et al. 2021, section 3.4.2). None: nothing') == 'of eps (Su et al. 2021, section 3.4.2)'
+  assert (
+    first_sentence('of eps (Su et al. 2021, section 3.4.2). None: nothing') == 'of eps (Su et al. 2021, section 3.4.2)'
+  )
 
 
 class Base:

@@ -111,8 +111,8 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('model.tied_head', 1, 'give True or False, not int'),
   ('stages[0].ema', 'x', 'give a number or None, not str'),
   ('stages[1].evals[1].prompts', 'def ', "give a tuple, not str, such as ('def ',)"),
-  ('stages[1].init', 'scratch', 'give Scratch() or Resume(...) or Params(...) or Average(...) or HuggingFace(...), or a '
-                                'mapping of its fields with kind'),
+  ('stages[1].init', 'scratch', 'give Scratch() or Resume(...) or Params(...) or Average(...) or HuggingFace(...), '
+                                'or a mapping of its fields with kind'),
   ('stages[1].data.sources[0].weight', '0.3', 'give a number or a tuple, not str'),
   ('stages[0].data', 'web', 'give Data(...), or a mapping of its fields'),
   ('stages[0].learning_rate', 3e-4,

@@ -59,7 +59,8 @@ def test_kinds_on_the_command_line():
 @pytest.mark.parametrize('setting, message', [
   ('init.kind=Skratch', "init.kind = 'Skratch': no such kind; did you mean 'Scratch'?"),
   ('init.kind=Params', "init.stage = <missing>: Params needs it: give a string"),
-  ('init=scratch', "init = 'scratch': give Scratch() or Resume(...) or Params(...) or Average(...) or HuggingFace(...)"),
+  ('init=scratch',
+   "init = 'scratch': give Scratch() or Resume(...) or Params(...) or Average(...) or HuggingFace(...)"),
   ('init.last=0', "init.last = 0: say how many checkpoints of 'anneal' are averaged: use 1 or more"),
   ('init.checkpoints=aneal', "init = Average(checkpoints='aneal', last=3): name an earlier stage, one of ['pretrain'"),
 ])
@@ -73,7 +74,8 @@ def test_wrong_starts_are_one_line(setting, message, capsys):
 def test_a_checkpoint_that_stands_alone_is_told_to_be_a_tuple(tmp_path):
   file = tmp_path / 'mine.py'
   file.write_text('from llm_jax.config.experiment import *\ndef get_config():\n  return Average(Checkpoint("a"))\n')
-  with pytest.raises(Refused, match=r"Average.checkpoints = Checkpoint\(.*\): give a string or a tuple, not Checkpoint, "
+  with pytest.raises(Refused, match=r"Average.checkpoints = Checkpoint\(.*\): give a string or a tuple, "
+                                     r"not Checkpoint, "
                                     r"such as \(Checkpoint\(...\),\)"):
     load_run(str(file))
 

@@ -169,15 +169,19 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: run(row('a', evals=(Needles((32,), target_recall=0.9, every=1),)), row('b', init=Average('a', last=1))),
    r'stages\[1\].init = .*: a may end before its last step'),
   (lambda: row('a', init=('average', 'b', 2)),
-   r"init = \('average', 'b', 2\): give Scratch\(\) or Resume\(...\) or Params\(...\) or Average\(...\) or HuggingFace\("),
+   r"init = \('average', 'b', 2\): give Scratch\(\) or Resume\(...\) or Params\(...\) or Average\(...\) "
+   r"or HuggingFace\("),
   (lambda: Average('b'), r"last = None: say how many checkpoints of 'b' are averaged: use 1 or more"),
   (lambda: row('a', init=Average('b', last=0)), 'last = 0: .*: use 1 or more'),
   (lambda: run(row('a', init=Params('z'))), r"stages\[0\].init = .*: name an earlier stage"),
   (lambda: run(row('a'), row('b', init=Average('a', last=3)), checkpoints=Checkpoints(keep=2)),
    r'checkpoints.keep = 2: stages\[1\].init averages 3 checkpoints: keep as many'),
-  (lambda: several(Checkpoint('c')), r"stages\[3\].init.checkpoints\[0\].stage = 'c': name an earlier stage, one of .*'b'"),
-  (lambda: several(Checkpoint('a'), Checkpoint('next')), r"stages\[3\].init.checkpoints\[1\].stage = 'next': name an earlier stage"),
-  (lambda: several(Checkpoint('a', 6)), r'init.checkpoints\[0\].step = 6: a saves its last step, 10, and the multiples of .*every=4'),
+  (lambda: several(Checkpoint('c')),
+   r"stages\[3\].init.checkpoints\[0\].stage = 'c': name an earlier stage, one of .*'b'"),
+  (lambda: several(Checkpoint('a'), Checkpoint('next')),
+   r"stages\[3\].init.checkpoints\[1\].stage = 'next': name an earlier stage"),
+  (lambda: several(Checkpoint('a', 6)),
+   r'init.checkpoints\[0\].step = 6: a saves its last step, 10, and the multiples of .*every=4'),
   (lambda: several(Checkpoint('a', 12)), r'init.checkpoints\[0\].step = 12: a saves its last step, 10'),
   (lambda: several(Checkpoint('a', 4), checkpoints=Checkpoints(every=0)), 'step = 4: .* while checkpoints.every=0'),
   (lambda: several(Checkpoint('a'), Checkpoint('a', 10)), r"init.checkpoints\[1\] = 'a/10': is named twice"),
@@ -186,7 +190,8 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
   (lambda: row('b', init=Average(('a', Checkpoint('a')))), r"init.checkpoints\[0\] = 'a': give Checkpoint"),
   (lambda: Checkpoint('a', weight=0.0), 'weight = 0.0: use a finite weight above 0'),
   (lambda: Checkpoint('a', 0), 'step = 0: use 1 or more'),
-  (lambda: row('a', PAIRS), r"objective = 'LanguageModel': learns from text, and data has pairs of answers: use DPO, IPO, "
+  (lambda: row('a', PAIRS),
+   r"objective = 'LanguageModel': learns from text, and data has pairs of answers: use DPO, IPO, "
    r'SLiC, ORPO or SimPO, or data of StandardLibrary, Text, Jsonl'),
   (lambda: row('a', objective=DPO()), r"objective = 'DPO': learns from pairs of answers, and data has text: use "
    'LanguageModel, or data of Preferences or StandardLibraryPreferences'),

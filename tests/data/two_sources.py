@@ -18,8 +18,8 @@ def write_sources(folder: pathlib.Path) -> pathlib.Path:
 
 
 def make_data(folder, weights=(0.7, 0.3), packing='concat', val_fraction=0.2) -> config.Data:
-  return config.Data(tuple(config.Weighted(config.Jsonl(str(folder / f'{name}.jsonl'), val_fraction=val_fraction), weight)
-                           for name, weight in zip('ab', weights, strict=False)), packing)
+  sources = [config.Jsonl(str(folder / f'{name}.jsonl'), val_fraction=val_fraction) for name in 'ab']
+  return config.Data(tuple(map(config.Weighted, sources, weights)), packing)
 
 
 def open_data(folder, split='train', seq_len=16, seed=0, tokenizer=BYTES, **options) -> dataset.Dataset:

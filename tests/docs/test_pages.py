@@ -106,7 +106,9 @@ def test_what_examples_import_exists(code):
 @pytest.mark.parametrize('code', [block for block in blocks('python') if 'def get_config' in block.values[0]])
 def test_examples_of_experiments_are_right(code, tmp_path, monkeypatch):
   monkeypatch.setattr('llm_jax.hf.read_config', lambda folder: presets.llama3_2_1b())
-  monkeypatch.setattr('llm_jax.hf.read_tokenizer', lambda folder: experiment.HuggingFaceFile(f'{folder}/tokenizer.json'))
+  monkeypatch.setattr(
+    'llm_jax.hf.read_tokenizer', lambda folder: experiment.HuggingFaceFile(f'{folder}/tokenizer.json')
+  )
   path = tmp_path / 'mine.py'
   path.write_text(code, encoding='utf-8')
   argument = ':FOLDER' if 'get_config(folder)' in code else ''

@@ -43,8 +43,9 @@ def test_a_model_s_answers(tmp_path):
   answer = {'role': 'assistant', 'content': '```python\n0\n```'}
   rows = [{'messages': [{'role': 'user', 'content': 'a' * (1 + i)}, answer]} for i in range(40)]
   source = config.Conversations(write(tmp_path / 'chats.jsonl', rows), 'plain', val_fraction=0.4)
-  validation = dataset.open_dataset(config.Data((config.Weighted(source),)), BYTES, seq_len=64, seed=0, split='validation',
-                                   cache_dir=tmp_path)
+  validation = dataset.open_dataset(
+    config.Data((config.Weighted(source),)), BYTES, seq_len=64, seed=0, split='validation', cache_dir=tmp_path
+  )
   model = presets.llama(d_model=260, num_layers=1, num_heads=2, d_ff=8, vocab_size=257, tied_head=False)
   params = Transformer(model).init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
 

@@ -127,7 +127,9 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   ByteTokenizer().save(tmp_path / 'tokenizer')
   head = {'classifier/w': jax.numpy.ones((16, 2))}
   with CheckpointStore(tmp_path / 'checkpoints' / 'train') as store:
-    store.save(5, {'params': params | head, 'ema': ema | head}, make_metadata(tokenizer=ByteTokenizer().fingerprint), wait=True)
+    store.save(
+      5, {'params': params | head, 'ema': ema | head}, make_metadata(tokenizer=ByteTokenizer().fingerprint), wait=True
+    )
   assert run(f'--checkpoint={tmp_path}', f'--to_hf={tmp_path / "out"}', '--dtype=bfloat16', '--max_shard_gb=1e-5') == 0
   assert len(list((tmp_path / 'out').glob('*.safetensors'))) > 1 and 'head is left out' in capsys.readouterr().err
   _, got = hf.load_pretrained(tmp_path / 'out')

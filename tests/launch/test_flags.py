@@ -42,7 +42,8 @@ def test_a_command_line():
 
 def test_every_field_can_be_set():
   args = parse(ONE_STAGE, '--config.seed=3', '--config.stages[0].learning_rate.peak=1', '--config.dtype', 'float32',
-               '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None', '--config.stages[0].evals[1].prompts[1]=a b',
+               '--config.stages[0].ema=0.99', '--config.stages[0].clip_norm=None',
+               '--config.stages[0].evals[1].prompts[1]=a b',
                '--config.model.tied_head=false', '--config.mesh.fsdp=2', '--config.stages[0].init.kind=Scratch')
   run, stage = args.run, args.run.stages[0]
   assert (run.seed, run.dtype, run.model.tied_head, run.mesh.fsdp) == (3, 'float32', False, 2)
@@ -128,7 +129,8 @@ def test_a_workdir_that_cannot_be(capsys, tmp_path):
   ('def get_config():\n  return lerning_rate\n', ":2: NameError: name 'lerning_rate' is not defined"),
   ('x = 1\0\n', 'mine.py: SyntaxError: source code string cannot contain null bytes'),
   ('import no_such_module\n', ":1: ModuleNotFoundError: No module named 'no_such_module'"),
-  ('from llm_jax.config.experiment import WSD\ndef get_config():\n  return WSD(peak=float("nan"))\n', ':3: peak = nan: use a'),
+  ('from llm_jax.config.experiment import WSD\ndef get_config():\n  return WSD(peak=float("nan"))\n',
+   ':3: peak = nan: use a'),
   ('from llm_jax.config.experiment import WSD\ndef get_config():\n  return WSD(peek=1e-3)\n',
    ":3: WSD(peek=...): no such argument; did you mean 'peak'?"),
   ('from llm_jax.config.experiment import WSD\ndef get_config():\n  return WSD(peak="3e-4")\n',
@@ -209,7 +211,8 @@ def help_of(capsys, config: str) -> str:
 def test_help_of_a_field_is_its_line_and_its_unit(capsys):
   out = help_of(capsys, QUICKSTART)
   assert re.search(r'^  --config.seed=0  +decides parameters, order of the data and dropout$', out, re.MULTILINE)
-  assert re.search(r'^  --config.stages\[0\].steps=330  +how many optimizer steps it takes \[steps\]$', out, re.MULTILINE)
+  assert re.search(r'^  --config.stages\[0\].steps=330  +how many optimizer steps it takes \[steps\]$', out,
+                   re.MULTILINE)
   assert re.search(r'^  --config.stages\[0\].optimizer.kind=Muon  +how gradients become updates: AdamW, Muon$', out,
                    re.MULTILINE)
   assert out.count('how gradients become updates') == 6 and out.count('AdamW, Muon') == 1  # the kinds once

@@ -88,7 +88,9 @@ def test_a_template_and_a_system_message_by_flag(workdir, chat_workdir, capsys, 
     (['--template=plain', '--raw'], '--raw'), (['--system= '], '--system'),
     (['--system=a'], 'name the --template'), (['--template=llama3'], 'lacks its special tokens')])
 def test_wrong_templates(workdir, capsys, flags, words, monkeypatch):
-  monkeypatch.setattr('llm_jax.checkpoints.checkpoint.SavedCheckpoint.read', lambda *_: pytest.fail('parameters were read'))
+  monkeypatch.setattr(
+    'llm_jax.checkpoints.checkpoint.SavedCheckpoint.read', lambda *_: pytest.fail('parameters were read')
+  )
   with pytest.raises(SystemExit) as caught:
     call(workdir, '--prompt=a', *flags)
   assert caught.value.code == 2 and words in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Norms of queries and keys against transformers' Qwen3, Gemma 3 and OLMo 2; with a cache, over devices, with adapters."""
+"""Norms of queries and keys against transformers' Qwen3, Gemma 3 and OLMo 2; with a cache, over devices, with
+adapters."""
 import dataclasses
 import functools
 
@@ -114,7 +115,8 @@ def test_attention_and_its_gradients_are_those_of_transformers(name, kernels):
     params[path] = np.array(to_ours(arrays[key], layout, [shape], 0, 0, whole))
   nest = lambda flat: {name: {key.split('/')[1]: flat[key] for key in flat if key.startswith(f'{name}/')}
                        for name in {key.split('/')[0] for key in flat}}
-  run = lambda params, x: module(config, kernels).apply({'params': nest(params)}, x, inputs_of(POSITIONS), None, None)[0]
+  layer = module(config, kernels)
+  run = lambda params, x: layer.apply({'params': nest(params)}, x, inputs_of(POSITIONS), None, None)[0]
   y, pull = jax.vjp(jax.jit(run), params, x)
   np.testing.assert_allclose(y, want, rtol=0, atol=2e-5)
   gradients, dx = pull(jnp.asarray(dy))

@@ -72,7 +72,9 @@ def test_adamw_is_torchs(dtype, rate, weight_decay):
       return Loss(optax.tree.vdot(params, batch), jnp.float32(1), {})
 
   optimizer = make_optimizer(config, params)
-  step = jax.jit(make_train_step(GivenGradient(None, None), optimizer, make_schedule(Constant(rate), 100), clip_norm=1.0))
+  step = jax.jit(
+    make_train_step(GivenGradient(None, None), optimizer, make_schedule(Constant(rate), 100), clip_norm=1.0)
+  )
   state = TrainState.create(params, optimizer, ema=False)
   clipped = 0
   for i in range(100):

@@ -121,9 +121,12 @@ def test_errors_of_the_loop_pass_through():
 
 def test_what_nobody_reads_ends_nothing():
   """The reader of a pipe has gone: lines, and what is left of them in the buffer, go nowhere."""
-  code = ('import sys\nfrom llm_jax.tracking.progress import Progress\nfrom llm_jax.tracking.terminal import say\nsys.stdin.read()\n'
-          'with Progress(3, "a") as p:\n  p.update(1, loss=1.0)\n  say("one")\n  p.message("two")\nsay("three")\n'
-          'print("went on", file=sys.stderr)')
+  code = (
+    'import sys\nfrom llm_jax.tracking.progress import Progress\nfrom llm_jax.tracking.terminal import say\n'
+    'sys.stdin.read()\n'
+    'with Progress(3, "a") as p:\n  p.update(1, loss=1.0)\n  say("one")\n  p.message("two")\nsay("three")\n'
+    'print("went on", file=sys.stderr)'
+  )
   process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
   process.stdout.close()

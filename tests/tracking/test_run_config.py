@@ -76,7 +76,8 @@ def test_safe_changes_are_allowed_and_recorded(tmp_path, changed):
    r'config.model.norm.eps = 1e-06: .* was started with 1e-05'),
   (run(model=dataclasses.replace(run().model, norm=None)), r'config.model.norm = None: .* was started with RMSNorm\('),
   (run(stage={'steps': 20}), r'config.stages\[0\].steps = 20: .* was started with 10'),
-  (run(stage={'learning_rate': Constant(1.0)}), r'config.stages\[0\].learning_rate.peak = 1.0: .* was started with 0.001'),
+  (run(stage={'learning_rate': Constant(1.0)}),
+   r'config.stages\[0\].learning_rate.peak = 1.0: .* was started with 0.001'),
   (run(stage={'data': Data((Weighted(Text('a.txt', val_fraction=0.5)),))}),
    r'config.stages\[0\].data.sources\[0\].source.val_fraction = 0.5: .* was started with 0.1'),
   (run(stage={'data': Data((*text('a.txt').sources, *text('b.txt').sources))}),
@@ -104,7 +105,8 @@ def test_a_run_that_averages_keeps_its_checkpoints_steps(tmp_path):
   """Which checkpoints are averaged would change; how many stay may be raised."""
   mean = [later('mean', steps=0, init=Average('pretrain', last=1))]
   bind(tmp_path, run(later=mean), run(later=mean, checkpoints=Checkpoints(10, 4)))
-  with pytest.raises(ConfigError, match='config.checkpoints.every = 5: .* was started with 10 and a stage averages checkpoints: set'):
+  with pytest.raises(ConfigError, match='config.checkpoints.every = 5: .* was started with 10 '
+                                        'and a stage averages checkpoints: set'):
     bind(tmp_path, run(later=mean, checkpoints=Checkpoints(5, 4)))
 
 
@@ -117,7 +119,8 @@ RAMP = Ramp(64, 4, 8, microbatches=1)
 @pytest.mark.parametrize('model', [DROPOUT, MIXTRAL], ids=['dropout', 'SoftmaxRouter'])
 def test_microbatches_stay_where_each_draws_or_balances_for_itself(tmp_path, model):
   bind(tmp_path, run(model=model, stage={'ramp': (RAMP,)}))
-  with pytest.raises(ConfigError, match=r'config.stages\[0\].microbatches = 2: .* was started with 1 and the model has dropout or'):
+  with pytest.raises(ConfigError, match=r'config.stages\[0\].microbatches = 2: .* was started with 1 '
+                                        r'and the model has dropout or'):
     bind(tmp_path, run(model=model, stage={'ramp': (RAMP,), 'microbatches': 2}))
   with pytest.raises(ConfigError, match=r'config.stages\[0\].ramp\[0\].microbatches = 2: .* was started with 1'):
     bind(tmp_path, run(model=model, stage={'ramp': (dataclasses.replace(RAMP, microbatches=2),)}))
@@ -151,7 +154,8 @@ def test_the_file_names_the_version_that_wrote_it(tmp_path):
 
 
 @pytest.mark.parametrize('version, words', [
-  (None, 'llm_jax 0.1, whose configuration this version'), ('0.1.3', 'llm_jax 0.1.3, whose'), ('7.0.0', 'llm_jax 7.0.0')])
+  (None, 'llm_jax 0.1, whose configuration this version'), ('0.1.3', 'llm_jax 0.1.3, whose'),
+  ('7.0.0', 'llm_jax 7.0.0')])
 def test_a_file_of_another_version_is_one_line_that_names_it(tmp_path, version, words):
   """Whatever else is in it: an old field says nothing to who reads of it."""
   tree = {**schema.to_json(run()), 'context': 8} | ({'version': version} if version else {})
@@ -174,5 +178,6 @@ def test_a_damaged_file_is_not_overwritten(tmp_path, content):
 
 
 def test_a_folder_without_the_file_is_named_by_its_flag(tmp_path):
-  with pytest.raises(ConfigError, match="--checkpoint = '.*': there is no config.json: name a folder that launch.train"):
+  with pytest.raises(ConfigError, match="--checkpoint = '.*': there is no config.json: "
+                                        "name a folder that launch.train"):
     read_config(tmp_path, '--checkpoint')

@@ -111,10 +111,12 @@ def test_bad_rows_are_refused_before_anything_compiles(corpus, tmp_path):
 def test_stages_that_do_not_fit():
   text, texts = Jsonl('text.jsonl'), LabelledJsonl('labelled.jsonl', LABELS)
   common = dict(seq_len=32, batch_size=8, steps=1, learning_rate=Constant(1e-3))
-  with pytest.raises(ConfigError, match=r'Classification.*learns from texts with classes, and data has text: use LanguageModel, or data of '
+  with pytest.raises(ConfigError, match=r'Classification.*learns from texts with classes, and data has text: '
+                                        'use LanguageModel, or data of '
                      'LabelledJsonl or StandardLibraryFunctions'):
     stage('a', text, objective=Classification(), **common)
-  with pytest.raises(ConfigError, match='LanguageModel.*learns from text, and data has texts with classes: use Classification, or'):
+  with pytest.raises(ConfigError, match='LanguageModel.*learns from text, and data has texts with classes: '
+                                        'use Classification, or'):
     stage('a', texts, **common)
   model = presets.llama(d_model=32, num_layers=2, num_heads=4, vocab_size=264)
   with pytest.raises(ConfigError, match="use Params\\('a'\\)"):

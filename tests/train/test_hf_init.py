@@ -30,7 +30,8 @@ def get_config():
   return experiment(
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=72, vocab_size=263, eps=1e-6),
     tokenizer=Bytes(), mesh=Mesh(data=2, fsdp=4), checkpoints=Checkpoints(every=1, keep=2),
-    stages=(stage('start', Preferences({pairs!r}, val_fraction=0.0, template='plain'), steps=2, seq_len=64, batch_size=8,
+    stages=(stage('start', Preferences({pairs!r}, val_fraction=0.0, template='plain'),
+                  steps=2, seq_len=64, batch_size=8,
                   learning_rate=Constant(1e-3), objective=DPO(), init=HuggingFace({folder!r})),))
 '''
 

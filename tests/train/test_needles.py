@@ -38,6 +38,8 @@ def test_before_and_after(done):
   names = ('needles_32', 'needles_64', 'needles_32_at_start', 'needles_64_at_start')
   assert [len(final[name]) for name in names] == [3] * 4
   # Held-out text in the first stage's rows, by the model and the positions that it had: its own result.
-  assert final['short_loss_at_start'] == pytest.approx(short['loss/corpus'] if 'loss/corpus' in short else short['loss'])
+  before = short['loss/corpus'] if 'loss/corpus' in short else short['loss']
+  assert final['short_loss_at_start'] == pytest.approx(before)
   assert final['short_loss'] != final['short_loss_at_start']
-  assert 'long  needles found in 64 tokens: ' in output and 'long  held-out loss at the sequence length before: ' in output
+  assert 'long  needles found in 64 tokens: ' in output
+  assert 'long  held-out loss at the sequence length before: ' in output

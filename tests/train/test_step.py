@@ -34,7 +34,9 @@ OPTIMIZER = make_optimizer(AdamW(), SHAPES)
 
 
 def objective(kernels='xla'):
-  return LanguageModelObjective(Transformer(CONFIG, Execution(kernels=kernels, unroll=False)), LanguageModel(z_loss=1e-4))
+  return LanguageModelObjective(
+    Transformer(CONFIG, Execution(kernels=kernels, unroll=False)), LanguageModel(z_loss=1e-4)
+  )
 
 
 @functools.cache
@@ -266,7 +268,9 @@ def test_randomness_is_a_function_of_seed_and_step():
 
   def losses(seed, start, steps, microbatches=1):
     state = TrainState.create({'w': jnp.float32(1)}, optax.sgd(1.0), ema=False).replace(step=jnp.int32(start))
-    step = jax.jit(make_train_step(objective_of(noisy), optax.sgd(1.0), lambda step: 0.0, seed=seed, microbatches=microbatches))
+    step = jax.jit(
+      make_train_step(objective_of(noisy), optax.sgd(1.0), lambda step: 0.0, seed=seed, microbatches=microbatches)
+    )
     out = []
     for _ in range(steps):
       state, metrics = step(state, None, np.zeros((2, 1)))

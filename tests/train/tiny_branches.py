@@ -16,7 +16,8 @@ from llm_jax.config.experiment import (
 
 
 def get_config(folder):
-  text, same = Jsonl(f'{folder}/text.jsonl', val_fraction=0.1), Jsonl(f'{folder}/text.jsonl', field='text', val_fraction=0.3)
+  text = Jsonl(f'{folder}/text.jsonl', val_fraction=0.1)
+  same = Jsonl(f'{folder}/text.jsonl', field='text', val_fraction=0.3)
   rows = dict(seq_len=32, batch_size=8, eval_data=mix(text))
   branch = dict(**rows, steps=12, learning_rate=LinearToZero(3e-3), init=Resume('trunk'), ema=0.5)
   return experiment(

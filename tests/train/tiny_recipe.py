@@ -32,7 +32,8 @@ def get_config(folder):
     model=presets.llama(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=64, vocab_size=304),
     checkpoints=Checkpoints(every=4, keep=3),
     stages=(
-      stage('pretrain', mix(text, (Jsonl(f'{folder}/text.jsonl', field='text', val_fraction=0.0), ((0, 0.0), (1, 1.0)))),
+      stage('pretrain', mix(text, (Jsonl(f'{folder}/text.jsonl', field='text', val_fraction=0.0),
+                                 ((0, 0.0), (1, 1.0)))),
             seq_len=24, batch_size=8, ramp=(Ramp(tokens=6 * 8 * 24, batch_size=12, seq_len=48),), steps=12,
             learning_rate=Constant(3e-3, warmup=4)),
       stage('anneal', text, **rows, steps=12, learning_rate=LinearToZero(3e-3), init=Resume('pretrain')),

@@ -10,8 +10,8 @@ from llm_jax.config.model.norms import Norm, RMSNorm
 
 @dataclasses.dataclass(frozen=True)
 class PerHeadNorm:
-  """Each query head and each key head is normalised by itself. All query heads share one scale of size head_dim, and all
-  key heads another (Qwen3, Yang et al. 2025, section 2; Gemma 3, section 2, with ZeroCenteredRMSNorm).
+  """Each query head and each key head is normalised by itself. All query heads share one scale of size head_dim, and
+  all key heads another (Qwen3, Yang et al. 2025, section 2; Gemma 3, section 2, with ZeroCenteredRMSNorm).
 
   norm: its kind.
   """

@@ -37,14 +37,14 @@ def count_active_parameters(architecture: Architecture) -> int:
 
 
 def count_multi_token(architecture: Architecture) -> int:
-  """The parameters of the multi-token blocks, with their norms and projections. They share the embeddings and the head of
-  the main model (DeepSeek-V3, section 2.2)."""
+  """The parameters of the multi-token blocks, with their norms and projections. They share the embeddings and the head
+  of the main model (DeepSeek-V3, section 2.2)."""
   return _mtp(architecture, active=False)
 
 
 def count_matmul_parameters(architecture: Architecture) -> int:
-  """Parameters that multiply a token in training: the active ones without the look-up tables (learned positions, and the
-  embedding unless it is also the head); and for each multi-token block its parameters and the head again.
+  """Parameters that multiply a token in training: the active ones without the look-up tables (learned positions, and
+  the embedding unless it is also the head); and for each multi-token block its parameters and the head again.
 
   Norms and biases are included; they are far below 1 %.
   """

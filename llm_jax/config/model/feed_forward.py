@@ -102,8 +102,9 @@ class MixtureOfExperts:
   expert: one routed expert.
   router: how experts are chosen.
   shared: what every token passes through, or None. n shared experts of width F are one of width n F.
-  capacity_factor: how many tokens an expert takes; None drops none. Else an expert takes at most capacity_factor x tokens x top_k / num_experts
-    tokens of each sequence and the rest pass it by (Switch Transformers, equation 3). Generation drops none.
+  capacity_factor: how many tokens an expert takes; None drops none. Else an expert takes at most capacity_factor x
+    tokens x top_k / num_experts tokens of each sequence and the rest pass it by (Switch Transformers, equation 3).
+    Generation drops none.
   """
   num_experts: int
   top_k: int

@@ -121,7 +121,8 @@ class RoPE:
 
   theta: the largest wavelength is about 2 pi theta tokens (`rope_theta` of transformers).
   scaling: how the rotation is stretched to sequences longer than those trained on, or None.
-  max_length: the longest sequence that the model is meant for. It goes into exported files; nothing is computed from it.
+  max_length: the longest sequence that the model is meant for. It goes into exported files; nothing is computed from
+    it.
   """
   theta: float = 10_000.0
   scaling: Scaling | None = None

@@ -83,7 +83,9 @@ class NeedleRows(Rows):
     self._facts = Facts(settings.tokenizer)
     shortest = 2 * self._facts.length  # a fact and its question
     self._most = max(1, min(self.seq_len // max(spacing, shortest), KEYS))  # facts of a row
-    require(self.seq_len > shortest, 'seq_len', self.seq_len, f'a fact and its question take {shortest} tokens: raise it')
+    require(
+      self.seq_len > shortest, 'seq_len', self.seq_len, f'a fact and its question take {shortest} tokens: raise it'
+    )
     require(store.num_tokens > self.seq_len, 'seq_len', self.seq_len,
             f'the haystack has {store.num_tokens} tokens: shorten it')
 

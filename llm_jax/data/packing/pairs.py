@@ -39,7 +39,9 @@ class PairRows(Rows):
     last = store.offsets[1:].reshape(-1, 2)
     fits = self._prompts_fit(first, last)
     num_fitting = int(fits.sum())
-    require(num_fitting > 0, 'seq_len', self.seq_len, f'no answer begins within it in any of {len(fits)} pairs: raise it')
+    require(
+      num_fitting > 0, 'seq_len', self.seq_len, f'no answer begins within it in any of {len(fits)} pairs: raise it'
+    )
 
     ends = np.minimum(last, first + self.seq_len + 1)
     is_equal = self._equal_within(first, ends, fits & (ends < last).any(axis=1))  # of those that are whole, none is

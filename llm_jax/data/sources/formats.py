@@ -26,7 +26,8 @@ PARQUET_ROWS = 64  # read at a time
 
 
 def bad(where: str, reason: str, hint: str) -> ConfigError:
-  """The error for a bad file or row.   where: such as `file:line`.   reason: what the counts of skipped rows call it."""
+  """The error for a bad file or row.   where: such as `file:line`.   reason: what the counts of skipped rows call
+  it."""
   return ConfigError('path', where, f'{reason}: {hint}')
 
 

@@ -1,4 +1,5 @@
-"""The families of `transformers` that are read and written: the weight table and the configuration of each in one file."""
+"""The families of `transformers` that are read and written: the weight table and the configuration of each in one
+file."""
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.families.deepseek import DEEPSEEK_V3
 from llm_jax.hf.families.gemma import GEMMA, GEMMA2

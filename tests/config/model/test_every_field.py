@@ -1,5 +1,5 @@
-"""Every field of every part of a model, found by reflection, is set to another value: counts must be those of the shapes
-that the modules would make, and the picture must change where the table says so."""
+"""Every field of every part of a model, found by reflection, is set to another value: counts must be those of the
+shapes that the modules would make, and the picture must change where the table says so."""
 import dataclasses
 import math
 import re

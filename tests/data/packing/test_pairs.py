@@ -40,8 +40,9 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize('template', ['chatml', 'plain'])
 @pytest.mark.parametrize('mask_formatting', [True, False])
 def test_rows_are_pairs(template, mask_formatting, folder, bpe):
-  data = open_data(folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, val_fraction=0.0),
-                   seq_len=200)
+  data = open_data(
+    folder, bpe, preferences(folder, template=template, mask_formatting=mask_formatting, val_fraction=0.0), seq_len=200
+  )
   assert data.rows_per_epoch == 40 and data.num_documents == 80
   assert data.num_targets == sum(int(side['weights'].sum()) for row in data.rows for side in row.values())
   end = '' if mask_formatting else bpe.decode(chat_templates.end_of_turn(template, bpe)[:1])

@@ -48,7 +48,8 @@ def targets_of(folder, packing, schedule, samples, *sources):
 
 @pytest.mark.parametrize('packing', ['concat', 'best_fit'])
 def test_no_target_twice_before_the_source_is_used_up(folder, packing):
-  many, one = config.Jsonl(str(folder / 'many.jsonl'), val_fraction=0.0), config.Text(str(folder / 'one.txt'), val_fraction=0.0)
+  many = config.Jsonl(str(folder / 'many.jsonl'), val_fraction=0.0)
+  one = config.Text(str(folder / 'one.txt'), val_fraction=0.0)
   sources = [many, one] if packing == 'concat' else [many]
   opened, found = targets_of(folder, packing, ((0, 1.0), (1, 3.0)), PHASES[-1].first_sample + 40, *sources)
   for source, part in enumerate(opened.parts.values()):

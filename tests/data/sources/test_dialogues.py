@@ -101,7 +101,8 @@ def test_conversations_longer_than_the_context_are_counted(folder, bpe, caplog):
 def test_conversations_that_rows_cut_are_counted(folder, bpe, caplog):
   """Under 'concat' a row may end inside any of them, and what is said then stands in a row without its question."""
   with caplog.at_level(logging.WARNING):
-    [rows] = open_data(folder, bpe, conversations(folder, val_fraction=0.0), seq_len=150, packing='concat').parts.values()
+    [rows] = open_data(folder, bpe, conversations(folder, val_fraction=0.0),
+                       seq_len=150, packing='concat').parts.values()
   lengths = np.diff(rows.store.offsets)
   pieces = collections.Counter(document for row in range(len(rows)) for document, start, _ in rows.packing.pieces(row)
                                if start < lengths[document] - 1)  # else it is the last token, which predicts nothing
@@ -128,7 +129,8 @@ def test_a_single_conversation_is_not_divided(bpe, tmp_path):
 
 def test_tokenizers_are_trained_on_what_is_said(folder):
   for source, said in ((conversations(folder, val_fraction=0.0), '\n'.join(m['content'] for m in dialogue(3))),
-                       (preferences(folder, val_fraction=0.0), '\n'.join([QUESTIONS[1], ANSWERS[1], 'No idea about 1.']))):
+                       (preferences(folder, val_fraction=0.0), 
+                        '\n'.join([QUESTIONS[1], ANSWERS[1], 'No idea about 1.']))):
     texts = list(dataset.training_texts(config.Data((config.Weighted(source),)), folder / 'cache'))
     assert said in texts and len(texts) == 40
 

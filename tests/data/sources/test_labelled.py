@@ -55,7 +55,8 @@ def test_texts_with_their_marks_and_classes(tmp_path, bpe):
 
 def test_pairs_have_a_delimiter(tmp_path, bpe):
   start, delimiter, extract = (bpe.special_ids[mark] for mark in SPECIAL_TOKENS)
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), RowSettings(bpe, 64, seed=None))
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS),
+                      RowSettings(bpe, 64, seed=None))
   got = sorted(each for i in range(len(rows)) for each in texts_of(rows[i]))
   assert got == sorted(([start, *bpe.encode(row['text']), delimiter, *bpe.encode(row['other']), extract], i % 3)
                        for i, row in enumerate(ROWS))
@@ -90,7 +91,8 @@ def test_cut(sizes, length, kept):
 
 
 def test_what_is_too_long_is_cut_and_counted(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS), RowSettings(bpe, 16, seed=None))
+  rows = LabelledRows(opened(tmp_path, bpe, pair='other', special_tokens=SPECIAL_TOKENS),
+                      RowSettings(bpe, 16, seed=None))
   lengths = [len(bpe.encode(row['text'])) + len(bpe.encode(row['other'])) + 3 for row in ROWS]
   assert rows.num_cut == sum(length > 16 for length in lengths) > 0
   got = [ids for i in range(len(rows)) for ids, _ in texts_of(rows[i])]
@@ -122,7 +124,8 @@ def test_marks_that_the_tokenizer_lacks(tmp_path, bpe):
 
 
 def test_a_class_without_a_text(tmp_path, bpe):
-  rows = LabelledRows(opened(tmp_path, bpe, [row for row in ROWS if row['label'] != 'pos']), RowSettings(bpe, 64, seed=0))
+  rows = LabelledRows(opened(tmp_path, bpe, [row for row in ROWS if row['label'] != 'pos']),
+                      RowSettings(bpe, 64, seed=0))
   with pytest.raises(ConfigError) as error:
     LabelledRows.check([rows], config.LabelledJsonl('', LABELS))
   assert error.value.field == 'labels' and error.value.value == ('pos',)

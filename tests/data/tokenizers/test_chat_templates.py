@@ -110,7 +110,8 @@ def test_ids_and_mask_are_those_of_transformers(pattern, template, trained, text
   ours, rng, contents = trained[pattern], random.Random(0), spoken(texts)
   theirs = reference(ours, pattern, template)
   from_file = HuggingFaceTokenizer(theirs.backend_tokenizer.to_str().encode(), END)
-  assert from_file.special_ids == ours.special_ids == {name: theirs.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+  special_ids = {name: theirs.convert_tokens_to_ids(name) for name in SPECIAL_TOKENS}
+  assert from_file.special_ids == ours.special_ids == special_ids
   for i in range(200):
     messages = conversation(rng, contents)
     ids, mask = expected(theirs, messages)
@@ -170,7 +171,8 @@ def test_plain_needs_nothing_but_the_end_of_text():
 
 
 def test_begin_of_text_is_written_where_the_tokenizer_has_it(texts):
-  ours = byte_level.train(texts, 300, 'llama3', special_tokens=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
+  ours = byte_level.train(texts, 300, 'llama3', 
+                            special_tokens=('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'))
   messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
   ids, _ = chat_templates.render(messages, 'llama3', ours)
   assert ours.decode(ids).startswith('<|start_header_id|>user')
@@ -221,7 +223,8 @@ def test_a_tokenizer_without_the_template_s_tokens_is_refused(texts):
                lambda: chat_templates.end_of_turn('chatml', half),
                lambda: chat_templates.check_template('chatml', half)):
     with pytest.raises(ConfigError, match=r"^template = 'chatml': the tokenizer lacks .*\('<\|im_end\|>',\).*it has "
-                                          r"\('<\|endoftext\|>', '<\|im_start\|>'\): use BPE\(special_tokens=") as caught:
+                                          r"\('<\|endoftext\|>', '<\|im_start\|>'\): "
+                                          r"use BPE\(special_tokens=") as caught:
       call()
     assert '\n' not in str(caught.value)
   with pytest.raises(ConfigError, match="template = 'gemma': use one of"):
