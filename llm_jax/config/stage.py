@@ -1,6 +1,7 @@
 """What a stage of a run is."""
 import dataclasses
 import functools
+import itertools
 from typing import Annotated
 
 from llm_jax.config.data import Data
@@ -74,31 +75,39 @@ class Stage:
     HeldOut(), Answers(), Baselines())
 
   def __post_init__(self):
-    plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
-    require(plain, 'name', self.name, 'use a plain word')
-    for field, least in (('steps', 0), ('seq_len', 1), ('batch_size', 1), ('microbatches', 1),
-                         ('max_nonfinite', 1)):
-      require(getattr(self, field) >= least, field, getattr(self, field), f'use {least} or more')
+    is_plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
+    require(is_plain, 'name', self.name, 'use a plain word')
+    self._check_sizes()
+    self._check_ramp()
+    self._check_rows()
+    self._check_evals()
+    warmup = getattr(self.learning_rate, 'warmup', 0)
+    require(warmup <= self.steps, 'learning_rate.warmup', warmup,
+            f'warm-up is longer than the stage: use at most steps={self.steps}')
+
+  def _check_sizes(self) -> None:
+    least = {'steps': 0, 'seq_len': 1, 'batch_size': 1, 'microbatches': 1, 'max_nonfinite': 1}
+    for field, minimum in least.items():
+      require(getattr(self, field) >= minimum, field, getattr(self, field), f'use {minimum} or more')
     require(self.batch_size % self.microbatches == 0, 'microbatches', self.microbatches,
             f'use a divisor of batch_size={self.batch_size}')
     require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
     require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
     require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
-    tokens = [0, *(ramp.tokens for ramp in self.ramp)]
-    require(all(a < b for a, b in zip(tokens, tokens[1:], strict=False)), 'ramp', tokens[1:],
-            'let the tokens at which it changes rise')
+
+  def _check_ramp(self) -> None:
+    tokens = [ramp.tokens for ramp in self.ramp]
+    is_rising = all(earlier < later for earlier, later in itertools.pairwise([0, *tokens]))
+    require(is_rising, 'ramp', tokens, 'let the tokens at which it changes rise')
+    most = self.tokens_after(max(self.steps - 1, 0))
     for i, (ramp, phase) in enumerate(zip(self.ramp, self.phases[1:], strict=True)):
       require(phase.first_step < self.steps, f'ramp[{i}].tokens', ramp.tokens,
-              f'the stage ends before it, with its {self.steps} steps: use at most '
-              f'{self.tokens_after(max(self.steps - 1, 0))}, or more steps')
-    self._check_rows()
-    self._check_evals()
-    require(getattr(self.learning_rate, 'warmup', 0) <= self.steps, 'learning_rate.warmup', self.learning_rate.warmup,
-            f'warm-up is longer than the stage: use at most steps={self.steps}')
+              f'the stage ends before it, with its {self.steps} steps: use at most {most}, or more steps')
 
   def _check_rows(self) -> None:
     """Whether the objective can learn from the data, and be scored on that set aside."""
-    rows, objective = self.data.rows, self.objective
+    rows = self.data.rows
+    objective = self.objective
     require(objective.rows == rows, 'objective', type(objective).__name__,
             f'learns from {objective.rows.name}, and data has {rows.name}: use {names_with(Objective, rows)}, or data '
             f'of {names_with(Source, objective.rows)}')
