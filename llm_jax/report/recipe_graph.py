@@ -9,7 +9,7 @@ from llm_jax.config.stage_init import Init, Scratch
 from llm_jax.report import svg
 from llm_jax.report.records import objective_of
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 164, 74, 56, 18, 4
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 184, 74, 72, 18, 4
 INDENT, FIRST_LINE, LINE_HEIGHT = 12, 22, 20  # of the text in a box
 MOST_CHARACTERS = 26
 ARROW_HEAD = svg.element('defs', svg.element(

@@ -19,9 +19,9 @@ p { margin: 8px 0; }
 .card { padding: 12px 16px; }
 .top { display: grid; margin-top: 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 16px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(122px, 1fr)); gap: 12px; align-content: start; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(128px, 1fr)); gap: 12px; align-content: start; }
 .tile { padding: 10px 12px; }
-.tile b { display: block; font-size: 1.15rem; font-weight: 600; white-space: nowrap;
+.tile b { display: block; font-size: 1.1rem; font-weight: 600; overflow-wrap: anywhere;
   line-height: 1.3; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .8rem; line-height: 1.35; color: var(--muted); }
 .tile.wide { grid-column: 1 / -1; } .tile.wide b { font-size: .95rem; white-space: normal; overflow-wrap: anywhere; }
