@@ -192,7 +192,8 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
     for warning in part.warnings():
       logging.warning('%s: %s', f'{name}: {where}' if name else where, warning)
   fingerprint = {
-    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}' for source in opened),
+    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}'
+                      for source in opened),
     'weights': ', '.join(repr(part.weight) for part in used) + (
       f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
     'packing': data.packing, 'seq_len': str(seq_len), 'seed': str(seed),
