@@ -25,9 +25,13 @@ class TrainSource:
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None, start: int = 0,
                prefetch: int = 4, threads: int = 2):
-    self._dataset, self._batch_size, self._placement = dataset, batch_size, Placement(dataset, batch_size, sharding)
-    self._prefetch, self._threads = prefetch, threads
-    self._samples, self._iterator = start, None
+    self._dataset = dataset
+    self._batch_size = batch_size
+    self._placement = Placement(dataset, batch_size, sharding)
+    self._prefetch = prefetch
+    self._threads = threads
+    self._samples = start
+    self._iterator = None
 
   def next(self, state: object = None) -> Batch:
     """The next batch. `state` is for sources that learn from the model; this one ignores it."""
@@ -71,7 +75,8 @@ class RampSource:
   """
 
   def __init__(self, parts: Sequence[TrainSource]):
-    self._parts, self._at = parts, 0
+    self._parts = parts
+    self._at = 0  # the part that gives the next batch
     self._starts = [part.position().samples for part in parts]
 
   def next(self, state: object = None) -> Batch:
@@ -85,7 +90,10 @@ class RampSource:
   def fingerprint(self) -> dict[str, str]:
     """Of all parts: where they differ, one after the other."""
     each = [part.fingerprint for part in self._parts]
-    joined = {name: ' then '.join(dict.fromkeys(part[name] for part in each)) for name in each[0]}
+    joined: dict[str, str] = {}
+    for name in each[0]:
+      different = dict.fromkeys(part[name] for part in each)
+      joined[name] = ' then '.join(different)
     return {**joined, 'ramp': ', '.join(map(str, self._starts))}
 
   def position(self) -> DataPosition:
@@ -125,13 +133,22 @@ class Placement:
   """Which rows of a batch this process reads, and how they become global arrays."""
 
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None):
-    self._dataset, self._shape, self._sharding = dataset, (batch_size, dataset.seq_len), sharding
+    self._dataset = dataset
+    self._shape = (batch_size, dataset.seq_len)
+    self._sharding = sharding
     self._padding = dataset.padding
-    held = range(batch_size)
-    if sharding is not None:
-      indices = sharding.addressable_devices_indices_map(self._shape).values()
-      held = sorted({row for index in indices if index is not None for row in range(*index[0].indices(batch_size))})
-    self.rows = np.array(held)
+    self.rows = np.array(self._held_rows())
+
+  def _held_rows(self) -> list[int]:
+    """The rows of a batch that this process's devices hold any part of."""
+    batch_size = self._shape[0]
+    if self._sharding is None:
+      return list(range(batch_size))
+    held: set[int] = set()
+    for index in self._sharding.addressable_devices_indices_map(self._shape).values():
+      if index is not None:
+        held.update(range(*index[0].indices(batch_size)))
+    return sorted(held)
 
   def read(self, start: int) -> Fields:
     """This process's rows of the batch whose first sample is `start`, each field [rows, seq_len]."""
@@ -173,7 +190,9 @@ class _BatchesFrom:
   """Random access to the batches after a sample, for grain's threads."""
 
   def __init__(self, placement: Placement, start: int):
-    self._placement, self._start, self._batch_size = placement, start, placement._shape[0]
+    self._placement = placement
+    self._start = start
+    self._batch_size = placement._shape[0]
 
   def __len__(self) -> int:
     return (sys.maxsize - self._start) // self._batch_size

@@ -2,6 +2,9 @@
 
 One number says where a run is: the global sample index. Sample i is the same row however often the run was restarted.
 """
+import collections
+import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.config.data import Data
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import located
 from llm_jax.config.ramp import Phase
 from llm_jax.data import fingerprints, token_store
@@ -18,6 +21,19 @@ from llm_jax.data.packing.ramp import length_phases
 from llm_jax.data.packing.rows import Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedSource:
+  """One source that has a part in a split.
+
+  number: its place in the mixture.
+  rows: of its documents in the split.
+  """
+  number: int
+  weighted: Weighted
+  documents: documents.DocumentSource
+  rows: Rows
 
 
 class Dataset:
@@ -29,25 +45,29 @@ class Dataset:
   names: of the mixture's sources; where there are several, every row has 'sources' too, the place in it of its own.
   """
 
-  def __init__(self, opened: Sequence[documents.DocumentSource], rows: Sequence[Rows],
-               mixture: AnyMixture | None, tokenizer: Tokenizer, split: documents.Split, seq_len: int, seed: int,
-               fingerprint: dict[str, str], names: tuple[str, ...], numbers: Sequence[int]):
+  def __init__(self, opened: Sequence[OpenedSource], mixture: AnyMixture | None, tokenizer: Tokenizer,
+               split: documents.Split, seq_len: int, seed: int, fingerprint: dict[str, str], names: tuple[str, ...]):
     self.split: documents.Split = split
-    self.seq_len, self.fingerprint, self.names, self._numbers = seq_len, fingerprint, names, numbers
-    self._sources, self._rows, self._tokenizer = opened, rows, tokenizer
-    stores = [part.store for part in rows]
+    self.seq_len = seq_len
+    self.fingerprint = fingerprint
+    self.names = names
+    self._opened = opened
+    self._rows = [source.rows for source in opened]
+    self._tokenizer = tokenizer
+    self._mixture = mixture
+    stores = [rows.store for rows in self._rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
     self.num_documents = sum(store.num_documents for store in stores)
-    self.num_targets = sum(part.num_targets for part in rows)
+    self.num_targets = sum(rows.num_targets for rows in self._rows)
     self.num_bytes = sum(store.num_bytes for store in stores)
-    self.rows_per_epoch = sum(len(part) for part in rows)
-    self.skipped = {reason: sum(store.skipped.get(reason, 0) for store in stores)
-                    for store in stores for reason in store.skipped}
-    self._mixture = mixture
+    self.rows_per_epoch = sum(len(rows) for rows in self._rows)
+    self.skipped = collections.Counter()
+    for store in stores:
+      self.skipped.update(store.skipped)
     if split == 'train':
-      self._orders = [part.order(_seed('rows', seed, i)) for i, part in enumerate(rows)]
+      self._orders = [rows.order(_seed('rows', seed, i)) for i, rows in enumerate(self._rows)]
     else:
-      self._ends = np.cumsum([len(part) for part in rows])
+      self._ends = np.cumsum([len(rows) for rows in self._rows])
 
   def _of_training(self) -> AnyMixture:
     """What mixes the sources of a training split."""
@@ -75,12 +95,12 @@ class Dataset:
   @property
   def parts(self) -> dict[str, Rows]:
     """The rows of each source that has a part in the split, by its name."""
-    return {self.names[number]: rows for number, rows in zip(self._numbers, self._rows, strict=True)}
+    return {self.names[source.number]: source.rows for source in self._opened}
 
   def row(self, sample: int) -> Fields:
     """The row of a global sample."""
     source, row = self.locate(sample)
-    return self._with_source(self._rows[source][row], self._numbers[source])
+    return self._with_source(self._rows[source][row], self._opened[source].number)
 
   @property
   def padding(self) -> Fields:
@@ -107,7 +127,9 @@ class Dataset:
   @property
   def rows(self) -> Iterator[Fields]:
     """Every row of the split once, in the order of `row` for validation: all its tokens, each a target once."""
-    return (part[i] for part in self._rows for i in range(len(part)))
+    for part in self._rows:
+      for i in range(len(part)):
+        yield part[i]
 
   def tokens_seen(self, samples: range) -> Iterator[np.ndarray]:
     """The ids in these samples, a piece of one document at a time, with the last target of each piece."""
@@ -143,18 +165,21 @@ class Dataset:
   @property
   def changed(self) -> bool:
     """Whether the text is no longer as it was when the dataset was opened; its tokens are."""
-    return any(source.changed() for source in self._sources)
+    return any(source.documents.changed() for source in self._opened)
 
   def seen_in(self, trained: 'Dataset') -> list[str]:
     """What of this held-out split may be in the training split `trained`, one line for each two sources."""
-    return [f'{self.names[i]} (val_fraction={ours.val_fraction}) holds out text of {trained.names[k]} '
-            f'(val_fraction={theirs.val_fraction})'
-            for i, ours in zip(self._numbers, self._sources, strict=True)
-            for k, theirs in zip(trained._numbers, trained._sources, strict=True) if theirs.trains_on(ours)]
+    lines: list[str] = []
+    for ours, theirs in itertools.product(self._opened, trained._opened):
+      if theirs.documents.trains_on(ours.documents):
+        lines.append(f'{self.names[ours.number]} (val_fraction={ours.documents.val_fraction}) holds out text of '
+                     f'{trained.names[theirs.number]} (val_fraction={theirs.documents.val_fraction})')
+    return lines
 
   def byte_documents(self) -> Iterator[bytes]:
     """The text that is learnt of every document of the split, in the order of `token_documents`."""
-    for source in self._sources:
+    for opened in self._opened:
+      source = opened.documents
       for _, document in source.documents(self.split):
         yield from source.encoder.learnt_bytes(document, self._tokenizer)
 
@@ -169,42 +194,58 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
   part in the validation split; None where that leaves none. Raises ConfigError naming the source and the file.
   What is cut or left out is counted in a warning, under `name`.
   """
-  opened, parts, used, numbers = [], [], [], []
-  train = split == 'train'
-  mixture = make_mixture(data.sources, steps, phases) if train else None
-  lengths = length_phases(phases)
+  is_train = split == 'train'
+  mixture = make_mixture(data.sources, steps, phases) if is_train else None
+  opened: list[OpenedSource] = []
   for i, weighted in enumerate(data.sources):
     if split == 'validation' and not weighted.source.val_fraction:
       continue
     with located(f'data.sources[{i}].source'):
       source = documents.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
-    settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if train else None)
-    part = source.encoder.make_rows(store, settings)
-    if mixture is not None and len(lengths) > 1:
-      starts = [LengthStart(phase.seq_len, int(mixture.given(phase.first_sample)[i])) for phase in lengths]
-      part = part.over_ramp(starts, _seed('rows', seed, i))
-    opened.append(source)
-    parts.append(part)
-    used.append(weighted)
-    numbers.append(i)
+    settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if is_train else None)
+    rows = source.encoder.make_rows(store, settings)
+    if mixture is not None:
+      rows = _over_ramp(rows, i, mixture, phases, seed)
+    opened.append(OpenedSource(i, weighted, source, rows))
     where = f'data.sources[{i}] ({split})'
-    for warning in part.warnings():
+    for warning in rows.warnings():
       logging.warning('%s: %s', f'{name}: {where}' if name else where, warning)
-  fingerprint = {
-    'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}'
-                      for source in opened),
-    'weights': ', '.join(repr(part.weight) for part in used) + (
-      f' over {steps} steps' if any(isinstance(part.weight, tuple) for part in used) else ''),
-    'packing': data.packing, 'seq_len': str(seq_len), 'seed': str(seed),
-    'tokenizer': tokenizer.fingerprint,
-    'formats': '; '.join(repr(token_store.formats(source)) for source in opened)}
   if not opened:
     return None
-  if train:
+  if is_train:
     with located('data.sources[0].source'):
-      parts[0].check(parts, data.sources[0].source)
-  return Dataset(opened, parts, mixture, tokenizer, split, seq_len, seed, fingerprint, data.names, numbers)
+      opened[0].rows.check([source.rows for source in opened], data.sources[0].source)
+  fingerprint = {
+    **_fingerprint(opened, steps),
+    'packing': data.packing,
+    'seq_len': str(seq_len),
+    'seed': str(seed),
+    'tokenizer': tokenizer.fingerprint,
+  }
+  return Dataset(opened, mixture, tokenizer, split, seq_len, seed, fingerprint, data.names)
+
+
+def _over_ramp(rows: Rows, number: int, mixture: AnyMixture, phases: Sequence[Phase], seed: int) -> Rows:
+  """The rows of a source's sequence length, where the stage has several such lengths: see `Rows.over_ramp`."""
+  lengths = length_phases(phases)
+  if len(lengths) < 2:
+    return rows
+  starts = [LengthStart(phase.seq_len, int(mixture.given(phase.first_sample)[number])) for phase in lengths]
+  return rows.over_ramp(starts, _seed('rows', seed, number))
+
+
+def _fingerprint(opened: Sequence[OpenedSource], steps: int) -> dict[str, str]:
+  """What of the sources determines the rows, by component. A weight that changes does so over the stage's steps."""
+  weights = [source.weighted.weight for source in opened]
+  over = f' over {steps} steps' if any(isinstance(weight, tuple) for weight in weights) else ''
+  texts = [f'{source.documents.kind}:{source.documents.fingerprint[:16]} '
+           f'val_fraction={source.documents.val_fraction}' for source in opened]
+  return {
+    'data': ', '.join(texts),
+    'weights': ', '.join(map(repr, weights)) + over,
+    'formats': '; '.join(repr(token_store.formats(source.documents)) for source in opened),
+  }
 
 
 def training_texts(data: Data, cache_dir: str | os.PathLike | None = None) -> Iterator[str]:

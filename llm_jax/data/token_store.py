@@ -21,7 +21,7 @@ import pathlib
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -132,12 +132,14 @@ def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike |
     if not (folder / name).is_file() or fingerprints.of_file(folder / name, cache_dir) != sha256:
       logging.warning('token store %s: file %r is damaged; tokenising again', folder, name)
       return None
-  documents = np.fromfile(folder / 'documents', '<i8').reshape(-1, 2)
+  sizes = np.fromfile(folder / 'documents', '<i8').reshape(-1, 2)  # (tokens, bytes) of each document
+  has_documents = len(sizes) > 0  # an empty file cannot be mapped
+  has_counts = 'counts' in meta['sha256']
   dtype = np.dtype(meta['dtype']).newbyteorder('<')
-  tokens = np.memmap(folder / 'tokens', dtype, 'r') if len(documents) else np.zeros(0, dtype)
-  offsets = np.concatenate([[0], np.cumsum(documents[:, 0])])
-  counts = np.memmap(folder / 'counts', np.uint8, 'r') if 'counts' in meta['sha256'] and len(documents) else None
-  return TokenStore(tokens, offsets, int(documents[:, 1].sum()), fingerprint, meta['skipped'], counts)
+  tokens = np.memmap(folder / 'tokens', dtype, 'r') if has_documents else np.zeros(0, dtype)
+  offsets = np.concatenate([[0], np.cumsum(sizes[:, 0])])
+  counts = np.memmap(folder / 'counts', np.uint8, 'r') if has_counts and has_documents else None
+  return TokenStore(tokens, offsets, int(sizes[:, 1].sum()), fingerprint, meta['skipped'], counts)
 
 
 def _build(folder: pathlib.Path, source: documents.DocumentSource, split: documents.Split, tokenizer: Tokenizer,
@@ -158,14 +160,18 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
     readers = source.readers(split)
     next(itertools.islice(readers, entry['readers'], entry['readers']), None)  # what is stored is not read again
     for count, parts in _batches(source, readers, tokenizer):
-      bodies = {name: b''.join(np.asarray(part, dtypes[name]).tobytes() for part in parts[name]) for name in files}
+      bodies: dict[str, bytes] = {}
       for name, file in files.items():
+        bodies[name] = b''.join(np.asarray(part, dtypes[name]).tobytes() for part in parts[name])
         file.write(bodies[name])
         _sync(file)
-      entry = {'readers': entry['readers'] + count,
-               'bytes': entry['bytes'] + sum(size for _, size in parts['documents']),
-               'ends': {name: file.tell() for name, file in files.items()}, 'skipped': dict(source.skipped),
-               'checksum': {name: zlib.crc32(body) for name, body in bodies.items()}}
+      entry = {
+        'readers': entry['readers'] + count,
+        'bytes': entry['bytes'] + sum(size for _, size in parts['documents']),
+        'ends': {name: file.tell() for name, file in files.items()},
+        'skipped': dict(source.skipped),
+        'checksum': {name: zlib.crc32(body) for name, body in bodies.items()},
+      }
       journal.write(json.dumps(entry).encode() + b'\n')
       _sync(journal)
       if progress:
@@ -189,7 +195,9 @@ Parts = dict[str, list]  # what is appended to each file: arrays, and (tokens, b
 def _batches(source: documents.DocumentSource, readers: Iterator[documents.Record],
              tokenizer: Tokenizer) -> Iterator[tuple[int, Parts]]:
   """(documents read, what to append), each of about BATCH_BYTES of text."""
-  count, size, batch = 0, 0, []
+  count = 0
+  size = 0
+  batch: list[Any] = []
   for _, reader in readers:
     document = source.read(reader)
     count += 1
@@ -198,7 +206,9 @@ def _batches(source: documents.DocumentSource, readers: Iterator[documents.Recor
       size += source.encoder.length(document)
     if size >= BATCH_BYTES:
       yield count, _parts(source, batch, tokenizer)
-      count, size, batch = 0, 0, []
+      count = 0
+      size = 0
+      batch = []
   if count:
     yield count, _parts(source, batch, tokenizer)
 
@@ -217,7 +227,8 @@ def _parts(source: documents.DocumentSource, batch: list, tokenizer: Tokenizer) 
 
 def _resume(building: pathlib.Path, files: dict[str, BinaryIO], journal: BinaryIO) -> dict:
   """The last journal entry whose batch is on disk as it was written; what comes after it is cut off."""
-  entry, kept = {'readers': 0, 'bytes': 0, 'ends': dict.fromkeys(files, 0), 'skipped': {}}, 0
+  entry = {'readers': 0, 'bytes': 0, 'ends': dict.fromkeys(files, 0), 'skipped': {}}
+  kept = 0  # bytes of the journal
   with contextlib.ExitStack() as stack:
     stored = {name: stack.enter_context(open(building / name, 'rb')) for name in files}
     for line in (building / 'journal').read_bytes().splitlines(keepends=True):
@@ -229,11 +240,18 @@ def _resume(building: pathlib.Path, files: dict[str, BinaryIO], journal: BinaryI
           break
       except (ValueError, KeyError):
         break
-      entry, kept = following, kept + len(line)
-  for file, size in (*((file, entry['ends'][name]) for name, file in files.items()), (journal, kept)):
-    file.truncate(size)
-    file.seek(size)
+      entry = following
+      kept += len(line)
+  for name, file in files.items():
+    _cut_off(file, entry['ends'][name])
+  _cut_off(journal, kept)
   return entry
+
+
+def _cut_off(file: BinaryIO, size: int) -> None:
+  """Leaves the first `size` bytes; what is written next follows them."""
+  file.truncate(size)
+  file.seek(size)
 
 
 def _sync(file: BinaryIO) -> None:

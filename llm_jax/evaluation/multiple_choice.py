@@ -78,7 +78,9 @@ class MultipleChoiceEvaluation(Evaluation):
 
   def run(self, model: Evaluated, start: Metrics) -> Result:
     scores = iter(self.log_likelihoods(model))
-    is_right, is_right_per_byte, chances = [], [], []
+    is_right: list[bool] = []
+    is_right_per_byte: list[bool] = []
+    chances: list[float] = []
     for question in self.questions:
       found = np.array([next(scores) for _ in question.choices])
       sizes = np.array([len(choice.encode()) for choice in question.choices])

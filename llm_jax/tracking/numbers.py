@@ -66,7 +66,7 @@ def tick(number: float) -> str:
 def mixture_cells(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
   """Share of the tokens, epochs, size and tokens of a source, as papers print them.
 
-  record: a row of the mixture's statistics (`mixture_stats.MixtureRow`), by field.
+  record: what the stage reads of the source, as `SourceStats.to_record` of `llm_jax/data/mixture_stats.py` gives it.
   """
   return (
     show(value(record, 'share'), '{:.1%}'),

@@ -198,8 +198,10 @@ def open_data(session: Session, stages: list[Stage]) -> dict[str, StageData]:
   """The data of the stages and of those that they come from, by name. All of it is opened before anything compiles, so
   that what is wrong with the last stage's is said at once."""
   run = session.run
-  needed = [stage for stage in run.stages if any(stage in (*run.ancestors(later), later) for later in stages)]
-  data = {stage.name: open_stage_data(session, stage) for stage in needed}
+  needed = set()
+  for stage in stages:
+    needed.update(each.name for each in (*run.ancestors(stage), stage))
+  data = {stage.name: open_stage_data(session, stage) for stage in run.stages if stage.name in needed}
   fingerprints = []
   for opened in data.values():
     for split in (*opened.train.values(), opened.validation):

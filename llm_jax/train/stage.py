@@ -13,6 +13,7 @@ from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
+from llm_jax.data.batch_source import BatchSource
 from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.mixture_stats import mixture_stats
 from llm_jax.data.stage_data import StageData
@@ -49,7 +50,7 @@ class BuiltStage:
   data: Mapping[str, StageData]
   phases: tuple[Phase, ...]
   sources: list[TrainSource]
-  source: TrainSource | RampSource
+  source: BatchSource
   objective: Objective
   optimizer: optax.GradientTransformation
   abstract: TrainState

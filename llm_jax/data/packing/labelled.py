@@ -46,7 +46,9 @@ class LabelledRows(Rows):
   """
 
   def __init__(self, store: TokenStore, settings: RowSettings):
-    self.store, self.seq_len, self._eot = store, settings.seq_len, settings.tokenizer.eot
+    self.store = store
+    self.seq_len = settings.seq_len
+    self._eot = settings.tokenizer.eot
     is_special = store.target_counts[:store.offsets[1]] == 0  # of the first text; the others have as many
     special = int(is_special.sum()) - 1  # the class is none
     least = 2 * special - 1

@@ -34,7 +34,9 @@ class PairRows(Rows):
   """
 
   def __init__(self, store: TokenStore, settings: RowSettings):
-    self.store, self.seq_len, self._eot = store, settings.seq_len, settings.tokenizer.eot
+    self.store = store
+    self.seq_len = settings.seq_len
+    self._eot = settings.tokenizer.eot
     first = store.offsets[:-1].reshape(-1, 2)  # [pairs, side]
     last = store.offsets[1:].reshape(-1, 2)
     fits = self._prompts_fit(first, last)
@@ -50,7 +52,8 @@ class PairRows(Rows):
 
     self.num_left_out = len(fits) - num_fitting
     self.num_equal = int(is_equal.sum())
-    self._first, self._last = first[fits], ends[fits]
+    self._first = first[fits]
+    self._last = ends[fits]
     self.num_cut = int((self._last < last[fits]).any(axis=1).sum())
     documents = zip(self._first.flat, self._last.flat, strict=True)
     self.num_targets = sum(int(store.target_counts[a:b].sum()) for a, b in documents)

@@ -35,13 +35,16 @@ class RatedRows(Rows):
     self.store = store
     self.seq_len = settings.seq_len
     self._eot = settings.tokenizer.eot
-    first, last = store.offsets[:-1], store.offsets[1:] - 1  # the rating stands behind the document
+    first = store.offsets[:-1]
+    last = store.offsets[1:] - 1  # the rating stands behind the document
     starts = _answer_starts(store, first, last)
     fits = starts - first <= self.seq_len
     require(int(fits.sum()) >= 2, 'seq_len', self.seq_len,
             f'{int(fits.sum())} of {len(fits)} answers begin within it, and two are needed: raise it, or add answers')
     self.num_left_out = int((~fits).sum())
-    self._first, self._answers, self._last = first[fits], starts[fits], last[fits]
+    self._first = first[fits]
+    self._answers = starts[fits]
+    self._last = last[fits]
     self.is_desirable = np.array(store.tokens[self._last], np.int32)
     self.num_cut = int((self._last - self._first > self.seq_len + 1).sum())
     ends = np.minimum(self._last, self._first + self.seq_len + 1)
@@ -82,10 +85,11 @@ class RatedRows(Rows):
 
   def _ids(self, prompt: int, answer: int) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a row's prompt and of a row's answer, at most seq_len + 1, and which of them are targets."""
-    begin, middle = int(self._first[prompt]), int(self._answers[prompt])
-    start, end = int(self._answers[answer]), int(self._last[answer])
-    ids = np.concatenate([self.store.tokens[begin:middle], self.store.tokens[start:end]])
-    counts = np.concatenate([np.zeros(middle - begin, np.uint8), self.store.target_counts[start:end]])
+    prompt_part = slice(int(self._first[prompt]), int(self._answers[prompt]))
+    answer_part = slice(int(self._answers[answer]), int(self._last[answer]))
+    prompt_ids = self.store.tokens[prompt_part]
+    ids = np.concatenate([prompt_ids, self.store.tokens[answer_part]])
+    counts = np.concatenate([np.zeros(len(prompt_ids), np.uint8), self.store.target_counts[answer_part]])
     return ids[:self.seq_len + 1], counts[:self.seq_len + 1]
 
 
