@@ -1,4 +1,5 @@
 """Several runs side by side: what was changed between them, and what it did. For ablations."""
+import itertools
 import math
 import pathlib
 import re
@@ -9,7 +10,7 @@ from llm_jax.config.errors import require
 from llm_jax.config.objectives import LOSS, Metric
 from llm_jax.report.charts import Series, line_chart, smooth
 from llm_jax.report.html import escape, flatten, page, table
-from llm_jax.report.records import RunRecords, StageRecords, last, median, objective_of, read_run
+from llm_jax.report.records import RunRecords, StageRecords, last, loss_label, median, objective_of, read_run
 from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.numbers import NOTHING, duration, show, value
 
@@ -74,10 +75,13 @@ def render(runs: Sequence[Compared]) -> str:
 
 def changes(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
   """(field, its value in each) of every field that is not the same in all."""
-  flat = [{field: str(content) for field, content in flatten(config)} for config in configs]
-  fields = dict.fromkeys(field for each in flat for field in each)
-  rows = [(field, [each.get(field, NOTHING) for each in flat]) for field in fields]
-  return [(field, values) for field, values in rows if len(set(values)) > 1]
+  flat = [dict(flatten(config)) for config in configs]
+  changed: list[tuple[str, list[str]]] = []
+  for field in dict.fromkeys(itertools.chain(*flat)):
+    values = [str(each.get(field, NOTHING)) for each in flat]
+    if len(set(values)) > 1:
+      changed.append((field, values))
+  return changed
 
 
 def results(runs: Sequence[Compared]) -> list[tuple[str, ...]]:
@@ -133,8 +137,9 @@ def curves(runs: Sequence[Compared]) -> str:
   for colour, each in zip(COLOURS, runs, strict=False):
     held_out.append(_held_out(each, colour))
     trained.append(_trained(each, colour))
-  boundaries = max(([(stage.offset, stage.name) for stage in each.run.stages] for each in runs), key=len)
-  charts = [line_chart(title, series, y_label='nats per token (log scale)', log_y=True, boundaries=boundaries)
+  longest = max(runs, key=lambda each: len(each.run.stages)).run.stages
+  boundaries = [(stage.offset, stage.name) for stage in longest]
+  charts = [line_chart(title, series, y_label=loss_label(longest), log_y=True, boundaries=boundaries)
             for title, series in (('Held-out loss', held_out), ('Training loss, smoothed', trained))]
   return f'<div class="charts">{"".join(charts)}</div>'
 

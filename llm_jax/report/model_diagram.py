@@ -91,8 +91,8 @@ def _short(count: int) -> str:
   """Three digits and a unit: 8030261248 becomes 8.03B."""
   for unit, letter in ((10**9, 'B'), (10**6, 'M'), (10**3, 'K')):
     if count >= unit:
-      digits = 2 if count < 10 * unit else 1 if count < 100 * unit else 0
-      return f'{count / unit:.{digits}f}{letter}'
+      whole_digits = len(str(count // unit))
+      return f'{count / unit:.{max(0, 3 - whole_digits)}f}{letter}'
   return str(count)
 
 
@@ -160,12 +160,18 @@ def _draw_block(canvas: Canvas, block: AnyBlock, d_model: int, rotary: bool) -> 
   canvas.frame(bottom)
 
 
+def _sharing(heads: int, groups: int) -> str:
+  """The name of an attention whose query heads share the keys and values of so many groups."""
+  if groups == heads:
+    return 'Multi-head'
+  return 'Multi-query' if groups == 1 else 'Grouped-query'
+
+
 def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
   """Title and lines."""
   match attention:
     case Attention(num_heads=heads, kv_heads=groups):
-      kind = 'Multi-head' if groups == heads else 'Multi-query' if groups == 1 else 'Grouped-query'
-      title = f'{kind} attention'
+      title = f'{_sharing(heads, groups)} attention'
       shared = '' if groups == heads else f' · {groups} for keys and values'
       lines = [f'{heads} heads of {attention.head_size(d_model)}{shared}']
       more = []

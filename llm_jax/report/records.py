@@ -62,6 +62,11 @@ class StageRecords:
     """How many records to either side a smoothed curve looks: 2 % of the stage, none where that is less than one."""
     return len(self.train) // 50
 
+  @property
+  def is_language_model(self) -> bool:
+    """Whether its loss is in nats per token, as that of next-token prediction is."""
+    return isinstance(objective_of(self.config), LanguageModel)
+
   def values(self, name: str) -> list[float]:
     """The numbers of that name of every training record; NaN where one has none."""
     return [value(record, name) for record in self.train]
@@ -102,6 +107,12 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
   metrics = read_metrics(workdir)
   return RunRecords(workdir, config, read_json(workdir / 'lineage.json'), metrics, read_generations(workdir),
                     _by_stage(metrics, config))
+
+
+def loss_label(stages: Iterable[StageRecords]) -> str:
+  """How a chart of the losses of these stages names its axis: where one learns pairs or classes there is no unit."""
+  unit = 'nats per token' if all(stage.is_language_model for stage in stages) else "the objective's loss"
+  return f'{unit} (log scale)'
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from llm_jax.report.charts import Series, line_chart, smooth
 from llm_jax.report.html import table
-from llm_jax.report.records import MetricsRecord, RunRecords, StageRecords, last, median
+from llm_jax.report.records import MetricsRecord, RunRecords, StageRecords, last, loss_label, median
 from llm_jax.tracking.numbers import duration, mixture_cells, show, value
 
 
@@ -15,8 +15,8 @@ def curves(stages: Sequence[StageRecords]) -> str:
   held_out = Series('held-out', [step for step, _ in evals], [loss for _, loss in evals], 'b', 'dots')
   learning_rate = Series('learning rate', _steps(stages), _values(stages, 'learning_rate'))
   charts = (
-    line_chart('Loss', [*_smoothed(stages, 'loss', label='train, '), held_out], y_label='nats per token (log scale)',
-               log_y=True, boundaries=boundaries),
+    line_chart('Loss', [*_smoothed(stages, 'loss', label='train, '), held_out], y_label=loss_label(stages), log_y=True,
+               boundaries=boundaries),
     line_chart('Learning rate', [learning_rate], y_label='learning rate', from_zero=True, boundaries=boundaries),
     line_chart('Gradient norm', _smoothed(stages, 'grad_norm', 'c'), y_label='before clipping (log scale)', log_y=True,
                boundaries=boundaries),

@@ -122,7 +122,8 @@ def _verdict(compared: Sequence[_Compared]) -> str:
 def _numbers(run: RunRecords) -> list[tuple[str, str]]:
   """(label, value)."""
   stages = run.stages
-  evals = [record for stage in stages for record in stage.evals]
+  # The loss of pairs, rated answers or classes is not in nats per token, and is in the table of stages.
+  evals = [record for stage in stages if stage.is_language_model for record in stage.evals]
   loss = last(evals, 'loss')
   nll = last(evals, 'nll')
   perplexity = math.exp(min(nll if math.isfinite(nll) else loss, LARGEST_EXPONENT))

@@ -70,6 +70,20 @@ def test_headline(tmp_path):
   assert f'{2 * 512 * 64 + 2 * (4 * 64 * 64 + 3 * 64 * 256 + 2 * 64) + 64:,} parameters' in text
 
 
+def test_the_loss_of_pairs_is_not_shown_in_nats_per_token(tmp_path):
+  make_run(tmp_path, (('pretrain', 60), ('dpo', 20)))
+  assert 'nats per token (log scale)' in report(tmp_path).text('text')
+  config = json.loads((tmp_path / 'config.json').read_text())
+  config['stages'][1]['objective'] = {'kind': 'DPO'}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  page = report(tmp_path)
+  of_pretraining, of_pairs = 6.5 / 60 ** 0.3, 6.5 / 20 ** 0.3
+  tiles = page.text('b')
+  assert f'{of_pretraining:.3f}' in tiles and f'{math.exp(of_pretraining):,.1f}' in tiles
+  assert f'{of_pairs:.3f}' not in tiles and f'{of_pairs:.4f}' in page.text('td')
+  assert "the objective's loss (log scale)" in page.text('text')
+
+
 def test_what_each_stage_read(tmp_path):
   make_run(tmp_path, (('pretrain', 60), ('sft', 20)))
   assert 'Data' not in report(tmp_path).text('h2')
