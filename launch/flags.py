@@ -23,6 +23,7 @@ from llm_jax.sharding.check import check_divides, row_shards
 FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
 --config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon. With --config=FILE.py, --help prints them all.
 """
+FIELD_HINT = 'a field of the experiment is set by --config.FIELD=VALUE, and --config=FILE --help lists them'
 HELP = ('help', 'h', 'helpfull', 'helpshort')
 STRINGS = {
   'config': 'the experiment: FILE.py or FILE.py:argument',
@@ -97,7 +98,8 @@ def read_flags(arguments: Sequence[str]) -> flags.FlagValues:
   try:
     positional = values(list(arguments))[1:]
   except flags.Error as error:
-    raise Refused(str(error)) from None
+    is_like_no_flag = isinstance(error, flags.UnrecognizedFlagError) and 'Did you mean' not in str(error)
+    raise Refused(f'{error}; {FIELD_HINT}' if is_like_no_flag else str(error)) from None
   if positional:
     raise Refused(f'{positional[0]!r} is not a flag: flags look like --workdir=runs/quickstart')
   return values

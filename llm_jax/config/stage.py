@@ -116,7 +116,7 @@ class Stage:
             f'must be of one kind with data, {rows.name}' + (' of the same classes' if self.data.labels else ''))
     has_start = isinstance(self.init, Params | Average | HuggingFace)
     require(has_start or not objective.has_reference, 'init', self.init,
-            'the reference is what the stage starts from: use Params(stage)')
+            'the reference is what the stage starts from: use Params(stage), Average or HuggingFace(folder)')
     has_one_length = all(ramp.seq_len == self.seq_len for ramp in self.ramp)
     require(has_one_length or rows.is_packed, 'ramp', self.ramp,
             f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')

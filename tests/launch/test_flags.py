@@ -199,7 +199,9 @@ def test_help_of_an_experiment_lists_its_fields(capsys):
   lines = [line for line in out.splitlines() if line.startswith('  --config.')]
   assert all(line == f'  {field}' or line.startswith(f'  {field}  ') for line, field in zip(lines, fields, strict=True))
   assert parse(ONE_STAGE, *fields).run == parse(ONE_STAGE, '--config.seed=3').run
-  assert refused(capsys, ONE_STAGE, '--nonsense') == "Unknown command line flag 'nonsense'"
+  assert refused(capsys, ONE_STAGE, '--steps=9') == (
+    "Unknown command line flag 'steps'; a field of the experiment is set by --config.FIELD=VALUE, and --config=FILE "
+    '--help lists them')
 
 
 def help_of(capsys, config: str) -> str:
