@@ -15,7 +15,7 @@ from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 __all__ = [
   'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences',
   'RatedAnswers', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
-  'StandardLibraryPreferences', 'Text', 'TokenFile',
+  'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
 
 TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
@@ -214,6 +214,16 @@ class StandardLibraryPreferences(DialogueSource):
   rows: ClassVar[RowKind] = PAIRS
 
 
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryRatedAnswers(DialogueSource):
+  """The questions of `StandardLibraryChats`, each with one answer: for one half of them the function's body, which is
+  desirable, for the other half the worse answer that `StandardLibraryPreferences` rejects."""
+  template: str = 'chatml'
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryRatedAnswersReader'
+  rows: ClassVar[RowKind] = RATED
+
+
 # ---------------------------------------------------------------------------------------------- texts with classes
 class LabelledSource(SourceConfig):
   """Texts with a class.
@@ -271,5 +281,5 @@ class StandardLibraryFunctions(LabelledSource):
 
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences | RatedAnswers |
-  LabelledJsonl | StandardLibraryFunctions
+  StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions
 )

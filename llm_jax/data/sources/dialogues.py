@@ -10,6 +10,7 @@ from llm_jax.config.sources import (
   RatedAnswers,
   StandardLibraryChats,
   StandardLibraryPreferences,
+  StandardLibraryRatedAnswers,
 )
 from llm_jax.data.packing.chats import ChatEncoder, Dialogue
 from llm_jax.data.packing.pairs import Pair, PairEncoder
@@ -86,6 +87,16 @@ class StandardLibraryPreferencesReader(LibraryReader[StandardLibraryPreferences]
       yield name, functools.partial(preference, row, name, self.config.template)
 
 
+class StandardLibraryRatedAnswersReader(LibraryReader[StandardLibraryRatedAnswers]):
+
+  def encoder(self) -> RatedEncoder:
+    return RatedEncoder(self.config.template)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    for name, row in standard_library.rated_answers(files):
+      yield name, functools.partial(rated, row, name, self.config.template)
+
+
 # ---------------------------------------------------------------------------------------------- rows
 def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogue:
   """One line of JSONL. Raises ConfigError naming the row."""
@@ -115,7 +126,11 @@ def preference(row: dict, where: str, template: str) -> Pair:
 
 def read_rated(line: bytes, where: str, template: str) -> Rated:
   """One line of JSONL. Raises ConfigError naming the row."""
-  row = formats.json_object(line, where)
+  return rated(formats.json_object(line, where), where, template)
+
+
+def rated(row: dict, where: str, template: str) -> Rated:
+  """The answer of {'prompt', 'completion', 'label'}. Raises ConfigError naming the row."""
   label = field(row, 'label', where)
   if not isinstance(label, bool):
     raise formats.bad(where, f'label is {label!r}', 'give true for a desirable answer, false for another')

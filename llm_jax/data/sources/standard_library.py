@@ -14,7 +14,7 @@ import sysconfig
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llm_jax.config.errors import require
 
@@ -163,6 +163,16 @@ def preferences(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, dict[s
   for file, question, code in functions(files):
     rejected = worse(question, code, in_file[file])
     yield file, {'prompt': question, 'chosen': fenced(code), 'rejected': fenced(rejected)}
+
+
+def rated_answers(files: Mapping[str, pathlib.Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(file, {'prompt', 'completion', 'label'}): a question with the chosen answer of `preferences`, or with the
+  rejected one. Which of them is drawn by the question, each as often."""
+  for file, row in preferences(files):
+    question = row['prompt']
+    is_desirable = random.Random(f'rating of {question}').random() < 0.5
+    completion = row['chosen'] if is_desirable else row['rejected']
+    yield file, {'prompt': question, 'completion': completion, 'label': is_desirable}
 
 
 def worse(question: str, code: str, others: list[str]) -> str:

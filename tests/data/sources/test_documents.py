@@ -311,7 +311,7 @@ def test_standard_library(tmp_path):
 
 def test_the_standard_librarys_sources_hold_out_the_same_files_by_default(tmp_path):
   kinds = (config.StandardLibrary, config.StandardLibraryChats, config.StandardLibraryPreferences,
-           config.StandardLibraryFunctions)
+           config.StandardLibraryRatedAnswers, config.StandardLibraryFunctions)
   made = [opened(kind(), tmp_path) for kind in kinds]
   assert not any(mine.trains_on(other) for mine in made for other in made)
   assert made[0].trains_on(opened(config.StandardLibraryChats(val_fraction=0.1), tmp_path))

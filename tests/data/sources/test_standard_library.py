@@ -122,6 +122,16 @@ def test_worse_answers_differ_and_come_out_the_same_again(some):
              for code in ('    pass', '    return', '    x') for i in range(20))
 
 
+def test_a_rated_answer_is_one_of_the_two_that_preferences_compare(some):
+  rated = list(standard_library.rated_answers(some))
+  pairs = list(standard_library.preferences(some))
+  assert rated == list(standard_library.rated_answers(some))
+  assert [(file, row['prompt']) for file, row in rated] == [(file, row['prompt']) for file, row in pairs]
+  for (_, row), (_, pair) in zip(rated, pairs, strict=True):
+    assert row['completion'] == pair['chosen' if row['label'] else 'rejected']
+  assert 0.4 < sum(row['label'] for _, row in rated) / len(rated) < 0.6
+
+
 def test_the_format_is_exact():
   assert standard_library.code_in('```python\n    return 1\n```') == '    return 1'
   for answer in ('return 1', '```\nreturn 1\n```', 'Here:\n```python\nreturn 1\n```', '```python\nreturn 1',
@@ -134,21 +144,21 @@ def test_the_format_is_exact():
 
 def test_splits_are_those_of_the_files(some, tmp_path, monkeypatch):
   monkeypatch.setattr(standard_library, 'source_files', lambda: some)
-  kinds = (config.StandardLibraryChats, config.StandardLibraryPreferences)
-  chats, pairs = (documents.open_source(kind(val_fraction=0.2), tmp_path) for kind in kinds)
-  asked = {}
-  for source in (chats, pairs):
+  kinds = (config.StandardLibraryChats, config.StandardLibraryPreferences, config.StandardLibraryRatedAnswers)
+  dialogue_of = (lambda document: document, lambda document: document.chosen, lambda document: document.dialogue)
+  questions = {}
+  for kind, dialogue in zip(kinds, dialogue_of, strict=True):
+    source = documents.open_source(kind(val_fraction=0.2), tmp_path)
     for split in ('train', 'validation'):
       read = list(source.documents(split))
       assert all((fingerprints.unit_interval(file) < 0.2) == (split == 'validation') for file, _ in read)
-      dialogues = [getattr(document, 'chosen', document) for _, document in read]
-      asked[source.kind, split] = {dialogue.messages[0]['content'] for dialogue in dialogues}
-  for name in ('StandardLibraryChats', 'StandardLibraryPreferences'):
-    assert len(asked[name, 'validation']) > 10 and not asked[name, 'train'] & asked[name, 'validation']
-  assert asked['StandardLibraryChats', 'validation'] == asked['StandardLibraryPreferences', 'validation']
+      questions[kind, split] = {dialogue(document).messages[0]['content'] for _, document in read}
+  for kind in kinds:
+    assert len(questions[kind, 'validation']) > 10 and not questions[kind, 'train'] & questions[kind, 'validation']
+    assert questions[kind, 'validation'] == questions[kinds[0], 'validation']
   before = [documents.open_source(kind(), tmp_path).fingerprint for kind in kinds]
   monkeypatch.setattr(standard_library, 'FORMAT', standard_library.FORMAT + 1)
-  assert len({*before, *(documents.open_source(kind(), tmp_path).fingerprint for kind in kinds)}) == 4
+  assert len({*before, *(documents.open_source(kind(), tmp_path).fingerprint for kind in kinds)}) == 6
 
 
 def test_rows_and_questions(some, tmp_path, monkeypatch):
