@@ -15,7 +15,7 @@ from llm_jax.config import objectives
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.objectives import DPO, IPO, KTO, ORPO, Classification, LanguageModel, SimPO, SLiC
+from llm_jax.config.objectives import DPO, IPO, KTO, ORPO, APODown, APOZero, Classification, LanguageModel, SimPO, SLiC
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
 from llm_jax.config.run import Run
@@ -37,6 +37,8 @@ OBJECTIVES: dict[str, tuple[typing.Any, Callable[[pathlib.Path], Source]]] = {
   'DPO': (DPO(nll_weight=0.2, label_smoothing=0.1), lambda folder: pairs(folder)),
   'IPO': (IPO(), lambda folder: pairs(folder)),
   'SLiC': (SLiC(), lambda folder: pairs(folder)),
+  'APOZero': (APOZero(), lambda folder: pairs(folder)),
+  'APODown': (APODown(), lambda folder: pairs(folder)),
   'ORPO': (ORPO(), lambda folder: pairs(folder)),
   'SimPO': (SimPO(), lambda folder: pairs(folder)),
   'KTO': (KTO(desirable_weight=1.5), lambda folder: RatedAnswers(f'{folder}/{RATED}', template='plain')),

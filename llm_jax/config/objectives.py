@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from llm_jax.config.errors import require, require_weights
 from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 
-__all__ = ['Classification', 'DPO', 'IPO', 'KTO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO']
+__all__ = [
+  'APODown', 'APOZero', 'Classification', 'DPO', 'IPO', 'KTO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO',
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Classification(ObjectiveConfig):
 # Over pairs of answers; p and q are the log-probabilities of an answer under the policy and the reference, and
 # margin = beta ((p_chosen - q_chosen) - (p_rejected - q_rejected)).
 class PreferenceConfig(ObjectiveConfig):
-  """beta: of the margin, or of the loss that takes its place."""
+  """beta: what the log-ratios to the reference are multiplied by; the larger, the less the policy leaves it."""
   beta: float
   rows: ClassVar[RowKind] = PAIRS
   metrics: ClassVar[tuple[Metric, ...]] = (
@@ -164,9 +166,40 @@ class SLiC(PreferenceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class APOZero(PreferenceConfig):
+  """1 - sigmoid(r_chosen) + sigmoid(r_rejected) with r = beta (p - q) (D'Oosterlinck et al. 2024, equation 7).
+
+  The chosen answer becomes likelier than under the reference, the rejected one less likely: for chosen answers that are
+  better than what the model writes.
+  """
+  beta: float = 0.1
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:APOZeroObjective'
+  title: ClassVar[str] = 'APO-zero'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class APODown(PreferenceConfig):
+  """sigmoid(r_chosen) + 1 - sigmoid(margin) with r = beta (p - q) (D'Oosterlinck et al. 2024, equation 8).
+
+  Both answers become less likely than under the reference, the rejected one more so: for chosen answers that are worse
+  than what the model writes.
+  """
+  beta: float = 0.1
+  implementation: ClassVar[str] = 'llm_jax.objectives.preference:APODownObjective'
+  title: ClassVar[str] = 'APO-down'
+  reference_passes: ClassVar[int] = 1
+  has_reference: ClassVar[bool] = True
+
+
+@dataclasses.dataclass(frozen=True)
 class ORPO(PreferenceConfig):
   """The chosen answer's mean negative log-likelihood, and -beta log sigmoid of the log odds ratio of the two answers,
-  without a reference (Hong et al. 2024, equations 6 and 7)."""
+  without a reference (Hong et al. 2024, equations 6 and 7).
+
+  beta: weight of the log odds ratio.
+  """
   beta: float = 0.1
   implementation: ClassVar[str] = 'llm_jax.objectives.preference:ORPOObjective'
   title: ClassVar[str] = 'ORPO'
@@ -177,6 +210,7 @@ class SimPO(PreferenceConfig):
   """-log sigmoid(beta (p_chosen - p_rejected) - gamma) with p averaged over tokens, without a reference
   (Meng et al. 2024, equation 6).
 
+  beta: what the mean log-probabilities are multiplied by.
   gamma: the margin that is asked for.
   """
   beta: float = 2.0
@@ -194,9 +228,9 @@ class KTO(ObjectiveConfig):
 
   z is the mean of r over answers to other prompts, at least 0, over all that a step learns from, without gradient.
 
-  beta: of r - z.
-  desirable_weight: w of desirable answers.
-  undesirable_weight: w of undesirable ones.
+  beta: what r - z is multiplied by; the larger, the less the policy leaves the reference.
+  desirable_weight: weight of desirable answers.
+  undesirable_weight: weight of undesirable answers.
   """
   beta: float = 0.1
   desirable_weight: float = 1.0
@@ -218,4 +252,4 @@ class KTO(ObjectiveConfig):
     require_weights(self, 'desirable_weight', 'undesirable_weight')
 
 
-Objective = LanguageModel | Classification | DPO | IPO | SLiC | ORPO | SimPO | KTO
+Objective = LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | KTO

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
-from llm_jax.config.objectives import DPO, IPO, ORPO, PreferenceConfig, SimPO, SLiC
+from llm_jax.config.objectives import DPO, IPO, ORPO, APODown, APOZero, PreferenceConfig, SimPO, SLiC
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
@@ -118,6 +118,23 @@ class SLiCObjective(PreferenceObjective):
 
   def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
     return jax.nn.relu(1 - (self.reward(chosen) - self.reward(rejected)))
+
+
+@dataclasses.dataclass(frozen=True)
+class APOZeroObjective(PreferenceObjective):
+  config: APOZero
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    return 1 - jax.nn.sigmoid(self.reward(chosen)) + jax.nn.sigmoid(self.reward(rejected))
+
+
+@dataclasses.dataclass(frozen=True)
+class APODownObjective(PreferenceObjective):
+  config: APODown
+
+  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+    margin = self.reward(chosen) - self.reward(rejected)
+    return jax.nn.sigmoid(self.reward(chosen)) + 1 - jax.nn.sigmoid(margin)
 
 
 @dataclasses.dataclass(frozen=True)

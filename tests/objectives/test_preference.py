@@ -26,6 +26,8 @@ FORMS = {
                                                              beta=0.3)),
   'ipo': (config.IPO(beta=0.3), dict(loss_type='ipo', beta=0.3)),
   'hinge': (config.SLiC(beta=0.3), dict(loss_type='hinge', beta=0.3)),
+  'apo zero': (config.APOZero(beta=0.3), dict(loss_type='apo_zero', beta=0.3)),
+  'apo down': (config.APODown(beta=0.3), dict(loss_type='apo_down', beta=0.3)),
   'orpo': (config.ORPO(beta=0.3), None),
   'simpo': (config.SimPO(beta=2.0, gamma=0.7), None),
 }
@@ -124,6 +126,7 @@ def test_formula(name):
   log_prob = lambda tree, side: np.asarray(
     jax.jit(lambda p, b: sequence_log_probs(model, p, b))(tree, side), np.float64)
   (pc, pr), (qc, qr) = ((log_prob(tree, batch.chosen), log_prob(tree, batch.rejected)) for tree in (params, reference))
+  sigmoid = lambda x: 1 / (1 + np.exp(-x))
   log_sigmoid = lambda x: -np.log1p(np.exp(-x))
   n = 6.0
   match form:
@@ -134,6 +137,10 @@ def test_formula(name):
       want = (((pc - qc) - (pr - qr)) / n - 1 / (2 * beta)) ** 2
     case config.SLiC(beta):
       want = np.maximum(0, 1 - beta * ((pc - qc) - (pr - qr)))
+    case config.APOZero(beta):
+      want = 1 - sigmoid(beta * (pc - qc)) + sigmoid(beta * (pr - qr))
+    case config.APODown(beta):
+      want = sigmoid(beta * (pc - qc)) + 1 - sigmoid(beta * ((pc - qc) - (pr - qr)))
     case config.ORPO(beta):
       odds = lambda p: np.exp(p / n) / (1 - np.exp(p / n))
       want = -pc / n - beta * log_sigmoid(np.log(odds(pc) / odds(pr)))
