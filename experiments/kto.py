@@ -4,9 +4,9 @@ library of the interpreter that runs it. No network, no files.
 python -m launch.train --config=experiments/kto.py --workdir=runs/kto
 
 The questions are a function's signature and what it does. One half are answered with its body, which is desirable, the
-other half with a spoilt one. No question has two answers, so that there are no pairs for DPO. Held-out answers show how
-far the rewards of the two halves part. For your own answers put RatedAnswers('rated.jsonl') in the place of RATED, with
-lines of {"prompt", "completion", "label": true}.
+other half with a spoilt one. No question has two answers, so that there are no pairs for DPO. At the end the mean reward
+of held-out answers is -0.2 where they are desirable and -0.6 where they are spoilt, and 0 for both at the start. For your
+own answers put RatedAnswers('rated.jsonl') in the place of RATED, with lines of {"prompt", "completion", "label": true}.
 """
 from llm_jax.config.experiment import (
   BPE,
@@ -48,6 +48,6 @@ def get_config():
             learning_rate=LinearToZero(peak=1e-3, warmup=10), init=Params('pretrain'),
             evals=(HeldOut(every=50), Answers())),
       stage('kto', RATED, **aligning, seq_len=256, steps=120, objective=KTO(beta=0.1),
-            learning_rate=LinearToZero(peak=2e-4, warmup=10), init=Params('sft'), evals=(HeldOut(every=40),)),
+            learning_rate=LinearToZero(peak=5e-5, warmup=10), init=Params('sft'), evals=(HeldOut(every=40),)),
     ),
   )
