@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from launch.progress_bar import ProgressBar
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError, require
@@ -20,6 +19,7 @@ from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
 from llm_jax.hf.files import inside, read_json
 from llm_jax.objectives.classification import HEAD
 from llm_jax.tracking.run_config import read_config
+from llm_jax.tracking.task import ByteProgress
 
 # What stands beside the weights of a folder and goes with them, text and tables only.
 COMPANIONS = ('tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json', 'vocab.json',
@@ -55,7 +55,7 @@ def read_meta(folder: pathlib.Path) -> Model:
 
 
 def _read_folder(folder: pathlib.Path, load: Callable[..., tuple[Architecture, Any]]) -> Model:
-  with ProgressBar('import') as bar:
+  with ByteProgress('import') as bar:
     config, params = load(folder, progress=bar)
   files = {name: inside(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
   for name in files:

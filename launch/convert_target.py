@@ -4,7 +4,6 @@ import pathlib
 import sys
 
 from launch.convert_source import GENERATION, Model
-from launch.progress_bar import ProgressBar
 from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
@@ -21,6 +20,7 @@ from llm_jax.hf.configs import generation_ids, listed
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.lineage import make_lineage
 from llm_jax.tracking.run_folder import Workdir
+from llm_jax.tracking.task import ByteProgress
 
 STAGE = 'imported'  # the one stage of a run that is written
 USUAL_LENGTH = 1_024  # tokens; the stage takes no step, and a stage has a sequence length
@@ -28,13 +28,13 @@ USUAL_LENGTH = 1_024  # tokens; the stage takes no step, and a stage has a seque
 
 def write_hf(folder: pathlib.Path, model: Model, dtype: str, max_shard_gb: float) -> None:
   ids = generation_ids(model.files.get(GENERATION, b'{}'))
-  with ProgressBar('export') as bar:
+  with ByteProgress('export') as bar:
     save_pretrained(folder, model.config, model.params, dtype=dtype, progress=bar, extra=model.files,
                     max_shard_bytes=int(max_shard_gb * 1e9), bos=ids['bos_token_id'], eos=ids['eos_token_id'])
 
 
 def write_meta(folder: pathlib.Path, model: Model, dtype: str) -> None:
-  with ProgressBar('export') as bar:
+  with ByteProgress('export') as bar:
     save_meta(folder, model.config, model.params, dtype=dtype, progress=bar)
 
 

@@ -3,11 +3,12 @@
 One number says where a run is: the global sample index. Sample i is the same row however often the run was restarted.
 """
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from llm_jax.data.packing.ramp import length_phases
 from llm_jax.data.packing.rows import Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
+
+ShowProgress = Callable[[], contextlib.AbstractContextManager[token_store.Progress | None]]
+NOT_SHOWN: ShowProgress = contextlib.nullcontext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,11 +190,12 @@ class Dataset:
 
 def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, split: documents.Split,
                  steps: int = 1, phases: Sequence[Phase] = (), cache_dir: str | os.PathLike | None = None,
-                 progress: token_store.Progress | None = None, name: str = '') -> Dataset | None:
+                 show_progress: ShowProgress = NOT_SHOWN, name: str = '') -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
   steps, phases: of the stage; they matter where a source's weight changes with the step, or the sequence length does.
-  progress(done, total) is called with bytes of text as each source is tokenised. Sources with val_fraction=0 have no
+  show_progress() is entered for each source, and gives what is called with the bytes of text that are tokenised, and
+  how many there are. Sources with val_fraction=0 have no
   part in the validation split; None where that leaves none. Raises ConfigError naming the source and the file.
   What is cut or left out is counted in a warning, under `name`.
   """
@@ -200,7 +205,7 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
   for i, weighted in enumerate(data.sources):
     if split == 'validation' and not weighted.source.val_fraction:
       continue
-    with located(f'data.sources[{i}].source'):
+    with located(f'data.sources[{i}].source'), show_progress() as progress:
       source = documents.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
     settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if is_train else None)

@@ -7,6 +7,8 @@ from llm_jax.report.style import STYLE
 
 # Control characters, but tabs and ends of lines, and the characters that picture them.
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in '\n\t'} | {127: 0x2421}
+
+
 def page(title: str, body: Iterable[str]) -> str:
   """The whole document. The policy lets nothing but the style sheet work, whatever slips into the text."""
   pieces = '\n'.join(piece for piece in body if piece)

@@ -46,6 +46,34 @@ def task(description: str, total: float | None = None, *, enabled: bool = True, 
         display.end(is_complete)
 
 
+class ByteProgress:
+  """The same for what reports how many bytes are done and how many there are. Shown from the first report on.
+
+  `with ByteProgress('import') as progress: progress(done, total)`
+  """
+
+  def __init__(self, description: str, *, enabled: bool = True, file: TextIO | None = None):
+    self._description = description
+    self._enabled = enabled
+    self._file = file
+    self._stack = contextlib.ExitStack()
+    self._advance: Callable[[float], None] | None = None
+    self._done = 0
+
+  def __enter__(self) -> 'ByteProgress':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._stack.close()
+
+  def __call__(self, done: int, total: int) -> None:
+    if self._advance is None:
+      self._advance = self._stack.enter_context(
+        task(self._description, total, unit=BYTES, enabled=self._enabled, file=self._file))
+    self._advance(done - self._done)
+    self._done = done
+
+
 class _Bar:
   """A progress bar by `rich`."""
 

@@ -1,5 +1,6 @@
 """A run: its stages one after the other. What is finished is skipped, what was interrupted goes on."""
 import contextlib
+import functools
 import json
 import logging
 import pathlib
@@ -30,7 +31,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import MetricsWriter, read_metrics
 from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import Workdir
-from llm_jax.tracking.task import task
+from llm_jax.tracking.task import ByteProgress
 from llm_jax.tracking.terminal import say
 from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
@@ -221,21 +222,11 @@ def open_stage_data(session: Session, stage: Stage) -> StageData:
 
 def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
   """One split in rows of `seq_len` tokens, tokenised if no run has done that before."""
-  with contextlib.ExitStack() as stack:
-    shown = 0
-    advance: Callable[[float], None] | None = None
-
-    def progress(done: int, total: int) -> None:
-      nonlocal shown, advance
-      if advance is None:
-        advance = stack.enter_context(task(f'tokenise {split}', total, unit='B', enabled=session.primary))
-      advance(done - shown)
-      shown = done
-
-    data = stage.data if split == 'train' else stage.validation_data
-    with located(f'config.stages[{session.run.stages.index(stage)}]'):
-      return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage),
-                          split=split, steps=stage.steps, phases=stage.phases, progress=progress, name=stage.name)
+  data = stage.data if split == 'train' else stage.validation_data
+  show_progress = functools.partial(ByteProgress, f'tokenise {split}', enabled=session.primary)
+  with located(f'config.stages[{session.run.stages.index(stage)}]'):
+    return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage), split=split,
+                        steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name)
 
 
 def check_evaluations(session: Session, stages: list[Stage], data: Mapping[str, StageData]) -> None:

@@ -1,4 +1,6 @@
 """A mixture of sources as rows: every one of them once an epoch, and all of held-out text."""
+import contextlib
+import functools
 import itertools
 import subprocess
 import sys
@@ -104,6 +106,23 @@ def test_tokens_seen_are_those_of_the_rows(folder):
     counted = row['weights'] > 0
     learnt.extend(zip(row['tokens'][counted].tolist(), row['targets'][counted].tolist(), strict=True))
   assert sorted(seen) == sorted(learnt)
+
+
+def test_each_source_reports_its_own_progress(folder, tmp_path):
+  reports = []
+
+  @contextlib.contextmanager
+  def show():
+    reports.append([])
+    yield lambda done, total: reports[-1].append(done)
+
+  open_train = functools.partial(dataset.open_dataset, make_data(folder), BYTES, seq_len=16, seed=0, split='train',
+                                 cache_dir=tmp_path, show_progress=show)
+  data = open_train()
+  assert [done for [done] in reports] == [rows.store.num_bytes for rows in data.parts.values()]
+  reports.clear()
+  open_train()
+  assert reports == [[], []]  # all is in the cache
 
 
 def test_errors_name_the_source(folder, tmp_path):

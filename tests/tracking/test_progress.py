@@ -9,7 +9,7 @@ import pytest
 from llm_jax.tracking import progress
 from llm_jax.tracking.numbers import duration, size
 from llm_jax.tracking.progress import Progress
-from llm_jax.tracking.task import task
+from llm_jax.tracking.task import ByteProgress, task
 
 
 class Clock:
@@ -143,6 +143,14 @@ def test_a_total_that_was_an_estimate_is_not_shown_at_the_end(clock):
     advance(10)
     raise KeyError
   assert file.getvalue().splitlines() == ['tokenise: 10 in 0 s', 'tokenise: 10 of 40 (25%) in 0 s']
+
+
+def test_progress_in_bytes():
+  file = io.StringIO()
+  with ByteProgress('import', file=file) as progress:
+    for done in (2**20, 3 * 2**20):
+      progress(done, 4 * 2**20)
+  assert file.getvalue() == 'import: 3.0 MiB in 0 s\n'
 
 
 def test_tasks(clock):
