@@ -6,12 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from llm_jax.checkpoints.checkpoint import SavedCheckpoint
-from llm_jax.checkpoints.store import CheckpointStore
-from llm_jax.config.errors import ConfigError, require
+from launch.saved_models import find_checkpoint, read_params
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.run import Run
-from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import end_of_turn
 from llm_jax.data.tokenizers.files import META_FILE
@@ -68,29 +64,12 @@ def _read_folder(folder: pathlib.Path, load: Callable[..., tuple[Architecture, A
 def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
   """A checkpoint of a run: the last stage's newest one where none is named."""
   run = read_config(workdir, '--checkpoint')
-  chosen, checkpoint = _choose_checkpoint(workdir, run, stage, step)
-  which = ', averaged parameters' if checkpoint.averaged else ''
-  print(f'{checkpoint.path}{which}', file=sys.stderr)
+  chosen, checkpoint = find_checkpoint('checkpoint', workdir, run, stage, step)
   files = _tokenizer_files(workdir / 'tokenizer', chosen.data.template)
-  params = checkpoint.read_best()
+  params = read_params(checkpoint)
   if params.pop(HEAD, None):
     print("its classifier's head is left out: what is written is the language model", file=sys.stderr)
   return Model(run.model_of(chosen), params, files)
-
-
-def _choose_checkpoint(workdir: pathlib.Path, run: Run, name: str | None, step: int | None
-                       ) -> tuple[Stage, SavedCheckpoint]:
-  saved = [stage for stage in run.stages if CheckpointStore(workdir / 'checkpoints' / stage.name).steps()]
-  names = [stage.name for stage in saved]
-  require(bool(saved), '--checkpoint', str(workdir), 'has no checkpoint yet')
-  require(name in (None, *names), '--stage', name, f'has no checkpoint, use one of {names}')
-  chosen = saved[-1] if name is None else saved[names.index(name)]
-  store = CheckpointStore(workdir / 'checkpoints' / chosen.name)
-  require(step in (None, *store.steps()), '--step', step, f'use one of {store.steps()}')
-  checkpoint = store.latest_valid() if step is None else store.at(step)
-  if checkpoint is None:  # another process has removed it
-    raise ConfigError('--checkpoint', str(workdir), 'its checkpoints are gone')
-  return chosen, checkpoint
 
 
 def _tokenizer_files(folder: pathlib.Path, template: str | None) -> dict[str, bytes]:

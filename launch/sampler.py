@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from launch.sample_flags import SampleFlags
-from launch.saved_models import find_checkpoint, read_params
+from launch.saved_models import check_tokenizer, find_checkpoint, read_params
 from launch.streaming import text_pieces, up_to_stop
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
@@ -42,7 +42,8 @@ class Sampler:
     self.sampling = make_sampling(flags)
     self.execution = Execution(dtype_of(flags.dtype or run.dtype))
     self.tokenizer = load_tokenizer(folder)
-    stage, checkpoint = find_checkpoint('checkpoint', flags.checkpoint, run, self.tokenizer, flags.stage, flags.step)
+    stage, checkpoint = find_checkpoint('checkpoint', flags.checkpoint, run, flags.stage, flags.step)
+    check_tokenizer(checkpoint, self.tokenizer)
     self.model = run.model_of(stage)
     self.template = None if flags.raw else flags.template or stage.data.template
     self.first_token, self.stop_tokens = text_borders(folder, self.tokenizer)
@@ -52,7 +53,7 @@ class Sampler:
             'without a chat template text is continued: put it before the prompt, or name the --template')
     self.opening: list[Message] = [] if flags.system is None else [{'role': 'system', 'content': flags.system}]
     self.draft = None if draft_run is None else self._open_draft(draft_run)
-    self.params = read_params(checkpoint)
+    self.params = jax.device_put(read_params(checkpoint))
 
   def _open_draft(self, run: Run) -> tuple[Architecture, Any]:
     """The model that drafts and its parameters."""
@@ -61,8 +62,9 @@ class Sampler:
     tokenizer = load_tokenizer(workdir / 'tokenizer')
     require(tokenizer.fingerprint == self.tokenizer.fingerprint, '--draft', self.flags.draft,
             'has another tokenizer than --checkpoint: use models trained with one tokenizer')
-    stage, checkpoint = find_checkpoint('draft', workdir, run, self.tokenizer)
-    return run.model_of(stage), read_params(checkpoint)
+    stage, checkpoint = find_checkpoint('draft', workdir, run)
+    check_tokenizer(checkpoint, self.tokenizer)
+    return run.model_of(stage), jax.device_put(read_params(checkpoint))
 
   # -------------------------------------------------------------------------------------------- one prompt
   def write(self, prompt: str) -> None:

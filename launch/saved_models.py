@@ -1,9 +1,7 @@
-"""Which checkpoint of a run `launch.sample` reads, and its parameters."""
+"""Which checkpoint of a run `launch.sample` and `launch.convert` read, and its parameters."""
 import pathlib
 import sys
 from typing import Any
-
-import jax
 
 from launch.errors import refuse
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
@@ -15,8 +13,8 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.runtime.errors import CheckpointError
 
 
-def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Tokenizer, stage: str | None = None,
-                    step: int | None = None) -> tuple[Stage, SavedCheckpoint]:
+def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, stage: str | None = None, step: int | None = None
+                    ) -> tuple[Stage, SavedCheckpoint]:
   """A stage and one of its checkpoints, verified.
 
   Args:
@@ -25,7 +23,7 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
     step: of the checkpoint; None: the newest valid one.
 
   Raises:
-    CheckpointError: the checkpoint is damaged, or was trained with another tokenizer.
+    CheckpointError: the checkpoint is damaged.
     SystemExit: there is no such stage or checkpoint; one line says so.
   """
   chosen = _choose_stage(flag, workdir, run, stage)
@@ -35,10 +33,15 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, tokenizer: Token
   checkpoint = store.latest_valid() if step is None else store.at(step)
   if checkpoint is None:  # another process has removed it
     raise CheckpointError(f'{store.folder}: its checkpoints are gone')
-  if checkpoint.metadata.tokenizer != tokenizer.fingerprint:
-    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {str(checkpoint.metadata.tokenizer)[:16]}, the '
-                          f'workdir has {tokenizer.fingerprint[:16]}: bring the first one back')
   return chosen, checkpoint
+
+
+def check_tokenizer(checkpoint: SavedCheckpoint, tokenizer: Tokenizer) -> None:
+  """Refuses a checkpoint that was trained with another tokenizer than the workdir has: CheckpointError."""
+  trained_with = checkpoint.metadata.tokenizer
+  if trained_with != tokenizer.fingerprint:
+    raise CheckpointError(f'{checkpoint.path}: trained with tokenizer {str(trained_with)[:16]}, the workdir has '
+                          f'{tokenizer.fingerprint[:16]}: bring the first one back')
 
 
 def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) -> Stage:
@@ -55,7 +58,7 @@ def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) 
 
 
 def read_params(checkpoint: SavedCheckpoint) -> Any:
-  """The parameters, their moving average where one is kept; prints where they are from."""
+  """The parameters in the memory of the host, their moving average where one is kept; prints where they are from."""
   which = ', averaged parameters' if checkpoint.averaged else ''
   print(f'{checkpoint.path}{which}', file=sys.stderr)
-  return jax.device_put(checkpoint.read_best())
+  return checkpoint.read_best()
