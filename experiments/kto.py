@@ -4,10 +4,9 @@ library of the interpreter that runs it. No network, no files.
 python -m launch.train --config=experiments/kto.py --workdir=runs/kto
 
 The questions are a function's signature and what it does. One half are answered with its body, which is desirable,
-the other half with a spoilt one. No question has two answers, so that there are no pairs for DPO. At the end the mean
-reward of held-out answers is -0.2 where they are desirable and -0.6 where they are spoilt; at the start both are 0. For
-your own answers put RatedAnswers('rated.jsonl') in the place of RATED, with lines of {"prompt", "completion",
-"label": true}.
+the other half with a spoilt one. No question has two answers, so that there are no pairs for DPO. The rewards of
+held-out answers are 0 at the start and part: those of spoilt ones fall further. For your own answers put
+RatedAnswers('rated.jsonl') in the place of RATED, with lines of {"prompt", "completion", "label": true}.
 """
 from llm_jax.config.experiment import (
   BPE,
