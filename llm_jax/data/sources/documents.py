@@ -4,6 +4,7 @@ Documents are split into training and validation by a hash of their key, so that
 of one single text splits off its tail.
 """
 import abc
+import codecs
 import collections
 import dataclasses
 import functools
@@ -160,7 +161,7 @@ class Reader(abc.ABC, Generic[Config]):
     config: Any = self.config  # every source has a val_fraction
     return DocumentSource(
       kind=kind,
-      fingerprint=fingerprints.of({'kind': kind, 'files': content, **self.selects()}),
+      fingerprint=fingerprints.of({'kind': kind, 'files': content, **self.selects(), **_left_out(files)}),
       files=files,
       val_fraction=config.val_fraction,
       encoder=self.encoder(),
@@ -169,6 +170,16 @@ class Reader(abc.ABC, Generic[Config]):
       num_bytes=self.text_bytes(num_bytes),
       whole_files=self.whole_files,
       skips_bad=self.skips_bad)
+
+
+def _left_out(files: Files) -> dict[str, bool]:
+  """Whether a text file begins with a byte order mark, which is left out: once it was stored as text."""
+  found = False
+  for path in files.values():
+    if path.suffix == '.txt' and not found:
+      with open(path, 'rb') as file:
+        found = file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+  return {'without_mark': True} if found else {}
 
 
 def open_source(source: Source, cache_dir: str | os.PathLike | None = None) -> DocumentSource:

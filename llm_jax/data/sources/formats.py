@@ -2,6 +2,7 @@
 
 A bad row raises ConfigError with the file and the line, row or record, when it is read.
 """
+import codecs
 import functools
 import gzip
 import json
@@ -32,8 +33,9 @@ def bad(where: str, reason: str, hint: str) -> ConfigError:
 
 
 def utf8_text(content: bytes, path: str) -> str:
+  """The text of a file, without the byte order mark that some editors put before it."""
   try:
-    return content.decode()
+    return content.removeprefix(codecs.BOM_UTF8).decode()
   except UnicodeDecodeError as error:
     line = content.count(b'\n', 0, error.start) + 1
     raise bad(f'{path}:{line}', 'not UTF-8', f'byte {content[error.start]:#04x}; convert the file') from error
@@ -88,6 +90,8 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
     with gzip.open(path) if path.name.endswith('.gz') else open(path, 'rb') as file:
       while line := file.readline(LONGEST_ROW + 1):
         number += 1
+        if number == 1:
+          line = line.removeprefix(codecs.BOM_UTF8)
         is_cut = len(line) > LONGEST_ROW and not line.endswith(b'\n')
         if is_cut:
           _skip_line(file)

@@ -1,4 +1,5 @@
 """Every format gives its documents, every bad row is named, and the splits are disjoint."""
+import codecs
 import gzip
 import itertools
 import json
@@ -157,6 +158,20 @@ def test_a_new_file_moves_no_other(tmp_path, pattern, new):
   (tmp_path / 'texts' / new).write_text('new')
   after = dict(opened(source, tmp_path).documents('validation'))
   assert before and before.items() <= after.items()
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+  """Of Windows editors: at the beginning of a file, of JSON lines too, and nowhere else."""
+  mark = codecs.BOM_UTF8
+  (tmp_path / 'a.txt').write_bytes(mark + b'hello\r\n')
+  (tmp_path / 'b.txt').write_bytes(b'hello\r\n')
+  texts = {name: opened(config.Text(str(tmp_path / f'{name}.txt'), val_fraction=0.0), tmp_path) for name in 'ab'}
+  assert [text for source in texts.values() for _, text in source.documents('train')] == ['hello\r\n'] * 2
+  for name, open_file in (('c.jsonl', open), ('d.jsonl.gz', gzip.open)):
+    with open_file(tmp_path / name, 'wb') as file:
+      file.write(mark + b'{"text": "one"}\n{"text": "\xef\xbb\xbftwo"}\n')
+    source = opened(config.Jsonl(str(tmp_path / name), val_fraction=0.0), tmp_path)
+    assert [text for _, text in source.documents('train')] == ['one', '\N{ZERO WIDTH NO-BREAK SPACE}two']
 
 
 BAD_LINES = {
