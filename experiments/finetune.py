@@ -4,9 +4,9 @@ python -m launch.train --config=experiments/finetune.py:FOLDER --workdir=runs/fi
 python -m launch.convert --checkpoint=runs/finetune --to_hf=FOLDER-chat
 
 FOLDER holds config.json, *.safetensors and tokenizer.json, and chats.jsonl beside them ({"messages": [{"role",
-"content"}, ...]}; '--config.stages[0].data.sources[0].source.path=FILE' names another). The template 'plain' asks
-nothing of the tokenizer; of a model that has the special tokens of another, say so:
-'--config.stages[0].data.sources[0].source.template=llama3'.
+"content"}, ...]}; '--config.stages[0].data.sources[0].source.path=FILE' names another). A model that brings a chat
+template is trained on it; any other on 'plain', which asks nothing of the tokenizer. Of a model that has the special
+tokens of another, say so: '--config.stages[0].data.sources[0].source.template=llama3'.
 """
 from llm_jax import hf
 from llm_jax.config.experiment import (
@@ -24,7 +24,7 @@ from llm_jax.config.experiment import (
 
 
 def get_config(folder):
-  chats = Conversations(f'{folder}/chats.jsonl', template='plain', val_fraction=0.05)
+  chats = Conversations(f'{folder}/chats.jsonl', template=hf.template_of(folder), val_fraction=0.05)
   return experiment(
     seed=0,
     tokenizer=hf.read_tokenizer(folder),

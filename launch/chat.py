@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from launch.sampler import Sampler
+from llm_jax.data.tokenizers.base import opened
 from llm_jax.data.tokenizers.chat_templates import Message
 
 
@@ -68,13 +69,14 @@ class TextConversation:
     self.reset()
 
   def reset(self) -> None:
-    self._tokens = [self._sampler.first_token]
+    self._tokens = [*self._sampler.tokenizer.begin]
 
   def answer(self, line: str, turn: int) -> None:
     sampler = self._sampler
     before = len(self._tokens)
     try:
       self._tokens += sampler.tokenizer.encode(self._separator(line) + line)
+      self._tokens = self._tokens or opened(sampler.tokenizer, ())
       tokens, max_new_tokens = sampler.fit(self._tokens)
       sampler.show(sampler.answer(tokens, max_new_tokens, turn, 0), self._tokens)
     except KeyboardInterrupt:
@@ -85,7 +87,7 @@ class TextConversation:
 
   def _separator(self, line: str) -> str:
     """A line begins on a line of its own. An empty one only asks the model to go on."""
-    is_first = len(self._tokens) == 1
+    is_first = len(self._tokens) == len(self._sampler.tokenizer.begin)
     ends_line = self._sampler.tokenizer.decode(self._tokens[-1:]).endswith('\n')
     return '' if is_first or ends_line or not line else '\n'
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from launch.saved_models import find_checkpoint, read_params
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.data.tokenizers.base import load_tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import end_of_turn
 from llm_jax.data.tokenizers.files import META_FILE
+from llm_jax.data.tokenizers.published import MODEL, MODEL_ENTRIES, is_deciding, read_files
 from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
+from llm_jax.hf.configs import listed
 from llm_jax.hf.files import inside, read_json
 from llm_jax.objectives.classification import HEAD
 from llm_jax.tracking.run_config import read_config
@@ -29,15 +31,19 @@ class Model:
 
   params: a nested dict of float32 arrays.
   files: those of a tokenizer, and a generation configuration, by name.
+  kind: the entries of its `config.json` that decide which tokenizer transformers makes of the files.
   """
   config: Architecture
   params: Any
   files: dict[str, bytes]
+  kind: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_hf(folder: pathlib.Path) -> Model:
   """A Hugging Face folder."""
   model = _read_folder(folder, load_pretrained)
+  stated = read_json(folder, 'config.json')
+  model = dataclasses.replace(model, kind={key: stated[key] for key in MODEL_ENTRIES if stated.get(key) is not None})
   if GENERATION in model.files:
     return model
   config = json.loads((folder / 'config.json').read_bytes())
@@ -53,7 +59,8 @@ def read_meta(folder: pathlib.Path) -> Model:
 def _read_folder(folder: pathlib.Path, load: Callable[..., tuple[Architecture, Any]]) -> Model:
   with ByteProgress('import') as bar:
     config, params = load(folder, progress=bar)
-  files = {name: inside(folder, name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
+  names = {*COMPANIONS, *(name for name in read_files(folder) if name != MODEL)}
+  files = {name: inside(folder, name).read_bytes() for name in sorted(names) if (folder / name).is_file()}
   for name in files:
     if name.endswith('.json'):
       read_json(folder, name)  # what cannot be read is not passed on
@@ -74,11 +81,27 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Mode
 
 def _tokenizer_files(folder: pathlib.Path, template: str | None) -> dict[str, bytes]:
   """The run's tokenizer as Hugging Face has it: made from our own kinds, and what an imported model brought."""
-  files: dict[str, bytes] = {}
-  if (folder / META_FILE).exists():
-    tokenizer = load_tokenizer(folder)
-    ends = list(end_of_turn(template, tokenizer)) if template else [tokenizer.eot]
-    ids = {'bos_token_id': tokenizer.eot, 'eos_token_id': ends if len(ends) > 1 else ends[0]}
-    files = {**tokenizer_files(tokenizer, template), GENERATION: json.dumps(ids).encode()}
   brought = {name: (folder / name).read_bytes() for name in COMPANIONS if (folder / name).is_file()}
-  return files | brought
+  if not (folder / META_FILE).exists():
+    return brought
+  tokenizer = load_tokenizer(folder)
+  made = tokenizer_files(tokenizer, template)
+  others = {name: content for name, content in brought.items() if not is_deciding(name)}
+  return {**others, **made, GENERATION: _generation(tokenizer, template, brought.get(GENERATION))}
+
+
+def _generation(tokenizer: Tokenizer, template: str | None, brought: bytes | None) -> bytes:
+  """A generation configuration: the one that was brought, in which the end of a turn that was learnt stops an answer
+  too, or one of the tokenizer."""
+  ends = list(end_of_turn(template, tokenizer)) if template else [tokenizer.eot]
+  if brought is not None:
+    values = json.loads(brought)
+    known = listed(values.get('eos_token_id'))
+    if not template or ends[0] in known:
+      return brought
+    return json.dumps({**values, 'eos_token_id': [ends[0], *known]}, indent=2).encode()
+  named = {role: tokenizer.special_ids.get(tokenizer.named.get(f'{role}_token', '')) for role in ('bos', 'pad')}
+  begin = [*tokenizer.begin, tokenizer.eot][0]
+  ids = {'bos_token_id': begin if named['bos'] is None else named['bos'],
+         'eos_token_id': ends if len(ends) > 1 else ends[0]}
+  return json.dumps(ids if named['pad'] is None else {**ids, 'pad_token_id': named['pad']}).encode()

@@ -72,7 +72,8 @@ def parse(argv: Sequence[str] | None, description: str) -> SampleFlags:
   add('--draft_tokens', type=int, help='tokens drafted at a time; default 4, or one for each head')
   add('--raw', action='store_true', help='continue the text itself, also with a model trained on conversations')
   add('--template', choices=TEMPLATES,
-      help="the chat template to answer by; default: that of the last stage's conversations")
+      help="the chat template to answer by; default: that of the last stage's conversations; 'model', the one that an "
+           'imported model brings, where nothing was trained')
   add('--system', metavar='TEXT', help='a system message, before the conversation with a chat model')
   add('--dtype', choices=('float32', 'bfloat16'), help="of the computation; default: the run's own")
   add('--stage', help='default: the last one that has a checkpoint')

@@ -12,7 +12,8 @@ from launch.streaming import text_pieces, up_to_stop
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.run import Run
-from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
+from llm_jax.config.sources import OWN_TEMPLATE
+from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer, opened
 from llm_jax.data.tokenizers.chat_templates import Message, end_of_turn, prompt_ids
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate, stream
@@ -45,8 +46,8 @@ class Sampler:
     stage, checkpoint = find_checkpoint('checkpoint', flags.checkpoint, run, flags.stage, flags.step)
     check_tokenizer(checkpoint, self.tokenizer)
     self.model = run.model_of(stage)
-    self.template = None if flags.raw else flags.template or stage.data.template
-    self.first_token, self.stop_tokens = text_borders(folder, self.tokenizer)
+    self.template = None if flags.raw else flags.template or stage.data.template or self._brought_template(run)
+    self.stop_tokens = text_ends(folder, self.tokenizer)
     if self.template is not None:
       self.stop_tokens = tuple({*end_of_turn(self.template, self.tokenizer), *self.stop_tokens})
     require(self.template is not None or flags.system is None, '--system', flags.system,
@@ -54,6 +55,11 @@ class Sampler:
     self.opening: list[Message] = [] if flags.system is None else [{'role': 'system', 'content': flags.system}]
     self.draft = None if draft_run is None else self._open_draft(draft_run)
     self.params = jax.device_put(read_params(checkpoint))
+
+  def _brought_template(self, run: Run) -> str | None:
+    """The chat template that a model brought which was imported, and has not been trained here."""
+    is_imported = len(run.stages) == 1 and run.stages[0].steps == 0
+    return OWN_TEMPLATE if is_imported and self.tokenizer.chat_templates else None
 
   def _open_draft(self, run: Run) -> tuple[Architecture, Any]:
     """The model that drafts and its parameters."""
@@ -70,7 +76,7 @@ class Sampler:
   def write(self, prompt: str) -> None:
     """Prints the prompt and its continuations, or a chat model's answers, as they come."""
     if self.template is None:
-      tokens = [self.first_token, *self.tokenizer.encode(prompt)]
+      tokens = opened(self.tokenizer, self.tokenizer.encode(prompt))
       shown = prompt
     else:
       tokens = self.prompt_ids([*self.opening, {'role': 'user', 'content': prompt}])
@@ -149,16 +155,14 @@ class Sampler:
     print()
 
 
-def text_borders(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, tuple[int, ...]]:
-  """The id that a text begins with, and those that end it: an imported model's own, else the end of text for both.
+def text_ends(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """The ids that end a text: an imported model's own, else the end of text.
 
   folder: the run's tokenizer, with the `generation_config.json` of a model that was imported.
   """
   path = folder / 'generation_config.json'
   ids = generation_ids(path.read_bytes() if path.is_file() else b'{}')
-  first = listed(ids['bos_token_id']) or [tokenizer.eot]
-  ends = listed(ids['eos_token_id']) or [tokenizer.eot]
-  return first[0], tuple(ends)
+  return tuple(listed(ids['eos_token_id']) or [tokenizer.eot])
 
 
 def make_sampling(flags: SampleFlags) -> Greedy | Sampling:

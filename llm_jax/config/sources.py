@@ -18,7 +18,9 @@ __all__ = [
   'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
 
-TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
+NAMED_TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
+OWN_TEMPLATE = 'model'  # the chat template that an imported model brings along
+TEMPLATES = (*NAMED_TEMPLATES, OWN_TEMPLATE)
 
 
 class SourceConfig:
@@ -140,7 +142,7 @@ class NeedleTexts(SourceConfig):
 class DialogueSource(SourceConfig):
   """Documents written out by a chat template; only what the assistant says is a target, the end of its turn included.
 
-  template: one of TEMPLATES.
+  template: 'plain', 'chatml', 'llama2', 'llama3', or 'model': the chat template that an imported model brings along.
   """
   template: str
 
@@ -154,7 +156,8 @@ class DialogueSource(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Conversations(DialogueSource):
-  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`."""
+  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`; "system" beside it is its first
+  message. With template='model' a row may have "tools", and messages have whatever the model's chat template reads."""
   path: Safe[str]
   template: str = 'chatml'
   field: str = 'messages'
@@ -230,7 +233,7 @@ class LabelledSource(SourceConfig):
 
   labels: names of the classes.
   special_tokens: those before a text, between two texts, and behind, where the class is read (Radford et al. 2018,
-    GPT-1, section 3.3: start, delimiter, extract); '' is the tokenizer's end of text.
+    GPT-1, section 3.3: start, delimiter, extract); '' is what stands before a document, and the end of text.
   """
   labels: tuple[str, ...]
   special_tokens: tuple[str, ...]

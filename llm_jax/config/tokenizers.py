@@ -63,10 +63,10 @@ class TiktokenFile:
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceFile:
-  """A `tokenizer.json`.
+  """A `tokenizer.json`, with the files that stand beside it in a model's folder, read as `transformers` reads them.
 
   path: the file.
-  end_of_text: its special token that separates documents.
+  end_of_text: its special token that ends a document.
   """
   path: Safe[str]
   end_of_text: str = '<|endoftext|>'

@@ -21,7 +21,7 @@ from llm_jax.data.mixture import AnyMixture, make_mixture
 from llm_jax.data.packing.ramp import length_phases
 from llm_jax.data.packing.rows import Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.sources import documents
-from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, check_ids
 
 ShowProgress = Callable[[], contextlib.AbstractContextManager[token_store.Progress | None]]
 NOT_SHOWN: ShowProgress = contextlib.nullcontext
@@ -143,7 +143,8 @@ class Dataset:
         yield np.array(ids)
 
   def token_documents(self) -> Iterator[np.ndarray]:
-    """The ids of every document of the split, `eot tokens eot`; of a dialogue, those of its template."""
+    """The ids of every document of the split, with those that the tokenizer puts around one; of a dialogue, those of
+    its template."""
     for part in self._rows:
       for start, end in zip(part.store.offsets[:-1], part.store.offsets[1:], strict=True):
         yield np.array(part.store.tokens[start:end])
@@ -190,7 +191,8 @@ class Dataset:
 
 def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, split: documents.Split,
                  steps: int = 1, phases: Sequence[Phase] = (), cache_dir: str | os.PathLike | None = None,
-                 show_progress: ShowProgress = NOT_SHOWN, name: str = '') -> Dataset | None:
+                 show_progress: ShowProgress = NOT_SHOWN, name: str = '',
+                 vocab_size: int | None = None) -> Dataset | None:
   """Opens the sources, tokenises what the cache does not hold, and plans the rows.
 
   steps, phases: of the stage; they matter where a source's weight changes with the step, or the sequence length does.
@@ -198,6 +200,7 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
   how many there are. Sources with val_fraction=0 have no
   part in the validation split; None where that leaves none. Raises ConfigError naming the source and the file.
   What is cut or left out is counted in a warning, under `name`.
+  vocab_size: rows of the model's embedding: text that uses a token without one is refused. None: not asked.
   """
   is_train = split == 'train'
   mixture = make_mixture(data.sources, steps, phases) if is_train else None
@@ -208,6 +211,8 @@ def open_dataset(data: Data, tokenizer: Tokenizer, *, seq_len: int, seed: int, s
     with located(f'data.sources[{i}].source'), show_progress() as progress:
       source = documents.open_source(weighted.source, cache_dir)
       store = token_store.open_store(source, split, tokenizer, cache_dir, progress)
+      if vocab_size is not None:
+        check_ids(store.tokens, tokenizer, vocab_size)
     settings = RowSettings(tokenizer, seq_len, data.packing, _seed('documents', seed, i) if is_train else None)
     rows = source.encoder.make_rows(store, settings)
     if mixture is not None:

@@ -1,7 +1,7 @@
 """Text tokenised once: ids of all documents in one memory-mapped file, built in parallel, resumed after a kill.
 
 A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
-  tokens     every document as `eot ids eot`, uint16 or uint32, little-endian
+  tokens     every document between what the tokenizer puts around one, uint16 or uint32, little-endian
   documents  per document (tokens, bytes of text that is learnt), int64 pairs
   counts     where some tokens are no targets: 1 for every token that is one; uint8
   meta.json  numbers and the sha256 of the files, written last

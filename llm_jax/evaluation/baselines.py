@@ -88,8 +88,8 @@ def trigram_bits_per_byte(train_token_documents: Iterable[np.ndarray], held_out_
                           vocab_size: int, num_bytes: int, seed: int = 0, left_out: float = 0.05) -> float:
   """Held-out bits per byte of a trigram model fitted on the training documents.
 
-  Documents are token ids as the model sees them, `eot tokens eot`: every token but the first of each is predicted, and
-  nothing is known from the document before.
+  Documents are token ids as the model sees them, with those around them: every token but the first of each is
+  predicted, and nothing is known from the document before.
 
   num_bytes: bytes of the held-out text.   seed: shuffles the documents before `left_out` of their tokens is set aside,
   out of the counts, to fit the interpolation weights (deleted interpolation, Jelinek & Mercer 1980); then everything

@@ -5,6 +5,7 @@ import jax
 
 from llm_jax.config.evaluations import Generations
 from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.base import opened
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Sampling
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Result
@@ -43,7 +44,7 @@ class GenerationsEvaluation(Evaluation):
     """The ids of every prompt, and the ids that end a text."""
     tokenizer, template = self.setup.tokenizer, self.setup.stage.data.template
     if template is None:
-      prompts = [[tokenizer.eot, *map(int, tokenizer.encode(prompt))] for prompt in self.config.prompts]
+      prompts = [opened(tokenizer, tokenizer.encode(prompt)) for prompt in self.config.prompts]
       return prompts, (tokenizer.eot,)
     prompts = []
     for prompt in self.config.prompts:

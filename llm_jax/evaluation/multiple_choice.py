@@ -1,4 +1,5 @@
 """Multiple-choice questions, scored by the log-likelihood of each choice behind its question."""
+import codecs
 import dataclasses
 import functools
 import math
@@ -13,7 +14,7 @@ from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.evaluations import MultipleChoice
 from llm_jax.data.sources import formats
-from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, check_ids, opened
 from llm_jax.decode.request import fetch
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
 from llm_jax.modules.transformer import Transformer
@@ -72,6 +73,7 @@ class MultipleChoiceEvaluation(Evaluation):
     limit = self.setup.model.max_length or math.inf
     numbers = [question.where for question in self.questions for _ in question.choices]
     for row, where in zip(self.rows, numbers, strict=True):
+      check_ids(np.array(row.ids), self.setup.tokenizer, self.setup.model.vocab_size)
       length = len(row.ids) - 1
       require(length <= limit, 'path', where,
               f'the question and a choice take {length} tokens, and the model has {limit} positions: shorten it')
@@ -133,7 +135,7 @@ def _scores(model: Transformer, params: Any, batch: LanguageModelBatch) -> jax.A
 
 
 def encode_choice(question: Question, choice: str, tokenizer: Tokenizer) -> Row:
-  """The ids of `eot question choice`, encoded as one text.
+  """The ids of a question and a choice, encoded as one text, behind what a document begins with.
 
   Raises:
     ConfigError: a token lies across the boundary, so that the choice has no log-likelihood of its own.
@@ -144,7 +146,8 @@ def encode_choice(question: Question, choice: str, tokenizer: Tokenizer) -> Row:
   require(is_apart, 'path', question.where,
           f'a token lies across the end of the question and the choice {choice!r}: let the question end where a word '
           'does, without white space, or set delimiter')
-  return Row([tokenizer.eot, *whole], 1 + len(prompt))
+  before = opened(tokenizer, prompt)
+  return Row([*before, *whole[len(prompt):]], len(before))
 
 
 def make_batch(rows: Sequence[Row], length: int, eot: int, sharding: jax.sharding.Sharding) -> LanguageModelBatch:
@@ -174,7 +177,8 @@ def read_questions(path: pathlib.Path, limit: int | None) -> list[Question]:
   if not path.is_file():
     raise ConfigError('path', str(path), 'no such file: name one of JSON lines with question, choices and answer')
   questions = []
-  for number, line in enumerate(path.read_bytes().splitlines(), 1):
+  content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+  for number, line in enumerate(content.splitlines(), 1):
     if line.strip():
       questions.append(read_question(line, f'{path}:{number}'))
     if len(questions) == limit:

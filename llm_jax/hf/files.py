@@ -206,6 +206,7 @@ def write_folder(directory: str | os.PathLike, config: Architecture, params: Any
       index = {'metadata': {'total_size': total}, 'weight_map': weight_map}
       (staging / f'{stem}.safetensors.index.json').write_text(json.dumps(index, indent=2) + '\n')
     for file, content in files.items():
+      (staging / file).parent.mkdir(exist_ok=True)
       (staging / file).write_bytes(content)
     staging.rename(folder)  # onto nothing, or onto an empty folder
   except BaseException:

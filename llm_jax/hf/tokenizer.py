@@ -3,21 +3,23 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm_jax.config.errors import require
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.sources import OWN_TEMPLATE
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer
-from llm_jax.data.tokenizers.chat_templates import end_of_turn
+from llm_jax.data.tokenizers.chat_templates import end_of_turn, names_of
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alphabet
+from llm_jax.data.tokenizers.published import CONFIG, MORE_TEMPLATES, read_chat_templates, read_files, read_object
 from llm_jax.hf.configs import listed
 from llm_jax.hf.files import read_json
 
 # The templates of `data/tokenizers/chat_templates.py` in Jinja, which transformers applies.
 JINJA = {
-  'plain': """{{ end_of_text }}{% for m in messages %}{% if m['role'] == 'assistant' %}
+  'plain': """{{ beginning }}{% for m in messages %}{% if m['role'] == 'assistant' %}
 {{ 'Assistant: ' + m['content'] + end_of_text }}{% else %}
 {{ m['role'].title() + ': ' + m['content'] + '\n\n' }}{% endif %}{% endfor %}
 {% if add_generation_prompt %}Assistant:{% endif %}""",
@@ -35,33 +37,72 @@ JINJA = {
 
 def chat_template(template: str, tokenizer: Tokenizer) -> str:
   """One of our chat templates in Jinja: `apply_chat_template` gives the ids on which we train."""
-  names = {'end_of_text': _name(tokenizer.eot, tokenizer),
+  names = {'end_of_text': names_of((tokenizer.eot,), tokenizer),
+           'beginning': names_of(tokenizer.begin, tokenizer),
            'begin_of_text': '<|begin_of_text|>' if '<|begin_of_text|>' in tokenizer.special_ids else ''}
   given = ''.join(f'{{% set {name} = {json.dumps(text)} %}}' for name, text in names.items() if name in JINJA[template])
   return given + JINJA[template].replace('}\n{', '}{')
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None = None) -> dict[str, bytes]:
-  """`tokenizer.json` and `tokenizer_config.json`, with the same ids for the same text, the same special tokens, and
-  (given a template) the chat template.
+  """`tokenizer.json` and what stands beside it, with the same ids for the same text, the same special tokens, and
+  (given a template) the chat template. The files of a model that was imported go out as they came in, but for a chat
+  template that is another.
 
-  There are two differences. Their library reads the name of a special token in a text as that token; ours never does.
-  And it does not put the `bos_token` before a text by itself, although the model was trained with it there.
+  The post-processor puts what a document begins with before a text, as it was learnt; what ends a document it leaves
+  out, so that the text of a prompt can be continued. There is one difference: their library reads the name of a special
+  token in a text as that token; ours never does.
   """
+  beside = _beside(tokenizer, template) if isinstance(tokenizer, HuggingFaceTokenizer) else {}
   match tokenizer:
+    case HuggingFaceTokenizer(is_described=True):
+      return {'tokenizer.json': tokenizer.content, **beside}
     case HuggingFaceTokenizer():
-      content, end = tokenizer.content, tokenizer.end_of_text
+      content, end = _with_beginning(tokenizer), tokenizer.end_of_text
     case RankTokenizer():
-      content, end = _byte_level(tokenizer.ranks, tokenizer.special_ids, tokenizer.pattern), tokenizer.end_of_text
+      end = tokenizer.end_of_text
+      content = _byte_level(tokenizer.ranks, tokenizer.special_ids, tokenizer.pattern, end)
     case ByteTokenizer():
-      content = _byte_level({bytes([byte]): byte for byte in range(256)}, {END_OF_TEXT: tokenizer.eot}, None)
-      end = END_OF_TEXT
-  config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': end, 'eos_token': end,
+      ranks = {bytes([byte]): byte for byte in range(256)}
+      content, end = _byte_level(ranks, {END_OF_TEXT: tokenizer.eot}, None, END_OF_TEXT), END_OF_TEXT
+    case _:
+      raise TypeError(type(tokenizer).__name__)
+  bos = names_of(tokenizer.begin[:1], tokenizer) or end
+  config = {'tokenizer_class': 'PreTrainedTokenizerFast', 'bos_token': bos, 'eos_token': end,
             'clean_up_tokenization_spaces': False, 'model_max_length': 1 << 40}
-  if template:
-    config['eos_token'] = _name(end_of_turn(template, tokenizer)[0], tokenizer)
+  if template and template != OWN_TEMPLATE:
+    config['eos_token'] = names_of(end_of_turn(template, tokenizer)[:1], tokenizer)
     config['chat_template'] = chat_template(template, tokenizer)
-  return {'tokenizer.json': content, 'tokenizer_config.json': json.dumps(config, indent=2).encode() + b'\n'}
+  return {**beside, 'tokenizer.json': content, CONFIG: _encoded(config)}
+
+
+def _beside(tokenizer: HuggingFaceTokenizer, template: str | None) -> dict[str, bytes]:
+  """The files beside a `tokenizer.json`, with another chat template where a named one was learnt."""
+  files = tokenizer.companions
+  if template is None or template == OWN_TEMPLATE:
+    return files
+  config = json.loads(files.get(CONFIG, b'{}'))
+  config['chat_template'] = chat_template(template, tokenizer)
+  others = {name: content for name, content in files.items()
+            if name != 'chat_template.jinja' and not name.startswith(f'{MORE_TEMPLATES}/')}
+  return {**others, CONFIG: _encoded(config)}
+
+
+def _with_beginning(tokenizer: HuggingFaceTokenizer) -> bytes:
+  """The file itself; where it does not put before a text what was learnt there, with a post-processor that does."""
+  says_so = HuggingFaceTokenizer(tokenizer.content, tokenizer.end_of_text, {CONFIG: b'{}'}).begin == tokenizer.begin
+  description = json.loads(tokenizer.content)
+  is_free = (description.get('post_processor') or {}).get('type') in (None, 'ByteLevel')
+  if says_so or not is_free:
+    return tokenizer.content
+  template = _beginning(tokenizer.end_of_text, tokenizer.eot)
+  before = [description['post_processor']] if description.get('post_processor') else []
+  description['post_processor'] = {'type': 'Sequence', 'processors': [*before, template]} if before else template
+  return json.dumps(description, ensure_ascii=False).encode()
+
+
+def _encoded(config: dict[str, Any]) -> bytes:
+  return json.dumps(config, indent=2).encode() + b'\n'
 
 
 def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
@@ -74,21 +115,60 @@ def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
   values = read_json(folder, 'config.json')
   if (folder / 'generation_config.json').is_file():
     values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if ids is not None}
+  files = {name: (folder / name).read_bytes() for name in ('tokenizer.json', CONFIG) if (folder / name).is_file()}
+  read_json(folder, 'tokenizer.json')  # names the folder where it is missing
   ends = listed(values.get('eos_token_id'))
-  added = read_json(folder, 'tokenizer.json').get('added_tokens') or []
+  found = end_of_text(files, ends)
+  if found is None:
+    raise ConfigError(f'{folder}/config.json: eos_token_id', values.get('eos_token_id'), 'none of the added tokens in '
+                      f'tokenizer.json: give HuggingFaceFile(path, end_of_text), one of {added_names(files)}')
+  return HuggingFaceFile(str(folder / 'tokenizer.json'), found)
+
+
+def template_of(directory: str | os.PathLike) -> str:
+  """The chat template for conversations with the model of a Hugging Face folder: its own where it brings one, else
+  'plain', which asks nothing of the tokenizer."""
+  folder = pathlib.Path(directory)
+  files = read_files(folder)
+  config = read_object(CONFIG, files.get(CONFIG, b'{}'))
+  return OWN_TEMPLATE if 'default' in read_chat_templates(config, files) else 'plain'
+
+
+def end_of_text(files: Mapping[str, bytes], ids: Sequence[int]) -> str | None:
+  """The name of the token that ends a text: the first of `ids` that is a token of these files; where there are no ids,
+  the end of text that the files name themselves.
+
+  files: a `tokenizer.json`, and the `tokenizer_config.json` beside it where there is one.
+  """
+  names = added_names(files)
+  stated = read_object(CONFIG, files.get(CONFIG, b'{}')).get('eos_token')
+  eos = stated.get('content') if isinstance(stated, dict) else stated
+  if not ids:
+    return eos if isinstance(eos, str) else None
+  return next((names[i] for i in ids if i in names), None)
+
+
+def added_names(files: Mapping[str, bytes]) -> dict[Any, Any]:
+  """Names of the added tokens by id."""
+  added = read_object('tokenizer.json', files['tokenizer.json']).get('added_tokens') or []
   names: dict[Any, Any] = {token.get('id'): token.get('content') for token in added if isinstance(token, dict)}
-  found = [names[end] for end in ends if end in names]
-  require(bool(found), f'{folder}/config.json: eos_token_id', values.get('eos_token_id'),
-          f'none of the added tokens in tokenizer.json: give HuggingFaceFile(path, end_of_text), one of {names}')
-  return HuggingFaceFile(str(folder / 'tokenizer.json'), found[0])
+  decoder = read_object(CONFIG, files.get(CONFIG, b'{}')).get('added_tokens_decoder') or {}
+  return {**names, **{int(i): token.get('content') for i, token in decoder.items() if isinstance(token, dict)}}
 
 
-def _name(special_id: int, tokenizer: Tokenizer) -> str:
-  return next(name for name, i in tokenizer.special_ids.items() if i == special_id)
+def _beginning(name: str, special_id: int) -> dict[str, Any]:
+  """A post-processor that puts a special token before a text."""
+  special = [{'SpecialToken': {'id': name, 'type_id': i}} for i in range(2)]
+  text = [{'Sequence': {'id': letter, 'type_id': i}} for i, letter in enumerate('AB')]
+  return {'type': 'TemplateProcessing', 'single': [special[0], text[0]],
+          'pair': [special[0], text[0], special[1], text[1]],
+          'special_tokens': {name: {'id': name, 'ids': [special_id], 'tokens': [name]}}}
 
 
-def _byte_level(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], pattern: str | None) -> bytes:
-  """A `tokenizer.json` of byte-level BPE, whose tokens are spelt in GPT-2's alphabet."""
+def _byte_level(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], pattern: str | None,
+                first: str) -> bytes:
+  """A `tokenizer.json` of byte-level BPE, whose tokens are spelt in GPT-2's alphabet.   first: the special token that
+  stands before every text."""
   spell = {byte: character for character, byte in byte_alphabet().items()}
   name = lambda token: ''.join(spell[byte] for byte in token)
   cuts = [] if pattern is None else [
@@ -99,7 +179,8 @@ def _byte_level(ranks: Mapping[bytes, int], special_tokens: Mapping[str, int], p
             'special': True} for text, i in sorted(special_tokens.items(), key=lambda item: item[1])]
   return json.dumps({
     'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
-    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*cuts, level]}, 'post_processor': None, 'decoder': level,
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*cuts, level]},
+    'post_processor': _beginning(first, special_tokens[first]), 'decoder': level,
     'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
               'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False, 'ignore_merges': True,
               'vocab': {name(token): rank for token, rank in ranks.items()},

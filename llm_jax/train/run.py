@@ -226,7 +226,8 @@ def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Da
   show_progress = functools.partial(ByteProgress, f'tokenise {split}', enabled=session.primary)
   with located(f'config.stages[{session.run.stages.index(stage)}]'):
     return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage), split=split,
-                        steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name)
+                        steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name,
+                        vocab_size=session.run.model.vocab_size)
 
 
 def check_evaluations(session: Session, stages: list[Stage], data: Mapping[str, StageData]) -> None:

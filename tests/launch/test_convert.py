@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from launch import convert, sample
@@ -25,6 +24,7 @@ from llm_jax.hf.weights import parameter_shapes
 from llm_jax.tracking.run_config import read_config, write_config
 from tests.checkpoints.checkpoint_states import make_metadata
 from tests.hf import hf_models
+from tests.hf import published_tokenizers as published
 
 
 @pytest.fixture(scope='module')
@@ -78,17 +78,17 @@ def test_the_run_can_be_sampled(folder, tmp_path, capsys):
 
 
 def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
-  """Its own first id, which is not that of the end, and any of its ends; and with fewer positions than 1,024."""
-  tokenizer = train(['a few words of text'], 300, 'llama3', special_tokens=('<s>',))
-  begin = tokenizer.special_ids['<s>']
-  model = hf_models.make(hf_models.llama(vocab_size=tokenizer.vocab_size, max_position_embeddings=512))
-  prompt = torch.tensor([[begin, *tokenizer.encode('a few')]])
+  """Behind what its tokenizer begins with, which is not the end, up to any of its ends; and with fewer positions than
+  1,024."""
+  published.write_folder('llama3', tmp_path / 'hub', chat_template=None)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hub')
+  model = hf_models.make(hf_models.llama(vocab_size=len(tokenizer), max_position_embeddings=512))
+  prompt = tokenizer('a few', return_tensors='pt').input_ids
+  assert prompt[0, 0] == tokenizer.bos_token_id != tokenizer.eos_token_id
   say = lambda ends: model.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=ends)[0, 1:].tolist()
-  ends = [tokenizer.eot, say(None)[prompt.shape[1] + 3]]  # one that it is sure to meet
-  model.generation_config.bos_token_id, model.generation_config.eos_token_id = begin, ends
+  ends = [tokenizer.eos_token_id, say(None)[prompt.shape[1] + 3]]  # one that it is sure to meet
+  model.generation_config.bos_token_id, model.generation_config.eos_token_id = tokenizer.bos_token_id, ends
   model.save_pretrained(tmp_path / 'hub')
-  for name, content in tokenizer_files(tokenizer).items():
-    (tmp_path / 'hub' / name).write_bytes(content)
   assert run(f'--from_hf={tmp_path / "hub"}', f'--to={tmp_path / "run"}') == 0
   flags = ['--prompt=a few', '--max_new_tokens=12', '--temperature=0']
   assert sample.main([f'--checkpoint={tmp_path / "run"}', *flags]) == 0
@@ -105,15 +105,16 @@ def test_an_imported_chat_model_answers_as_with_transformers(tmp_path, capsys):
   for name, content in tokenizer_files(tokenizer, 'chatml').items():
     (tmp_path / 'hub' / name).write_bytes(content)
   assert run(f'--from_hf={tmp_path / "hub"}', f'--to={tmp_path / "run"}') == 0
-  assert '--template' in capsys.readouterr().err
   messages = [{'role': 'system', 'content': 'few words'}, {'role': 'user', 'content': 'a text'}]
   prompt = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hub').apply_chat_template(
     messages, add_generation_prompt=True, return_tensors='pt', return_dict=True)['input_ids']
   said = model.generate(prompt, max_new_tokens=8, do_sample=False)[0, prompt.shape[1]:].tolist()
-  assert sample.main([f'--checkpoint={tmp_path / "run"}', '--template=chatml', '--system=few words', '--prompt=a text',
-                      '--max_new_tokens=8', '--temperature=0']) == 0
   said = [token for token in said if token not in model.generation_config.eos_token_id]
-  assert said and capsys.readouterr().out == tokenizer.decode(said) + '\n'
+  for template in ((), ('--template=chatml',)):  # its own, and the named one that it is
+    capsys.readouterr()
+    assert sample.main([f'--checkpoint={tmp_path / "run"}', *template, '--system=few words', '--prompt=a text',
+                        '--max_new_tokens=8', '--temperature=0']) == 0
+    assert said and capsys.readouterr().out == tokenizer.decode(said) + '\n'
 
 
 def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
@@ -137,7 +138,7 @@ def test_a_run_of_ours_is_exported_with_its_tokenizer(tmp_path, capsys):
   np.testing.assert_array_equal(got['embedding']['w'], wide.astype('bfloat16').astype(np.float32))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
   assert theirs.generation_config.eos_token_id == 256
-  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('é')['input_ids'] == list('é'.encode())
+  assert transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')('é')['input_ids'] == [256, *'é'.encode()]
 
 
 def test_layouts_and_heads(folder, tmp_path):

@@ -11,10 +11,14 @@ import llm_jax
 from launch import convert, train
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.sources import Conversations
 from llm_jax.config.tokenizers import HuggingFaceFile
+from llm_jax.data.sources import documents
+from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.data.tokenizers.byte_level import train as train_tokenizer
 from llm_jax.tracking.metrics import read_metrics
 from tests.hf import hf_models
+from tests.hf import published_tokenizers as published
 
 EXPERIMENT = pathlib.Path(__file__).parents[2] / 'experiments/finetune.py'
 SMALL = ('steps=3', 'seq_len=64', 'batch_size=8', 'microbatches=1', 'evals[0].every=3',
@@ -55,6 +59,67 @@ def test_from_transformers_to_transformers(folder, tmp_path):
   ours = hf.load_pretrained(tmp_path / 'chat')
   np.testing.assert_allclose(llm_jax.Transformer(ours[0]).apply({'params': ours[1]}, np.array([tokens])), logits,
                              atol=1e-4)
+
+
+MARKED = published.LLAMA2.replace(
+  "{{ ' ' + content.strip() + ' ' + eos_token }}",
+  "{% generation %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endgeneration %}")
+
+
+def test_a_model_behind_a_beginning_of_its_own(tmp_path, monkeypatch):
+  """Imported, scored, trained on and exported: the losses are those of transformers on the texts and chats that its own
+  tokenizer writes, and the tokenizer goes out as it came in."""
+  monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'cache'))
+  folder = published.write_folder('llama2', tmp_path / 'model', chat_template=MARKED)
+  vocab_size = len(transformers.AutoTokenizer.from_pretrained(folder))
+  hf_models.make(hf_models.llama(vocab_size=vocab_size, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+  chats = [[{'role': 'user', 'content': f'How are {i} cats?'}, {'role': 'assistant', 'content': f'The {i} are well.'}]
+           for i in range(120)]
+  (folder / 'chats.jsonl').write_text(''.join(json.dumps({'messages': chat}) + '\n' for chat in chats))
+  run, exported = tmp_path / 'run', tmp_path / 'exported'
+  assert train.main(['launch.train', f'--config={EXPERIMENT}:{folder}', f'--workdir={run}', '--config.dtype=float32',
+                     *(f'--config.stages[0].{field}' for field in SMALL)]) == 0
+  assert convert.main([f'--checkpoint={run}', f'--to_hf={exported}']) == 0
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    assert (exported / name).read_bytes() == (folder / name).read_bytes()
+
+  source = Conversations(str(folder / 'chats.jsonl'), 'model', val_fraction=0.05)
+  held_out = [dialogue.messages for _, dialogue in documents.open_source(source).documents('validation')]
+  [final] = [row['nll'] for row in read_metrics(run) if row['kind'] == 'final']
+  assert final == pytest.approx(chat_loss(exported, held_out), abs=1e-5)
+
+  for place in (folder, exported):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(place).eval()
+    ids = transformers.AutoTokenizer.from_pretrained(place)('the user sees a cat', return_tensors='pt').input_ids
+    assert ids[0, 0] == 1
+    with torch.no_grad():
+      expected = float(theirs(ids, labels=ids).loss)
+    assert text_loss(place, 'the user sees a cat') == pytest.approx(expected, abs=1e-5)
+
+
+def chat_loss(folder, chats) -> float:
+  """Nats per token that the assistant says, by transformers alone."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  total = count = 0.0
+  for chat in chats:
+    found = tokenizer.apply_chat_template(chat, return_dict=True, return_assistant_tokens_mask=True)
+    ids, mask = torch.tensor(found['input_ids']), torch.tensor(found['assistant_masks'])
+    with torch.no_grad():
+      losses = torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], ids[1:], reduction='none')
+    total += float((losses * mask[1:]).sum())
+    count += float(mask[1:].sum())
+  return total / count
+
+
+def text_loss(folder, text) -> float:
+  """Nats per token of a document, by ours alone, without the end that stands behind it."""
+  tokenizer = make_tokenizer(hf.read_tokenizer(folder))
+  config, params = hf.load_pretrained(folder)
+  ids = np.array([*tokenizer.begin, *tokenizer.encode(text)])
+  logits = np.array(llm_jax.Transformer(config).apply({'params': params}, ids[None])[0, :-1], np.float64)
+  normalizers = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+  return float((normalizers - np.take_along_axis(logits, ids[1:, None], -1)[:, 0]).mean())
 
 
 def test_the_end_of_text_is_found_or_asked_for(folder):

@@ -1,23 +1,29 @@
 """Conversations to rows: documents that a chat template writes, of which only what the assistant says is a target."""
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from llm_jax.data.packing.rows import Encoded, Encoder, RowSettings
 from llm_jax.data.packing.text import TextRows
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.jinja_template import REASONING
 
 
 class Dialogue(NamedTuple):
-  """One document: what the assistant says in messages[start:] is learnt."""
+  """One document: what the assistant says in messages[start:] is learnt.
+
+  tools: descriptions of functions in JSON, for a model's own chat template.
+  """
   messages: Sequence[chat_templates.Message]
   start: int = 0
+  tools: Sequence[Mapping[str, Any]] | None = None
 
   @property
   def answers(self) -> list[str]:
-    return [message['content'] for message in self.messages[self.start:] if message['role'] == 'assistant']
+    return [said(message) for message in self.messages[self.start:] if message['role'] == 'assistant']
 
   @property
   def learnt(self) -> bytes:
@@ -27,17 +33,31 @@ class Dialogue(NamedTuple):
   @property
   def length(self) -> int:
     """Characters of all that is said."""
-    return sum(len(message['content']) for message in self.messages)
+    return sum(len(said(message)) for message in self.messages)
 
   @property
   def text(self) -> str:
     """All that is said, a message a line."""
-    return '\n'.join(message['content'] for message in self.messages)
+    return '\n'.join(said(message) for message in self.messages)
+
+
+def said(message: chat_templates.Message) -> str:
+  """The texts of a message: its content, what was thought before it, and its calls of tools."""
+  texts: list[str] = []
+  content = message.get('content')
+  if isinstance(content, str):
+    texts.append(content)
+  elif isinstance(content, list):
+    texts += [part['text'] for part in content if isinstance(part, Mapping) and isinstance(part.get('text'), str)]
+  texts += [message[name] for name in REASONING if isinstance(message.get(name), str)]
+  if message.get('tool_calls'):
+    texts.append(json.dumps(message['tool_calls'], ensure_ascii=False))
+  return '\n'.join(texts)
 
 
 def encode_dialogue(dialogue: Dialogue, template: str, tokenizer: Tokenizer, mask_formatting: bool = False) -> Encoded:
   """The document as the template writes it. mask_formatting: special tokens are no targets."""
-  ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start)
+  ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start, dialogue.tools)
   if mask_formatting:
     counts &= ~chat_templates.formatting(ids, tokenizer)
   return Encoded((ids,), len(dialogue.learnt), counts)

@@ -15,7 +15,7 @@ from llm_jax.config.sources import SourceConfig
 from llm_jax.data.packing.pieces import BestFit, assemble
 from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore
-from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, opened
 
 FORMAT = 1  # raise it when the same texts are stored in another way
 NO_CLASS = -1
@@ -129,7 +129,8 @@ def cut(ids: np.ndarray, special: np.ndarray, length: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class LabelledEncoder(Encoder[Example]):
-  """special_tokens: before a text, between two texts, and behind; '' is the tokenizer's end of text."""
+  """special_tokens: before a text, between two texts, and behind; '' is what the tokenizer puts before a document, and
+  its end of text."""
   special_tokens: tuple[str, ...]
   has_counts = True
 
@@ -148,8 +149,9 @@ class LabelledEncoder(Encoder[Example]):
 
   def encode(self, documents: Sequence[Example], tokenizer: Tokenizer) -> Iterator[Encoded]:
     """The text between its special tokens, then the class; counts are 1 for the tokens of the text."""
-    start, delimiter, extract = (tokenizer.special_ids[name] if name else tokenizer.eot
-                                 for name in self.special_tokens)
+    beginning = opened(tokenizer, ())[-1]
+    start, delimiter, extract = (tokenizer.special_ids[name] if name else usual for name, usual in zip(
+      self.special_tokens, (beginning, tokenizer.eot, tokenizer.eot), strict=True))
     encoded = iter(tokenizer.encode_batch([text for example in documents for text in example.texts]))
     for example in documents:
       ids, counts = [], []

@@ -17,7 +17,7 @@ from llm_jax.config.errors import require
 from llm_jax.data.packing.pieces import assemble
 from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore
-from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, opened
 
 VALUES = 1  # words of an answer
 KEYS = 16  # words that facts are looked up by
@@ -34,6 +34,7 @@ class Facts:
     require(len(words) >= LEAST_WORDS, 'tokenizer', f'{len(words)} words',
             f'needles are made of ids that stand for a word, and take {LEAST_WORDS}: use BPE(vocab_size=1_024) or more')
     self.eot = tokenizer.eot
+    self._begin = np.array(opened(tokenizer, ())[-1:])
     self._words = np.array(words[:WORDS])
     self._opening = np.array(tokenizer.encode('\n>'))
     self._end = np.array(tokenizer.encode('\n'))
@@ -51,8 +52,8 @@ class Facts:
     return np.concatenate([self._opening, fact, self._end])
 
   def plant(self, haystack: np.ndarray, facts: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    """The end of text, then the haystack with fact i before its token places[i]."""
-    pieces = [np.array([self.eot])]
+    """What a document begins with, then the haystack with fact i before its token places[i]."""
+    pieces = [self._begin]
     start = 0
     for i in np.argsort(places, kind='stable'):
       pieces += [haystack[start:places[i]], self.line(facts[i])]

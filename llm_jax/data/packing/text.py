@@ -73,16 +73,22 @@ class TextRows(Rows):
 
 
 class TextEncoder(Encoder[str]):
-  """Each document is `eot ids eot`, and every token of it is a target."""
+  """Each document stands between the ids that the tokenizer puts before and behind one, and every token is a target.
+
+  Where it puts nothing before a document, nothing predicts its first token, whose bytes are not counted as learnt.
+  """
   is_divisible = True
 
   def length(self, document: str) -> int:
     return len(document)
 
   def encode(self, documents: Sequence[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    eot = np.array([tokenizer.eot])
+    begin, end = np.array(tokenizer.begin, np.int64), np.array(tokenizer.end)
     for text, ids in zip(documents, tokenizer.encode_batch(documents), strict=True):
-      yield Encoded((eot, ids, eot), len(text.encode()))
+      num_bytes = len(text.encode())
+      if not len(begin):
+        num_bytes -= min(num_bytes, len(tokenizer.decode_bytes(ids[:1])))
+      yield Encoded((begin, ids, end), num_bytes)
 
   def text(self, document: str) -> str:
     return document
@@ -103,11 +109,11 @@ class TokenEncoder(Encoder[np.ndarray]):
     return len(document)
 
   def encode(self, documents: Sequence[np.ndarray], tokenizer: Tokenizer) -> Iterator[Encoded]:
-    eot = np.array([tokenizer.eot])
+    begin, end = np.array(tokenizer.begin, np.int64), np.array(tokenizer.end)
     widths = _bytes_per_token(tokenizer)
     for ids in documents:
-      num_bytes = 0
-      pieces = [eot]
+      num_bytes = 0 if len(begin) else -int(widths[ids[0]])
+      pieces = [begin]
       for start in range(0, len(ids), PIECE_TOKENS):
         piece = ids[start:start + PIECE_TOKENS]
         if piece.max() >= tokenizer.vocab_size:
@@ -115,7 +121,7 @@ class TokenEncoder(Encoder[np.ndarray]):
                             'use the tokenizer that wrote the file, or the right dtype')
         pieces.append(piece)
         num_bytes += int(widths[piece].sum(dtype=np.int64))
-      yield Encoded((*pieces, eot), num_bytes)
+      yield Encoded((*pieces, end), num_bytes)
 
   def text(self, document: np.ndarray) -> str:
     raise NotImplementedError('ids are no text')  # `has_text` says so

@@ -1,10 +1,12 @@
 """Readers of conversations and of pairs of answers: each row is checked as it is read."""
 import functools
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.sources import (
+  OWN_TEMPLATE,
   Conversations,
   Preferences,
   RatedAnswers,
@@ -12,13 +14,14 @@ from llm_jax.config.sources import (
   StandardLibraryPreferences,
   StandardLibraryRatedAnswers,
 )
-from llm_jax.data.packing.chats import ChatEncoder, Dialogue
+from llm_jax.data.packing.chats import ChatEncoder, Dialogue, said
 from llm_jax.data.packing.pairs import Pair, PairEncoder
 from llm_jax.data.packing.rated import Rated, RatedEncoder
 from llm_jax.data.sources import formats, standard_library
 from llm_jax.data.sources.documents import JSONL, Config, Reader, Record
 from llm_jax.data.sources.formats import Files
 from llm_jax.data.tokenizers import chat_templates
+from llm_jax.data.tokenizers.jinja_template import Tools
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -100,13 +103,43 @@ class StandardLibraryRatedAnswersReader(LibraryReader[StandardLibraryRatedAnswer
 # ---------------------------------------------------------------------------------------------- rows
 def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogue:
   """One line of JSONL. Raises ConfigError naming the row."""
-  messages = field(formats.json_object(line, where), source.field, where)
-  return conversation(messages, where, source.template, source.field)
+  row = formats.json_object(line, where)
+  messages = with_system(row, field(row, source.field, where), where, source.field)
+  return conversation(messages, where, source.template, source.field, read_tools(row, where))
 
 
-def conversation(messages: Any, where: str, template: str, name: str = 'messages') -> Dialogue:
+def conversation(messages: Any, where: str, template: str, name: str = 'messages', tools: Tools = None) -> Dialogue:
   """The dialogue of a list of {'role', 'content'}, called `name` in messages. Raises ConfigError naming the row."""
-  return answered(Dialogue(messages), template, where, name)
+  return answered(Dialogue(messages, tools=tools), template, where, name)
+
+
+def with_system(row: dict, messages: Any, where: str, name: str) -> Any:
+  """The messages of a row, with what it has under "system" as the first of them. Raises ConfigError naming the row."""
+  system = row.get('system')
+  if system is None or not isinstance(messages, list):
+    return messages
+  if not isinstance(system, str):
+    raise formats.bad(where, f'system is a {type(system).__name__}', 'give a text')
+  if not system.strip():
+    return messages
+  if messages and isinstance(messages[0], dict) and messages[0].get('role') == 'system':
+    raise formats.bad(where, f'system stands beside a system message in {name}', 'leave one of them out')
+  return [{'role': 'system', 'content': system}, *messages]
+
+
+def read_tools(row: dict, where: str) -> Tools:
+  """What a row has under "tools": a list of JSON objects, or a text that is one. Raises ConfigError naming the row."""
+  tools = row.get('tools')
+  if isinstance(tools, str) and tools.strip():
+    try:
+      tools = json.loads(tools)
+    except ValueError as error:
+      raise formats.bad(where, 'tools is no JSON', f'{error}; give a list of descriptions of functions') from error
+  if not tools:
+    return None
+  if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+    raise formats.bad(where, f'tools is a {type(tools).__name__}', 'give a list of descriptions of functions in JSON')
+  return tools
 
 
 def read_preference(line: bytes, where: str, template: str) -> Pair:
@@ -140,9 +173,11 @@ def rated(row: dict, where: str, template: str) -> Rated:
 
 def read_prompt(row: dict, where: str, template: str) -> list[chat_templates.Message]:
   """The messages of a row's 'prompt', the last of them the user's. Raises ConfigError naming the row."""
-  prompt = _messages(row, 'prompt', 'user', where)
-  _check(prompt, template, where, 'prompt')
-  if prompt[-1]['role'] != 'user':
+  prompt = with_system(row, _messages(row, 'prompt', 'user', where), where, 'prompt')
+  _check(prompt, template, where, 'prompt', read_tools(row, where))
+  last_role = prompt[-1]['role']
+  is_answered_next = last_role == 'user' or template == OWN_TEMPLATE and last_role != 'assistant'
+  if not is_answered_next:
     raise formats.bad(where, 'the prompt does not end with the user', 'put what the assistant says into the answers')
   return prompt
 
@@ -153,12 +188,13 @@ def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where:
   answer = _messages(row, name, 'assistant', where)
   if answer[:len(prompt)] == prompt:
     raise formats.bad(where, f'{name} begins with the prompt', 'leave the prompt out of it')
-  return answered(Dialogue([*prompt, *answer], len(prompt)), template, where, f'prompt + {name}')
+  dialogue = Dialogue([*prompt, *answer], len(prompt), read_tools(row, where))
+  return answered(dialogue, template, where, f'prompt + {name}')
 
 
 def answered(dialogue: Dialogue, template: str, where: str, name: str) -> Dialogue:
   """The dialogue itself, where it holds something to learn."""
-  _check(dialogue.messages, template, where, name)
+  _check(dialogue.messages, template, where, name, dialogue.tools)
   if not dialogue.answers:
     raise formats.bad(where, f'{name} has no assistant turn', 'nothing to learn from: leave the row out')
   return dialogue
@@ -171,9 +207,11 @@ def field(row: dict, name: str, where: str) -> Any:
   return row[name]
 
 
-def _written(dialogue: Dialogue, template: str) -> list[tuple[str, str]]:
+def _written(dialogue: Dialogue, template: str) -> list[Any]:
   """Its messages after the prompt, as the template writes them."""
   answer = dialogue.messages[dialogue.start:]
+  if template == OWN_TEMPLATE:
+    return list(answer)
   return [(message['role'], chat_templates.trimmed(message['content'], template)) for message in answer]
 
 
@@ -185,10 +223,10 @@ def _messages(row: dict, name: str, role: str, where: str) -> list[chat_template
   return [{'role': role, 'content': value}] if isinstance(value, str) else value
 
 
-def _check(messages: Any, template: str, where: str, name: str) -> None:
+def _check(messages: Any, template: str, where: str, name: str, tools: Tools = None) -> None:
   try:
-    chat_templates.check(messages, template, name)
+    chat_templates.check(messages, template, name, tools)
   except ConfigError as error:
     raise formats.bad(where, f'{error.field} = {error.value!r}', error.hint) from error
   for message in messages:
-    formats.check_unicode(message['content'], where)
+    formats.check_unicode(said(message), where)

@@ -17,24 +17,49 @@ from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankT
 from llm_jax.data.tokenizers.files import HUGGING_FACE_FILE, META_FILE, RANKS_FILE
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.data.tokenizers.pre_tokenization import pattern_for
+from llm_jax.data.tokenizers.published import read_files
+from llm_jax.data.tokenizers.rendered import Rendered, Span
+
+PIECE_IDS = 1 << 24  # looked at in one go
 
 
 class Tokenizer(Protocol):
   """What the rest of the code needs of a tokenizer.
 
-  eot: the special id at both ends of every document.
+  eot: the special id that ends a text.
+  begin, end: the ids before and behind every document.
   special_ids: every special token by name, `eot` among them; no text is ever encoded to one of these ids.
   fingerprint: two tokenizers with one fingerprint give the same ids.
+  named: special tokens by the names that chat templates of models know them by, such as 'bos_token'.
+  chat_templates: those that the tokenizer's folder brings, in Jinja, by name.
   """
   vocab_size: int
   eot: int
   special_ids: dict[str, int]
   fingerprint: str
+  named: dict[str, str]
+  chat_templates: dict[str, str]
+
+  @property
+  def begin(self) -> tuple[int, ...]: ...
+
+  @property
+  def end(self) -> tuple[int, ...]: ...
 
   def encode(self, text: str) -> list[int]: ...
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of each text, unsigned integers."""
+    ...
+
+  def encode_rendered(self, rendered: Rendered) -> tuple[list[int], list[Span]]:
+    """Ids of a conversation that a chat template wrote, encoded as one text in which the names of special tokens are
+    these tokens, except in guarded pieces; and the characters of the text that each id stands for."""
+    ...
+
+  def control_names(self, template_text: str) -> tuple[str, ...]:
+    """Names that a conversation's contents may not turn into ids: those of special tokens, and of others that the
+    template itself writes."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -65,13 +90,20 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
       end_of_text = _end_of_text(tokenizer)
       return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), special_tokens, end_of_text)
     case config.HuggingFaceFile(path, end_of_text):
-      try:
-        return HuggingFaceTokenizer(pathlib.Path(path).read_bytes(), end_of_text)
-      except OSError as error:
-        hint = f'cannot be read ({error.strerror}): name a tokenizer.json'
-        raise ConfigError('tokenizer.path', path, hint) from error
+      return _read_hugging_face(pathlib.Path(path), end_of_text)
     case _:
       raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')
+
+
+def _read_hugging_face(path: pathlib.Path, end_of_text: str) -> HuggingFaceTokenizer:
+  """A `tokenizer.json`, with what stands beside it in a model's folder."""
+  try:
+    content = path.read_bytes()
+    files = read_files(path.parent)
+  except OSError as error:
+    hint = f'cannot be read ({error.strerror}): name a tokenizer.json'
+    raise ConfigError('tokenizer.path', str(path), hint) from error
+  return HuggingFaceTokenizer(content, end_of_text, files)
 
 
 def _end_of_text(tokenizer: config.TiktokenFile) -> str:
@@ -113,15 +145,42 @@ def _load(folder: pathlib.Path, meta: dict[str, Any]) -> Tokenizer:
       ranks = load_ranks(folder / RANKS_FILE)
       return RankTokenizer(ranks, meta['pattern'], meta['control'], meta['end_of_text'])
     case 'huggingface':
-      return HuggingFaceTokenizer((folder / HUGGING_FACE_FILE).read_bytes(), meta['end_of_text'])
+      content = (folder / HUGGING_FACE_FILE).read_bytes()
+      return HuggingFaceTokenizer.load(content, meta, lambda name: (folder / name).read_bytes())
     case kind:
       raise ConfigError('tokenizer.kind', kind, 'written by another version of llm_jax')
 
 
+def opened(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
+  """The ids of a text that is to be continued, behind what a document begins with. Where that leaves nothing at all,
+  the end of text stands there: the next text follows it."""
+  return [*tokenizer.begin, *map(int, ids)] or [tokenizer.eot]
+
+
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-  """Refuses a model whose vocabulary is smaller than the tokenizer's."""
-  require(vocab_size >= tokenizer.vocab_size, 'model.vocab_size', vocab_size,
-          f"smaller than the tokenizer's: use {tokenizer.vocab_size} or more")
+  """Refuses a model whose vocabulary is smaller than the tokenizer's. Published models have tokenizers with more tokens
+  than rows in the embedding; of these only the ones that stand around every document are asked for here."""
+  needed = tokenizer.vocab_size
+  if isinstance(tokenizer, HuggingFaceTokenizer):
+    needed = 1 + max(*tokenizer.begin, *tokenizer.end, tokenizer.eot)
+  require(vocab_size >= needed, 'model.vocab_size', vocab_size, f"smaller than the tokenizer's: use {needed} or more")
+
+
+def check_ids(ids: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> None:
+  """Refuses text that uses a token for which the model has no row; names the token and what stands around it.
+
+  ids: int [tokens].   vocab_size: rows of the model's embedding.
+  """
+  if tokenizer.vocab_size <= vocab_size:
+    return
+  for start in range(0, len(ids), PIECE_IDS):
+    piece = ids[start:start + PIECE_IDS]
+    place = int(np.argmax(piece >= vocab_size))
+    found = int(piece[place])
+    if found >= vocab_size:
+      around = tokenizer.decode(piece[max(place - 8, 0):place + 8].tolist())
+      raise ConfigError('text', around, f'it uses the token {tokenizer.decode([found])!r}, id {found}, and the '
+                        f'embedding has {vocab_size} rows: take such text out, or resize the embedding')
 
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:

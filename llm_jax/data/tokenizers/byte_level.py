@@ -1,10 +1,12 @@
 """Byte-level tokenizers: bytes as they are, and BPE on them, trained or read from a tiktoken rank file."""
+import abc
 import base64
 import binascii
 import concurrent.futures
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.tokenizers.files import META_FILE, RANKS_FILE, encode_meta, write_files
 from llm_jax.data.tokenizers.pre_tokenization import cut, is_named, pattern_for
+from llm_jax.data.tokenizers.rendered import Rendered, Span
 
 END_OF_TEXT = '<|endoftext|>'
 NUM_BYTES = 256
@@ -28,7 +31,74 @@ def utf8(text: str) -> bytes:
     return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace').encode()
 
 
-class ByteTokenizer:
+class OwnTokenizer(abc.ABC):
+  """What our own tokenizers share: every document stands between two ends of text, and they bring no chat template."""
+  eot: int
+  special_ids: dict[str, int]
+  named: dict[str, str] = {}
+  chat_templates: dict[str, str] = {}
+
+  @property
+  def begin(self) -> tuple[int, ...]:
+    return (self.eot,)
+
+  @property
+  def end(self) -> tuple[int, ...]:
+    return (self.eot,)
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]: ...
+
+  @abc.abstractmethod
+  def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
+    """The bytes of every token."""
+
+  def control_names(self, template_text: str) -> tuple[str, ...]:
+    return tuple(self.special_ids)
+
+  def encode_rendered(self, rendered: Rendered) -> tuple[list[int], list[Span]]:
+    ids: list[int] = []
+    spans: list[Span] = []
+    for start, text, special in self._runs(rendered):
+      if special is not None:
+        ids.append(special)
+        spans.append((start, start + len(text)))
+      elif text:
+        found = self.encode(text)
+        ids += found
+        spans += [(start + a, start + b) for a, b in _places(text, self._bytes_of(found))]
+    return ids, spans
+
+  def _runs(self, rendered: Rendered) -> Iterator[tuple[int, str, int | None]]:
+    """(place, text, None) of a text between two special tokens, and (place, name, id) of a special token."""
+    longest_first = sorted(self.special_ids, key=len, reverse=True)
+    names = re.compile('|'.join(map(re.escape, longest_first)))
+    start = place = 0
+    run = ''
+    for piece in rendered.pieces:
+      last = 0
+      for found in () if piece.is_guarded else names.finditer(piece.text):
+        yield start, run + piece.text[last:found.start()], None
+        yield place + found.start(), found[0], self.special_ids[found[0]]
+        run = ''
+        last = found.end()
+        start = place + last
+      run += piece.text[last:]
+      place += len(piece.text)
+    yield start, run, None
+
+
+def _places(text: str, tokens: Sequence[bytes]) -> list[Span]:
+  """The characters of which each token has a part."""
+  ends = np.cumsum([len(utf8(character)) for character in text])  # of each character, in bytes
+  token_ends = np.cumsum([len(token) for token in tokens])
+  token_starts = token_ends - np.array([len(token) for token in tokens], np.int64)
+  first = np.searchsorted(ends, token_starts, side='right')
+  last = np.searchsorted(ends, token_ends, side='left')
+  return list(zip(first.tolist(), (last + 1).tolist(), strict=True))
+
+
+class ByteTokenizer(OwnTokenizer):
   """The 256 bytes of UTF-8 and one special token, 256."""
   vocab_size: int = NUM_BYTES + 1
   eot: int = NUM_BYTES
@@ -47,6 +117,9 @@ class ByteTokenizer:
   def decode_bytes(self, ids: Iterable[int]) -> bytes:
     return b''.join(self._spell(int(i)) for i in ids)
 
+  def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
+    return [self._spell(i) for i in ids]
+
   def _spell(self, i: int) -> bytes:
     if i < NUM_BYTES:
       return bytes([i])
@@ -56,7 +129,7 @@ class ByteTokenizer:
     write_files(folder, {META_FILE: encode_meta({'kind': 'bytes', 'fingerprint': self.fingerprint})})
 
 
-class RankTokenizer:
+class RankTokenizer(OwnTokenizer):
   """Byte-level BPE by ranks, encoded by tiktoken.
 
   ranks: {bytes of the token: id}, lower ids merged first.
@@ -111,6 +184,9 @@ class RankTokenizer:
     except KeyError:  # an id that no token has, sampled from a vocabulary larger than the tokenizer's
       known = set(self.ranks.values()) | set(self.special_ids.values())
       return b''.join(self._tiktoken.decode_bytes([i]) if i in known else REPLACEMENT for i in ids)
+
+  def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
+    return self._tiktoken.decode_tokens_bytes(ids)
 
   def save(self, folder: str | os.PathLike[str]) -> None:
     meta = {

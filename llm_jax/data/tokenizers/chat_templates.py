@@ -1,26 +1,29 @@
 """Conversations as token ids: chat templates, exact to what was published, and which tokens the assistant says.
 
 A conversation is a list of {'role', 'content'}: at most one system message, first, then user and assistant by turns.
+(The template 'model', which an imported model brings along, decides by itself what it takes.)
 What a template writes is the whole document: the ids are those of the template alone, with no end of text around them,
 so that a model trained on them meets the same ids wherever that template is applied (`apply_chat_template` of
 transformers gives the same).
 
-Special tokens are put in by id. Contents go through the tokenizer, which turns no text into a special id: nobody can
-end a turn, or open one, by writing the name of a special token. (The headers of 'plain', and llama2's [INST] and
-<<SYS>>, are text, as published, and can be written by anyone.)
+A conversation is written as one text and encoded as one, in which the names of special tokens are these tokens. Where
+contents hold such a name it is text: nobody can end a turn, or open one, by writing it. (The headers of 'plain', and
+llama2's [INST] and <<SYS>>, are text, as published, and can be written by anyone.)
 """
-import itertools
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.sources import NAMED_TEMPLATES, OWN_TEMPLATE, TEMPLATES
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.data.tokenizers.jinja_template import JinjaTemplate, Tools, literal_text
+from llm_jax.data.tokenizers.rendered import Marker, Rendered, Span, in_spans
 from llm_jax.data.tokenizers.template_parts import (
   ANSWER,
   ANSWER_ENDS,
-  END_OF_TEXT,
+  BEGINNING,
   OPTIONAL,
   TRIMMED,
   WRITERS,
@@ -29,16 +32,22 @@ from llm_jax.data.tokenizers.template_parts import (
   example,
 )
 
-FORMAT = 1  # raise it when a template writes other ids for the same messages
+FORMAT = 2  # raise it when a template writes other ids for the same messages
 ROLES = ('system', 'user', 'assistant')
+WRITTEN = ('role', 'content')  # entries of a message that the named templates write
+FLAGS = ('weight', 'train', 'trainable')  # entries that say what is learnt, and that no template writes
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
 def check_template(template: str, tokenizer: Tokenizer) -> None:
   """Refuses a template whose special tokens the tokenizer lacks, or has where it writes text; names both."""
   require(template in TEMPLATES, 'template', template, f'use one of {TEMPLATES}')
+  if template == OWN_TEMPLATE:
+    require(bool(tokenizer.chat_templates), 'template', template, 'no chat template stands beside this tokenizer, in '
+            f'tokenizer_config.json or as chat_template.jinja: use one of {NAMED_TEMPLATES}')
+    return
   parts = example(template)
-  needs = {part.special for part in parts} - {'', END_OF_TEXT.special, *OPTIONAL}
+  needs = {part.special for part in parts} - {'', BEGINNING.special, ANSWER_ENDS.special, *OPTIONAL}
   missing = tuple(sorted(needs - tokenizer.special_ids.keys()))
   require(not missing, 'template', template, f'the tokenizer lacks its special tokens {missing}, it has '
           f"{tuple(tokenizer.special_ids)}: use BPE(special_tokens={tuple(sorted(needs))}), a file that has them, "
@@ -50,10 +59,17 @@ def check_template(template: str, tokenizer: Tokenizer) -> None:
           'are special tokens: use the template that the model was trained with, or another tokenizer')
 
 
-def check(messages: Sequence[Message], template: str, name: str = 'messages') -> None:
+def check(messages: Sequence[Message], template: str, name: str = 'messages', tools: Tools = None) -> None:
   """Refuses what no template can write: ConfigError names the message, the value and what to change."""
   require(isinstance(messages, list | tuple), name, type(messages).__name__, "give a list of {'role', 'content'}")
   require(len(messages) > 0, name, messages, 'empty: give at least one message')
+  if template == OWN_TEMPLATE:
+    for i, message in enumerate(messages):
+      is_message = isinstance(message, Mapping) and isinstance(message.get('role'), str)
+      require(is_message, f'{name}[{i}]', type(message).__name__, "give {'role', 'content'}")
+    return
+  require(not tools, 'tools', str(tools)[:80], f'template {template!r} does not write them: leave them out, or use '
+          f'template={OWN_TEMPLATE!r} of a model whose chat template does')
   previous_role = None
   for i, message in enumerate(messages):
     where = f'{name}[{i}]'
@@ -69,6 +85,10 @@ def _check_message(message: Message, template: str, where: str) -> None:
   require(isinstance(message, Mapping), where, type(message).__name__, "give {'role', 'content'}")
   role = message.get('role')
   require(role in ROLES, f'{where}.role', role, f'template {template!r} lacks it: use one of {ROLES}')
+  for entry, value in message.items():
+    is_known = entry in (*WRITTEN, *FLAGS) or value is None
+    require(is_known, f'{where}.{entry}', str(value)[:80], f'template {template!r} does not write it: leave it out, or '
+            f'use template={OWN_TEMPLATE!r} of a model whose chat template does')
   content = message.get('content')
   require(isinstance(content, str), f'{where}.content', type(content).__name__, 'give a text')
   text = message['content']
@@ -88,43 +108,57 @@ def trimmed(content: str, template: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- ids
-def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer,
-           start: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, start: int = 0,
+           tools: Tools = None) -> tuple[np.ndarray, np.ndarray]:
   """(ids int32 [tokens], counts bool [tokens]) of a conversation.
 
   `counts` marks what the assistant says in every turn from message `start` on, with the token that ends its turn: the
-  targets that are learnt. The ids begin with `prompt_ids` of the messages before any answer: no token reaches over the
-  border between a header and an answer, where the model begins to write.
+  targets that are learnt. A token that also spells the end of the header before an answer is one of them.
+
+  Args:
+    tools: descriptions of functions in JSON, for a model's own template.
 
   Raises:
     ConfigError: a conversation without an assistant's turn, and as `check` and `check_template` do.
   """
   check_template(template, tokenizer)
-  check(messages, template)
+  check(messages, template, tools=tools)
   roles = [message['role'] for message in messages]
   require('assistant' in roles[start:], 'messages', roles[:8],
           'no assistant turn: nothing to learn from, leave the row out')
-  ids, by_assistant = _encode(WRITERS[template](messages), tokenizer)
-  num_before = len(prompt_ids(messages[:start], template, tokenizer)) if start else 0
-  return ids, by_assistant & (np.arange(len(ids)) >= num_before)
+  if template == OWN_TEMPLATE:
+    rendered = own_template(tokenizer, bool(tools)).render(messages, tools, start)
+  else:
+    before = len(list(WRITERS[template](messages[:start])))
+    rendered = _written(WRITERS[template](messages), tokenizer, first_learnt=before)
+  ids, places = tokenizer.encode_rendered(rendered)
+  return np.array(ids, np.int32), np.array(in_spans(places, rendered.learnt), bool)
 
 
-def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> np.ndarray:
-  """int32 ids of a conversation that ends with the user's turn, and of the header behind which the assistant speaks."""
+def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer, tools: Tools = None) -> np.ndarray:
+  """int32 ids of a conversation that the assistant is to answer, and of the header behind which it speaks."""
   check_template(template, tokenizer)
-  check(messages, template)
+  check(messages, template, tools=tools)
   last_role = messages[-1]['role']
-  require(last_role == 'user', f'messages[{len(messages) - 1}].role', last_role,
+  expected = last_role == 'user' or template == OWN_TEMPLATE and last_role != 'assistant'
+  require(expected, f'messages[{len(messages) - 1}].role', last_role,
           'end with a message of the user, which the assistant is to answer')
-  parts = list(WRITERS[template]([*messages, ANSWER]))
-  answer = max(i for i, part in enumerate(parts) if part.by_assistant and part.text)
-  ids, _ = _encode(parts[:answer], tokenizer)
-  return ids
+  if template == OWN_TEMPLATE:
+    rendered = own_template(tokenizer, bool(tools)).prompt(messages, tools)
+  else:
+    parts = list(WRITERS[template]([*messages, ANSWER]))
+    answer = max(i for i, part in enumerate(parts) if part.by_assistant and part.text)
+    rendered = _written(parts[:answer], tokenizer)
+  return np.array(tokenizer.encode_rendered(rendered)[0], np.int32)
 
 
 def end_of_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   """Ids that stop an answer: the template's end of turn, then the end of text where that is another."""
   check_template(template, tokenizer)
+  if template == OWN_TEMPLATE:
+    name = own_template(tokenizer).end_of_turn
+    ids = tokenizer.encode_rendered(Marker(()).rendered(name))[0] if name else []
+    return tuple(dict.fromkeys((*ids, tokenizer.eot)))
   [end] = [part for part in example(template) if part.by_assistant and part.special]
   end_id = tokenizer.eot if end == ANSWER_ENDS else tokenizer.special_ids[end.special]
   return tuple(dict.fromkeys((end_id, tokenizer.eot)))
@@ -135,42 +169,47 @@ def formatting(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
   return np.isin(ids, list(tokenizer.special_ids.values()))
 
 
-def _encode(parts: Iterable[Part], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-  """(ids int32, by_assistant bool), both [tokens]."""
-  ids: list[int] = []
-  by_assistant: list[bool] = []
-  for is_special, run in itertools.groupby(parts, lambda part: bool(part.special)):
-    if is_special:
-      for part in run:
-        special_id = _special_id(part, tokenizer)
-        if special_id is not None:
-          ids.append(special_id)
-          by_assistant.append(part.by_assistant)
-    else:
-      header, answer = _encode_texts(list(run), tokenizer)
-      ids += header + answer
-      by_assistant += [False] * len(header) + [True] * len(answer)
-  return np.array(ids, np.int32), np.array(by_assistant, bool)
+@functools.lru_cache(maxsize=8)  # every conversation that is read needs it
+def own_template(tokenizer: Tokenizer, for_tools: bool = False) -> JinjaTemplate:
+  """The chat template that the tokenizer's folder brings; that for tools where it has one of its own."""
+  templates = tokenizer.chat_templates
+  name = 'tool_use' if for_tools and 'tool_use' in templates else 'default'
+  require(name in templates, 'template', OWN_TEMPLATE, f'the tokenizer comes with chat templates {tuple(templates)} '
+          f"and none of them is its default: use one of {NAMED_TEMPLATES}, or name one of its own 'default'")
+  source = templates[name]
+  return JinjaTemplate(source, tokenizer.named, tokenizer.control_names(literal_text(source)))
 
 
-def _encode_texts(texts: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-  """Ids of what stands between two special tokens: of a header, then of what the assistant says.
-
-  Both are encoded as one text, as `apply_chat_template` does, unless a token would reach over the border between them:
-  then each by itself.
-  """
-  header = ''.join(part.text for part in texts if not part.by_assistant)  # before the answer, in every template
-  answer = ''.join(part.text for part in texts if part.by_assistant)
-  header_ids = tokenizer.encode(header)
-  if not answer:
-    return header_ids, []
-  whole = tokenizer.encode(header + answer)
-  splits_at_border = whole[:len(header_ids)] == header_ids
-  return header_ids, whole[len(header_ids):] if splits_at_border else tokenizer.encode(answer)
+@functools.lru_cache(maxsize=8)
+def _marker(tokenizer: Tokenizer) -> Marker:
+  return Marker(tokenizer.control_names(''))
 
 
-def _special_id(part: Part, tokenizer: Tokenizer) -> int | None:
-  """None: one of OPTIONAL that the tokenizer lacks."""
-  if part in (END_OF_TEXT, ANSWER_ENDS):
-    return tokenizer.eot
-  return tokenizer.special_ids.get(part.special)
+def _written(parts: Iterable[Part], tokenizer: Tokenizer, first_learnt: int = 0) -> Rendered:
+  """What a named template writes, as one text.   first_learnt: the part from which on the assistant's are learnt."""
+  marker = _marker(tokenizer)
+  texts: list[str] = []
+  learnt: list[Span] = []
+  length = 0
+  for i, part in enumerate(parts):
+    text = _name(part, tokenizer) if part.special else marker.mark(part.text)
+    texts.append(text)
+    if part.by_assistant and i >= first_learnt:
+      learnt.append((length, length + len(text)))
+    length += len(text)
+  return marker.rendered(''.join(texts), learnt)
+
+
+def _name(part: Part, tokenizer: Tokenizer) -> str:
+  """The names of the special tokens that a part stands for; '' for one of OPTIONAL that the tokenizer lacks."""
+  if part == BEGINNING:
+    return names_of(tokenizer.begin, tokenizer)
+  if part == ANSWER_ENDS:
+    return names_of((tokenizer.eot,), tokenizer)
+  return part.special if part.special in tokenizer.special_ids else ''
+
+
+def names_of(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+  """Special tokens by their names, as one text."""
+  names = {i: name for name, i in tokenizer.special_ids.items()}
+  return ''.join(names[i] if i in names else tokenizer.decode([i]) for i in ids)

@@ -17,6 +17,7 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
     write_atomic(folder / name, content)
 
 

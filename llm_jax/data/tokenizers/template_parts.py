@@ -1,11 +1,11 @@
 """What each chat template writes of a conversation, exact to what was published: texts and special tokens, in order."""
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.sources import NAMED_TEMPLATES
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 Writer = Callable[[Sequence[Message]], Iterator['Part']]
 
 
@@ -19,14 +19,14 @@ class Part(NamedTuple):
   by_assistant: bool = False
 
 
-# Stand for the tokenizer's own end of text, whatever its name.
-END_OF_TEXT = Part(special='end of text')
+# Stand for what a document of the tokenizer begins with, and for its end of text, whatever their names.
+BEGINNING = Part(special='beginning')
 ANSWER_ENDS = Part(special='end of text', by_assistant=True)
 
 
 def _plain(messages: Sequence[Message]) -> Iterator[Part]:
-  """No special token but the end of text, which is also at the beginning, as in every document."""
-  yield END_OF_TEXT
+  """No special token but those at both ends of every document."""
+  yield BEGINNING
   for message in messages:
     role = message['role']
     content = message['content']
@@ -79,7 +79,7 @@ def _llama3(messages: Sequence[Message]) -> Iterator[Part]:
     yield Part(special='<|eot_id|>', by_assistant=by_assistant)
 
 
-WRITERS: dict[str, Writer] = dict(zip(TEMPLATES, (_plain, _chatml, _llama2, _llama3), strict=True))
+WRITERS: dict[str, Writer] = dict(zip(NAMED_TEMPLATES, (_plain, _chatml, _llama2, _llama3), strict=True))
 TRIMMED = ('llama2', 'llama3')  # templates that cut white space off both ends of a content
 # Written where the tokenizer has it: a tokenizer without it has no beginning of text anywhere.
 OPTIONAL = ('<|begin_of_text|>',)

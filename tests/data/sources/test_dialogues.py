@@ -151,7 +151,7 @@ def test_every_option_has_a_store_of_its_own(folder, bpe, monkeypatch):
             preferences(folder, template='plain'), preferences(folder, mask_formatting=False)]
   stores = [token_store.open_store(documents.open_source(source, folder / 'cache'), 'train', bpe, folder / 'cache')
             for source in opened]
-  monkeypatch.setattr(chat_templates, 'FORMAT', 2)
+  monkeypatch.setattr(chat_templates, 'FORMAT', chat_templates.FORMAT + 1)
   newer = token_store.open_store(documents.open_source(opened[0], folder / 'cache'), 'train', bpe, folder / 'cache')
   assert len({store.fingerprint for store in (*stores, newer)}) == 6
   assert all(len(store.counts) == store.num_tokens == len(store.tokens) for store in stores)
@@ -223,6 +223,29 @@ def test_bad_conversations_name_file_and_line(row, message, bpe, tmp_path):
   refused(config.Conversations(write(tmp_path / 'a.jsonl', [{'messages': [USER, ANSWER]}] * 3 + [row]),
   val_fraction=0.0),
           message, bpe, tmp_path)
+
+
+@pytest.mark.parametrize('row, message', [
+  ({'messages': [USER, ANSWER], 'tools': [{'name': 'add'}]}, "tools = .*template 'chatml' does not write them"),
+  ({'messages': [USER, ANSWER], 'tools': 'add'}, 'tools is no JSON'),
+  ({'messages': [USER, ANSWER], 'tools': 3}, 'tools is a int: give a list'),
+  ({'messages': [USER, ANSWER], 'system': 3}, 'system is a int: give a text'),
+  ({'messages': [{'role': 'system', 'content': 'x'}, USER, ANSWER], 'system': 'y'}, 'system stands beside a system'),
+  ({'messages': [USER, {**ANSWER, 'tool_calls': [{'name': 'add'}]}]},
+   r"messages\[1\]\.tool_calls = .*template 'chatml' does not write it"),
+  ({'messages': [USER, {**ANSWER, 'reasoning_content': 'hm'}]}, r'messages\[1\]\.reasoning_content = '),
+])
+def test_what_the_template_does_not_write_is_refused_by_name(row, message, bpe, tmp_path):
+  rows = [{'messages': [USER, ANSWER], 'tools': None, 'system': ' '}] * 3
+  refused(config.Conversations(write(tmp_path / 'a.jsonl', [*rows, row]), val_fraction=0.0), message, bpe, tmp_path)
+
+
+def test_a_row_s_system_is_its_first_message(bpe, tmp_path):
+  path = write(tmp_path / 'a.jsonl', [{'system': 'Be brief.', 'messages': [USER, ANSWER]}])
+  data = open_data(tmp_path, bpe, config.Conversations(path, val_fraction=0.0))
+  [ids] = data.token_documents()
+  expected = [{'role': 'system', 'content': 'Be brief.'}, USER, ANSWER]
+  assert ids.tolist() == chat_templates.render(expected, 'chatml', bpe)[0].tolist()
 
 
 @pytest.mark.parametrize('row, message', [

@@ -178,9 +178,10 @@ def test_begin_of_text_is_written_where_the_tokenizer_has_it(texts):
   assert ours.decode(ids).startswith('<|start_header_id|>user')
 
 
-@pytest.mark.parametrize('template', chat_templates.TEMPLATES)
+@pytest.mark.parametrize('template', chat_templates.NAMED_TEMPLATES)
 def test_a_conversation_begins_with_its_prompt(template, trained, texts):
-  """Whatever the answer begins with; transformers merges over the border where both sides are white space."""
+  """With its text, whatever the answer begins with. A token may reach over the border where both sides are white space,
+  as it does in transformers; it is learnt."""
   ours, rng = trained['gpt2'], random.Random(1)
   contents = [f'{rng.choice(["", " ", chr(10), chr(10) * 2, chr(9)])}{text}' for text in texts if text.strip()]
   for _ in range(300):
@@ -188,14 +189,17 @@ def test_a_conversation_begins_with_its_prompt(template, trained, texts):
     for i in (i for i, message in enumerate(messages) if message['role'] == 'assistant'):
       prompt = chat_templates.prompt_ids(messages[:i], template, ours)
       ids, counts = chat_templates.render(messages[:i + 1], template, ours, start=i)
-      assert np.array_equal(ids[:len(prompt)], prompt) and np.argmax(counts) == len(prompt)
+      first = np.argmax(counts)
+      before, header = ours.decode(ids[:first]), ours.decode(prompt)
+      assert ours.decode(ids).startswith(header) and header.startswith(before) and len(header) - len(before) <= 2
       answer = ours.decode(ids[counts & ~chat_templates.formatting(ids, ours)])
+      answer = answer.removeprefix(header[len(before):])
       assert answer.strip() == messages[i]['content'].strip()
       if template in ('plain', 'chatml'):
         assert answer == (' ' if template == 'plain' else '') + messages[i]['content']
 
 
-@pytest.mark.parametrize('template', chat_templates.TEMPLATES)
+@pytest.mark.parametrize('template', chat_templates.NAMED_TEMPLATES)
 def test_no_content_becomes_a_control_token(template, bpe):
   """10,000 contents full of special tokens' names: the special id are those of the template, in its order."""
   rng = random.Random(2)
