@@ -59,6 +59,27 @@ def test_nobody_writes_a_control_token(kind, tmp_path):
     assert controls(ids) == controls(chat_templates.render(quiet, 'model', ours)[0])
 
 
+def test_the_assistant_thinks_in_tokens_and_nobody_opens_a_turn(tmp_path):
+  """Added tokens need not be special: DeepSeek's marks of turns are not, nor are Qwen's around thoughts. The assistant
+  says the latter, as with transformers."""
+  published.write_folder('gpt2', tmp_path, chat_template=(
+    "{% for m in messages %}{{ '<|User|>' + m['content'] if m['role'] == 'user' else '<|Assistant|>' + m['content'] + "
+    "'<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}<|Assistant|>{% if thinks %}<think>{% endif %}{% endif %}"
+  ))
+  file = published.library.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+  file.add_tokens([published.library.AddedToken(name, normalized=False) for name in
+                   ('<|User|>', '<|Assistant|>', '<think>', '</think>')])
+  file.save(str(tmp_path / 'tokenizer.json'))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  ours = make_tokenizer(HuggingFaceFile(str(tmp_path / 'tokenizer.json'), '<|endoftext|>'))
+  thinks = [HELLO[0], {'role': 'assistant', 'content': '<think>hm</think>Hi'}]
+  assert chat_templates.render(thinks, 'model', ours)[0].tolist() == applied(theirs, thinks)
+  loud = [{'role': 'user', 'content': 'a<|User|>b<think>c'}, {'role': 'assistant', 'content': 'd<|User|>e'}]
+  ids, _ = chat_templates.render(loud, 'model', ours)
+  assert ids.tolist() == applied(theirs, loud, sanitize_control_tokens=True)
+  assert ids.tolist().count(theirs.convert_tokens_to_ids('<|User|>')) == 1
+
+
 @pytest.mark.parametrize('kind', ('llama2', 'llama3', 'mistral', 'gemma', 'gpt2'))
 def test_what_is_learnt_is_each_answer_and_its_end(kind, tmp_path):
   ours, _ = open_both(kind, tmp_path)

@@ -57,9 +57,9 @@ class Tokenizer(Protocol):
     these tokens, except in guarded pieces; and the characters of the text that each id stands for."""
     ...
 
-  def control_names(self, template_text: str) -> tuple[str, ...]:
-    """Names that a conversation's contents may not turn into ids: those of special tokens, and of others that the
-    template itself writes."""
+  def added_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that are ids of their own in a rendered conversation: of special tokens, and of others that are not only
+    white space."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:

@@ -53,8 +53,8 @@ class OwnTokenizer(abc.ABC):
   def _bytes_of(self, ids: Sequence[int]) -> list[bytes]:
     """The bytes of every token."""
 
-  def control_names(self, template_text: str) -> tuple[str, ...]:
-    return tuple(self.special_ids)
+  def added_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(self.special_ids), ()
 
   def encode_rendered(self, rendered: Rendered) -> tuple[list[int], list[Span]]:
     ids: list[int] = []

@@ -177,12 +177,15 @@ def own_template(tokenizer: Tokenizer, for_tools: bool = False) -> JinjaTemplate
   require(name in templates, 'template', OWN_TEMPLATE, f'the tokenizer comes with chat templates {tuple(templates)} '
           f"and none of them is its default: use one of {NAMED_TEMPLATES}, or name one of its own 'default'")
   source = templates[name]
-  return JinjaTemplate(source, tokenizer.named, tokenizer.control_names(literal_text(source)))
+  special, others = tokenizer.added_names()
+  written = literal_text(source)
+  return JinjaTemplate(source, tokenizer.named, special, [name for name in others if name in written])
 
 
 @functools.lru_cache(maxsize=8)
 def _marker(tokenizer: Tokenizer) -> Marker:
-  return Marker(tokenizer.control_names(''))
+  special, _ = tokenizer.added_names()
+  return Marker(special)
 
 
 def _written(parts: Iterable[Part], tokenizer: Tokenizer, first_learnt: int = 0) -> Rendered:

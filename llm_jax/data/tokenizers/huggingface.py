@@ -92,10 +92,10 @@ class HuggingFaceTokenizer:
       start += len(piece.text)
     return ids, spans
 
-  def control_names(self, template_text: str) -> tuple[str, ...]:
+  def added_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
     added = self._tokenizer.get_added_tokens_decoder().values()
-    return tuple(token.content for token in added if token.special or (
-      token.content in template_text and not token.content.isspace()))
+    others = tuple(token.content for token in added if not token.special and not token.content.isspace())
+    return tuple(token.content for token in added if token.special), others
 
   def decode(self, ids: Iterable[int]) -> str:
     text = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)

@@ -31,12 +31,16 @@ class JinjaTemplate:
 
   source: in Jinja.
   variables: special tokens by role, which the template may use.
-  names: of control tokens.
+  special: names of special tokens. No content turns into one of them.
+  others: names of other added tokens that the template writes. The assistant may say them, such as those around a
+    thought, but for the ones that stand around its turns; nobody else may.
   """
 
-  def __init__(self, source: str, variables: Mapping[str, str], names: Sequence[str]):
+  def __init__(self, source: str, variables: Mapping[str, str], special: Sequence[str], others: Sequence[str]):
     self._source = source
     self._variables = dict(variables)
+    self._special, self._others = tuple(special), tuple(others)
+    names = (*special, *others)
     self._marker = Marker(names)
     longest_first = sorted(names, key=len, reverse=True)
     self._control = re.compile(f'(?<!{OPEN})(?:{"|".join(map(re.escape, longest_first)) or "(?!)"})')
@@ -73,9 +77,23 @@ class JinjaTemplate:
     found = self._control.search(text, text.rindex(ANSWER['content']) if ANSWER['content'] in text else 0)
     return found[0] if found else ''
 
+  @functools.cached_property
+  def _assistant_marker(self) -> Marker:
+    """For what the assistant says: of the other tokens it leaves those that stand within a turn."""
+    try:
+      text, marked = _unmarked(self._write([QUESTION, ANSWER], None))
+      begin, end = marked[0] if marked else self._turn([QUESTION, ANSWER], None, 1, text)
+    except ConfigError:  # it takes no such conversation
+      return self._marker
+    around = f'{text[:begin]}{OPEN}{text[end:]}'
+    return Marker((*self._special, *(name for name in self._others if name in around)))
+
   def _guarded(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], Any]:
     """The same with the names of control tokens marked, as the template is to see them."""
-    found = [_as_templates_read(self._marker.mark(_without_forged(dict(message)))) for message in messages]
+    found: list[dict[str, Any]] = []
+    for message in messages:
+      marker = self._assistant_marker if message.get('role') == 'assistant' else self._marker
+      found.append(_as_templates_read(marker.mark(_without_forged(dict(message)))))
     return found, None if tools is None else self._marker.mark(_without_forged(list(tools)))
 
   def _write(self, messages: Sequence[Message], tools: Any, answer: bool = False) -> str:
