@@ -32,6 +32,7 @@ STRINGS = {
   'coordinator': "many processes: host:port of process 0, or 'auto': jax finds it by itself",
 }
 INTEGERS = {
+  'from_step': 'go back to this step of the stage that is not finished, under another learning rate or optimizer',
   'num_processes': 'many processes: how many',
   'process_id': 'many processes: which one this is, from 0',
 }
@@ -52,6 +53,7 @@ class TrainFlags:
   coordinator: str | None
   num_processes: int | None
   process_id: int | None
+  from_step: int | None
 
 
 def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
@@ -113,6 +115,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
   check_workdir(values.workdir)
   check_processes(values.coordinator, values.num_processes, values.process_id)
   check_stage(run, values.stage)
+  check_from_step(values.from_step)
   return TrainFlags(
     run=run,
     config=values.config,
@@ -122,6 +125,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
     coordinator=values.coordinator,
     num_processes=values.num_processes,
     process_id=values.process_id,
+    from_step=values.from_step,
   )
 
 
@@ -129,6 +133,11 @@ def check_stage(run: Run, name: str | None) -> None:
   names = [stage.name for stage in run.stages]
   if name is not None and name not in names:
     raise Refused(f'--stage={name}: no such stage; {suggest(name, names)}')
+
+
+def check_from_step(step: int | None) -> None:
+  if step is not None and step < 0:
+    raise Refused(f'--from_step={step}: use the step of a checkpoint, or 0 for where the stage began')
 
 
 def check_mesh(run: Run) -> None:

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
   from llm_jax.train.run import train
   try:
     joining.join(flags.coordinator, flags.num_processes, flags.process_id)
-    train(flags.run, flags.workdir, flags.stage, at_end=report)
+    train(flags.run, flags.workdir, flags.stage, at_end=report, from_step=flags.from_step)
   except ConfigError as error:
     refuse(str(error))
   except Preempted as stopped:

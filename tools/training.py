@@ -134,7 +134,8 @@ class Training:
     stage = self.stage
     schedule = make_schedule(stage.learning_rate, stage.steps)
     return make_train_step(self.objective, self._optimizer, schedule, seed=stage_seed(self.run, stage),
-                           microbatches=microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+                           microbatches=microbatches, clip_norm=stage.clip_norm, ema=stage.ema,
+                           skip_spikes=stage.skip_spikes)
 
 
 def rows(run: Run, stage: Stage) -> Rows:

@@ -17,7 +17,7 @@ from llm_jax.checkpoints.folders import step_of
 from llm_jax.checkpoints.manifest import Manifest, verify
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
 from llm_jax.runtime import processes
-from llm_jax.runtime.errors import CheckpointError
+from llm_jax.runtime.errors import CheckpointError, one_line
 from llm_jax.runtime.files import files_below, stamp
 
 MOST_PROBLEMS_NAMED = 8
@@ -94,10 +94,20 @@ class SavedCheckpoint:
 
   def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
     processes.on_first(self._verify_if_touched)
-    return _read_arrays(self.path, wanted)
+    try:
+      tree = _read_arrays(self.path, wanted)
+    except (OSError, ValueError, TypeError, LookupError) as error:  # Orbax raises each of them for what it lacks
+      if _stamp(self.path) != self.stamp:
+        raise CheckpointError(f'{self.path}: was deleted or changed while it was read') from error
+      raise CheckpointError(f'{self.path}: its arrays are not those that its manifest lists '
+                            f'({type(error).__name__}: {one_line(error)})') from error
+    for name, array in paths.leaves(tree):
+      if not hasattr(array, 'dtype') or ArraySpec.of(array) != self.leaves[name]:  # Orbax passes over what it lacks
+        raise CheckpointError(f'{self.path}: its arrays are not those that its manifest lists ({name})')
+    return tree
 
   def _verify_if_touched(self) -> None:
-    if stamp(files_below(self.path)) != self.stamp:
+    if _stamp(self.path) != self.stamp:
       verify(self.path)
 
   def _check(self, wanted: Mapping[str, Any], saved: Mapping[str, ArraySpec]) -> None:
@@ -121,13 +131,25 @@ def open_checkpoint(path: Path) -> SavedCheckpoint:
   Raises:
     CheckpointError: naming the bad file.
   """
-  before = stamp(files_below(path))
-  return from_manifest(path, verify(path), before)
+  before = _stamp(path)
+  try:
+    manifest = verify(path)
+  except OSError as error:
+    raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
+  return from_manifest(path, manifest, before)
 
 
 def read_params(path: Path, abstract: Any = None, keys: tuple[str, ...] = ('params',)) -> Any:
   """Verifies the checkpoint folder `path` and reads one sub-tree, see `SavedCheckpoint.read`."""
   return open_checkpoint(path).read(keys, abstract)
+
+
+def _stamp(path: Path) -> str:
+  """Of the checkpoint's files; one that is being deleted has none."""
+  try:
+    return stamp(files_below(path))
+  except FileNotFoundError:
+    return 'absent'
 
 
 def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint:
@@ -140,7 +162,7 @@ def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint
     step = int(manifest.metadata['step'])
     leaves = {name: ArraySpec.from_json(entry) for name, entry in manifest.metadata['leaves'].items()}
     metadata = CheckpointMetadata.from_json(manifest.metadata)
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+  except (LookupError, TypeError, ValueError, AttributeError) as error:
     raise CheckpointError(f'{path}: its metadata are of another version of llm_jax ({type(error).__name__}: {error}): '
                           'read it with the version that wrote it') from error
   if step_of(path) != step:

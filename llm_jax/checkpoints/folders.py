@@ -4,16 +4,24 @@
 <step:08d>.saving   one that is being written, or whose save was interrupted
 <step:08d>.old      replaced by a later save of the same step, and not yet deleted
 *.deleting          being deleted
+
+A checkpoint may have been moved elsewhere and linked back: then the link is what is renamed and deleted, and what it
+leads to stays. Other names are not ours, and are left alone.
 """
+import contextlib
 import dataclasses
+import fcntl
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 
 from llm_jax.checkpoints.kill_points import kill_point
+from llm_jax.checkpoints.manifest import NAME as MANIFEST
 
 COMMITTED_NAME = re.compile(r'(\d{8,})(\.old)?')
+LEFTOVER_NAME = re.compile(r'\d{8,}(\.old)?(\.saving|\.deleting)')
 SAVING = '.saving'
 REPLACED = '.old'
 DELETING = '.deleting'
@@ -51,8 +59,8 @@ class Retention:
   """Which checkpoints are kept.
 
   keep: how many of the newest.
-  every: 0, or only the newest and those at multiples of it are kept and averaged: then the same ones are there whether
-    or not the run was stopped, and saved, in between.
+  every: 0, or only the newest and the first at or after each multiple of it are kept and averaged: then the same ones
+    are there whether or not the run was stopped, and saved, in between.
   pinned: steps whose checkpoints stay beside them.
   """
   keep: int
@@ -60,13 +68,21 @@ class Retention:
   pinned: frozenset[int]
 
   def regular(self, committed: Sequence[CommittedFolder]) -> list[CommittedFolder]:
-    """One checkpoint a step, highest first: the newest, and those before it at multiples of `every`."""
+    """One checkpoint a step, highest first: the newest, and those before it that were due."""
     latest_of_step: dict[int, CommittedFolder] = {}
     for each in committed:
       latest_of_step.setdefault(each.step, each)  # the first of a step was saved later
-    newest = max(latest_of_step, default=0)
-    return [each for step, each in sorted(latest_of_step.items(), reverse=True)
-            if step == newest or not self.every or step % self.every == 0]
+    chosen = set(latest_of_step)
+    if self.every and chosen:
+      chosen = {max(chosen), *self._due(chosen)}
+    return [latest_of_step[step] for step in sorted(chosen, reverse=True)]
+
+  def _due(self, steps: Collection[int]) -> list[int]:
+    """Of each interval of `every` steps the first, which is late where steps were skipped when it was due."""
+    first_of_interval: dict[int, int] = {}
+    for step in sorted(steps):
+      first_of_interval.setdefault(step // self.every, step)
+    return [step for interval, step in first_of_interval.items() if interval > 0]
 
   def expired(self, committed: Sequence[CommittedFolder], saved: int) -> list[CommittedFolder]:
     """What may be deleted once step `saved` is committed.
@@ -81,26 +97,71 @@ class Retention:
 
 def commit(staging: Path, final: Path) -> None:
   """Gives a complete checkpoint its name; one that has the name already is moved away first."""
-  if final.exists():
+  if os.path.lexists(final):
     replaced = final.with_name(final.name + REPLACED)
     delete(replaced, step_of(final) or 0)
     final.rename(replaced)
+    if not replaced.is_dir():  # a file, or a link to nowhere: no checkpoint whose turn to be deleted would come
+      remove(replaced)
   staging.rename(final)
 
 
 def delete(path: Path, saving: int) -> None:
   """Takes the checkpoint's name away first, so that half of one is never seen.   saving: the step being saved."""
-  if not path.exists():
+  if not os.path.lexists(path):
     return
   doomed = path.with_name(path.name + DELETING)
-  shutil.rmtree(doomed, ignore_errors=True)
+  remove(doomed)
   path.rename(doomed)
   kill_point('mid_gc', saving)
-  shutil.rmtree(doomed)
+  remove(doomed)
+
+
+@contextlib.contextmanager
+def hold(path: Path) -> Generator[bool]:
+  """While the body runs, no other process deletes the checkpoint (see `claim`).
+
+  Gives False where one is deleting it or has done so. A file system without locks holds nothing, and gives True.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(open(path / MANIFEST, 'rb'))
+      fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, FileNotFoundError):
+      yield False
+      return
+    except OSError:
+      pass
+    yield path.is_dir()
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Generator[bool]:
+  """While the body runs, nobody holds the checkpoint; gives False where somebody does (see `hold`)."""
+  with contextlib.ExitStack() as stack:
+    try:
+      file = stack.enter_context(open(path / MANIFEST, 'rb'))
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      yield False
+      return
+    except OSError:  # it has no manifest, or its file system no locks
+      pass
+    yield True
 
 
 def clear_interrupted(folder: Path) -> None:
-  """Removes what interrupted saves and deletions have left."""
+  """Removes what interrupted saves and deletions have left. What cannot be removed stays: the next save shows whether
+  it is in the way."""
   for path in folder.glob('*'):
-    if path.suffix in (SAVING, DELETING):
-      shutil.rmtree(path)
+    if LEFTOVER_NAME.fullmatch(path.name):
+      with contextlib.suppress(OSError):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+  """Removes a folder and all in it, or a file, or a link and not what it leads to; nothing where there is nothing."""
+  if path.is_symlink() or path.is_file():
+    path.unlink()
+  elif path.exists():
+    shutil.rmtree(path)

@@ -1,7 +1,9 @@
 """What a checkpoint states of itself beside its arrays: the record, and its JSON form in the manifest."""
 import dataclasses
+from types import NoneType
 from typing import Any
 
+from llm_jax.config.type_hints import is_sequence
 from llm_jax.data.batch_source import DataPosition
 from llm_jax.runtime.lineage import RunLineage
 
@@ -26,6 +28,9 @@ class ArraySpec:
   @classmethod
   def from_json(cls, entry: list[Any]) -> 'ArraySpec':
     shape, dtype = entry
+    is_shape = is_sequence(shape) and all(isinstance(size, int) and size >= 0 for size in shape)
+    if not is_shape or not isinstance(dtype, str):
+      raise TypeError(f'no array has shape {shape!r:.80} and dtype {dtype!r:.80}')
     return cls(tuple(shape), dtype)
 
 
@@ -36,21 +41,38 @@ class Lineage:
   run: the command, the code and the machine that made them.
   parent: what the stage started from: checkpoints as `stage/step`, or `hf:FOLDER`; None: from scratch.
   folder: digests of the Hugging Face folder's files that the stage started from; None: it started elsewhere.
+  branches: where the run went back to an earlier step, and what was changed there; JSON values.
   """
   run: RunLineage
   parent: str | None = None
   folder: dict[str, str] | None = None
+  branches: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def to_json(self) -> dict[str, Any]:
     fields = {**self.run.to_json(), 'parent': self.parent}
     if self.folder is not None:
       fields['folder'] = self.folder
+    if self.branches:
+      fields['branches'] = self.branches
     return fields
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Lineage':
-    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder')}
-    return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'))
+    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder', 'branches')}
+    return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'), fields.get('branches', []))
+
+
+# What each field of a checkpoint's metadata is in JSON: a manifest may have a right checksum and say anything.
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+  'config': (dict,),
+  'stage': (str,),
+  'final': (bool,),
+  'tokenizer': (str, NoneType),
+  'lineage': (dict,),
+  'data': (dict, NoneType),
+  'eval_data': (dict, NoneType),
+  'start_metrics': (dict,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +113,9 @@ class CheckpointMetadata:
   def from_json(cls, fields: dict[str, Any]) -> 'CheckpointMetadata':
     """Raises KeyError, TypeError, ValueError or AttributeError for what `to_json` did not write."""
     data = fields['data']
+    for name, kinds in JSON_TYPES.items():
+      if not isinstance(fields[name], kinds):
+        raise TypeError(f'{name} is {fields[name]!r:.80}')
     return cls(
       config=fields['config'],
       stage=fields['stage'],

@@ -15,6 +15,7 @@ from llm_jax.config.run import *
 from llm_jax.config.schedules import *
 from llm_jax.config.schema import read, to_config_dict
 from llm_jax.config.sources import *
+from llm_jax.config.spikes import *
 from llm_jax.config.stage import *
 from llm_jax.config.stage_init import *
 from llm_jax.config.tokenizers import *

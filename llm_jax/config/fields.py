@@ -5,6 +5,7 @@ The help is in the docstring of the class, where a line `name: text` describes a
   warmup: Steps = 0                                                  an integer whose unit is steps
   keep: Safe[int] = 2                                                a resumed run may change it
   every: Annotated[Steps, SafeToChange(averages, 'a stage averages checkpoints')] = 1_000      it may, unless it matters
+  clip_norm: InBranch[float | None] = 1.0                            it may, where it goes back to an earlier step
 """
 from __future__ import annotations
 
@@ -53,8 +54,14 @@ class SafeToChange:
   reason: str = ''
 
 
+@dataclasses.dataclass(frozen=True)
+class ChangesInBranch:
+  """A run that goes back to an earlier step of the stage may change the field: the state keeps its form."""
+
+
 T = TypeVar('T')
 Safe = Annotated[T, SafeToChange()]
+InBranch = Annotated[T, ChangesInBranch()]
 Devices = Annotated[int, Unit('devices')]
 Seconds = Annotated[float, Unit('seconds')]
 Sequences = Annotated[int, Unit('sequences')]
@@ -70,11 +77,13 @@ class Field:
   help: the first sentence of the description, without citations; empty where the docstring says nothing.
   unit: of its number, or empty.
   safe: set where a resumed run may change it.
+  in_branch: whether a run that goes back to an earlier step may change it.
   """
   name: str
   help: str
   unit: str
   safe: SafeToChange | None
+  in_branch: bool = False
 
 
 @functools.cache
@@ -90,7 +99,8 @@ def fields_of(cls: type) -> dict[str, Field]:
     carried = list(_carried(declared[name]))
     unit = next((each.name for each in carried if isinstance(each, Unit)), '')
     safe = next((each for each in carried if isinstance(each, SafeToChange)), None)
-    found[name] = Field(name, without_citations(first_sentence(descriptions.get(name, ''))), unit, safe)
+    in_branch = any(isinstance(each, ChangesInBranch) for each in carried)
+    found[name] = Field(name, without_citations(first_sentence(descriptions.get(name, ''))), unit, safe, in_branch)
   return found
 
 

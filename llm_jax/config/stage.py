@@ -7,7 +7,7 @@ from typing import Annotated
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
-from llm_jax.config.fields import Change, Safe, SafeToChange, Sequences, Steps, Tokens
+from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
@@ -15,9 +15,12 @@ from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phase
 from llm_jax.config.rows import names_with
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
+from llm_jax.config.spikes import SkipSpikes
 from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Scratch
 
 __all__ = ['Stage']
+
+LONGEST_NAME = 128  # bytes; most file systems allow 255, encrypted ones 143
 
 
 def _may_end_otherwise(change: Change) -> bool:
@@ -48,7 +51,9 @@ class Stage:
   eval_data: data whose validation split scores the stage; None: its own. Stages with other data are compared by it.
   microbatches: pieces that a step's batch is computed in, one after the other.
   clip_norm: the gradient's norm is cut to it; None leaves it.
-  max_nonfinite: the run halts after so many steps in a row whose gradient is not finite. Each of them changes nothing.
+  skip_spikes: when a step whose loss or gradient norm jumps far above the recent ones is skipped; None: never.
+  max_nonfinite: the run halts after so many steps in a row that are skipped. Their gradient is not finite, or they are
+    spikes; each of them changes nothing.
   ema: decay of an exponential moving average of the parameters, kept beside them; None keeps none.
   remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
     recomputes each block, 'dots' keeps results of matrix products.
@@ -59,15 +64,16 @@ class Stage:
   steps: Steps
   seq_len: Tokens
   batch_size: Sequences
-  learning_rate: Schedule
-  optimizer: Optimizer = AdamW()
+  learning_rate: InBranch[Schedule]
+  optimizer: InBranch[Optimizer] = AdamW()
   objective: Objective = LanguageModel()
   init: Init = Scratch()
   positions: RoPE | None = None
   ramp: tuple[Ramp, ...] = ()
   eval_data: Data | None = None
   microbatches: Annotated[int, MICROBATCHES_MAY_CHANGE] = 1
-  clip_norm: float | None = 1.0
+  clip_norm: InBranch[float | None] = 1.0
+  skip_spikes: InBranch[SkipSpikes | None] = SkipSpikes()
   max_nonfinite: Safe[Steps] = 10
   ema: float | None = None
   remat: Safe[str] = 'none'
@@ -75,8 +81,7 @@ class Stage:
     HeldOut(), Answers(), Baselines())
 
   def __post_init__(self):
-    is_plain = bool(self.name) and '/' not in self.name and not self.name.startswith('.')
-    require(is_plain, 'name', self.name, 'use a plain word')
+    self._check_name()
     self._check_sizes()
     self._check_ramp()
     self._check_rows()
@@ -84,6 +89,13 @@ class Stage:
     warmup = getattr(self.learning_rate, 'warmup', 0)
     require(warmup <= self.steps, 'learning_rate.warmup', warmup,
             f'warm-up is longer than the stage: use at most steps={self.steps}')
+
+  def _check_name(self) -> None:
+    is_plain = self.name.isprintable() and '/' not in self.name and not self.name.startswith('.')
+    require(is_plain and bool(self.name), 'name', self.name, 'use a plain word')
+    num_bytes = len(self.name.encode(errors='replace'))
+    require(num_bytes <= LONGEST_NAME, 'name', self.name,
+            f'has {num_bytes} bytes, and a folder is called like it: use at most {LONGEST_NAME}')
 
   def _check_sizes(self) -> None:
     least = {'steps': 0, 'seq_len': 1, 'batch_size': 1, 'microbatches': 1, 'max_nonfinite': 1}

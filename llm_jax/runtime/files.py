@@ -4,13 +4,15 @@ import errno
 import fcntl
 import hashlib
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 LOCK_POLL_SECONDS = 0.1
+NEW_FILE_MODE = 0o666  # of which the process's umask takes its part away, as of every file that is opened
+LONGEST_PREFIX = 100  # characters of a file's name in that of the temporary file that replaces it
 
 
 def sync_folder(folder: Path) -> None:
@@ -30,12 +32,13 @@ def replace_file(path: Path, *, durable: bool = True) -> Generator[BinaryIO, Non
 
   durable: whether the new content also survives a power cut, for which this waits until the disk has it.
   """
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  temporary = path.parent / f'.{path.name[:LONGEST_PREFIX]}.{secrets.token_hex(8)}'
+  # Not by `tempfile`, whose files only their owner may read: the umask says who may.
+  descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
   try:
     with open(descriptor, 'wb') as file:
       yield file
       file.flush()
-      os.fchmod(file.fileno(), 0o644)
       if durable:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -79,7 +82,7 @@ def hold_lock(path: Path, timeout: float | None = None) -> Generator[int, None, 
     TimeoutError: another process still holds it.
     OSError: the file cannot be made, or its file system has no locks.
   """
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, NEW_FILE_MODE)
   try:
     _acquire(descriptor, path, timeout)
   except BaseException:

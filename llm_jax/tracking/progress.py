@@ -125,7 +125,7 @@ class Progress:
     if 'memory' in numbers:
       fields.append(('memory', size(numbers['memory'])))
     if numbers.get('skipped'):
-      fields.append(('skipped:', 'gradient not finite'))
+      fields.append(('skipped:', 'loss or gradient out of range'))
     if self._step < self.total_steps:
       fields.append(('left', duration(self.seconds_left())))
     else:

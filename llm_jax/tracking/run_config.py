@@ -74,23 +74,33 @@ def check_unchanged(old: Run, new: Run, workdir: Path) -> None:
 
   Stages may be appended.
   """
-  known = dataclasses.replace(new, stages=new.stages[:len(old.stages)])
-  for change in unsafe_changes(old, old, known, 'config'):
+  for change in changes_between(old, new):
     because = f' and {change.reason}' if change.reason else ''
-    raise ConfigError(change.path, change.new, f'{workdir} was started with {change.old!r}{because}: set it back, or '
-                      'name another workdir')
+    way_back = ', go back to an earlier step with the new one (--from_step=N)' if change.in_branch else ''
+    raise ConfigError(change.path, change.new, f'{workdir} was started with {change.old!r}{because}: set it back'
+                      f'{way_back}, or name another workdir')
 
 
 @dataclasses.dataclass(frozen=True)
 class UnsafeChange:
-  """path: such as `config.seed`.   reason: why it matters in this run, where it does not in all; else empty."""
+  """path: such as `config.seed`.   reason: why it matters in this run, where it does not in all; else empty.
+  in_branch: whether a run that goes back to an earlier step may make it.
+  """
   path: str
   old: Any
   new: Any
   reason: str
+  in_branch: bool = False
 
 
-def unsafe_changes(run: Run, old: Any, new: Any, path: str, reason: str = '') -> Iterator[UnsafeChange]:
+def changes_between(old: Run, new: Run) -> Iterator[UnsafeChange]:
+  """What a resumed run must not change. Stages may be appended."""
+  known = dataclasses.replace(new, stages=new.stages[:len(old.stages)])
+  return unsafe_changes(old, old, known, 'config')
+
+
+def unsafe_changes(run: Run, old: Any, new: Any, path: str, reason: str = '', in_branch: bool = False,
+                   ) -> Iterator[UnsafeChange]:
   """Everything below `path` that differs and is not safe to change.
 
   Args:
@@ -102,14 +112,15 @@ def unsafe_changes(run: Run, old: Any, new: Any, path: str, reason: str = '') ->
       change = Change(run, old, getattr(old, name), getattr(new, name))
       if change.old != change.new and not is_safe(field, change):
         because = field.safe.reason if field.safe else reason
-        yield from unsafe_changes(run, change.old, change.new, f'{path}.{name}', because)
+        yield from unsafe_changes(run, change.old, change.new, f'{path}.{name}', because,
+                                  in_branch or field.in_branch)
   elif is_sequence(old) and is_sequence(new):
     for i in range(max(len(old), len(new))):
       before = old[i] if i < len(old) else ABSENT
       after = new[i] if i < len(new) else ABSENT
-      yield from unsafe_changes(run, before, after, f'{path}[{i}]', reason)
+      yield from unsafe_changes(run, before, after, f'{path}[{i}]', reason, in_branch)
   elif old != new:
-    yield UnsafeChange(path, old, new, reason)
+    yield UnsafeChange(path, old, new, reason, in_branch)
 
 
 def is_safe(field: Field, change: Change) -> bool:

@@ -42,7 +42,8 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
   session, stage = built.session, built.stage
   schedule = make_schedule(stage.learning_rate, stage.steps)
   step = make_train_step(built.objective, built.optimizer, schedule, seed=stage_seed(session.run, stage),
-                         microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema)
+                         microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema,
+                         skip_spikes=stage.skip_spikes)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
   reference = built.abstract.params if built.starter.is_referenced else None

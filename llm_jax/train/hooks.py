@@ -1,7 +1,7 @@
 """What happens after a step: its numbers are written, the stage is evaluated and saved, the run stops."""
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from llm_jax.config.stage import Stage
@@ -14,19 +14,33 @@ from llm_jax.tracking.progress import Progress
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.state import TrainState
 
+MOST_STEPS_NAMED = 4
+
 
 class Diverged(RuntimeError):
-  """Too many steps in a row had a gradient that is not finite."""
+  """Too many steps in a row were skipped."""
 
 
-# What to change where the gradient is not finite.
-HINT = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
-
-
-def check_result(stage: Stage, nonfinite: int) -> None:
+def check_result(stage: Stage, skipped: int, hint: str) -> None:
   """Raises Diverged for a stage whose last steps, more than one, were all skipped: its parameters are no result."""
-  if nonfinite > 1:
-    raise Diverged(f'{stage.name}: the gradient of its last {nonfinite} steps was not finite: it has no result. {HINT}')
+  if skipped > 1:
+    raise Diverged(f'{stage.name}: its last {skipped} steps were skipped: it has no result. {hint}')
+
+
+def divergence_hint(steps: Sequence[int], is_bound: bool) -> str:
+  """What to do about a stage that has diverged.
+
+  Args:
+    steps: of its checkpoints, highest first.
+    is_bound: whether any stage of the run has a checkpoint, so that the workdir takes no other configuration.
+  """
+  text = 'Lower learning_rate.peak, lengthen its warmup, or look at the data of these steps'
+  if not is_bound:
+    return f'{text}; nothing is saved yet, so the same workdir takes the change'
+  saved = ', '.join(map(str, steps[:MOST_STEPS_NAMED]))
+  others = f'saved are {saved}, and 0 is where the stage began' if steps else 'where the stage began'
+  return (f'{text}; in the same workdir with --from_step={steps[0] if steps else 0} ({others}), or in another '
+          'one')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +56,12 @@ class Log:
 
   flops_per_token: (step) -> FLOP of a token in that step.   peak_flops: FLOP/s of all devices together.
   every: steps between two records in metrics.jsonl.
+  hint: what to do where the stage has diverged.
   """
 
   def __init__(self, writer: MetricsWriter, progress: Progress, watchdog: Watchdog, stage: Stage, *,
-               flops_per_token: Callable[[int], float], peak_flops: float, every: int):
+               flops_per_token: Callable[[int], float], peak_flops: float, every: int,
+               hint: Callable[[], str] = lambda: ''):
     self.writer = writer
     self.progress = progress
     self.watchdog = watchdog
@@ -53,6 +69,7 @@ class Log:
     self.every = every
     self.flops_per_token = flops_per_token
     self.peak_flops = peak_flops
+    self.hint = hint
     self.pending: PendingStep | None = None
     self.seconds = float('inf')  # of the last step that was timed
     self.resume()
@@ -80,13 +97,14 @@ class Log:
     numbers = as_numbers(pending.metrics)
     self.watchdog.beat(pending.step)
     self._measure(pending.finished_at or finished_before or time.perf_counter())
-    num_skipped = int(numbers.pop('nonfinite'))
+    num_skipped = int(numbers.pop('skipped'))
+    reason = pop_reason(numbers)
     numbers.update(self._speed(pending.step), skipped=num_skipped > 0)
     if pending.step % self.every == 0 or num_skipped > 0:
       self.writer.write('train', self.stage.name, pending.step, **numbers)
     self.progress.update(pending.step, memory=memory_in_use(), **numbers)
     if num_skipped > 0:
-      self._warn_of_skipped(pending.step, num_skipped)
+      self._warn_of_skipped(pending.step, num_skipped, reason)
 
   def _measure(self, finished_at: float) -> None:
     """Two short steps may be seen to end at once: then the time of the one before stands for both."""
@@ -100,31 +118,50 @@ class Log:
     utilisation = per_second * self.flops_per_token(step) / self.peak_flops
     return {'step_seconds': self.seconds, 'tokens': tokens, 'tokens_per_second': per_second, 'mfu': utilisation}
 
-  def _warn_of_skipped(self, step: int, in_a_row: int) -> None:
+  def _warn_of_skipped(self, step: int, in_a_row: int, reason: str) -> None:
     """Raises Diverged after too many skipped steps in a row."""
     name = self.stage.name
     samples = f'{self.stage.samples_after(step - 1)} to {self.stage.samples_after(step) - 1}'
-    self.writer.write('event', name, step, event=f'skipped: gradient not finite, samples {samples}')
-    self.progress.message(f'{name}: step {step} skipped, its gradient is not finite (samples {samples})')
+    self.writer.write('event', name, step, event=f'skipped: {reason}, samples {samples}')
+    self.progress.message(f'{name}: step {step} skipped, {reason} (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
-      raise Diverged(f'{name}: the gradient was not finite {in_a_row} steps in a row up to step {step}; they changed '
-                     f'nothing. {HINT}')
+      raise Diverged(f'{name}: {in_a_row} steps in a row were skipped up to step {step}, the last one for its {reason}; '
+                     f'they changed nothing. {self.hint()}')
 
 
-class Periodic:
-  """Runs `action(step, state)` every so many steps before the last one, outside of the steps' clock. 0: never."""
+def pop_reason(numbers: dict[str, float]) -> str:
+  """Why a step was skipped, if it was; takes what says so out of its numbers."""
+  limits = {name: numbers.pop(f'{name}_limit') for name in ('loss', 'grad_norm')}
+  is_spike = numbers.pop('is_spike')
+  if not is_spike:
+    return 'gradient not finite'
+  above = [f'{name} {numbers[name]:.4g} above {limit:.4g}' for name, limit in limits.items() if numbers[name] > limit]
+  return f'spike ({" and ".join(above)})'
 
-  def __init__(self, steps: int, log: Log, action: Callable[[int, TrainState], None]):
+
+class SavePeriodically:
+  """Saves every so many steps before the last one, outside of the steps' clock. 0: never.
+
+  While steps are skipped it waits for one that is not: the parameters may be bad already, and must not push good ones
+  out. At `pinned` steps, which another stage names, it saves in any case.
+  """
+
+  def __init__(self, steps: int, log: Log, save: Callable[[int, TrainState], None], pinned: Collection[int] = ()):
     self.steps = steps
     self.log = log
-    self.action = action
+    self.save = save
+    self.pinned = pinned
+    self.is_due = False
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
-    is_due = self.steps > 0 and step % self.steps == 0
-    if is_due and step < self.log.stage.steps:
-      self.log.pause()
-      self.action(step, state)
-      self.log.resume()
+    self.is_due |= self.steps > 0 and step % self.steps == 0
+    if not self.is_due or step >= self.log.stage.steps:
+      return
+    self.log.pause()
+    if int(state.skipped) == 0 or step in self.pinned:
+      self.save(step, state)
+      self.is_due = False
+    self.log.resume()
 
 
 class Evaluate:

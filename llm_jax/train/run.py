@@ -28,32 +28,39 @@ from llm_jax.runtime.lineage import code_digest, make_lineage, package_versions
 from llm_jax.runtime.preemption import Preempted, Preemption
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
-from llm_jax.tracking.metrics import MetricsWriter, read_metrics
+from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.tracking.task import ByteProgress
 from llm_jax.tracking.terminal import say
+from llm_jax.train.branches import make_branch, read_branches
 from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
+from llm_jax.train.own_checkpoints import check_not_lost
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
 
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None,
-          at_end: Callable[[pathlib.Path], None] = lambda workdir: None) -> None:
+          at_end: Callable[[pathlib.Path], None] = lambda workdir: None, from_step: int | None = None) -> None:
   """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`. Every process of a run calls this.
 
+  from_step: go back to this step of `only`, or else of the stage that is not finished, see `branches.py`; None: go on
+    from the newest checkpoint.
   at_end: called by the primary process with the workdir when the stages have ended, however that was.
 
   Raises:
     ConfigError: for what is wrong with the input, before anything compiles.
     Preempted: the machine asked the run to stop, and all is saved.
-    Diverged: too many gradients in a row were not finite.
+    Diverged: too many steps in a row were skipped.
     CheckpointError: a checkpoint cannot be written or believed.
   """
   check_mesh(run)
-  with open_session(run, workdir) as session:
+  go_back = lambda: None if from_step is None else make_branch(workdir, run, only, from_step)
+  with open_session(run, workdir, go_back) as session:
     stages = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
+    for stage in stages:
+      processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
     check_starts(session, stages)
     data = open_data(session, stages)
     check_evaluations(session, stages, data)
@@ -87,8 +94,11 @@ def check_mesh(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def open_session(run: Run, workdir: pathlib.Path) -> Iterator[Session]:
-  """The services of the run in this process, with the workdir locked and bound to the run's configuration."""
+def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> Iterator[Session]:
+  """The services of the run in this process, with the workdir locked and bound to the run's configuration.
+
+  prepare: called by process 0 before the folder is bound.
+  """
   with located('config'):
     mesh = make_mesh(run.mesh)
   execution = make_execution(run, mesh)
@@ -102,15 +112,18 @@ def open_session(run: Run, workdir: pathlib.Path) -> Iterator[Session]:
   processes.agree('code', f'{code_digest()} {package_versions()} {execution.dtype}')
   with contextlib.ExitStack() as stack:
     processes.on_first(lambda: stack.enter_context(folder.lock()))
+    processes.on_first(prepare)
     processes.on_first(lambda: bind(folder, run))
     preemption = stack.enter_context(Preemption())
     stack.enter_context(jax.set_mesh(mesh))
     tokenizer = open_tokenizer(run, workdir)
     lineage = make_lineage()
+    branches = read_branches(workdir)
     if primary:
-      write_atomic(workdir / 'lineage.json', json.dumps(lineage.to_json(), indent=2) + '\n')
+      stated = {**lineage.to_json(), 'branches': [branch.to_json() for branch in branches]}
+      write_atomic(workdir / 'lineage.json', json.dumps(stated, indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
-    yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary)
+    yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary, branches)
 
 
 def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
@@ -124,10 +137,8 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
 def bind(folder: Workdir, run: Run) -> None:
   """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
   if not any(COMMITTED_NAME.fullmatch(path.name) for path in folder.path.glob('checkpoints/*/*')):
-    reached = max((r['step'] for r in read_metrics(folder.path) if r['kind'] == 'train'), default=0)
-    if run.checkpoints.every and reached > 2 * run.checkpoints.every:
-      raise ConfigError('workdir', str(folder.path), f'its metrics reach step {reached} and its checkpoints are gone: '
-                        'bring them back, or name another workdir')
+    for stage in run.stages:
+      check_not_lost(folder.path, run, stage, ())
     (folder.path / 'config.json').unlink(missing_ok=True)
     shutil.rmtree(folder.path / 'tokenizer', ignore_errors=True)
   folder.bind(run)

@@ -13,6 +13,9 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.runtime.lineage import RunLineage
 from llm_jax.runtime.preemption import Preemption
 from llm_jax.tracking.metrics import MetricsWriter
+from llm_jax.tracking.saved_steps import note_saved_step
+from llm_jax.train.branches import Branch
+from llm_jax.train.own_checkpoints import check_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Session:
   lineage: where and with what the run was made.
   peak_flops: FLOP/s of all devices together.
   primary: whether this process is the one that prints and writes.
+  branches: where the run went back to an earlier step.
   """
   run: Run
   workdir: pathlib.Path
@@ -33,14 +37,18 @@ class Session:
   lineage: RunLineage
   peak_flops: float
   primary: bool
+  branches: tuple[Branch, ...] = ()
 
   def store(self, stage: str) -> CheckpointStore:
     """The checkpoints of the stage of that name."""
     inits = [other.init for other in self.run.stages]
     pinned = {step for init in inits for step in init.pinned_steps(stage)}
     is_averaged = any(init.averages_newest(stage) for init in inits)
-    return CheckpointStore(self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
-                           every=self.run.checkpoints.every if is_averaged else 0, pinned=pinned)
+    return CheckpointStore(
+      self.workdir / 'checkpoints' / stage, self.run.checkpoints.keep,
+      every=self.run.checkpoints.every if is_averaged else 0, pinned=pinned,
+      check=lambda checkpoint: check_own(checkpoint, self.run, stage, self.branches),
+      note_saved=lambda step: note_saved_step(self.workdir, stage, step))
 
   def transformer(self, stage: Stage) -> Transformer:
     """The model as `stage` trains it."""

@@ -30,7 +30,7 @@ from llm_jax.tracking.progress import Progress
 from llm_jax.train.build import best_params, init_params, make_objective
 from llm_jax.train.compile import compile_steps
 from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
-from llm_jax.train.hooks import Evaluate, Log, Periodic, StopOnPreemption, check_result
+from llm_jax.train.hooks import Evaluate, Log, SavePeriodically, StopOnPreemption, check_result, divergence_hint
 from llm_jax.train.loop import train_loop
 from llm_jax.train.session import Session
 from llm_jax.train.starting_point import Start, Starter
@@ -137,11 +137,11 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
       state = train_loop(state, reference, built.source, train_step, steps, hooks=[
         log,
         Evaluate(evaluations, log, evaluate),
-        Periodic(session.run.checkpoints.every, log, save),
+        SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
         StopOnPreemption(session.preemption, log, save_and_wait),
       ])
       log.pause()
-      check_result(stage, int(state.nonfinite))
+      check_result(stage, int(state.skipped), hint_of(built))
       if first < steps or stage.steps == 0:
         save_and_wait(int(state.step), state)
     finish(built, evaluations, int(state.step), state, reference, display)
@@ -158,12 +158,20 @@ def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog) -> Log:
     return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)
 
   return Log(session.writer, display, watchdog, stage, every=session.run.log_every, flops_per_token=flops_per_token,
-             peak_flops=session.peak_flops)
+             peak_flops=session.peak_flops, hint=lambda: hint_of(built))
+
+
+def hint_of(built: BuiltStage) -> str:
+  """What to do where the stage has diverged."""
+  session = built.session
+  is_bound = any(session.store(stage.name).steps() for stage in session.run.stages)
+  return divergence_hint(built.store.steps(), is_bound)
 
 
 def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
   """What a checkpoint of the stage notes, its data's position restored; raises ConfigError where data has changed."""
-  lineage = Lineage(built.session.lineage, start.parent, start.folder)
+  branches = [branch.to_json() for branch in built.session.branches]
+  lineage = Lineage(built.session.lineage, start.parent, start.folder, branches)
   if start.resumed is None:
     return StageProgress(lineage, {})
   metadata = start.resumed.metadata
@@ -196,7 +204,8 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
     eval_data=None if validation is None else validation.fingerprint,
     start_metrics=progress.start_metrics,
   )
-  built.store.save(step, state, metadata, wait=wait)
+  is_bad_perhaps = int(state.skipped) > 0
+  built.store.save(step, state, metadata, wait=wait, keep_all=is_bad_perhaps)
   progress.saved_step = step
 
 

@@ -21,7 +21,10 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.session import Session
-from llm_jax.train.state import TrainState
+from llm_jax.train.state import TrainState, fresh_counters
+
+COUNTERS = ('skipped', 'recent')  # of a training state
+OLD_COUNTER = 'nonfinite'  # the only one that there was until spikes were skipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Starter:
         return Start(lambda: (self.create(), None))
       case Resume(name):
         checkpoint = self.finished(name)
-        checkpoint.check(self.abstract)
-        return Start(lambda: (from_first_step(checkpoint.restore(self.abstract)), None), describe(checkpoint))
+        check_form(checkpoint, self.abstract)
+        return Start(lambda: (self.restore(checkpoint).from_first_step(), None), describe(checkpoint))
       case Params() | Average() | HuggingFace():
         return self.start_from_params()
 
@@ -82,13 +85,13 @@ class Starter:
     lineage = newest.metadata.lineage
     recorded = lineage.folder
     self.check_folder(recorded)
-    newest.check(self.abstract)
+    check_form(newest, self.abstract)
     read_reference = self.initial_params()[0] if self.is_referenced else lambda: None
 
     def read() -> tuple[TrainState, Any]:
       reference = read_reference()
       self.check_folder(recorded)  # again: the folder may have changed while the step was compiled
-      return newest.restore(self.abstract), reference
+      return self.restore(newest), reference
     return Start(read, lineage.parent, recorded, newest)
 
   def start_from_params(self) -> Start:
@@ -102,6 +105,15 @@ class Starter:
       self.check_folder(recorded)
       return self.from_params(params), params if self.is_referenced else None
     return Start(read, parent, recorded)
+
+  def restore(self, checkpoint: SavedCheckpoint) -> TrainState:
+    """The state of a checkpoint; one of an older version has none of the counters, which begin anew."""
+    saved, abstract = without_counters(checkpoint, self.abstract)
+    state = saved.restore(abstract)
+    if abstract is self.abstract:
+      return state
+    shardings = {name: jax.tree.map(lambda leaf: leaf.sharding, getattr(self.abstract, name)) for name in COUNTERS}
+    return dataclasses.replace(state, **jax.jit(fresh_counters, out_shardings=shardings)())
 
   def check_folder(self, recorded: dict[str, str] | None) -> None:
     """Refuses a Hugging Face folder whose digests are no longer those that were recorded at the stage's start."""
@@ -228,8 +240,18 @@ def has_parameters(checkpoint: SavedCheckpoint, name: str) -> bool:
   return any(path.startswith(f'params/{name}/') for path in checkpoint.leaves)
 
 
-def from_first_step(state: TrainState) -> TrainState:
-  return dataclasses.replace(state, step=jnp.zeros_like(state.step), nonfinite=jnp.zeros_like(state.nonfinite))
+def check_form(checkpoint: SavedCheckpoint, abstract: TrainState) -> None:
+  """Refuses a checkpoint that `Starter.restore` could not read; nothing is read."""
+  saved, wanted = without_counters(checkpoint, abstract)
+  saved.check(wanted)
+
+
+def without_counters(checkpoint: SavedCheckpoint, abstract: TrainState) -> tuple[SavedCheckpoint, TrainState]:
+  """Both as they are; where the checkpoint is of a version before the counters, both without them."""
+  if OLD_COUNTER not in checkpoint.leaves:
+    return checkpoint, abstract
+  leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if name != OLD_COUNTER}
+  return dataclasses.replace(checkpoint, leaves=leaves), dataclasses.replace(abstract, **dict.fromkeys(COUNTERS))
 
 
 def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llm_jax.config.spikes import SkipSpikes
 from llm_jax.objectives.loss import Loss, Metrics, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
 from llm_jax.sharding.rules import constrain
+from llm_jax.train.spikes import limits, observe
 from llm_jax.train.state import TrainState
 
 Sums = TypeVar('Sums')  # a pytree of arrays
@@ -17,11 +19,12 @@ Sums = TypeVar('Sums')  # a pytree of arrays
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Callable, *, seed: int = 0,
                     microbatches: int = 1, clip_norm: float | None = None, ema: float | None = None,
-                    ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+                    skip_spikes: SkipSpikes | None = None) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
   """The step, to be jitted with the state donated.
 
   `optimizer` gives updates for a learning rate of 1, scaled here by `schedule(step)`. A step whose loss or gradient is
-  not finite leaves parameters and optimizer untouched. Randomness is a function of seed and step alone.
+  not finite, or far above the recent ones (see `spikes.py`), leaves parameters and optimizer untouched. Randomness is a
+  function of seed and step alone.
   """
 
   def train_step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
@@ -30,6 +33,10 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
     weight = jnp.maximum(loss.weight, 1.0)
     norm = optax.tree.norm(grads) / weight
     is_finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
+    observed = jnp.stack([loss.total / weight, norm]).astype(jnp.float32)
+    limit = jnp.full(2, jnp.inf) if skip_spikes is None else limits(state.recent, skip_spikes)
+    is_spike = is_finite & (observed > limit).any()
+    is_taken = is_finite & ~is_spike
     rate = schedule(state.step)
 
     def update(params, opt_state, average):
@@ -40,30 +47,37 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
       average = None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
       return params, opt_state, average
 
-    params, opt_state, average = update_if(is_finite, update, state.params, state.opt_state, state.ema)
-    nonfinite = jnp.where(is_finite, 0, state.nonfinite + 1)
+    params, opt_state, average = update_if(is_taken, update, state.params, state.opt_state, state.ema)
+    skipped = jnp.where(is_taken, 0, state.skipped + 1)
+    recent = state.recent
+    if skip_spikes is not None:
+      seen = observe(recent, observed, skip_spikes)
+      recent = jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), seen, recent)
     metrics = {
       'loss': loss.total / weight,
       **divided(loss.metrics, weight),
       'grad_norm': norm,
       'learning_rate': rate,
       'weight': loss.weight,
-      'nonfinite': nonfinite,
+      'skipped': skipped,
+      'is_spike': is_spike,
+      'loss_limit': limit[0],
+      'grad_norm_limit': limit[1],
     }
-    return TrainState(state.step + 1, params, opt_state, average, nonfinite), metrics
+    return TrainState(state.step + 1, params, opt_state, average, skipped, recent), metrics
 
   return train_step
 
 
-def update_if(is_finite: jax.Array, update: Callable, *old: Any) -> tuple[Any, ...]:
-  """update(*old) where `is_finite`, else `old`, in the memory of `old` when that is donated.
+def update_if(is_taken: jax.Array, update: Callable, *old: Any) -> tuple[Any, ...]:
+  """update(*old) where `is_taken`, else `old`, in the memory of `old` when that is donated.
 
   On CPU XLA gives a branch that memory, and keeps new and old beside each other for a select (two more copies of the
   parameters). On GPU and TPU it is the select that takes no memory, and the branch that makes another state.
   """
   if jax.default_backend() == 'cpu':
-    return jax.lax.cond(is_finite, update, lambda *old: old, *old)
-  return jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), update(*old), old)
+    return jax.lax.cond(is_taken, update, lambda *old: old, *old)
+  return jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), update(*old), old)
 
 
 def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: jax.Array, microbatches: int,

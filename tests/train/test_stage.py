@@ -1,5 +1,6 @@
 """What a stage does once even where a run is stopped or killed at an awkward moment."""
 import dataclasses
+import types
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,20 @@ import pytest
 from launch.experiment_file import load_run
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.metadata import Lineage
+from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.experiment import WSD
+from llm_jax.data.batch_source import DataPosition
 from llm_jax.evaluation.baselines import BaselinesEvaluation
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Moment, Result
+from llm_jax.runtime.errors import CheckpointError
 from llm_jax.tracking.metrics import read_generations
 from llm_jax.tracking.progress import Progress
+from llm_jax.tracking.saved_steps import note_saved_step
+from llm_jax.train.branches import Branch
 from llm_jax.train.evaluations import Evaluations
-from llm_jax.train.hooks import Diverged, check_result
+from llm_jax.train.hooks import Diverged, SavePeriodically, check_result, divergence_hint
+from llm_jax.train.own_checkpoints import check_not_lost, check_own
 from llm_jax.train.run import check_starts, is_finished, open_data, open_session
 from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
 from llm_jax.train.starting_point import Start
@@ -28,7 +36,7 @@ class RecordingStore:
   def __init__(self):
     self.calls = []
 
-  def save(self, step, state, metadata, *, wait):
+  def save(self, step, state, metadata, *, wait, keep_all):
     self.calls.append(('save', step, wait))
 
   def wait(self):
@@ -52,9 +60,10 @@ def built(session):
 
 def test_a_stop_at_a_checkpoints_step_saves_once(built):
   progress = StageProgress(lineage=Lineage(RUN), start_metrics={})
-  save_checkpoint(built, progress, 4, None)
-  save_checkpoint(built, progress, 4, None, wait=True)
-  save_checkpoint(built, progress, 5, None, wait=True)
+  state = types.SimpleNamespace(skipped=0)
+  save_checkpoint(built, progress, 4, state)
+  save_checkpoint(built, progress, 4, state, wait=True)
+  save_checkpoint(built, progress, 5, state, wait=True)
   assert built.store.calls == [('save', 4, False), ('wait',), ('save', 5, True)]
 
 
@@ -93,10 +102,135 @@ def test_there_are_no_baselines_where_nobody_knows_what_was_trained_on(session):
 
 
 def test_a_stage_that_ends_diverged_has_no_result(built):
-  check_result(built.stage, 0)
-  check_result(built.stage, 1)  # one step that was skipped happens
-  with pytest.raises(Diverged, match='first: the gradient of its last 2 steps was not finite'):
-    check_result(built.stage, 2)
+  check_result(built.stage, 0, 'hint')
+  check_result(built.stage, 1, 'hint')  # one step that was skipped happens
+  with pytest.raises(Diverged, match='first: its last 2 steps were skipped: it has no result. hint'):
+    check_result(built.stage, 2, 'hint')
+
+
+class Watch:
+  """Stands for the log: it counts the pauses."""
+
+  def __init__(self, stage):
+    self.stage = stage
+
+  def pause(self):
+    pass
+
+  def resume(self):
+    pass
+
+
+def test_no_checkpoint_is_taken_while_steps_are_skipped(built):
+  """It comes with the first step that is not; a step that another stage names is saved in any case."""
+  def saved(skipped, pinned=()):
+    steps = []
+    hook = SavePeriodically(5, Watch(built.stage), lambda step, state: steps.append(step), pinned)
+    for step in range(1, 25):
+      hook(step, types.SimpleNamespace(skipped=int(step in skipped)), {})
+    return steps
+
+  assert saved(()) == [5, 10, 15, 20]
+  assert saved((4,)) == [5, 10, 15, 20]
+  assert saved((9, 10, 11)) == [5, 12, 15, 20]
+  assert saved(range(8, 21)) == [5, 21]
+  assert saved(range(8, 24), pinned=(15,)) == [5, 15]
+
+
+def test_what_to_do_about_a_stage_that_diverged():
+  hint = divergence_hint([20, 15, 10, 5, 1], is_bound=True)
+  assert '--from_step=20 (saved are 20, 15, 10, 5, and 0 is where the stage began)' in hint
+  assert '--from_step=0 (where the stage began)' in divergence_hint([], is_bound=True)
+  assert 'nothing is saved yet, so the same workdir takes the change' in divergence_hint([], is_bound=False)
+
+
+# ---------------------------------------------------------------------------------------------- lost and foreign ones
+def test_a_stage_whose_checkpoints_are_gone_is_named(session):
+  first, second = session.run.stages
+  check = lambda steps=(): check_not_lost(session.workdir, session.run, second, steps)
+  for step in range(1, 11):
+    session.writer.write('train', second.name, step, skipped=False)
+  check()  # killed before the first save was complete
+  session.writer.write('train', second.name, 11, skipped=True)
+  check()  # a skipped step puts the save off
+  session.writer.write('train', second.name, 12, skipped=False)
+  with pytest.raises(CheckpointError, match='stage second had reached step 12 and its checkpoints are gone'):
+    check()
+  check((5,))
+  check_not_lost(session.workdir, session.run, first, ())
+
+
+def test_a_stage_that_was_saved_before_its_time_is_missed_too(session, caplog):
+  """As a request to stop leaves it: the metrics alone would not tell."""
+  second = session.run.stages[1]
+  session.writer.write('train', second.name, 3, skipped=False)
+  note_saved_step(session.workdir, second.name, 3)
+  with pytest.raises(CheckpointError, match='step 3 and its checkpoints are gone.*--stage=second --from_step=0'):
+    check_not_lost(session.workdir, session.run, second, ())
+  note_saved_step(session.workdir, second.name, 10)
+  check_not_lost(session.workdir, session.run, second, (10, 5))
+  assert not caplog.records
+  check_not_lost(session.workdir, session.run, second, (5,))
+  assert 'the checkpoint of step 10 is gone, the newest is that of step 5' in caplog.text
+
+
+def test_a_finished_stage_that_lost_its_checkpoints_is_not_trained_again(session):
+  second = session.run.stages[1]
+  session.writer.write('final', second.name, second.steps)
+  with pytest.raises(CheckpointError, match='stage second had reached step 12'):
+    check_not_lost(session.workdir, session.run, second, ())
+
+
+def saved_by(run, stage, step, **changes):
+  """A checkpoint as a run states it."""
+  samples = next(each for each in run.stages if each.name == stage).samples_after(step)
+  fields = {'config': schema.to_json(run), 'stage': stage, **changes}
+  return SavedCheckpoint(step, Path(f'{step:08d}'), make_metadata(samples, **fields), {}, '')
+
+
+def changed(run, number=0, **fields):
+  stages = list(run.stages)
+  stages[number] = dataclasses.replace(stages[number], **fields)
+  return dataclasses.replace(run, stages=tuple(stages))
+
+
+def test_a_checkpoint_of_another_run_is_named(session):
+  run = session.run
+  check_own(saved_by(run, 'first', 5), run, 'first', ())
+  check_own(saved_by(changed(run, remat='block'), 'first', 5), run, 'first', ())
+  others = {
+    'config.seed': dataclasses.replace(run, seed=9),
+    r'config.stages\[0\].learning_rate.peak': changed(run, learning_rate=WSD(0.3, warmup=4)),
+    r'config.stages\[0\].batch_size': changed(run, batch_size=4),
+    r'config.model.dropout': dataclasses.replace(run, model=dataclasses.replace(run.model, dropout=0.2)),
+  }
+  for field, other in others.items():
+    with pytest.raises(CheckpointError, match=f'00000005: is of another run, with {field} = '):
+      check_own(saved_by(other, 'first', 5), run, 'first', ())
+  later = changed(run, 1, learning_rate=WSD(0.3))
+  check_own(saved_by(later, 'first', 5), run, 'first', ())  # of what comes after it nothing is in it
+  with pytest.raises(CheckpointError, match='learning_rate.peak'):
+    check_own(saved_by(later, 'second', 5), run, 'second', ())
+
+
+def test_a_checkpoint_in_a_wrong_place_is_named(session):
+  run = session.run
+  with pytest.raises(CheckpointError, match='is one of stage second'):
+    check_own(saved_by(run, 'second', 5), run, 'first', ())
+  with pytest.raises(CheckpointError, match='states 40 samples of data, and step 6 comes after 48'):
+    check_own(saved_by(run, 'first', 6, data=DataPosition(40, {})), run, 'first', ())
+  with pytest.raises(CheckpointError, match='its configuration cannot be read'):
+    check_own(saved_by(run, 'first', 5, config={'seed': 1}), run, 'first', ())
+
+
+def test_what_a_run_was_before_it_went_back_is_its_own_up_to_there(session):
+  run = session.run
+  before = changed(run, learning_rate=WSD(0.3, warmup=4))
+  branches = (Branch('first', 10, 'now', {}, before),)
+  check_own(saved_by(before, 'first', 10), run, 'first', branches)
+  check_own(saved_by(run, 'first', 15), run, 'first', branches)
+  with pytest.raises(CheckpointError, match='is of another run'):
+    check_own(saved_by(before, 'first', 15), run, 'first', branches)
 
 
 def test_a_long_evaluation_does_not_look_like_a_hang(built):

@@ -1,0 +1,84 @@
+"""What a run does about lost and foreign checkpoints and about divergence, as users meet it: whole runs."""
+import json
+import re
+import shutil
+
+import pytest
+
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.tracking.metrics import read_metrics
+from tests.train import runs
+
+FIRST = '--stage=first'
+RATE = '--config.stages[0].learning_rate.peak'
+
+
+@pytest.fixture(scope='module')
+def stopped(corpus, tmp_path_factory):
+  """The folder of a run whose second stage was killed at step 11: an evaluation is the last thing it did."""
+  workdir = tmp_path_factory.mktemp('stopped')
+  runs.run(corpus, workdir, kill_at='after_commit@10', expect=-9)  # of the first stage
+  runs.run(corpus, workdir, FIRST)
+  runs.run(corpus, workdir, kill_at='after_commit@10', expect=-9)  # of the second
+  return workdir
+
+
+@pytest.fixture
+def workdir(stopped, tmp_path):
+  """A copy of it."""
+  return shutil.copytree(stopped, tmp_path / 'run')
+
+
+def test_a_stage_whose_checkpoints_are_gone_does_not_begin_again(corpus, workdir):
+  shutil.rmtree(workdir / 'checkpoints' / 'second')
+  output = runs.run(corpus, workdir, expect=1)
+  assert re.search(r'stage second had reached step 1\d and its checkpoints are gone', output.splitlines()[-1])
+  output = runs.run(corpus, workdir, '--stage=second', '--from_step=0')
+  assert 'second  step 12/12' in output
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(corpus, workdir, tmp_path):
+  other = tmp_path / 'other'
+  runs.run(corpus, other, FIRST, f'{RATE}=0.3', kill_at='after_commit@20', expect=-9)
+  again = tmp_path / 'again'
+  runs.run(corpus, again, FIRST, kill_at='after_commit@10', expect=-9)
+  shutil.copytree(other / 'checkpoints/first/00000020', again / 'checkpoints/first/00000020')
+  output = runs.run(corpus, again, FIRST)
+  assert 'checkpoint not used' in output and 'is of another run, with config.stages[0].learning_rate.peak' in output
+  runs.run(corpus, workdir)
+  assert runs.state_hash(again, 'first') == runs.state_hash(workdir, 'first')
+
+
+def test_a_diverged_run_goes_on_as_its_last_line_says(corpus, tmp_path):
+  """An absurd rate from the start: nothing that was saved is bad, and the same folder takes a better one."""
+  output = runs.run(corpus, tmp_path, FIRST, f'{RATE}=1e4', expect=1)
+  assert 'skipped, spike (' in output and '10 steps in a row were skipped' in output.splitlines()[-1]
+  assert 'the same workdir takes the change' in output.splitlines()[-1]
+  assert not CheckpointStore(tmp_path / 'checkpoints' / 'first').steps()
+  assert [r for r in read_metrics(tmp_path) if r['kind'] == 'event' and 'spike' in r['event']]
+  runs.run(corpus, tmp_path, FIRST)
+
+
+def test_a_run_goes_back_to_an_earlier_step_with_another_rate(corpus, workdir):
+  """The branch is that of a run which had the new rate from there on; it is recorded, and the same command goes on."""
+  change = '--config.stages[1].learning_rate.peak=5e-4'
+  output = runs.run(corpus, workdir, change, expect=2)
+  assert 'go back to an earlier step with the new one (--from_step=N)' in output
+  output = runs.run(corpus, workdir, change, '--from_step=7', expect=2)
+  assert '--from_step = 7: stage second has no checkpoint of that step, only of 10, 5' in output
+  output = runs.run(corpus, workdir, '--config.seed=5', '--from_step=5', expect=2)
+  assert 'config.seed = 5: the run was started with 1, and a branch changes only' in output
+  flags = (change, '--from_step=5')
+  runs.run(corpus, workdir, *flags, kill_at='after_commit@10', expect=-9)
+  output = runs.run(corpus, workdir, *flags)
+  assert 'second  step 12/12' in output and 'step 6/' not in output
+  before = json.loads((workdir / 'branches/1/config.json').read_text())
+  assert before['stages'][1]['learning_rate']['peak'] == 1e-3
+  assert sorted(path.name for path in (workdir / 'branches/1/checkpoints/second').iterdir()) == ['00000010']
+  [branch] = json.loads((workdir / 'lineage.json').read_text())['branches']
+  assert (branch['stage'], branch['step']) == ('second', 5)
+  assert branch['changes'] == {'config.stages[1].learning_rate.peak': [1e-3, 5e-4]}
+  newest = CheckpointStore(workdir / 'checkpoints' / 'second').latest_valid()
+  assert newest.step == 12 and newest.metadata.lineage.branches == [branch]
+  rates = {r['step']: r['learning_rate'] for r in read_metrics(workdir) if (r['kind'], r['stage']) == ('train', 'second')}
+  assert sorted(rates) == list(range(1, 13)) and rates[6] == pytest.approx(rates[5] / 2)
