@@ -125,8 +125,8 @@ class Log:
     self.writer.write('event', name, step, event=f'skipped: {reason}, samples {samples}')
     self.progress.message(f'{name}: step {step} skipped, {reason} (samples {samples})')
     if in_a_row >= self.stage.max_nonfinite:
-      raise Diverged(f'{name}: {in_a_row} steps in a row were skipped up to step {step}, the last one for its {reason}; '
-                     f'they changed nothing. {self.hint()}')
+      raise Diverged(f'{name}: {in_a_row} steps in a row were skipped up to step {step}, at last {reason}; they '
+                     f'changed nothing. {self.hint()}')
 
 
 def pop_reason(numbers: dict[str, float]) -> str:

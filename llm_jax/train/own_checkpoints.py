@@ -81,9 +81,10 @@ def check_not_lost(workdir: pathlib.Path, run: Run, stage: Stage, steps: Sequenc
   records = [record for record in read_metrics(workdir) if record['stage'] == stage.name]
   reached = max((record['step'] for record in records), default=0)
   if noted is not None or _was_saved(run, records):
-    raise CheckpointError(f'{folder}: stage {stage.name} had reached step {max(reached, noted or 0)} and its checkpoints '
-                          'are gone: bring them back, begin the stage again with '
-                          f'--stage={stage.name} --from_step=0, or name another workdir')
+    furthest = max(reached, noted or 0)
+    raise CheckpointError(f'{folder}: stage {stage.name} had reached step {furthest} and its checkpoints are gone: '
+                          f'bring them back, begin the stage again with --stage={stage.name} --from_step=0, or name '
+                          'another workdir')
 
 
 def _was_saved(run: Run, records: Sequence[dict[str, Any]]) -> bool:

@@ -19,7 +19,8 @@ Sums = TypeVar('Sums')  # a pytree of arrays
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Callable, *, seed: int = 0,
                     microbatches: int = 1, clip_norm: float | None = None, ema: float | None = None,
-                    skip_spikes: SkipSpikes | None = None) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+                    skip_spikes: SkipSpikes | None = None
+                    ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
   """The step, to be jitted with the state donated.
 
   `optimizer` gives updates for a learning rate of 1, scaled here by `schedule(step)`. A step whose loss or gradient is

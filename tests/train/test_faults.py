@@ -80,5 +80,6 @@ def test_a_run_goes_back_to_an_earlier_step_with_another_rate(corpus, workdir):
   assert branch['changes'] == {'config.stages[1].learning_rate.peak': [1e-3, 5e-4]}
   newest = CheckpointStore(workdir / 'checkpoints' / 'second').latest_valid()
   assert newest.step == 12 and newest.metadata.lineage.branches == [branch]
-  rates = {r['step']: r['learning_rate'] for r in read_metrics(workdir) if (r['kind'], r['stage']) == ('train', 'second')}
+  trained = [r for r in read_metrics(workdir) if (r['kind'], r['stage']) == ('train', 'second')]
+  rates = {r['step']: r['learning_rate'] for r in trained}
   assert sorted(rates) == list(range(1, 13)) and rates[6] == pytest.approx(rates[5] / 2)
