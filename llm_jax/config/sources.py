@@ -233,7 +233,7 @@ class LabelledSource(SourceConfig):
 
   labels: names of the classes.
   special_tokens: those before a text, between two texts, and behind, where the class is read (Radford et al. 2018,
-    GPT-1, section 3.3: start, delimiter, extract); '' is what stands before a document, and the end of text.
+    GPT-1, section 3.3: start, delimiter, extract). '' is what stands before a document, and else the end of text.
   """
   labels: tuple[str, ...]
   special_tokens: tuple[str, ...]

@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
@@ -45,6 +46,38 @@ def test_documents_begin_and_end_as_those_of_the_model(folder):
   assert data.num_bytes == sum(len(text.encode()) for text in TEXTS) - first
   targets = sum(int(row['weights'].sum()) for row in data.rows)
   assert targets == data.num_targets == sum(len(ours.encode(text)) for text in TEXTS)
+
+
+TOOLS = [{'type': 'function', 'function': {'name': 'add', 'parameters': {'a': 'int'}}}]
+TEMPLATE = ("{{ bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}"
+            "{% for m in messages %}{{ '[' + m.role + ']' }}"
+            "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+            "{% else %}{{ m.content }}{% endif %}{% endfor %}")
+
+
+@pytest.mark.parametrize('as_text', (False, True))
+def test_tools_and_system_of_rows_reach_the_model_s_template(as_text, folder):
+  """Of conversations, of pairs and of rated answers."""
+  published.write_folder('llama2', folder, chat_template=TEMPLATE)
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  ours = make_tokenizer(HuggingFaceFile(str(folder / 'tokenizer.json'), '</s>'))
+  extra = {'system': 'Be brief.', 'tools': json.dumps(TOOLS) if as_text else TOOLS}
+  user, said = {'role': 'user', 'content': 'one?'}, {'role': 'assistant', 'content': 'two'}
+  rows = {
+    config.Conversations: [{**extra, 'messages': [user, said]}],
+    config.Preferences: [{**extra, 'prompt': 'one?', 'chosen': 'two', 'rejected': 'three'}],
+    config.RatedAnswers: [{**extra, 'prompt': 'one?', 'completion': 'two', 'label': True}] * 2,
+  }
+  messages = [{'role': 'system', 'content': 'Be brief.'}, user, said]
+  expected = theirs.apply_chat_template(messages, tools=TOOLS, return_dict=True)['input_ids']
+  for kind, lines in rows.items():
+    path = folder / f'{kind.__name__}.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in lines))
+    source = kind(str(path), 'model', val_fraction=0.0)
+    data = dataset.open_dataset(config.Data((config.Weighted(source),), 'best_fit'), ours, seq_len=200, seed=0,
+                                split='train', cache_dir=folder / 'cache')
+    first = next(data.token_documents()).tolist()
+    assert first[:len(expected)] == expected and len(first) <= len(expected) + 1  # behind it stands a rating
 
 
 def test_a_token_without_a_row_is_refused_where_a_text_uses_it(folder):

@@ -9,7 +9,7 @@ from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.tokenizers import chat_templates
-from llm_jax.data.tokenizers.base import load_tokenizer, make_tokenizer
+from llm_jax.data.tokenizers.base import load_tokenizer, make_tokenizer, opened
 from tests.hf import published_tokenizers as published
 
 HELLO = [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'I am well.'}]
@@ -102,6 +102,41 @@ def test_the_marks_of_a_template_are_transformers_mask(tmp_path):
     found = theirs.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     ids, counts = chat_templates.render(messages, 'model', ours)
     assert (ids.tolist(), counts.astype(int).tolist()) == (found['input_ids'], found['assistant_masks'])
+
+
+def test_marked_turns_from_a_message_on(tmp_path):
+  ours, _ = open_both('gpt2', tmp_path)
+  ids, counts = chat_templates.render([*HELLO, HELLO[0], {'role': 'assistant', 'content': 'a cat'}], 'model', ours, 2)
+  assert ours.decode(ids[counts]) == 'a cat<|im_end|>'
+
+
+def test_texts_of_words_are_cleaned_up_as_transformers_does_it(tmp_path):
+  """It leaves those of BPE alone."""
+  words = ['<unk>', '</s>', *"it ' s n't a cat . , ! ? the".split()]
+  vocab = {word: i for i, word in enumerate(words)}
+  tokenizer = published.library.Tokenizer(published.library.models.WordLevel(vocab, '<unk>'))
+  tokenizer.pre_tokenizer = published.library.pre_tokenizers.WhitespaceSplit()
+  tokenizer.add_special_tokens(['</s>'])
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+  for cleans_up in (True, False):
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({
+      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '</s>', 'unk_token': '<unk>',
+      'clean_up_tokenization_spaces': cleans_up}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = make_tokenizer(HuggingFaceFile(str(tmp_path / 'tokenizer.json'), '</s>'))
+    ids = theirs("the cat , a cat . it ' s n't ! ?").input_ids
+    assert ours.decode(ids) == theirs.decode(ids) and (' ,' in ours.decode(ids)) != cleans_up
+
+
+def test_a_beginning_that_only_the_configuration_asks_for(tmp_path, caplog):
+  """transformers 5 does not put it there; the run says so."""
+  published.write_folder('gpt2', tmp_path, add_bos_token=True, bos_token='<|im_start|>')
+  ours = make_tokenizer(HuggingFaceFile(str(tmp_path / 'tokenizer.json'), '<|endoftext|>'))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert [*ours.begin, *ours.encode('a cat')] == theirs('a cat').input_ids
+  assert 'add_bos_token = true' in caplog.text
+  assert opened(ours, ()) == [theirs.bos_token_id]
 
 
 @pytest.mark.parametrize('kind, named', [('llama2', 'llama2'), ('llama2_first', 'llama2'), ('gpt2', 'chatml'),

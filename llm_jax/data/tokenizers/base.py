@@ -4,6 +4,7 @@ Every tokenizer encodes untrusted text without ever yielding a special id, and h
 determines its ids.
 """
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankT
 from llm_jax.data.tokenizers.files import HUGGING_FACE_FILE, META_FILE, RANKS_FILE
 from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.data.tokenizers.pre_tokenization import pattern_for
-from llm_jax.data.tokenizers.published import read_files
+from llm_jax.data.tokenizers.published import CONFIG, read_files
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 
 PIECE_IDS = 1 << 24  # looked at in one go
@@ -103,7 +104,11 @@ def _read_hugging_face(path: pathlib.Path, end_of_text: str) -> HuggingFaceToken
   except OSError as error:
     hint = f'cannot be read ({error.strerror}): name a tokenizer.json'
     raise ConfigError('tokenizer.path', str(path), hint) from error
-  return HuggingFaceTokenizer(content, end_of_text, files)
+  tokenizer = HuggingFaceTokenizer(content, end_of_text, files)
+  if tokenizer.lacks_beginning:
+    logging.warning('%s: add_bos_token = true, which transformers does not read beside a tokenizer.json, whose '
+                    'post-processor puts no such token there: documents begin without it', path.with_name(CONFIG))
+  return tokenizer
 
 
 def _end_of_text(tokenizer: config.TiktokenFile) -> str:
@@ -153,8 +158,9 @@ def _load(folder: pathlib.Path, meta: dict[str, Any]) -> Tokenizer:
 
 def opened(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
   """The ids of a text that is to be continued, behind what a document begins with. Where that leaves nothing at all,
-  the end of text stands there: the next text follows it."""
-  return [*tokenizer.begin, *map(int, ids)] or [tokenizer.eot]
+  the beginning of text that the model knows stands there, or the end of text, which the next text follows."""
+  beginning = tokenizer.special_ids.get(tokenizer.named.get('bos_token', ''), tokenizer.eot)
+  return [*tokenizer.begin, *map(int, ids)] or [beginning]
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

@@ -12,7 +12,15 @@ import numpy as np
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.tokenizers.files import HUGGING_FACE_FILE, META_FILE, encode_meta, write_files
-from llm_jax.data.tokenizers.published import KEPT, MODEL, MODEL_ENTRIES, is_deciding, read_object, read_published
+from llm_jax.data.tokenizers.published import (
+  CONFIG,
+  KEPT,
+  MODEL,
+  MODEL_ENTRIES,
+  is_deciding,
+  read_object,
+  read_published,
+)
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 
 REPLACEMENT = '\N{REPLACEMENT CHARACTER}'
@@ -122,6 +130,13 @@ class HuggingFaceTokenizer:
       'fingerprint': self.fingerprint,
     }
     write_files(folder, {HUGGING_FACE_FILE: self.content, **self.companions, META_FILE: encode_meta(meta)})
+
+  @property
+  def lacks_beginning(self) -> bool:
+    """Whether the configuration asks for a beginning of text that the post-processor does not put there."""
+    config = read_object(CONFIG, self.files.get(CONFIG, b'{}'))
+    bos = self.special_ids.get(self.named.get('bos_token', ''))
+    return bool(config.get('add_bos_token')) and bos not in self.begin
 
   @property
   def companions(self) -> dict[str, bytes]:

@@ -58,8 +58,10 @@ class JinjaTemplate:
     messages, tools = self._guarded(messages, tools)
     text, marked = _unmarked(self._write(messages, tools))
     if self._has_marks:
-      first = len(_unmarked(self._write(messages[:start], tools, answer=True))[0]) if start else 0
-      learnt = [(max(a, first), b) for a, b in marked if b > first]
+      turns = [i for i, message in enumerate(messages) if message.get('role') == 'assistant']
+      require(not start or len(marked) == len(turns), 'messages', f'{len(marked)} marks for {len(turns)} turns', "the "
+              "model's chat template does not mark every turn of the assistant: name another template")
+      learnt = [span for span, i in zip(marked, turns, strict=True) if i >= start] if start else marked
     else:
       turns = [i for i, message in enumerate(messages) if message.get('role') == 'assistant' and i >= start]
       learnt = [self._turn(messages, tools, i, text) for i in turns]
