@@ -104,6 +104,57 @@ def test_the_marks_of_a_template_are_transformers_mask(tmp_path):
     assert (ids.tolist(), counts.astype(int).tolist()) == (found['input_ids'], found['assistant_masks'])
 
 
+@pytest.mark.parametrize('kind, name, model_type', [
+  ('llama3', 'LlamaTokenizerFast', 'llama'),  # by mistake, as in many files: its own rules would break it
+  ('llama2', 'LlamaTokenizer', 'mistral'), ('llama2', 'SomeTokenizer', 'llama'), ('llama2', 'GPT2Tokenizer', 'llama'),
+  ('gemma', None, 'gemma2'), ('gemma', 'PreTrainedTokenizerFast', 'gemma'), ('gpt2', None, 'gpt2'),
+  ('gpt2', 'GPT2TokenizerFast', 'llama')])
+def test_classes_of_tokenizers(kind, name, model_type, tmp_path):
+  """Which one reads the files follows from the configuration of the tokenizer and of the model."""
+  published.write_folder(kind, tmp_path, tokenizer_class=name)
+  (tmp_path / 'config.json').write_text(json.dumps({'model_type': model_type}))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  ours = make_tokenizer(HuggingFaceFile(str(tmp_path / 'tokenizer.json'), theirs.eos_token or '<|endoftext|>'))
+  rng = random.Random(5)
+  for _ in range(30):
+    said = published.text(rng)
+    assert [*ours.begin, *ours.encode(said)] == theirs(said).input_ids
+
+
+def test_added_tokens_of_every_kind(tmp_path):
+  """Flags that the configuration changes, tokens that it adds, under older names and by roles of their own."""
+  rng = random.Random(6)
+  names = ('<new>', ' cat', 'user', '<x y>', 'hello', '<|tool|>')
+  for i in range(24):
+    folder = tmp_path / str(i)
+    kind = rng.choice(('llama2', 'mistral', 'gpt2', 'flagged', 'gemma'))
+    published.write_folder(kind, folder)
+    file = json.loads((folder / 'tokenizer.json').read_text())
+    flags = lambda: {flag: rng.random() < 0.3 for flag in ('lstrip', 'rstrip', 'single_word', 'normalized', 'special')}
+    added = {str(token.pop('id')): {**token, **(flags() if rng.random() < 0.2 else {}), 'special': token['special']}
+             for token in file['added_tokens']}
+    first = 1 + max(*map(int, added), *file['model']['vocab'].values())
+    added |= {str(first + place): {'content': name, **flags()} for place, name in enumerate(rng.sample(names, 2))}
+    config = json.loads((folder / 'tokenizer_config.json').read_text())
+    if i % 3:
+      config['added_tokens_decoder'] = added
+    else:
+      (folder / 'special_tokens_map.json').write_text(json.dumps({'pad_token': {'content': '<pad>', 'lstrip': True}}))
+      (folder / 'added_tokens.json').write_text(json.dumps({'<late>': first}))
+    config |= rng.choice(({}, {'additional_special_tokens': ['<y>']}, {'extra_special_tokens': {'image_token': '<i>'}}))
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = make_tokenizer(HuggingFaceFile(str(folder / 'tokenizer.json'), theirs.eos_token))
+    assert ours.named == theirs.special_tokens_map and ours.vocab_size == max(theirs.get_vocab().values()) + 1
+    for _ in range(12):
+      messages = published.conversation(rng)
+      if any(name in message['content'] for name in ours.special_ids for message in messages):
+        continue
+      said = messages[0]['content']
+      assert [*ours.begin, *ours.encode(said)] == theirs(said).input_ids
+      assert chat_templates.render(messages, 'model', ours)[0].tolist() == applied(theirs, messages)
+
+
 def test_marked_turns_from_a_message_on(tmp_path):
   ours, _ = open_both('gpt2', tmp_path)
   ids, counts = chat_templates.render([*HELLO, HELLO[0], {'role': 'assistant', 'content': 'a cat'}], 'model', ours, 2)

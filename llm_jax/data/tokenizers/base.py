@@ -59,8 +59,8 @@ class Tokenizer(Protocol):
     ...
 
   def added_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names that are ids of their own in a rendered conversation: of special tokens, and of others that are not only
-    white space."""
+    """Names that are ids of their own in a rendered conversation: of special tokens, and of others that are no mere
+    words or white space."""
     ...
 
   def decode(self, ids: Iterable[int]) -> str:

@@ -23,6 +23,7 @@ from llm_jax.data.tokenizers.published import (
 )
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 
+WORDS = re.compile(r'[\w\s]+')
 REPLACEMENT = '\N{REPLACEMENT CHARACTER}'
 # What transformers' clean_up_tokenization does to a decoded text, in order.
 CLEAN_UP = ((' .', '.'), (' ?', '?'), (' !', '!'), (' ,', ','), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
@@ -102,7 +103,7 @@ class HuggingFaceTokenizer:
 
   def added_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
     added = self._tokenizer.get_added_tokens_decoder().values()
-    others = tuple(token.content for token in added if not token.special and not token.content.isspace())
+    others = tuple(token.content for token in added if not token.special and not WORDS.fullmatch(token.content))
     return tuple(token.content for token in added if token.special), others
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -162,7 +163,11 @@ class HuggingFaceTokenizer:
 
   def _borders(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and behind every document."""
-    encoding = self._tokenizer.encode('a')
+    try:
+      encoding = self._tokenizer.encode('a')
+    except Exception as error:  # the library raises bare Exception
+      raise ConfigError('tokenizer.path', 'tokenizer.json', f'encodes no text ({error}): correct the file, or the '
+                        'tokenizer_class in tokenizer_config.json') from error
     is_added = encoding.special_tokens_mask
     first = is_added.index(0) if 0 in is_added else len(is_added)
     begin = tuple(encoding.ids[:first])

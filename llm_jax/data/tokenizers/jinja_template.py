@@ -21,6 +21,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 HAS_MARKS = re.compile(r'\{%-?\s*generation\s*-?%\}')
 # Stand around what {% generation %} marks in a rendered text; contents cannot hold them.
 BEGIN, END = '\U000f0002', '\U000f0003'
+WORD = re.compile(r'[\w-]+')
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one thing; templates read the first
 QUESTION = {'role': 'user', 'content': 'question'}
 ANSWER = {'role': 'assistant', 'content': 'answer'}
@@ -95,7 +96,10 @@ class JinjaTemplate:
     found: list[dict[str, Any]] = []
     for message in messages:
       marker = self._assistant_marker if message.get('role') == 'assistant' else self._marker
-      found.append(_as_templates_read(marker.mark(_without_forged(dict(message)))))
+      marked = marker.mark(_without_forged(dict(message)))
+      if WORD.fullmatch(str(message.get('role'))):  # a template compares it, and may write it where a token is a word
+        marked['role'] = message['role']
+      found.append(_as_templates_read(marked))
     return found, None if tools is None else self._marker.mark(_without_forged(list(tools)))
 
   def _write(self, messages: Sequence[Message], tools: Any, answer: bool = False) -> str:

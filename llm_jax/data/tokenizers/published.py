@@ -304,6 +304,8 @@ def _own_roles(values: Json) -> Json:
 
 def _extra_tokens(values: Json) -> list[Any]:
   extra = values.get('extra_special_tokens')
+  if isinstance(extra, dict):  # those have roles; the others are under their older name then
+    extra = values.get('additional_special_tokens')
   return extra if isinstance(extra, list) else []
 
 
