@@ -1,6 +1,7 @@
 """Writing a checkpoint while training goes on: the arrays by Orbax, then the manifest, then the rename that commits."""
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import write_manifest
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
 from llm_jax.runtime import processes
-from llm_jax.runtime.errors import CheckpointError
+from llm_jax.runtime.errors import MIB, CheckpointError, free_space
 from llm_jax.runtime.files import sync_folder
 
 # By default Orbax gives a save up after 20 minutes of the wall clock: a large state on a slow disk would never be
@@ -40,6 +41,7 @@ class BackgroundSaver:
     self._error: BaseException | None = None
     self._arrays_written = True  # of the save under way, by this process
     self._step = -1  # of the save under way
+    self._num_bytes = 0  # of its arrays
 
   def start(self, step: int, state: Any, metadata: CheckpointMetadata) -> None:
     """Starts a save; returns when the arrays have left the devices, so that they may be donated.
@@ -51,6 +53,7 @@ class BackgroundSaver:
     self._step = step
     staging = self.folder / f'{folder_name(step)}{SAVING}'
     arrays = dict(paths.leaves(state))
+    self._num_bytes = sum(array.nbytes for array in arrays.values())
     stated = _as_they_are_now(metadata, step, arrays)
     try:
       processes.on_first(lambda: self._make_room(staging))
@@ -124,8 +127,14 @@ class BackgroundSaver:
 
   def _failure(self, error: BaseException) -> CheckpointError:
     reason = ' '.join(str(error).split())[:REASON_CHARACTERS]
-    cause = 'disk full, or a limit on file size' if DISK_FULL.search(reason) else 'cannot write'
-    return CheckpointError(f'{self.folder}: step {self._step} was not saved ({cause}: {reason}); '
+    if jax.process_index() == 0:  # half a checkpoint must not fill the disk
+      shutil.rmtree(self.folder / f'{folder_name(self._step)}{SAVING}', ignore_errors=True)
+    if DISK_FULL.search(reason):
+      return CheckpointError(f'{self.folder}: step {self._step} was not saved (disk full, or a limit on file size: '
+                             f'{reason}); the checkpoints before it are intact. It takes about '
+                             f'{self._num_bytes / MIB:,.1f} MiB beside them; {free_space(self.folder)}: make room, and '
+                             'start the same command again')
+    return CheckpointError(f'{self.folder}: step {self._step} was not saved (cannot write: {reason}); '
                            'the checkpoints before it are intact')
 
 

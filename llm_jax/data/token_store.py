@@ -1,4 +1,4 @@
-"""Text tokenised once: ids of all documents in one memory-mapped file, built in parallel, resumed after a kill.
+"""Text tokenised once: ids of all documents in one file, built in parallel, resumed after a kill.
 
 A store is a folder named by its fingerprint (source, split, tokenizer) under the cache folder:
   tokens     every document between what the tokenizer puts around one, uint16 or uint32, little-endian
@@ -29,10 +29,15 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.runtime import activity
+from llm_jax.runtime.array_file import ArrayFile
+from llm_jax.runtime.errors import explaining_full_disk, is_full_disk
 from llm_jax.runtime.files import hold_lock
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
 BATCH_BYTES = 4 << 20  # text between two lines of the journal
+
+MAKE_ROOM = 'make room, or set LLM_JAX_CACHE to a folder on another disk'
 
 Progress = Callable[[int, int], None]  # bytes of text done, and about how many in all
 
@@ -44,19 +49,19 @@ class TokenStore:
   num_bytes: UTF-8 bytes of the text. skipped: how many bad rows were left out, by reason.
   counts: [num_tokens] uint8, 1 for a token that is a target; None where every token is.
   """
-  tokens: np.ndarray
+  tokens: np.ndarray | ArrayFile
   offsets: np.ndarray
   num_bytes: int
   fingerprint: str
   skipped: dict[str, int]
-  counts: np.ndarray | None = None
+  counts: np.ndarray | ArrayFile | None = None
 
   @property
   def num_tokens(self) -> int:
     return int(self.offsets[-1])
 
   @property
-  def target_counts(self) -> np.ndarray:
+  def target_counts(self) -> np.ndarray | ArrayFile:
     """`counts` of documents that have some."""
     if self.counts is None:
       raise ValueError('every token of this store is a target')
@@ -88,7 +93,9 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
     with _only_one(folder):
       store = _load(folder, fingerprint, cache_dir)  # another process may have built it meanwhile
       if store is None:
-        _build(folder, source, split, tokenizer, progress)
+        what = f'the tokens of {source.kind} ({split})'
+        with explaining_full_disk(folder, what, MAKE_ROOM, _most_bytes(source, tokenizer)):
+          _build(folder, source, split, tokenizer, progress)
         store = _load(folder, fingerprint, cache_dir)
   if store is None:
     raise OSError(f'the token store {folder} does not read back as it was written: check the disk')
@@ -103,14 +110,27 @@ def formats(source: documents.DocumentSource) -> dict[str, int]:
   return {'format': FORMAT, **source.encoder.versions}
 
 
+def _most_bytes(source: documents.DocumentSource, tokenizer: Tokenizer) -> int:
+  """What a store takes where every byte of text becomes a token."""
+  return int(source.num_bytes) * _token_dtype(tokenizer).itemsize
+
+
+def _token_dtype(tokenizer: Tokenizer) -> np.dtype:
+  return np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
+
+
 @contextlib.contextmanager
 def _only_one(folder: pathlib.Path) -> Iterator[None]:
   """Waits until no other process builds the store."""
   with contextlib.ExitStack() as stack:
+    stack.enter_context(explaining_full_disk(folder.parent, 'a lock file', MAKE_ROOM))
     try:
       folder.parent.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(hold_lock(folder.with_suffix('.lock')))
+      with activity.waiting():
+        stack.enter_context(hold_lock(folder.with_suffix('.lock')))
     except OSError as error:
+      if is_full_disk(error):
+        raise
       hint = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
       raise ConfigError('cache_dir', str(folder.parent), hint) from error
     yield
@@ -133,12 +153,12 @@ def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike |
       logging.warning('token store %s: file %r is damaged; tokenising again', folder, name)
       return None
   sizes = np.fromfile(folder / 'documents', '<i8').reshape(-1, 2)  # (tokens, bytes) of each document
-  has_documents = len(sizes) > 0  # an empty file cannot be mapped
+  has_documents = len(sizes) > 0
   has_counts = 'counts' in meta['sha256']
   dtype = np.dtype(meta['dtype']).newbyteorder('<')
-  tokens = np.memmap(folder / 'tokens', dtype, 'r') if has_documents else np.zeros(0, dtype)
+  tokens = ArrayFile(folder / 'tokens', dtype) if has_documents else np.zeros(0, dtype)
   offsets = np.concatenate([[0], np.cumsum(sizes[:, 0])])
-  counts = np.memmap(folder / 'counts', np.uint8, 'r') if has_counts and has_documents else None
+  counts = ArrayFile(folder / 'counts', np.dtype(np.uint8)) if has_counts and has_documents else None
   return TokenStore(tokens, offsets, int(sizes[:, 1].sum()), fingerprint, meta['skipped'], counts)
 
 
@@ -146,7 +166,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
            progress: Progress | None) -> None:
   building = folder.with_suffix('.building')
   building.mkdir(exist_ok=True)
-  dtype = np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
+  dtype = _token_dtype(tokenizer)
   dtypes = {'tokens': dtype, 'documents': np.dtype('<i8')}
   if source.encoder.has_counts:
     dtypes['counts'] = np.dtype(np.uint8)
@@ -174,6 +194,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
       }
       journal.write(json.dumps(entry).encode() + b'\n')
       _sync(journal)
+      activity.beat()
       if progress:
         progress(entry['bytes'], max(entry['bytes'], int(source.num_bytes * share)))
   if source.changed():

@@ -1,10 +1,50 @@
 """Errors that every process of a run raises together (see `processes.on_first`), and an error's text as one line."""
+import contextlib
+import errno
+import shutil
+from collections.abc import Generator
+from pathlib import Path
 
 MOST_CHARACTERS = 500
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MIB = 1 << 20
 
 
 class CheckpointError(RuntimeError):
   """A checkpoint that cannot be written or believed. The message names the file."""
+
+
+class FileError(RuntimeError):
+  """A file that cannot be written or read as it must be, such as on a full disk. The message names it."""
+
+
+@contextlib.contextmanager
+def explaining_full_disk(path: Path, what: str, remedy: str, num_bytes: int | None = None
+                         ) -> Generator[None, None, None]:
+  """In the body, a disk without room for `what` (its size: `num_bytes`, where that is known) raises FileError, which
+  names `path` and the way out, `remedy`."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in FULL:
+      raise
+    path = Path(error.filename) if isinstance(error.filename, str) else path
+    needed = '' if num_bytes is None else f' takes up to {num_bytes / MIB:,.1f} MiB and'
+    raise FileError(f'{path}: {what}{needed} cannot be written ({error.strerror}; {free_space(path)}): {remedy}, and '
+                    'start the same command again') from error
+
+
+def free_space(path: Path) -> str:
+  """How much room the disk of `path` has, in words."""
+  existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path('/'))
+  try:
+    return f'{shutil.disk_usage(existing).free / MIB:,.1f} MiB are free there'
+  except OSError:
+    return 'how much is free cannot be told'
+
+
+def is_full_disk(error: BaseException) -> bool:
+  return isinstance(error, OSError) and error.errno in FULL
 
 
 def one_line(error: BaseException) -> str:

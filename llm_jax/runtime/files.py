@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Generator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,6 +58,22 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     file.write(data)
 
 
+def write_whole(file: FileIO, data: bytes) -> None:
+  """Appends `data` to an unbuffered file: all of it, or nothing where the disk has no room for all.
+
+  Raises:
+    OSError: as the write does; the file is as it was.
+  """
+  end = file.seek(0, os.SEEK_END)
+  left = memoryview(data)
+  try:
+    while left:
+      left = left[file.write(left):]
+  except OSError:
+    os.ftruncate(file.fileno(), end)
+    raise
+
+
 # ---------------------------------------------------------------------------------------------- locks
 _held_locks: set[int] = set()  # file descriptors
 
@@ -70,9 +87,53 @@ def _forget_locks_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
+class LockFile:
+  """A lock file that this process holds."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, NEW_FILE_MODE)
+
+  def acquire(self, timeout: float | None) -> None:
+    """Raises TimeoutError where another process still holds it."""
+    _acquire(self._descriptor, self.path, timeout)
+    _held_locks.add(self._descriptor)
+
+  def renew(self) -> bool:
+    """Makes the file again, and holds it, where it was deleted or replaced; returns whether that was so.
+
+    Raises:
+      TimeoutError: another process holds the file that is there now.
+    """
+    held = os.fstat(self._descriptor)
+    with contextlib.suppress(FileNotFoundError):
+      found = os.stat(self.path)
+      if (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino):
+        return False
+    other = LockFile(self.path)
+    try:
+      other.acquire(0)
+    except BaseException:
+      other.close()
+      raise
+    self._descriptor, other._descriptor = other._descriptor, self._descriptor
+    other.close()
+    return True
+
+  def write(self, content: bytes) -> None:
+    """Replaces what the file holds, where the disk has room for it: a lock needs none."""
+    with contextlib.suppress(OSError):
+      os.ftruncate(self._descriptor, 0)
+      os.pwrite(self._descriptor, content, 0)
+
+  def close(self) -> None:
+    _held_locks.discard(self._descriptor)
+    os.close(self._descriptor)
+
+
 @contextlib.contextmanager
-def hold_lock(path: Path, timeout: float | None = None) -> Generator[int, None, None]:
-  """Holds the lock file `path` while the body runs; gives the file's descriptor.
+def hold_lock(path: Path, timeout: float | None = None) -> Generator[LockFile, None, None]:
+  """Holds the lock file `path` while the body runs.
 
   The kernel releases the lock when its owner dies, however that happens.
 
@@ -82,15 +143,29 @@ def hold_lock(path: Path, timeout: float | None = None) -> Generator[int, None, 
     TimeoutError: another process still holds it.
     OSError: the file cannot be made, or its file system has no locks.
   """
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT, NEW_FILE_MODE)
+  lock = LockFile(path)
+  with contextlib.closing(lock):
+    lock.acquire(timeout)
+    yield lock
+
+
+@contextlib.contextmanager
+def hold_folder(path: Path, timeout: float | None = None) -> Generator[None, None, None]:
+  """Holds the folder itself while the body runs, where its file system can lock folders (over a network few can).
+
+  Raises:
+    TimeoutError: another process still holds it.
+  """
+  descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
   try:
-    _acquire(descriptor, path, timeout)
-  except BaseException:
-    os.close(descriptor)
-    raise
-  _held_locks.add(descriptor)
-  try:
-    yield descriptor
+    try:
+      _acquire(descriptor, path, timeout)
+    except TimeoutError:  # an OSError too
+      raise
+    except OSError:
+      pass
+    _held_locks.add(descriptor)
+    yield
   finally:
     _held_locks.discard(descriptor)
     os.close(descriptor)

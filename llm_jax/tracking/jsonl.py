@@ -6,16 +6,24 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from llm_jax.config.type_hints import is_mapping
-from llm_jax.runtime.files import replace_file
+from llm_jax.runtime.files import replace_file, write_whole
 from llm_jax.tracking.tracker import Record
+
+MOST_UNWRITTEN = 100_000  # objects that wait for a disk without room
 
 
 class JsonlFile:
-  """Appends objects to a file, and forgets those after a step."""
+  """Appends objects to a file, and forgets those after a step.
+
+  What a disk refuses waits, up to MOST_UNWRITTEN objects, and is written once the disk takes it: nothing twice, and
+  nothing before what was to be forgotten is gone.
+  """
 
   def __init__(self, path: pathlib.Path):
     self.path = path
     self._may_be_torn = True  # whether the last line may be half an object: after a kill, or a failed write
+    self._unwritten: list[str] = []
+    self._rewinds: list[tuple[str, int]] = []  # that are still to be done
 
   @property
   def name(self) -> str:
@@ -25,22 +33,41 @@ class JsonlFile:
     self.append(record.to_json())
 
   def append(self, entry: dict[str, Any]) -> None:
+    self._unwritten.append(json.dumps(entry) + '\n')
+    del self._unwritten[:-MOST_UNWRITTEN]
+    self._write()
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Replaces or cuts the file at once, so that a kill leaves the old one or the new one; half a line at its end is
+    dropped."""
+    self._unwritten = [line for line in self._unwritten if _is_kept(json.loads(line), stage, step)]
+    self._rewinds.append((stage, step))
+    self._rewind()
+
+  def close(self) -> None:
+    """Every line that the disk took is written already."""
+    if self._unwritten:
+      self._write()
+
+  def _write(self) -> None:
+    self._rewind()
     start = '\n' if self._may_be_torn and _ends_mid_line(self.path) else ''
     self._may_be_torn = True
     # Opened anew each time (some 20 microseconds), so that a folder that is gone is noticed.
-    with open(self.path, 'a', encoding='utf-8') as file:
-      file.write(start + json.dumps(entry) + '\n')
+    with open(self.path, 'ab', buffering=0) as file:
+      write_whole(file, (start + ''.join(self._unwritten)).encode())
     self._may_be_torn = False
+    self._unwritten.clear()
 
-  def rewind(self, stage: str, step: int) -> None:
-    """Replaces the file at once, so that a kill leaves the old one; half a line at its end is dropped."""
-    def is_kept(entry: dict[str, Any]) -> bool:
-      return entry.get('stage') != stage or entry['step'] <= step
+  def _rewind(self) -> None:
+    while self._rewinds:
+      stage, step = self._rewinds[0]
+      _keep_only(self.path, lambda entry, stage=stage, step=step: _is_kept(entry, stage, step))
+      del self._rewinds[0]
 
-    _keep_only(self.path, is_kept)
 
-  def close(self) -> None:
-    """Every line is written already."""
+def _is_kept(entry: dict[str, Any], stage: str, step: int) -> bool:
+  return entry.get('stage') != stage or entry['step'] <= step
 
 
 def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -49,21 +76,48 @@ def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     return
   with open(path, encoding='utf-8', errors='replace') as file:
     for line in file:
-      try:
-        entry = json.loads(line)
-      except ValueError:
-        continue
-      if is_mapping(entry) and isinstance(entry.get('step'), int):
-        yield dict(entry)
+      entry = _parse(line)
+      if entry is not None:
+        yield entry
+
+
+def _parse(line: str | bytes) -> dict[str, Any] | None:
+  """The object of a line; None where it is not whole."""
+  try:
+    entry = json.loads(line)
+  except ValueError:
+    return None
+  return dict(entry) if is_mapping(entry) and isinstance(entry.get('step'), int) else None
 
 
 def _keep_only(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
   if not path.exists():
     return
+  end = _end_of_kept(path, is_kept)
+  if end is not None:  # the usual case; it needs no room on the disk
+    with open(path, 'r+b') as file:
+      file.truncate(end)
+      os.fsync(file.fileno())
+    return
   with replace_file(path) as file:
     for entry in read_jsonl(path):
       if is_kept(entry):
         file.write((json.dumps(entry) + '\n').encode())
+
+
+def _end_of_kept(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) -> int | None:
+  """Where the file ends that holds all that is kept, when that is what it begins with; else None."""
+  kept_end = end = 0
+  is_mixed = False
+  with open(path, 'rb') as file:
+    for line in file:
+      entry = _parse(line)
+      if end > kept_end and entry is not None and is_kept(entry):
+        is_mixed = True
+      end += len(line)
+      if end - len(line) == kept_end and entry is not None and line.endswith(b'\n') and is_kept(entry):
+        kept_end = end
+  return None if is_mixed else kept_end
 
 
 def _ends_mid_line(path: pathlib.Path) -> bool:

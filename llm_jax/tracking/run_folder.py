@@ -4,15 +4,21 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
-from llm_jax.runtime.files import hold_lock
+from llm_jax.runtime.errors import explaining_full_disk, is_full_disk
+from llm_jax.runtime.files import LockFile, hold_folder, hold_lock
 from llm_jax.tracking.run_config import NAME, check_unchanged, read_config, write_config
 
+LOCK = 'run.lock'
+REPLACED = ('config.json', 'lineage.json', 'metrics.jsonl', 'generations.jsonl')
+LOCK_CHECK_SECONDS = 1.0
+MAKE_ROOM = 'make room there, or name a --workdir on another disk'
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
 
 
@@ -23,44 +29,71 @@ class Workdir:
     self.path = Path(path)
 
   def prepare(self) -> None:
-    """Creates the folder and shows that files can be made in it.
+    """Creates the folder.
 
     Raises:
-      ConfigError: naming `workdir`, when they cannot.
+      ConfigError: naming `workdir`, when it cannot be made or nothing can be made in it.
+      FileError: there is no room for it.
     """
-    try:
+    with self._explaining():
       self.path.mkdir(parents=True, exist_ok=True)
-      with tempfile.NamedTemporaryFile(dir=self.path, prefix='.writable.') as probe:
-        probe.write(b'.')
-        probe.flush()
-    except OSError as error:
-      raise ConfigError('workdir', str(self.path), f'cannot be written ({error.strerror}): name a folder that you can '
-                        'write to, on a disk with free space') from error
+      with tempfile.TemporaryFile(dir=self.path):
+        pass
+
+  def clear_interrupted(self) -> None:
+    """Removes what a kill has left of files that were being replaced; for the run that holds the folder."""
+    for name in REPLACED:
+      for path in self.path.glob(f'.{name}.*'):
+        path.unlink(missing_ok=True)
+
+  def check_room(self) -> None:
+    """Shows that something can be written in the folder; raises as `prepare` does."""
+    with self._explaining(), tempfile.TemporaryFile(dir=self.path, buffering=0) as probe:
+      probe.write(b'.')
 
   @contextlib.contextmanager
-  def lock(self) -> Generator[None]:
-    """Holds `run.lock` while the body runs. The kernel releases it when its owner dies, however that happens.
+  def _explaining(self) -> Generator[None, None, None]:
+    with explaining_full_disk(self.path, 'the folder of the run', MAKE_ROOM):
+      try:
+        yield
+      except OSError as error:
+        if is_full_disk(error):
+          raise
+        raise ConfigError('workdir', str(self.path), f'cannot be written ({error.strerror}): name a folder that you '
+                          'can write to') from error
 
-    One process of a run takes it: process 0.
+  @contextlib.contextmanager
+  def lock(self, lost: Callable[[str], None] = lambda text: None) -> Generator[None]:
+    """Holds the folder while the body runs. The kernel releases it when its owner dies, however that happens.
+
+    One process of a run takes it: process 0. Two locks are held: of `run.lock`, which says who the owner is, and of the
+    folder itself, which nobody can delete without the run (a file system of other machines may not have the second).
+    Where `run.lock` is deleted under the run, it is made again.
+
+    lost: called in a thread with a line of text, when another run has taken a new `run.lock` before that.
 
     Raises:
       ConfigError: when another run holds it, naming that run, after at most `_LOCK_PATIENCE` seconds.
     """
-    path = self.path / 'run.lock'
     with contextlib.ExitStack() as stack:
       try:
-        descriptor = stack.enter_context(hold_lock(path, timeout=_LOCK_PATIENCE))
+        # The folder first: a run that is refused must not hold a new `run.lock` meanwhile.
+        stack.enter_context(hold_folder(self.path, timeout=_LOCK_PATIENCE))
+        lock = stack.enter_context(hold_lock(self.path / LOCK, timeout=_LOCK_PATIENCE))
       except TimeoutError as error:
-        raise ConfigError('workdir', str(self.path), f'another run is using it ({_owner(path)}): '
+        raise ConfigError('workdir', str(self.path), f'another run is using it ({_owner(self.path / LOCK)}): '
                           'stop that run, or name another workdir') from error
       except OSError as error:
+        if is_full_disk(error):
+          raise
         raise ConfigError('workdir', str(self.path), f'its file system has no locks ({error.strerror}): '
                           'use a folder on another one') from error
       owner = {'pid': os.getpid(), 'host': socket.gethostname(), 'started': time.strftime('%Y-%m-%d %H:%M:%S%z')}
-      os.ftruncate(descriptor, 0)
-      os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+      content = json.dumps(owner).encode()
+      lock.write(content)
+      stack.callback(lock.write, b'')
+      stack.enter_context(_keeping(lock, content, lost))
       yield
-      os.ftruncate(descriptor, 0)
 
   def bind(self, run: Run) -> None:
     """Ties the folder to a run: `config.json` is written the first time, compared afterwards.
@@ -76,6 +109,32 @@ class Workdir:
       if old == run:
         return
     write_config(self.path, run)
+
+
+@contextlib.contextmanager
+def _keeping(lock: LockFile, content: bytes, lost: Callable[[str], None]) -> Generator[None, None, None]:
+  """While the body runs, makes the lock file again where it was deleted."""
+  ended = threading.Event()
+
+  def watch() -> None:
+    while not ended.wait(LOCK_CHECK_SECONDS):
+      try:
+        if lock.renew():
+          lock.write(content)
+      except TimeoutError:
+        lost(f'{lock.path} was deleted, and another run ({_owner(lock.path)}) has begun in the same folder: this one '
+             'ends, so that they do not overwrite each other')
+        return
+      except OSError:  # the file system is gone for a while, or full
+        continue
+
+  thread = threading.Thread(target=watch, name='lock', daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
 
 
 def _owner(path: Path) -> str:

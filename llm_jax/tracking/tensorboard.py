@@ -1,9 +1,17 @@
 """The numbers of a run as TensorBoard shows them, a folder for each stage."""
+import importlib
 import pathlib
+import socket
+import struct
 import time
+from io import FileIO
 from typing import Any
 
+from llm_jax.runtime.files import write_whole
 from llm_jax.tracking.tracker import Record
+
+FLUSH_SECONDS = 20
+MOST_BYTES = 1 << 20  # that wait to be written
 
 
 class TensorBoard:
@@ -14,7 +22,7 @@ class TensorBoard:
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self._writers: dict[str, Any] = {}  # tensorboardX.SummaryWriter, by stage
+    self._files: dict[str, EventFile] = {}  # by stage
     self._purge_steps: dict[str, int] = {}  # the first step that TensorBoard is to forget, by stage
 
   @property
@@ -22,28 +30,90 @@ class TensorBoard:
     return str(self.folder)
 
   def write(self, record: Record) -> None:
-    writer = self._writer(record.stage)
+    file = self._file(record.stage)
     source = record.values.get('source')
     suffix = '' if source is None else f'/{source}'
     for name, value in record.values.items():
       if isinstance(value, int | float):
-        writer.add_scalar(f'{record.kind}/{name}{suffix}', value, record.step, walltime=record.time)
+        file.add_scalar(f'{record.kind}/{name}{suffix}', float(value), record.step, record.time)
+    file.flush_if_due()
 
   def rewind(self, stage: str, step: int) -> None:
     self.close()
     self._purge_steps[stage] = step + 1
 
   def close(self) -> None:
-    writers = list(self._writers.values())
-    self._writers.clear()  # first: one that fails to close is not written to again
-    for writer in writers:
-      writer.close()
+    files = list(self._files.values())
+    self._files.clear()  # first: one that fails to close is not written to again
+    for file in files:
+      file.close()
 
-  def _writer(self, stage: str) -> Any:
-    if stage not in self._writers:
-      from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingTypeStubs]
-      # The suffix keeps a run that resumes within a second from overwriting the file before it.
-      self._writers[stage] = SummaryWriter(
-        str(self.folder / stage), flush_secs=20, purge_step=self._purge_steps.pop(stage, None),
-        filename_suffix=f'.{time.time_ns()}')
-    return self._writers[stage]
+  def _file(self, stage: str) -> 'EventFile':
+    if stage not in self._files:
+      self._files[stage] = EventFile(self.folder / stage, self._purge_steps.pop(stage, None))
+    return self._files[stage]
+
+
+class EventFile:
+  """A file of events in TensorFlow's record format, written in the calling thread: a disk that fails is an error here,
+  and nowhere else.
+
+  purge_step: the first step of earlier files that is to be forgotten.
+  """
+
+  def __init__(self, folder: pathlib.Path, purge_step: int | None):
+    events, self._summaries = _protocol()
+    self._events = events
+    # The suffix keeps a run that resumes within a second from overwriting the file before it.
+    self._path = folder / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}'
+    self._file: FileIO | None = None  # opened when there is something to write
+    self._unwritten = b''
+    self._flushed_at = -float('inf')  # the first events are written at once
+    self._add(events.Event(wall_time=time.time(), file_version='brain.Event:2'))
+    if purge_step is not None:
+      start = events.SessionLog(status=events.SessionLog.START)
+      self._add(events.Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+  def add_scalar(self, tag: str, value: float, step: int, wall_time: float) -> None:
+    summary = self._summaries.Summary(value=[self._summaries.Summary.Value(tag=tag, simple_value=value)])
+    self._add(self._events.Event(wall_time=wall_time, step=step, summary=summary))
+
+  def flush_if_due(self) -> None:
+    is_due = time.monotonic() - self._flushed_at > FLUSH_SECONDS or len(self._unwritten) > MOST_BYTES
+    if is_due:
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes what waits. Where that fails it waits on, but not for ever: memory is worth more."""
+    self._flushed_at = time.monotonic()
+    if len(self._unwritten) > 16 * MOST_BYTES:
+      self._unwritten = b''
+    if self._file is None:
+      self._path.parent.mkdir(parents=True, exist_ok=True)
+      self._file = open(self._path, 'xb', buffering=0)
+    write_whole(self._file, self._unwritten)
+    self._unwritten = b''
+
+  def close(self) -> None:
+    try:
+      self.flush()
+    finally:
+      if self._file is not None:
+        self._file.close()
+
+  def _add(self, event: Any) -> None:
+    data = event.SerializeToString()
+    length = struct.pack('<Q', len(data))
+    self._unwritten += length + _checksum(length) + data + _checksum(data)
+
+
+def _protocol() -> tuple[Any, Any]:
+  """TensorBoard's messages: events and summaries."""
+  return (importlib.import_module('tensorboardX.proto.event_pb2'),
+          importlib.import_module('tensorboardX.proto.summary_pb2'))
+
+
+def _checksum(data: bytes) -> bytes:
+  """CRC-32C, rotated and shifted as TensorFlow's record format wants it."""
+  masked_crc32c: Any = importlib.import_module('tensorboardX.record_writer').masked_crc32c
+  return struct.pack('<I', masked_crc32c(data))

@@ -15,6 +15,8 @@ import pytest
 from llm_jax.config import presets
 from llm_jax.config.model.count import count_matmul_parameters, count_parameters
 from llm_jax.runtime import hardware
+from llm_jax.runtime.files import replace_file
+from llm_jax.tracking import jsonl, tensorboard
 from llm_jax.tracking.metrics import MetricsWriter, read_generations, read_metrics
 
 
@@ -105,23 +107,54 @@ def test_a_failing_disk_warns_once_and_recovers(tmp_path, caplog):
   folder.unlink()
   folder.mkdir()
   writer.write('train', 'a', 5, loss=1.0)
-  assert [r['step'] for r in read_metrics(folder)] == [5]
+  assert [r['step'] for r in read_metrics(folder)] == [2, 5]  # what was not forgotten meanwhile
 
 
 def test_a_full_disk_leaves_the_records_before_and_after_it(tmp_path, monkeypatch):
   writer = MetricsWriter(tmp_path, tensorboard=False)
   writer.write('train', 'a', 1, loss=1.0)
-  dumps = json.dumps
 
-  def torn(record):
-    with open(tmp_path / 'metrics.jsonl', 'a') as f:
-      f.write(dumps(record)[:20])
+  def torn(file, data):  # and the half that it wrote cannot be taken back
+    file.write(data[:20])
     raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(json, 'dumps', torn)
+  monkeypatch.setattr(jsonl, 'write_whole', torn)
   writer.write('train', 'a', 2, loss=1.0)
   monkeypatch.undo()
   writer.write('train', 'a', 3, loss=1.0)
-  assert [r['step'] for r in read_metrics(tmp_path)] == [1, 3]
+  assert [r['step'] for r in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_records_that_a_full_disk_refuses_are_written_once_it_takes_them(tmp_path, monkeypatch):
+  writer = MetricsWriter(tmp_path)
+  writer.write('train', 'a', 1, loss=1.0)
+
+  def full(file, data):
+    raise OSError(28, 'No space left on device')
+  with monkeypatch.context() as disk:
+    disk.setattr(jsonl, 'write_whole', full)
+    disk.setattr(tensorboard, 'write_whole', full)
+    disk.setattr(jsonl, '_keep_only', lambda path, is_kept: full(None, None))
+    writer.write('train', 'a', 2, loss=1.0)
+    writer.rewind('a', 1)
+    writer.write('train', 'a', 2, loss=2.0)
+  assert [r['step'] for r in read_metrics(tmp_path)] == [1]
+  writer.write('train', 'a', 3, loss=3.0)
+  writer.close()
+  assert [(r['step'], r['loss']) for r in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+
+@pytest.mark.parametrize('later', [False, True])
+def test_rewinding_needs_no_room_where_what_is_forgotten_stands_last(tmp_path, monkeypatch, later):
+  writer = MetricsWriter(tmp_path, tensorboard=False)
+  for step in (1, 2, 3):
+    writer.write('train', 'a', step, loss=1.0)
+  if later:
+    writer.write('train', 'b', 1, loss=1.0)
+  replaced = []
+  monkeypatch.setattr(jsonl, 'replace_file', lambda path: replaced.append(path) or replace_file(path))
+  writer.rewind('a', 1)
+  assert [(r['stage'], r['step']) for r in read_metrics(tmp_path)] == [('a', 1), ('b', 1)][:1 + later]
+  assert bool(replaced) is later
 
 
 def test_only_the_primary_process_writes(tmp_path):

@@ -1,10 +1,12 @@
 """The run's folder: atomic files, one run at a time, one configuration."""
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,14 +15,21 @@ import pytest
 from launch.experiment_file import load_run
 from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import lineage
+from llm_jax.runtime.files import LockFile
+from llm_jax.tracking import run_folder
 from llm_jax.tracking.run_folder import Workdir
 from llm_jax.train import run as run_module
 
 HOLDER = """
 import os, sys, time
+from llm_jax.tracking import run_folder
 from llm_jax.tracking.run_folder import Workdir
+if 'no_folder' in sys.argv:
+  import contextlib
+  from llm_jax.tracking import run_folder
+  run_folder.hold_folder = lambda *_, **__: contextlib.nullcontext()
 with Workdir(sys.argv[1]).lock():
-  child = os.fork() if len(sys.argv) > 2 else 1
+  child = os.fork() if 'fork' in sys.argv else 1
   if child: print(child, flush=True)
   else: sys.stdout = None; os.close(1)
   time.sleep(60)
@@ -77,6 +86,44 @@ def test_a_second_run_is_refused_naming_the_first(tmp_path):
   with Workdir(tmp_path).lock():  # the killed one's lock is gone
     assert json.loads((tmp_path / 'run.lock').read_text())['pid'] == os.getpid()
   assert (tmp_path / 'run.lock').read_text() == ''
+
+
+def test_a_second_run_is_refused_where_the_lock_file_was_deleted(tmp_path, monkeypatch):
+  monkeypatch.setattr(run_folder, 'LOCK_CHECK_SECONDS', 0.05)
+  process, _ = start_holder(tmp_path)
+  try:
+    (tmp_path / 'run.lock').unlink()
+    with pytest.raises(ConfigError, match='workdir = .*another run is using it'), Workdir(tmp_path).lock():
+      pytest.fail('two hold it')
+    deadline = time.monotonic() + 20
+    while not (tmp_path / 'run.lock').exists():  # its owner makes it again
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+    assert process.poll() is None
+  finally:
+    process.kill()
+    process.wait()
+
+
+def test_where_folders_cannot_be_locked_the_first_run_ends(tmp_path, monkeypatch):
+  """The mutation too: without a lock of the folder the second run gets in."""
+  monkeypatch.setattr(run_folder, 'LOCK_CHECK_SECONDS', 0.05)
+  monkeypatch.setattr(run_folder, 'hold_folder', lambda *_, **__: contextlib.nullcontext())
+  lost, renew, has_second = [], LockFile.renew, threading.Event()
+  monkeypatch.setattr(LockFile, 'renew', lambda lock: has_second.is_set() and renew(lock))
+  with Workdir(tmp_path).lock(lost.append):
+    (tmp_path / 'run.lock').unlink()
+    process, _ = start_holder(tmp_path, 'no_folder')
+    has_second.set()
+    try:
+      deadline = time.monotonic() + 20
+      while not lost:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    finally:
+      process.kill()
+      process.wait()
+  assert 'run.lock was deleted, and another run (pid ' in lost[0]
 
 
 def test_a_worker_that_outlives_its_killed_run_does_not_keep_the_lock(tmp_path):

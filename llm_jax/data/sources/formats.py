@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.runtime.array_file import ArrayFile
 
 if TYPE_CHECKING:
   import pyarrow
@@ -160,29 +161,29 @@ def tokens(files: Files, dtype: str, separator: int | None) -> Records[np.ndarra
   """Raw little-endian token ids; documents end with `separator`, which belongs to none of them."""
   for name, path in files.items():
     number = 0
-    for document in _token_documents(path, np.dtype(dtype), separator):
-      yield f'{name}:{number}', lambda document=document: document
+    for ids, place in _token_documents(path, np.dtype(dtype), separator):
+      yield f'{name}:{number}', lambda ids=ids, place=place: ids[place]
       number += 1
 
 
-def _token_documents(path: pathlib.Path, dtype: np.dtype, separator: int | None) -> Iterator[np.ndarray]:
-  """Memory-mapped ids of each document that is not empty."""
+def _token_documents(path: pathlib.Path, dtype: np.dtype, separator: int | None) -> Iterator[tuple[ArrayFile, slice]]:
+  """The ids of the file and the place of each document that is not empty."""
   num_bytes = path.stat().st_size
   if num_bytes % dtype.itemsize:
     raise bad(str(path), f'not a file of {dtype}', f'its size is not a multiple of {dtype.itemsize} bytes')
   if not num_bytes:
     return
-  ids = np.memmap(path, dtype.newbyteorder('<'), 'r')
+  ids = ArrayFile(path, dtype.newbyteorder('<'))
   start = 0
   for end in _separators(ids, separator):
     if end > start:
-      yield ids[start:end]
+      yield ids, slice(start, end)
     start = end + 1
   if start < len(ids):
-    yield ids[start:]
+    yield ids, slice(start, len(ids))
 
 
-def _separators(ids: np.ndarray, separator: int | None) -> Iterator[int]:
+def _separators(ids: ArrayFile, separator: int | None) -> Iterator[int]:
   """Their places, looked for a chunk at a time."""
   if separator is None:
     return
