@@ -6,12 +6,11 @@
 # DEVICES_PER_PROCESS=4  gives each process that many virtual CPU devices.
 # PYTHON=...             the interpreter (default: python).
 # MODULE=...             another entry point than launch.train.
-# GRACE=5                seconds that the others get to end by themselves when one process fails; then they are killed.
+# GRACE=15               seconds that the others get to end by themselves when one process fails; then they are killed.
 #
-# Every line of output starts with the rank it comes from. SIGTERM and SIGINT are passed on to all as SIGTERM, which
-# saves and stops. The exit code is that of the first process that failed, or 0. Exit code 75, saved and stopped on
-# request, is passed on too, but the others are left to end in their own time. Where the first to fail was ended by a
-# signal, the last line names all exit codes.
+# Every line of output starts with the rank it comes from. SIGTERM, SIGINT and SIGHUP are passed on to all as SIGTERM,
+# which saves and stops; so does a process that has saved and stopped on request (exit code 75). The exit code is that
+# of the process that failed first, or 0. Then the last line says which one that was, and of what it ended.
 set -u
 
 if [[ $# -lt 1 || ! $1 =~ ^[1-9][0-9]*$ ]]; then
@@ -27,59 +26,96 @@ if [[ -n ${DEVICES_PER_PROCESS:-} ]]; then
   export JAX_PLATFORMS=cpu
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$DEVICES_PER_PROCESS"
 fi
+said=$(mktemp -d) || exit 1  # the last line of each process
+trap 'rm -rf "$said"' EXIT
 
 label() {
   # The labels go on until the processes close their output: an interrupt must not take the last lines away.
-  trap '' INT TERM
-  local line
-  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
+  trap '' INT TERM HUP
+  local line last=
+  while IFS= read -r line || [[ -n $line ]]; do
+    printf '[%s] %s\n' "$1" "$line"
+    [[ -n $line ]] && last=$line
+  done
+  printf '%s' "$last" >"$said/$1" 2>/dev/null
 }
 
 signal_all() {
-  local pid
-  for pid in "${pids[@]}"; do kill "-$1" "$pid" 2>/dev/null; done
+  local rank
+  for rank in "${waiting[@]}"; do kill "-$1" "${pids[rank]}" 2>/dev/null; done
+}
+
+describe() {  # an exit code, in words
+  if (($1 > 128)); then
+    echo "was ended by signal $(($1 - 128)) (SIG$(kill -l "$1" 2>/dev/null || echo '?'))"
+  else
+    echo "ended with exit code $1"
+  fi
+}
+
+weight() {  # of two that are seen to end at once, the heavier one ended first: the others follow it
+  case $1 in
+    0) echo 0 ;;
+    75) echo 1 ;;
+    134) echo 2 ;;  # jax aborts where it has lost another process
+    70) echo 3 ;;  # and so does llm_jax, naming it
+    *) echo 4 ;;
+  esac
 }
 
 pids=()
 labels=()
-trap 'signal_all TERM' TERM INT
+waiting=()
+trap 'signal_all TERM' TERM INT HUP
 for ((rank = 0; rank < n; rank++)); do
   exec {pipe}> >(label "$rank")
   labels+=($!)
   LLM_JAX_PROCESS_ID=$rank "$python" -m "${MODULE:-launch.train}" "$@" >&"$pipe" 2>&1 {pipe}>&- &
   pids+=($!)
+  waiting+=("$rank")
   exec {pipe}>&-
 done
 
+first=  # the rank of the process that failed first
 status=0
 deadline=
+ask_at=
 codes=()
-waiting=("${!pids[@]}")
 while ((${#waiting[@]})); do
   still=()
+  heaviest=0
   for rank in "${waiting[@]}"; do
     if kill -0 "${pids[rank]}" 2>/dev/null; then
       still+=("$rank")
-    else
-      wait "${pids[rank]}"
-      code=$?
-      codes[rank]=$code
-      if ((code != 0 && status == 0)); then
-        status=$code
-      fi
-      if ((code != 0 && code != 75)) && [[ -z $deadline ]]; then
-        status=$code
-        deadline=$((SECONDS + ${GRACE:-5}))
-      fi
+      continue
+    fi
+    wait "${pids[rank]}" 2>/dev/null
+    codes[rank]=$?
+    if ((status == 0 || status == 75)) && (($(weight "${codes[rank]}") > heaviest)); then
+      heaviest=$(weight "${codes[rank]}")
+      first=$rank
     fi
   done
   waiting=(${still[@]+"${still[@]}"})
+  if ((heaviest)); then
+    status=${codes[first]}
+    if ((status == 75)); then
+      ask_at=$((SECONDS + 3))  # it has told the others, unless it stopped before they had met
+    else
+      deadline=$((SECONDS + ${GRACE:-15}))
+    fi
+  fi
+  if [[ -n $ask_at ]] && ((SECONDS > ask_at)); then
+    signal_all TERM
+    ask_at=
+  fi
   if [[ -n $deadline ]] && ((SECONDS > deadline)); then signal_all KILL; fi
-  ((${#waiting[@]})) && sleep 0.2
+  ((${#waiting[@]})) && sleep 0.1
 done
 wait "${labels[@]}" 2>/dev/null
-if ((status > 128)); then  # what a process says whose neighbour was lost is jax's: stacks and aborts
-  echo "error: exit codes of the processes: ${codes[*]} (128 + N: ended by signal N);" \
-    'the same command goes on from the newest checkpoint' >&2
+if ((status != 0 && status != 75)); then
+  last=$(cat "$said/$first" 2>/dev/null)
+  echo "error: process $first ended first: it $(describe "$status")${last:+, after \"$last\"};" \
+    "exit codes of all: ${codes[*]}" >&2
 fi
 exit "$status"

@@ -7,44 +7,30 @@ import threading
 from collections.abc import Generator
 from types import FrameType
 
-from llm_jax.data.fingerprints import cache_folder
 from llm_jax.runtime import cpu
+from llm_jax.runtime.requests import REQUESTS, Requests
 
 STOPPED = 75  # the exit code after a request to stop: `EXIT_PREEMPTED`, which cannot be imported before jax
 INTERRUPTED = 128 + signal.SIGINT  # as a shell has it
-REQUESTS = (signal.SIGTERM, signal.SIGINT)
 ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*')  # files that exist where there is one
-_stopping = threading.Lock()  # the signal handler and the thread both stop: the first one prints
+_stopping = threading.Lock()  # the first request prints
 
 
-def start() -> None:
+def start() -> Requests:
   """First of all in a program that trains: without an accelerator, starts it again with an allocator that suits XLA.
 
-  SIGTERM and Ctrl-C end the program with code 75 until others answer them (`Preemption`, `jax.distributed`).
+  SIGTERM, Ctrl-C and SIGHUP end the program with code 75 until others answer them (`Preemption`).
   """
-  # Signals wait until the handlers are set: a program that starts again loses them.
+  # Signals wait until they are heard: a program that starts again loses them else.
   signal.pthread_sigmask(signal.SIG_BLOCK, REQUESTS)
   if not any(glob.glob(pattern) for pattern in ACCELERATORS):
     cpu.use_allocator_settings()
-  # Python calls no handler while the main thread waits inside of jax for other processes. A thread reads the signals
-  # from a pipe as well.
-  reading_end, writing_end = os.pipe()
-  os.set_blocking(writing_end, False)
-  signal.set_wakeup_fd(writing_end)
-  threading.Thread(target=_listen, args=(reading_end,), name='requests', daemon=True).start()
-  for number in REQUESTS:
-    signal.signal(number, _stop)
-  signal.pthread_sigmask(signal.SIG_UNBLOCK, REQUESTS)
+  requests = Requests(_stop)
+  requests.start()
+  return requests
 
 
-def end() -> None:
-  """Last in a program that trains: a late SIGTERM no longer changes its exit code, Ctrl-C interrupts at once."""
-  for number, action in zip(REQUESTS, (signal.SIG_IGN, signal.SIG_DFL), strict=True):
-    if signal.getsignal(number) is _stop:
-      signal.signal(number, action)
-
-
-def _stop(number: int, frame: FrameType | None = None) -> None:
+def _stop(number: int) -> None:
   if _stopping.acquire(blocking=False):
     with contextlib.suppress(OSError):  # stderr is closed
       os.write(2, b'stopped on request before anything began\n')
@@ -55,14 +41,6 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
   with contextlib.suppress(OSError):
     os.write(2, b'\n')  # after the terminal's ^C
   os._exit(INTERRUPTED)
-
-
-def _listen(pipe: int) -> None:
-  """Calls `_stop` for every signal whose handler it still is."""
-  while True:
-    [number] = os.read(pipe, 1)
-    if signal.getsignal(number) is _stop:
-      _stop(number)
 
 
 @contextlib.contextmanager
@@ -80,6 +58,7 @@ def prepare() -> None:
 
   Variables that the environment already has stay as they are.
   """
+  from llm_jax.data.fingerprints import cache_folder
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / 'xla'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')

@@ -75,7 +75,7 @@ class Run:
   context_attention: how attention reads a split sequence, 'gather' or 'ring'. Where mesh.context splits the sequences,
     'gather' brings all keys and values to every device, and 'ring' passes them round, for sequences so long that they
     do not fit.
-  stall_seconds: a process that finishes no step for so long ends with exit code 70.
+  stall_seconds: a process that finishes no step for so long (outside of steps: 10 times) ends with exit code 70.
   log_every: steps between training records in metrics.jsonl and TensorBoard.
   """
   model: Architecture

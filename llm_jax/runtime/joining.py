@@ -2,20 +2,24 @@
 import dataclasses
 import os
 import socket
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
+from jax._src import distributed  # which host jax has found to be that of process 0
+from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.runtime import activity, meeting
 from llm_jax.runtime.address import split_address
 from llm_jax.runtime.errors import one_line
+from llm_jax.runtime.links import Link
+from llm_jax.runtime.peers import Peers
 
-HEARTBEAT_SECONDS = 10  # after which the others give up on a process that died
+# After which jax itself gives up on a process, with an abort and no name. The peers know earlier.
+HEARTBEAT_SECONDS = 120
 SHUTDOWN_SECONDS = 5
-ANSWER_SECONDS = 300  # that a process waits for process 0 to listen
-CONNECT_SECONDS = 5
-RETRY_SECONDS = 1
+PORT_SECONDS = 60
+PORT_KEY = 'llm_jax_meeting'  # in jax's store: where process 0 listens for the others
 DETECT = 'auto'  # as the coordinator: let jax find the others
 
 
@@ -27,13 +31,17 @@ class _Membership:
   process_id: int
 
 
-def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
-  """Joins `jax.distributed` when the arguments or the environment say that this process is one of several.
+def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None,
+         connect: Callable[[Peers], None] = lambda peers: None) -> Peers | None:
+  """Joins `jax.distributed` when the arguments or the environment say that this process is one of several; returns the
+  others, None where this one is alone.
 
   In this order: the arguments; LLM_JAX_COORDINATOR (host:port), LLM_JAX_NUM_PROCESSES and LLM_JAX_PROCESS_ID; what jax
   itself detects, tried when the environment shows more than one process (Slurm, Open MPI, TPU hosts of one slice,
   an indexed Kubernetes job) or when the coordinator is 'auto'. Otherwise nothing happens. Call it before jax touches a
   device.
+
+  connect: called with the others before any message of theirs is heard.
 
   Raises:
     ConfigError: when the description is incomplete, or the others cannot be reached.
@@ -45,10 +53,16 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
   nothing_given = coordinator is None and num_processes is None and process_id is None
   if coordinator == DETECT or (nothing_given and _launched_as_many(environment)):
     _initialize(None, coordinator)
-  elif not nothing_given:
-    membership = _complete(coordinator, num_processes, process_id)
-    _meet(membership)
-    _initialize(membership, coordinator)
+    if jax.process_count() == 1:
+      return None
+    return _start_peers(jax.process_index(), _meet_through_jax(), connect)
+  if nothing_given:
+    return None
+  membership = _complete(coordinator, num_processes, process_id)
+  peers = _start_peers(membership.process_id, _meet(membership), connect)
+  activity.begin('joins the others')
+  _initialize(membership, coordinator)
+  return peers
 
 
 def _complete(coordinator: str | None, num_processes: int | None, process_id: int | None) -> _Membership:
@@ -62,33 +76,42 @@ def _complete(coordinator: str | None, num_processes: int | None, process_id: in
   return _Membership(coordinator, num_processes, process_id)
 
 
-def _meet(membership: _Membership) -> None:
-  """Says whom this process waits for, and waits for process 0 unless it is that."""
+def _meet(membership: _Membership) -> dict[int, Link]:
+  """Says whom this process waits for, and waits for all."""
   host, port = split_address('coordinator', membership.coordinator)
   is_first = membership.process_id == 0
   whom = f'the others at {membership.coordinator}' if is_first else membership.coordinator
   print(f'process {membership.process_id} of {membership.num_processes}: waiting for {whom}', flush=True)
-  if not is_first:
-    _await_answer(membership.coordinator, host, port)
+  if is_first:
+    return meeting.receive_all(port, membership.num_processes)
+  return {0: meeting.come('coordinator', membership.coordinator, host, port, membership.process_id)}
 
 
-def _await_answer(coordinator: str, host: str, port: int) -> None:
-  """Returns once something listens there: jax itself would end the process without a message where nothing does."""
-  deadline = time.monotonic() + ANSWER_SECONDS
-  while True:
-    try:
-      socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-      return
-    except (OSError, UnicodeError):  # it does not listen yet, or its name is not known yet
-      if time.monotonic() >= deadline:
-        raise ConfigError('coordinator', coordinator, f'nobody answers there after {ANSWER_SECONDS} s: start process 0 '
-                          'there, or name its address') from None
-    time.sleep(RETRY_SECONDS)
+def _meet_through_jax() -> dict[int, Link]:
+  """Links for processes that jax has brought together: process 0 tells the others where it listens."""
+  client = multihost.get_jax_distributed_client()
+  if jax.process_index() == 0:
+    with socket.create_server(('', 0)) as probe:
+      port = probe.getsockname()[1]
+    client.key_value_set(PORT_KEY, str(port))
+    return meeting.receive_all(port, jax.process_count())
+  port = int(client.blocking_key_value_get(PORT_KEY, 1_000 * PORT_SECONDS))
+  host, _ = split_address('coordinator', distributed.global_state.coordinator_address or '')
+  address = f'{host}:{port}'
+  return {0: meeting.come('coordinator', address, host, port, jax.process_index())}
+
+
+def _start_peers(rank: int, links: dict[int, Link], connect: Callable[[Peers], None]) -> Peers:
+  peers = Peers(rank, links)
+  connect(peers)
+  peers.start()
+  return peers
 
 
 def _initialize(membership: _Membership | None, coordinator: str | None) -> None:
   """Starts `jax.distributed`.   membership: None lets jax detect it.   coordinator: as it was given, for the error."""
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM over
   known = (None, None, None) if membership is None else dataclasses.astuple(membership)
   try:
     jax.distributed.initialize(

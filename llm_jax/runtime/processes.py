@@ -18,7 +18,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime.errors import CheckpointError, one_line
+from llm_jax.runtime import activity
+from llm_jax.runtime.errors import CheckpointError, FileError, one_line
 
 T = TypeVar('T')
 
@@ -40,7 +41,7 @@ def barrier(name: str) -> None:
   rank = jax.process_index()
   key = f'llm_jax_{name}_{next(_barriers)}'
   client.key_value_set(f'{key}/{rank}', '')
-  with _naming_the_missing(client, rank, key, name):
+  with activity.waiting(), _naming_the_missing(client, rank, key, name):
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=1_000 * BARRIER_SECONDS)
   if rank == 0:
     client.key_value_delete(f'{key}/')
@@ -134,7 +135,7 @@ def on_first(function: Callable[[], T]) -> T:
   raises what it raised.
 
   Raises:
-    ConfigError, CheckpointError: on every process when process 0 raised one of them.
+    ConfigError, CheckpointError, FileError: on every process when process 0 raised one of them.
     RuntimeError: on the other processes, with the text of any other error of process 0.
   """
   if jax.process_count() == 1:
@@ -169,6 +170,8 @@ def _error_described(failure: list[Any]) -> Exception:
       return ConfigError(field, value, hint)
     case ['CheckpointError', text]:
       return CheckpointError(text)
+    case ['FileError', text]:
+      return FileError(text)
     case [kind, text]:
       return RuntimeError(f'process 0: {kind}: {text}')
     case _:

@@ -1,49 +1,39 @@
-"""A process that hangs is ended, with a message that says where."""
+"""A process that hangs is ended, with a message that says where, and for whom the others wait."""
 import faulthandler
-import os
 import sys
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import jax
+from llm_jax.runtime import activity
+from llm_jax.runtime.peers import Behind, Peers
+from llm_jax.runtime.requests import leave, tell
 
-EXIT_STALLED = 70  # EX_SOFTWARE: no step has finished for too long
+EXIT_STALLED = 70  # EX_SOFTWARE: nothing has moved for too long
 LONGEST_POLL_SECONDS = 1.0
-
-
-class _Heartbeat(NamedTuple):
-  """The last sign of life: the step that had finished, and the moment from which the next one is waited for."""
-  since: float
-  step: int
+VERDICT_SECONDS = 3.0  # for news of the others, where it is not clear who is behind
+BACKSTOP_SECONDS = 30.0  # later the process is ended even if no Python thread runs any more
 
 
 class Watchdog:
-  """Ends the process when no step has finished for `seconds`: a stuck process would hang all the others, and nothing
-  would say which one it is.
+  """Ends the process when it shows no sign of life for `seconds` (see `activity`), or PATIENCE times as long for what
+  is no step: a stuck process would hang all the others, and nothing would say which one it is.
 
-  It watches from the start. `pause` grants PATIENCE times as long, for what is no step: evaluation, generation, a save.
-  When the time is over, the stacks of all threads go to stderr and the process exits with EXIT_STALLED.
+  It watches from when it is made. While another process of the run goes on, none is ended: they may all wait for it.
+
+  When the time is over, the stacks of all threads go to stderr and the process exits with EXIT_STALLED; its last line
+  names the process that is behind. One that is not behind itself lets that one end first.
+
+  rank, peers: set them once they are known.
   """
-  PATIENCE = 10
 
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float, rank: int = 0):
     self.seconds = seconds
-    self._rank = jax.process_index()  # asked now: once jax hangs it answers nothing
-    self._last = _Heartbeat(time.monotonic(), 0)
-    self.pause()
+    self.rank = rank
+    self.peers: Peers | None = None
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
     self._thread.start()
-
-  def beat(self, step: int) -> None:
-    """Says that `step` has finished."""
-    self._last = _Heartbeat(time.monotonic(), step)
-
-  def pause(self) -> None:
-    """Grants more time until the next beat."""
-    extra = (self.PATIENCE - 1) * self.seconds
-    self._last = _Heartbeat(time.monotonic() + extra, self._last.step)
 
   def close(self) -> None:
     self._closed.set()
@@ -51,13 +41,47 @@ class Watchdog:
 
   def _watch(self) -> None:
     poll = min(LONGEST_POLL_SECONDS, self.seconds / 4)
+    polled_at = seen_at = time.monotonic()
+    idle = 0.0
+    last = activity.now()
     while not self._closed.wait(poll):
-      last = self._last  # read once: the training thread replaces it
-      if time.monotonic() - last.since > self.seconds:
-        self._end_process(last.step)
+      now = time.monotonic()
+      # A process that was stopped and continued (Ctrl-Z, a suspended laptop) was not idle meanwhile.
+      idle += min(now - polled_at, 2 * poll)
+      polled_at = now
+      current = activity.now()
+      if current != last or (self.peers is not None and self.peers.beat_at > seen_at):
+        last, seen_at, idle = current, now, 0.0
+      limit = current.patience * self.seconds
+      # Where a thread keeps the interpreter to itself, this one does not run: the timer needs no interpreter.
+      faulthandler.dump_traceback_later(limit + BACKSTOP_SECONDS, exit=True)
+      if idle > limit:
+        self._stalled(limit)
+    faulthandler.cancel_dump_traceback_later()
 
-  def _end_process(self, step: int) -> None:
-    print(f'StalledError: process {self._rank} finished no step for {self.seconds:g} s after step {step}; '
-          f'stacks follow, exit code {EXIT_STALLED}', file=sys.stderr, flush=True)
+  def _stalled(self, limit: float) -> None:
+    behind = self._behind()
+    is_alone = [each.rank for each in behind] == [self.rank]
+    if not is_alone:  # one that is behind ends by itself, which ends this one; one that is stopped does not
+      time.sleep(VERDICT_SECONDS)
+      behind = self._behind()
+    doing = activity.now().doing
+    if self.rank in (each.rank for each in behind):
+      what = f'StalledError: process {self.rank} shows no sign of life for {limit:g} s ({doing})'
+    else:
+      what = (f'StalledError: process {self.rank} has waited {limit:g} s ({doing}) for {_names(behind)}')
+    tell(f'{what}; stacks follow')
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    os._exit(EXIT_STALLED)
+    if self.peers is not None:
+      self.peers.close(EXIT_STALLED, what)
+    tell(f'error: {what}; its stacks are above, exit code {EXIT_STALLED}')
+    leave(EXIT_STALLED)
+
+  def _behind(self) -> Sequence[Behind]:
+    alone = [Behind(self.rank, activity.now().doing, False)]
+    return alone if self.peers is None else self.peers.behind() or alone
+
+
+def _names(behind: Sequence[Behind]) -> str:
+  return ', '.join(f'process {each.rank}, which ' + ('does not answer' if each.is_quiet else each.doing)
+                   for each in behind)

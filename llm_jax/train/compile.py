@@ -9,7 +9,7 @@ from llm_jax.config.model.count import count_parameters
 from llm_jax.config.ramp import Phase
 from llm_jax.data.batches import TrainSource
 from llm_jax.optim.schedules import make_schedule
-from llm_jax.runtime import cpu, processes
+from llm_jax.runtime import activity, cpu, processes
 from llm_jax.sharding.rules import replicated
 from llm_jax.tracking.terminal import say
 from llm_jax.train.build import stage_seed
@@ -31,6 +31,7 @@ def compile_steps(built: 'BuiltStage', first: int, last: int
       compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, source)
 
   def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+    activity.mark()  # so that a process that still waits for its batch is behind one that computes
     shape = jax.tree.leaves(batch)[0].shape
     return compiled[shape](state, frozen, batch)
 

@@ -9,7 +9,7 @@ from llm_jax.config.implementation import load
 from llm_jax.config.stage import Stage
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
-from llm_jax.runtime import processes
+from llm_jax.runtime import activity, processes
 from llm_jax.sharding.check import row_shards
 from llm_jax.tracking.display import to_record
 from llm_jax.tracking.metrics import read_generations, read_metrics
@@ -48,7 +48,7 @@ class Evaluations:
     self.stage = stage
     self.evaluations = evaluations
     self.start = start
-    self.heartbeat: Callable[[], None] = lambda: None
+    self.heartbeat: Callable[[], None] = activity.beat
 
   def run_at_start(self, params: Any, reference: Any) -> None:
     """Evaluates the parameters that the stage starts from."""

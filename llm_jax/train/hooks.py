@@ -6,9 +6,9 @@ from typing import Any
 
 from llm_jax.config.stage import Stage
 from llm_jax.objectives.loss import as_numbers
+from llm_jax.runtime import activity
 from llm_jax.runtime.hardware import memory_in_use
 from llm_jax.runtime.preemption import Preempted, Preemption
-from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.progress import Progress
 from llm_jax.train.evaluations import Evaluations
@@ -59,12 +59,11 @@ class Log:
   hint: what to do where the stage has diverged.
   """
 
-  def __init__(self, writer: MetricsWriter, progress: Progress, watchdog: Watchdog, stage: Stage, *,
+  def __init__(self, writer: MetricsWriter, progress: Progress, stage: Stage, *,
                flops_per_token: Callable[[int], float], peak_flops: float, every: int,
                hint: Callable[[], str] = lambda: ''):
     self.writer = writer
     self.progress = progress
-    self.watchdog = watchdog
     self.stage = stage
     self.every = every
     self.flops_per_token = flops_per_token
@@ -80,10 +79,11 @@ class Log:
     self.flush(finished_at)
     self.pending = PendingStep(step, metrics, finished_at)
 
-  def pause(self) -> None:
-    """Before something other than steps: writes what is pending; no step is expected until `resume`."""
+  def pause(self, doing: str = 'saves') -> None:
+    """Before something other than steps, such as 'saves': writes what is pending; no step is expected until `resume`.
+    """
     self.flush()
-    self.watchdog.pause()
+    activity.begin(f'{doing} of stage {self.stage.name}')
 
   def resume(self) -> None:
     """Starts the clock anew, so that what came between two steps is not counted as their time."""
@@ -95,7 +95,7 @@ class Log:
       return
     pending, self.pending = self.pending, None
     numbers = as_numbers(pending.metrics)
-    self.watchdog.beat(pending.step)
+    activity.begin(f'trains stage {self.stage.name}, after step {pending.step}', 1)
     self._measure(pending.finished_at or finished_before or time.perf_counter())
     num_skipped = int(numbers.pop('skipped'))
     reason = pop_reason(numbers)
@@ -157,7 +157,7 @@ class SavePeriodically:
     self.is_due |= self.steps > 0 and step % self.steps == 0
     if not self.is_due or step >= self.log.stage.steps:
       return
-    self.log.pause()
+    self.log.pause(f'saves step {step}')
     if int(state.skipped) == 0 or step in self.pinned:
       self.save(step, state)
       self.is_due = False
@@ -178,7 +178,7 @@ class Evaluate:
   def __call__(self, step: int, state: TrainState, metrics: Any) -> bool:
     if step >= self.log.stage.steps or not self.evaluations.is_due(step):
       return False
-    self.log.pause()
+    self.log.pause(f'evaluates step {step}')
     ends_stage = self.evaluate(step, state)
     self.log.resume()
     return ends_stage
@@ -194,6 +194,6 @@ class StopOnPreemption:
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
     if self.preemption.requested():
-      self.log.pause()
+      self.log.pause(f'saves step {step}')
       self.save(step, state)
       raise Preempted(f'saved at step {step}')

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from llm_jax import hf
-from llm_jax.checkpoints.folders import COMMITTED_NAME
+from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -21,16 +21,20 @@ from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
-from llm_jax.runtime import cpu, processes
+from llm_jax.runtime import activity, cpu, processes
+from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
+from llm_jax.runtime.guard import Guard
 from llm_jax.runtime.hardware import total_peak_flops
 from llm_jax.runtime.lineage import code_digest, make_lineage, package_versions
-from llm_jax.runtime.preemption import Preempted, Preemption
+from llm_jax.runtime.preemption import Preemption
+from llm_jax.runtime.requests import leave, tell
+from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.numbers import mixture_cells
-from llm_jax.tracking.run_folder import Workdir
+from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
 from llm_jax.tracking.task import ByteProgress
 from llm_jax.tracking.terminal import say
 from llm_jax.train.branches import make_branch, read_branches
@@ -42,12 +46,14 @@ from llm_jax.train.stage import build_stage, run_stage
 
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None,
-          at_end: Callable[[pathlib.Path], None] = lambda workdir: None, from_step: int | None = None) -> None:
+          at_end: Callable[[pathlib.Path], None] = lambda workdir: None, from_step: int | None = None,
+          guard: Guard | None = None) -> None:
   """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`. Every process of a run calls this.
 
   from_step: go back to this step of `only`, or else of the stage that is not finished, see `branches.py`; None: go on
     from the newest checkpoint.
   at_end: called by the primary process with the workdir when the stages have ended, however that was.
+  guard: what looks after this process; None, for one process inside of another program: made here.
 
   Raises:
     ConfigError: for what is wrong with the input, before anything compiles.
@@ -55,23 +61,35 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
     Diverged: too many steps in a row were skipped.
     CheckpointError: a checkpoint cannot be written or believed.
   """
+  if guard is not None:
+    return _train(run, workdir, only, at_end, from_step, guard)
+  guard = Guard(Preemption(), Watchdog(run.stall_seconds))
+  try:
+    _train(run, workdir, only, at_end, from_step, guard)
+  finally:
+    guard.close()
+
+
+def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[pathlib.Path], None],
+           from_step: int | None, guard: Guard) -> None:
+  activity.begin('opens the run')
   check_mesh(run)
   go_back = lambda: None if from_step is None else make_branch(workdir, run, only, from_step)
-  with open_session(run, workdir, go_back) as session:
+  with open_session(run, workdir, go_back, guard.preemption) as session:
     stages = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
     for stage in stages:
       processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
     check_starts(session, stages)
+    activity.begin('opens the data')
     data = open_data(session, stages)
     check_evaluations(session, stages, data)
     if session.primary:
       print_data(run, stages, data)
     try:
       for stage in stages:
-        if session.preemption.requested():
-          raise Preempted(f'before stage {stage.name}')
         run_stage(build_stage(session, stage, data))
     finally:
+      activity.begin('ends the run')
       if session.primary:
         at_end(workdir)
     processes.barrier('end of the run')  # a process that leaves early ends the others
@@ -94,7 +112,8 @@ def check_mesh(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = lambda: None) -> Iterator[Session]:
+def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = lambda: None,
+                 preemption: Preemption | None = None) -> Iterator[Session]:
   """The services of the run in this process, with the workdir locked and bound to the run's configuration.
 
   prepare: called by process 0 before the folder is bound.
@@ -111,10 +130,12 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
   processes.agree('config', repr(run))
   processes.agree('code', f'{code_digest()} {package_versions()} {execution.dtype}')
   with contextlib.ExitStack() as stack:
-    processes.on_first(lambda: stack.enter_context(folder.lock()))
+    processes.on_first(lambda: stack.enter_context(folder.lock(lost=end_process)))
+    processes.on_first(lambda: make_room(folder))
+    stack.enter_context(explaining_full_disk(workdir, 'a file of the run', MAKE_ROOM))
     processes.on_first(prepare)
     processes.on_first(lambda: bind(folder, run))
-    preemption = stack.enter_context(Preemption())
+    preemption = stack.enter_context(preemption or Preemption())
     stack.enter_context(jax.set_mesh(mesh))
     tokenizer = open_tokenizer(run, workdir)
     lineage = make_lineage()
@@ -124,6 +145,19 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
       write_atomic(workdir / 'lineage.json', json.dumps(stated, indent=2) + '\n')
     writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
     yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary, branches)
+
+
+def end_process(reason: str) -> None:
+  tell(f'error: {reason}')
+  leave(1)
+
+
+def make_room(folder: Workdir) -> None:
+  """Removes what interrupted saves have left, which may fill the disk, and refuses one that is full nonetheless."""
+  for stage in folder.path.glob('checkpoints/*'):
+    clear_interrupted(stage)
+  folder.clear_interrupted()
+  folder.check_room()
 
 
 def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
@@ -148,12 +182,15 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   """The run's tokenizer: made once (a trained one on the first stage's training text) and kept in the workdir."""
   folder = workdir / 'tokenizer'
 
+  activity.begin('makes the tokenizer', holds_interpreter=True)
+
   def make() -> None:
     if not folder.exists():
       make_tokenizer(run.tokenizer, lambda: training_texts(run.stages[0].data)).save(folder)
 
   with located('config.stages[0]'):
     processes.on_first(make)
+  activity.begin('loads the tokenizer')
   tokenizer = load_tokenizer(folder)
   with located('config'):
     check_vocabulary(tokenizer, run.model.vocab_size)

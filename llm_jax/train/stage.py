@@ -20,9 +20,8 @@ from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
-from llm_jax.runtime import cpu, processes
+from llm_jax.runtime import activity, cpu, processes
 from llm_jax.runtime.hardware import training_flops_per_token
-from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, state_shardings
 from llm_jax.tracking.metrics import read_metrics
@@ -104,15 +103,19 @@ def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -
 def run_stage(built: BuiltStage) -> None:
   """Trains from wherever the newest checkpoint left the stage to its last step, saves, and evaluates."""
   session, stage = built.session, built.stage
+  activity.begin(f'finds the start of stage {stage.name}')
   with built.store, contextlib.closing(built.source):
     start = built.starter.start(built.store.latest_valid())
     progress = restore_progress(built, start)
     session.writer.rewind(stage.name, start.step)
     steps = start.step if progress.stopped_early else stage.steps
     # Compiled before there is a state, for both need memory. Nothing is compiled where no step is to come.
+    activity.begin(f'compiles stage {stage.name}')
     train_step = compile_steps(built, start.step, steps)
     evaluations = Evaluations(session, stage, built.evaluations, progress.start_metrics)
+    activity.begin(f'reads the start of stage {stage.name}')
     state, reference = start.read()
+    activity.begin(f'evaluates the start of stage {stage.name}')
     if start.resumed is None and built.starter.is_trained:
       evaluations.run_at_start(best_params(state), reference)
     cpu.release_free_memory()
@@ -122,10 +125,9 @@ def run_stage(built: BuiltStage) -> None:
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
                       train_step: Callable, state: TrainState, reference: Any, first: int, steps: int) -> None:
   session, stage = built.session, built.stage
-  with (Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display,
-        contextlib.closing(Watchdog(session.run.stall_seconds)) as watchdog):
-    evaluations.heartbeat = watchdog.pause
-    log = make_log(built, display, watchdog)
+  activity.begin(f'begins to train stage {stage.name}')
+  with Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display:
+    log = make_log(built, display)
     save = functools.partial(save_checkpoint, built, progress)
     save_and_wait = functools.partial(save_checkpoint, built, progress, wait=True)
 
@@ -140,14 +142,15 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
         SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
         StopOnPreemption(session.preemption, log, save_and_wait),
       ])
-      log.pause()
+      log.pause('saves the end')
       check_result(stage, int(state.skipped), hint_of(built))
       if first < steps or stage.steps == 0:
         save_and_wait(int(state.step), state)
+    activity.begin(f'evaluates the end of stage {stage.name}')
     finish(built, evaluations, int(state.step), state, reference, display)
 
 
-def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog) -> Log:
+def make_log(built: BuiltStage, display: Progress) -> Log:
   """The hook that writes every step's numbers."""
   session, stage = built.session, built.stage
   model = session.run.model_of(stage)
@@ -157,7 +160,7 @@ def make_log(built: BuiltStage, display: Progress, watchdog: Watchdog) -> Log:
   def flops_per_token(step: int) -> float:
     return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)
 
-  return Log(session.writer, display, watchdog, stage, every=session.run.log_every, flops_per_token=flops_per_token,
+  return Log(session.writer, display, stage, every=session.run.log_every, flops_per_token=flops_per_token,
              peak_flops=session.peak_flops, hint=lambda: hint_of(built))
 
 

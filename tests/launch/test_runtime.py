@@ -9,19 +9,19 @@ from launch import runtime
 from llm_jax.runtime.preemption import EXIT_PREEMPTED
 
 REQUESTED = """
-import os, signal, sys
+import os, signal, sys, time
 from launch import runtime
 if 'GLIBC_TUNABLES' not in os.environ:  # before the program starts again
   runtime.cpu.use_allocator_settings = lambda settings=runtime.cpu.use_allocator_settings: (
     os.kill(os.getpid(), int(sys.argv[2])) if sys.argv[1] == 'before' else None, settings())
 runtime.start()
 os.kill(os.getpid(), int(sys.argv[2]))
+time.sleep(20)
 """
 ENDED = """
 import os, signal
 from launch import runtime
-runtime.start()
-runtime.end()
+runtime.start().end()
 os.kill(os.getpid(), signal.SIGTERM)
 print('the end')
 """
@@ -40,7 +40,7 @@ def run(code, *arguments):
   return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=20)
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_nothing_has_begun(number, when):
   done = run(REQUESTED, when, int(number))

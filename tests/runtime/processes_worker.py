@@ -16,7 +16,8 @@ from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import require
 from llm_jax.runtime import joining, processes
 from llm_jax.runtime.errors import CheckpointError
-from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preemption
+from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
+from llm_jax.runtime.requests import Requests
 from tests.checkpoints.checkpoint_states import make_metadata
 
 
@@ -48,7 +49,9 @@ def same(a, b):
 
 
 def main(folder):
-  joining.join()
+  preemption = Preemption(leave=lambda: say(left=True))
+  peers = joining.join(connect=preemption.connect)
+  Requests(preemption.request).start()
   rank = jax.process_index()
   say(processes=jax.process_count(), devices=jax.device_count())
   say(agree=error_of(processes.agree, 'config', 'same'), differ=error_of(processes.agree, 'config', f'rank {rank}'))
@@ -91,18 +94,21 @@ def main(folder):
   say(full=error_of(store.wait), after=store.latest_valid().step)
   saver.write_manifest = original
 
-  with Preemption() as preemption:
-    for step in range(41, 1_000):
-      if step == 44 and rank == 1:  # one is told, twice; all stop
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
-      time.sleep(0.02)
-      processes.agree('step', str(step))
-      if preemption.requested():
-        break
+  try:
+    with preemption.steps():
+      for step in range(41, 1_000):
+        if step == 44 and rank == 1:  # one is told, twice; all stop
+          os.kill(os.getpid(), signal.SIGTERM)
+          os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.02)
+        processes.agree('step', str(step))
+        if preemption.requested():
+          break
+  except Preempted:
+    say(stopped=step)
   store.save(step, make_state(step, mesh), make_metadata(), wait=True)
   store.close()
-  say(stopped=step)
+  peers.close(EXIT_PREEMPTED)
   sys.exit(EXIT_PREEMPTED)
 
 

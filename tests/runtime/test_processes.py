@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import pytest
 
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime import joining
+from llm_jax.runtime import joining, meeting
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
 ROOT = Path(__file__).parents[2]
@@ -135,9 +136,10 @@ def test_a_process_that_cannot_write_its_arrays_ends_the_run(tmp_path):
 
 
 LAUNCHED = """
-import os, sys, time
+import os, signal, sys, time
 print(os.environ['LLM_JAX_PROCESS_ID'], os.environ['LLM_JAX_NUM_PROCESSES'], sys.argv[1:], flush=True)
 if sys.argv[1] == 'stop':
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it saves already
   time.sleep(2.5 * int(os.environ['LLM_JAX_PROCESS_ID']))
   print('saved')
   sys.exit(75)
@@ -164,14 +166,17 @@ def test_local_returns_the_failing_code_and_ends_the_others(program):
   began = time.monotonic()
   process = launch(2, 'program', 'fail', **program)
   output, _ = process.communicate(timeout=30)
-  assert process.returncode == 3 and time.monotonic() - began < 30 and 'error' not in output
+  assert process.returncode == 3 and time.monotonic() - began < 30
+  assert output.splitlines()[-1].startswith('error: process 1 ended first: it ended with exit code 3, after "1 2 ')
 
 
 def test_local_names_a_process_that_was_killed_last_of_all(program):
   process = launch(3, 'program', 'killed', **program | {'GRACE': '0'})
   output, _ = process.communicate(timeout=30)
   last = output.splitlines()[-1]
-  assert process.returncode == 137 and last.startswith('error: exit codes of the processes: 137 137 137')
+  assert process.returncode == 137
+  assert last.startswith('error: process 1 ended first: it was ended by signal 9 (SIGKILL), after "1 3 [')
+  assert last.endswith('exit codes of all: 137 137 137')
 
 
 def test_local_lets_a_slower_process_finish_its_save(program):
@@ -209,7 +214,7 @@ def test_join_refuses_half_a_description(monkeypatch, env, message):
 
 
 def test_join_says_whom_it_waits_for_and_gives_up(monkeypatch, capsys):
-  monkeypatch.setattr(joining, 'ANSWER_SECONDS', 0)
+  monkeypatch.setattr(meeting, 'MEETING_SECONDS', 0)
   with socket.socket() as nobody:  # has the port and does not listen
     nobody.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{nobody.getsockname()[1]}'
@@ -218,21 +223,30 @@ def test_join_says_whom_it_waits_for_and_gives_up(monkeypatch, capsys):
   assert capsys.readouterr().out == f'process 1 of 2: waiting for {address}\n'
 
 
-def test_join_waits_until_process_0_is_there(monkeypatch):
-  tries, joined = [], []
+def test_process_0_names_those_who_do_not_come(monkeypatch):
+  monkeypatch.setattr(meeting, 'MEETING_SECONDS', 0.3)
+  with pytest.raises(ConfigError, match='process 1, 2 has not come after 0.3 s: start it, or look at its output'):
+    joining.join(f'127.0.0.1:{free_port()}', 3, 0)
 
-  def connect(address, timeout):
-    tries.append(address)
-    if len(tries) < 3:
-      raise ConnectionRefusedError
-    return socket.socket()
 
-  monkeypatch.setattr('socket.create_connection', connect)
-  monkeypatch.setattr('time.sleep', lambda seconds: None)
-  monkeypatch.setattr('jax.distributed.initialize', lambda *args, **kwargs: joined.append(args))
-  joining.join('[::1]:1234', 2, 1)
-  joining.join('a:1234', 2, 0)  # it is there itself
-  assert tries == [('::1', 1234)] * 3 and joined == [('[::1]:1234', 2, 1), ('a:1234', 2, 0)]
+def test_they_meet_and_a_stranger_does_not_count():
+  port = free_port()
+  found = {}
+  first = threading.Thread(target=lambda: found.update(meeting.receive_all(port, 2)), daemon=True)
+  first.start()
+  stranger = meeting._connect('coordinator', 'here', '127.0.0.1', port)
+  stranger.send({'hello': 'who is there?'})
+  link = meeting.come('coordinator', 'here', '127.0.0.1', port, 1)
+  first.join()
+  assert list(found) == [1]
+  found[1].send({'said': 'hello'})
+  assert link.receive() == [{'said': 'hello'}]
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
 
 
 @pytest.mark.parametrize('env, many', [
@@ -250,23 +264,23 @@ def test_launchers(env, many):
   assert joining._launched_as_many(env) is many
 
 
-def test_sigterm_and_sigint_ask_once_and_twice_does_no_harm():
-  before = signal.getsignal(signal.SIGTERM)
-  for number in (signal.SIGTERM, signal.SIGINT):
-    with Preemption() as preemption, pytest.raises(Preempted), preemption.steps():
-      assert not preemption.requested()
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_requests_ask_once_and_twice_does_no_harm(number):
+  before = signal.getsignal(number)
+  with Preemption() as preemption, pytest.raises(Preempted), preemption.steps():
+    assert not preemption.requested()
+    os.kill(os.getpid(), number)
+    if number != signal.SIGINT:
       os.kill(os.getpid(), number)
-      if number == signal.SIGTERM:
+    assert preemption.requested()
+    if number == signal.SIGINT:
+      with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
-      assert preemption.requested()
-      if number == signal.SIGINT:
-        with pytest.raises(KeyboardInterrupt):
-          os.kill(os.getpid(), number)
-          time.sleep(1)
-  assert signal.getsignal(signal.SIGTERM) is before
+        time.sleep(1)
+  assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_outside_of_steps_is_answered_at_once(number):
   with Preemption() as preemption:
     with preemption.steps():
@@ -276,4 +290,14 @@ def test_a_request_outside_of_steps_is_answered_at_once(number):
       time.sleep(10)
       pytest.fail('it went on')
     os.kill(os.getpid(), signal.SIGTERM)  # while it ends
-    assert preemption.requested()
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+  before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+  try:
+    with Preemption() as preemption:
+      os.kill(os.getpid(), signal.SIGHUP)
+      with preemption.steps():
+        assert not preemption.requested()
+  finally:
+    signal.signal(signal.SIGHUP, before)

@@ -4,9 +4,11 @@ import inspect
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 
@@ -57,6 +59,12 @@ def tiny(name: str, data: pathlib.Path) -> str:
   return f'{ROOT}/tests/train/tiny_{name}.py:{data}'
 
 
+def command(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, experiment: str | None = None) -> list[str]:
+  """What trains the tiny experiment, or another one."""
+  return [sys.executable, '-m', 'launch.train', f'--config={experiment or tiny("experiment", corpus)}',
+          f'--workdir={workdir}', *flags]
+
+
 def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1,
           rank: tuple[int, int, int] | None = None, experiment: str | None = None, kill_at: str = ''
           ) -> subprocess.Popen:
@@ -64,10 +72,20 @@ def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int
   cluster = [] if rank is None else [f'--coordinator=localhost:{rank[0]}', f'--num_processes={rank[1]}',
                                      f'--process_id={rank[2]}']
   return subprocess.Popen(
-      [sys.executable, '-m', 'launch.train', f'--config={experiment or tiny("experiment", corpus)}',
-       f'--workdir={workdir}', *flags, *cluster],
+      command(corpus, workdir, *flags, *cluster, experiment=experiment),
       cwd=ROOT, env=environment(corpus.parent / 'cache', devices) | {'LLM_JAX_KILL_AT': kill_at},
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def await_hearing(process: subprocess.Popen) -> None:
+  """Waits until the program hears SIGTERM: before, Python itself is starting, and any program ends by that signal."""
+  bit = 1 << (signal.SIGTERM - 1)
+  while process.poll() is None:
+    status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
+    fields = dict(line.split(':', 1) for line in status.splitlines())
+    if any(int(fields.get(name, '0'), 16) & bit for name in ('SigCgt', 'SigBlk')):
+      return
+    time.sleep(0.01)
 
 
 def run(*args, expect: int = 0, **kwargs) -> str:

@@ -20,6 +20,7 @@ from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.data.tokenizers.pre_tokenization import pattern_for
 from llm_jax.data.tokenizers.published import CONFIG, read_files
 from llm_jax.data.tokenizers.rendered import Rendered, Span
+from llm_jax.runtime.array_file import ArrayFile
 
 PIECE_IDS = 1 << 24  # looked at in one go
 
@@ -172,7 +173,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
   require(vocab_size >= needed, 'model.vocab_size', vocab_size, f"smaller than the tokenizer's: use {needed} or more")
 
 
-def check_ids(ids: np.ndarray, tokenizer: Tokenizer, vocab_size: int) -> None:
+def check_ids(ids: np.ndarray | ArrayFile, tokenizer: Tokenizer, vocab_size: int) -> None:
   """Refuses text that uses a token for which the model has no row; names the token and what stands around it.
 
   ids: int [tokens].   vocab_size: rows of the model's embedding.
