@@ -12,7 +12,7 @@ from llm_jax.runtime.requests import leave, tell
 EXIT_STALLED = 70  # EX_SOFTWARE: nothing has moved for too long
 LONGEST_POLL_SECONDS = 1.0
 VERDICT_SECONDS = 3.0  # for news of the others, where it is not clear who is behind
-BACKSTOP_SECONDS = 30.0  # later the process is ended even if no Python thread runs any more
+BACKSTOP_SECONDS = 5.0  # after twice its time a process ends even if no Python thread runs any more (exit code 1)
 
 
 class Watchdog:
@@ -54,7 +54,7 @@ class Watchdog:
         last, seen_at, idle = current, now, 0.0
       limit = current.patience * self.seconds
       # Where a thread keeps the interpreter to itself, this one does not run: the timer needs no interpreter.
-      faulthandler.dump_traceback_later(limit + BACKSTOP_SECONDS, exit=True)
+      faulthandler.dump_traceback_later(2 * limit + BACKSTOP_SECONDS, exit=True)
       if idle > limit:
         self._stalled(limit)
     faulthandler.cancel_dump_traceback_later()
