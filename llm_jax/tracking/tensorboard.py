@@ -41,6 +41,7 @@ class TensorBoard:
   def rewind(self, stage: str, step: int) -> None:
     self.close()
     self._purge_steps[stage] = step + 1
+    _protocol()  # loaded before a stage begins, for a step is no time to wait for a slow disk
 
   def close(self) -> None:
     files = list(self._files.values())
