@@ -106,7 +106,10 @@ def main() -> int:
   num_wrong = 0
   for rank, number, moment in itertools.product(range(args.processes), SIGNALS, MOMENTS):
     since = time.monotonic()
-    wrong = lose(corpus, args.folder / f'{moment}{number}{rank}', args.processes, rank, number, moment)
+    try:
+      wrong = lose(corpus, args.folder / f'{moment}{number}{rank}', args.processes, rank, number, moment)
+    except AssertionError as error:  # it never came to the moment
+      wrong = [str(error)]
     num_wrong += bool(wrong)
     print(f'{number.name} of {rank} of {args.processes} while {moment}: {"WRONG" if wrong else "named"} after '
           f'{time.monotonic() - since:.0f} s', *wrong, sep='\n  ', flush=True)
