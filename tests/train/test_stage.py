@@ -114,7 +114,7 @@ class Watch:
   def __init__(self, stage):
     self.stage = stage
 
-  def pause(self):
+  def pause(self, doing):
     pass
 
   def resume(self):
