@@ -18,7 +18,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
-from llm_jax.config.model.architecture import Llama3Scaling, YaRNScaling
+from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, YaRNScaling
 
 SIZE: dict[str, Any] = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
 GPT = dict(SIZE, max_length=256)
@@ -40,6 +40,14 @@ FAMILIES = {
     **SIZE, dense_layers=1, q_rank=96, kv_rank=48, nope_dim=32, rope_dim=16, v_dim=32, d_ff=512, expert_d_ff=128,
     num_experts=16, top_k=4, groups=4, top_groups=2, router_scale=2.5, scaling=YaRNScaling(4.0, original_length=256),
     max_length=1_024),
+  'qwen2': presets.qwen2(**GROUPED, d_ff=512, tied_head=True),
+  'olmo2': presets.olmo2(**SIZE, d_ff=512),
+  'gemma3': presets.gemma3(**dict(GROUPED, num_layers=8), d_ff=512, head_dim=32, window=64,
+                           scaling=LinearScaling(8.0)),
+  'qwen3': presets.qwen3(**GROUPED, d_ff=512, head_dim=32, tied_head=True),
+  'smollm3': presets.smollm3(**GROUPED, d_ff=512),
+  'olmo3': presets.olmo3(**SIZE, d_ff=512, window=64, scaling=YaRNScaling(4.0, original_length=256),
+                         max_length=1_024),
 }
 PROMPTS = ('import ', 'class Node:\n    def __init__(self')
 

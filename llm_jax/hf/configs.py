@@ -15,6 +15,7 @@ from llm_jax.config.model.architecture import (
   FeedForward,
   LatentAttention,
   MixtureOfExperts,
+  NoPositions,
   NormalInit,
   RoPE,
   Router,
@@ -59,10 +60,10 @@ def config_to_hf(config: Architecture, max_length: int = 2_048, bos: int | None 
   values = {'model_type': family.model_type, 'architectures': [family.architecture], 'dtype': 'float32',
             'vocab_size': config.vocab_size, 'tie_word_embeddings': config.tied_head,
             'initializer_range': config.init.std, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': None}
-  values |= family.write(config)
   attention = config.pattern[0].attention
   if isinstance(config.positions, RoPE):
     values |= write_rope(config.positions, attention.rotary_size(config.d_model), max_length, _score_factor(attention))
+  values |= family.write(config)
   values |= {key: float(values[key]) for key in FLOATS if values.get(key) is not None}
   # What the family cannot express is lost in `values`, and so differs when they are read again.
   different = difference('model', resolved(config), resolved(config_from_hf(values)))
@@ -106,11 +107,21 @@ def _score_factor(attention: Attention | LatentAttention) -> float:
 def resolved(config: Architecture) -> Architecture:
   """The same decoder in a form that can be compared: derived sizes are numbers, all blocks are in the pattern, and
   fields that only matter in training have their defaults."""
+  positions = config.positions
+  if isinstance(positions, RoPE):
+    positions = _resolved_rope(positions, config.pattern[0].attention.rotary_size(config.d_model))
+
+  def positions_of(part: Attention | LatentAttention) -> RoPE | NoPositions:
+    rope = config.rope_of(part)
+    return NoPositions() if rope is None else _resolved_rope(rope, part.rotary_size(config.d_model))
+
   def attention(part: Attention | LatentAttention) -> Attention | LatentAttention:
     if isinstance(part, LatentAttention):
       return dataclasses.replace(part, scale=part.scale or (part.nope_dim + part.rope_dim) ** -0.5)
     size = part.head_size(config.d_model)
-    return dataclasses.replace(part, num_kv_heads=part.kv_heads, head_dim=size, scale=part.scale or size ** -0.5)
+    own = None if part.positions is None or positions_of(part) == positions else positions_of(part)
+    return dataclasses.replace(part, num_kv_heads=part.kv_heads, head_dim=size, scale=part.scale or size ** -0.5,
+                               out_bias=part.has_out_bias, positions=own)
 
   def router(part: Router) -> Router:
     match part:
@@ -133,15 +144,16 @@ def resolved(config: Architecture) -> Architecture:
     return dataclasses.replace(block, attention=attention(block.attention),
                                feed_forward=feed_forward(block.feed_forward))
 
-  positions = config.positions
-  if isinstance(positions, RoPE):
-    rope = without_ntk(positions, config.pattern[0].attention.rotary_size(config.d_model))
-    positions = dataclasses.replace(rope, max_length=None)
-    if isinstance(rope.scaling, YaRNScaling):
-      scaling = dataclasses.replace(rope.scaling, attention_factor=rope.scaling.magnitude)
-      positions = dataclasses.replace(positions, scaling=scaling)
   return dataclasses.replace(config, prefix=(), pattern=tuple(map(resolve, blocks(config))), positions=positions,
                              multi_token=tuple(map(resolve, config.multi_token)), init=NormalInit())
+
+
+def _resolved_rope(rope: RoPE, size: int) -> RoPE:
+  rope = dataclasses.replace(without_ntk(rope, size), max_length=None)
+  if isinstance(rope.scaling, YaRNScaling):
+    scaling = dataclasses.replace(rope.scaling, attention_factor=rope.scaling.magnitude)
+    rope = dataclasses.replace(rope, scaling=scaling)
+  return rope
 
 
 def difference(path: str, wanted: Any, got: Any) -> tuple[str, Any, Any] | None:

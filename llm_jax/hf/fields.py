@@ -38,6 +38,12 @@ class Fields:
   def __init__(self, values: Mapping[str, Any]):
     self.values, self.read = values, set()
 
+  def with_defaults(self, defaults: Mapping[str, Any]) -> 'Fields':
+    """The same entries with values for some that are absent. What is read of them counts as read here."""
+    fields = Fields({**defaults, **self.values})
+    fields.read = self.read
+    return fields
+
   def get(self, key: str, default: Any) -> Any:
     """The value; if it is absent or null, `default`, which must be that of `transformers`."""
     self.read.add(key)

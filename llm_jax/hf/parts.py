@@ -1,9 +1,12 @@
 """What the weight tables and configurations of Llama and its descendants have in common."""
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.config.model.architecture import AnyBlock, Architecture, Attention
+from llm_jax.config.model.architecture import AnyBlock, Architecture, Attention, RoPE
+from llm_jax.config.model.attention import PerHeadNorm
+from llm_jax.config.model.count import blocks
 from llm_jax.hf.fields import Fields
 
 T = TypeVar('T')
@@ -61,9 +64,39 @@ def write_attention(config: Architecture, attention: Attention) -> dict[str, Any
     'head_dim': attention.head_size(config.d_model)}
 
 
+SLIDING, FULL = 'sliding_attention', 'full_attention'  # the names of `layer_types`
+
+
+def read_windows(fields: Fields, num_layers: int, window: int | None, has_window: Callable[[int], bool]
+                 ) -> list[int | None]:
+  """The window of each layer, by `layer_types`.   has_window: the layers that have one where the file lists none."""
+  kinds = fields.get('layer_types', [SLIDING if has_window(layer) else FULL for layer in range(num_layers)])
+  is_list = isinstance(kinds, list) and len(kinds) == num_layers and all(kind in (SLIDING, FULL) for kind in kinds)
+  require(is_list, 'layer_types', kinds, f'use a list of {num_layers} times one of {(SLIDING, FULL)}')
+  return [window if kind == SLIDING else None for kind in kinds]
+
+
+def write_windows(config: Architecture, usual: int) -> dict[str, Any]:
+  """usual: what the file says where no layer has a window; it must be a number."""
+  attentions = [expect_kind(block.attention, Attention, 'pattern[0].attention') for block in blocks(config)]
+  windows = [attention.window for attention in attentions]
+  return {'sliding_window': next((window for window in windows if window), usual),
+          'layer_types': [SLIDING if window else FULL for window in windows]}
+
+
+def windowed(attention: Attention, window: int | None, positions: RoPE | None = None) -> Attention:
+  """The attention of a layer with this window and rotary positions of its own."""
+  return dataclasses.replace(attention, window=window, positions=positions)
+
+
 def first_block(config: Architecture) -> AnyBlock:
   """The block by which a family is recognised."""
   return (config.prefix + config.pattern)[0]
+
+
+def has_norms_per_head(config: Architecture) -> bool:
+  attention = first_block(config).attention
+  return isinstance(attention, Attention) and isinstance(attention.qk_norm, PerHeadNorm)
 
 
 def expect_kind(value: Any, kind: type[T], field: str) -> T:
@@ -74,18 +107,18 @@ def expect_kind(value: Any, kind: type[T], field: str) -> T:
   return value
 
 
-def arrange(blocks: Sequence[AnyBlock]) -> tuple[tuple[AnyBlock, ...], tuple[AnyBlock, ...]]:
+def arrange(layers: Sequence[AnyBlock]) -> tuple[tuple[AnyBlock, ...], tuple[AnyBlock, ...]]:
   """The shortest prefix and pattern that give these blocks."""
-  blocks = tuple(blocks)
+  layers = tuple(layers)
 
   def repeats(start: int, length: int) -> bool:
-    rest = blocks[start:]
+    rest = layers[start:]
     return len(rest) % length == 0 and rest == rest[:length] * (len(rest) // length)
 
   candidates = []
-  for start in range(len(blocks)):
-    for length in range(1, len(blocks) - start + 1):
+  for start in range(len(layers)):
+    for length in range(1, len(layers) - start + 1):
       if repeats(start, length):
         candidates.append((start + length, start))
   end, start = min(candidates)
-  return blocks[:start], blocks[start:end]
+  return layers[:start], layers[start:end]

@@ -1,12 +1,24 @@
 """Rotary positions in `config.json`: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`
 (before)."""
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm_jax.config.errors import ConfigError, require
-from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, NTKScaling, RoPE, Scaling, YaRNScaling
+from llm_jax.config.model.architecture import (
+  Architecture,
+  Attention,
+  LinearScaling,
+  Llama3Scaling,
+  NTKScaling,
+  RoPE,
+  Scaling,
+  YaRNScaling,
+)
+from llm_jax.config.model.count import blocks
 from llm_jax.hf.fields import Fields, is_number, is_size
+from llm_jax.hf.parts import FULL, SLIDING, expect_kind, first_block
 
 KINDS = {  # the entries of each kind, rope_theta aside
   'default': (),
@@ -90,6 +102,50 @@ def _mscale(factor: float, weight: float) -> float:
   if factor <= 1:
     return 1.0
   return 0.1 * weight * math.log(factor) + 1.0
+
+
+class Ropes(NamedTuple):
+  """Of a model whose layers with a window turn otherwise than those that see all tokens.   local: None where they do
+  not."""
+  everywhere: RoPE
+  local: RoPE | None
+
+
+def read_ropes_by_layer(fields: Fields, theta: float, local_theta: float, local_key: str = '') -> Ropes:
+  """`rope_parameters` has an object for each of `layer_types` (transformers 5); before, `rope_scaling` was that of the
+  layers without a window, and the theta of the others stood under `local_key`.
+
+  Args:
+    theta, local_theta: the family's defaults, without and with a window.
+  """
+  by_kind = fields.get('rope_parameters', {})
+  is_fine = isinstance(by_kind, Mapping) and all(isinstance(by_kind[kind] or {}, Mapping) for kind in by_kind)
+  require(is_fine and by_kind.keys() <= {SLIDING, FULL}, 'rope_parameters', by_kind,
+          f'use an object with an object for each of {(SLIDING, FULL)}')
+  length = fields.size('max_position_embeddings', None)
+  shared = {'max_position_embeddings': length, 'rope_theta': fields.number('rope_theta', theta)}
+  if local_key:
+    local_theta = fields.number(local_key, local_theta)
+  scaling = fields.get('rope_scaling', {})
+  everywhere, _ = read_rope(Fields({**shared, 'rope_parameters': by_kind.get(FULL), 'rope_scaling': scaling}))
+  local, _ = read_rope(Fields({**shared, 'rope_theta': local_theta, 'rope_parameters': by_kind.get(SLIDING)}))
+  local = dataclasses.replace(local, max_length=None)
+  return Ropes(everywhere, None if local == dataclasses.replace(everywhere, max_length=None) else local)
+
+
+def write_ropes_by_layer(config: Architecture, local_key: str = '') -> dict[str, Any]:
+  """The entries that `read_ropes_by_layer` reads, in both forms."""
+  ropes: dict[str, Any] = {FULL: config.positions, SLIDING: config.positions}
+  size = first_block(config).attention.rotary_size(config.d_model)
+  for block in blocks(config):
+    attention = block.attention
+    if isinstance(attention, Attention):
+      ropes[SLIDING if attention.window else FULL] = config.rope_of(attention)
+  written = {kind: write_rope(expect_kind(rope, RoPE, 'positions'), size, 0) for kind, rope in ropes.items()}
+  by_kind = {kind: entries['rope_parameters'] for kind, entries in written.items()}
+  local_theta = {local_key: by_kind[SLIDING]['rope_theta']} if local_key else {}
+  return local_theta | {'rope_parameters': by_kind, 'rope_theta': written[FULL]['rope_theta'],
+                        'rope_scaling': written[FULL]['rope_scaling']}
 
 
 def write_rope(rope: RoPE, size: int, max_length: int, score_factor: float = 1.0) -> dict[str, Any]:

@@ -41,9 +41,10 @@ class Attention(nn.Module):
     v_BTGK = project(G, 'value')
     q_BTHK = self.normalize('query_norm', q_BTHK)
     k_BTGK = self.normalize('key_norm', k_BTGK)
-    if K in inputs.angles:
-      q_BTHK = rotate(q_BTHK, inputs.angles[K])
-      k_BTGK = rotate(k_BTGK, inputs.angles[K])
+    rotation = inputs.rotation_of(c.positions, K)
+    if rotation is not None:
+      q_BTHK = rotate(q_BTHK, rotation)
+      k_BTGK = rotate(k_BTGK, rotation)
 
     if cache is None:
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
@@ -56,7 +57,7 @@ class Attention(nn.Module):
       y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BS,
                                 window=c.window, soft_cap=c.soft_cap, scale=c.scale)
     y_BTHK = constrain(y_BTHK, 'batch', 'seq', 'heads', None)
-    out = Linear((H, K, D), self.execution, contract=2, bias=c.bias, std=self.residual_std, name='out')
+    out = Linear((H, K, D), self.execution, contract=2, bias=c.has_out_bias, std=self.residual_std, name='out')
     return out(y_BTHK), cache
 
   def normalize(self, name: str, x_BTHK: jax.Array) -> jax.Array:

@@ -41,7 +41,8 @@ class LatentAttention(nn.Module):
     H, R, K = c.num_heads, c.kv_rank, c.nope_dim + c.rope_dim
     project = functools.partial(Linear, execution=self.execution, std=self.std)
     norm = lambda name, x: Norm(c.norm, self.execution, name=name)(x)
-    angles = inputs.angles[c.rope_dim]
+    rotation = inputs.rotation_of(None, c.rope_dim)
+    assert rotation is not None, 'an architecture with latent attention has rotary positions'
 
     if c.q_rank is None:
       q_BTHK = project((D, H, K), name='query')(x_BTD)
@@ -49,11 +50,11 @@ class LatentAttention(nn.Module):
       compressed = norm('query_norm', project((D, c.q_rank), name='query_down')(x_BTD))
       q_BTHK = project((c.q_rank, H, K), name='query_up')(compressed)
     q_nope, q_rotary = jnp.split(constrain(q_BTHK, 'batch', 'seq', 'heads', None), [c.nope_dim], axis=-1)
-    q_rotary = rotate(q_rotary, angles)
+    q_rotary = rotate(q_rotary, rotation)
 
     c_BTR = norm('kv_norm', project((D, R), name='kv_down')(x_BTD))
     k_BT1K = project((D, c.rope_dim), name='key_rotary')(x_BTD)[:, :, None]
-    k_rotary = rotate(k_BT1K, angles)
+    k_rotary = rotate(k_BT1K, rotation)
     key_up = HeadLinear((R, H, c.nope_dim), self.execution, self.std, name='key_up')
     value_up = HeadLinear((R, H, c.v_dim), self.execution, self.std, name='value_up')
 

@@ -165,7 +165,7 @@ class Transformer(nn.Module):
 
     Rows are split over devices only in training, and not with attention dropout.
     """
-    c, angles = self.config, {}
+    c = self.config
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     split = WHOLE
@@ -173,10 +173,15 @@ class Transformer(nn.Module):
     if slots is None and not drops_weights:
       split = context_split(tokens_BT.shape[1], self.execution.context_attention)
     positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))
-    if isinstance(c.positions, config.RoPE):
-      sizes = {block.attention.rotary_size(c.d_model) for block in c.prefix + c.pattern + c.multi_token}
-      angles = {size: rotation(c.positions, size, positions, self.execution.kernel_set) for size in sizes}
-    return LayerInputs(angles, positions, segment_ids, slots, split)
+    ropes = {}
+    for block in c.prefix + c.pattern + c.multi_token:
+      attention = block.attention
+      own = attention.positions if isinstance(attention, config.Attention) else None
+      rope = c.rope_of(attention)
+      if rope is not None:
+        ropes[own, attention.rotary_size(c.d_model)] = rope
+    rotations = tuple(rotation(rope, size, positions, self.execution.kernel_set) for (_, size), rope in ropes.items())
+    return LayerInputs(rotations, positions, segment_ids, slots, tuple(ropes), split)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:
     """float32 [batch, time, vocab]."""

@@ -22,8 +22,10 @@ from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
   MixtureOfExperts,
+  NoPositions,
   Norm,
   NTKScaling,
+  OutputNormBlock,
   Positions,
   PostNormBlock,
   RMSNorm,
@@ -60,7 +62,7 @@ def draw(architecture: Architecture, title: str = '') -> str:
     if repeats:
       bottom = canvas.y
       for block in group:
-        _draw_block(canvas, block, c.d_model, rotary)
+        _draw_block(canvas, block, c)
       canvas.bracket(bottom, f'× {repeats}')
   if c.norm is not None:
     canvas.arrow()
@@ -136,12 +138,12 @@ def _scaling(scaling: Scaling | None) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- a block
-def _draw_block(canvas: Canvas, block: AnyBlock, d_model: int, rotary: bool) -> None:
+def _draw_block(canvas: Canvas, block: AnyBlock, c: Architecture) -> None:
   """The two halves inside a frame, each with its norms where the block's type has them."""
   bottom = canvas.y
   canvas.line(GAP / 2)
-  halves = (lambda: _draw_attention(canvas, block.attention, d_model, rotary),
-            lambda: _draw_feed_forward(canvas, block.feed_forward, d_model))
+  halves = (lambda: _draw_attention(canvas, block.attention, c),
+            lambda: _draw_feed_forward(canvas, block.feed_forward, c.d_model))
   for draw_half in halves:
     split = canvas.residual()
     if isinstance(block, Block | SandwichBlock):
@@ -149,7 +151,7 @@ def _draw_block(canvas: Canvas, block: AnyBlock, d_model: int, rotary: bool) -> 
       canvas.arrow()
     draw_half()
     canvas.arrow()
-    if isinstance(block, SandwichBlock):
+    if isinstance(block, SandwichBlock | OutputNormBlock):
       canvas.norm(_norm(block.norm))
       canvas.arrow()
     canvas.plus(split)
@@ -179,8 +181,8 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
         more.append(f'window of {attention.window:,} tokens')
       if attention.soft_cap is not None:
         more.append(f'soft cap {attention.soft_cap:g}')
-      if attention.bias:
-        more.append('biases')
+      if attention.bias or attention.has_out_bias:
+        more.append(_biases(attention))
     case LatentAttention(num_heads=heads, nope_dim=nope, rope_dim=rope, v_dim=v):
       title = 'Multi-head latent attention'
       lines = [f'{heads} heads of {nope} + {rope} rotary · values of {v}']
@@ -192,7 +194,23 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
     lines = [in_one_line]
   else:
     lines.append(' · '.join(more))
-  return title, lines + _qk_norm(attention)
+  return title, lines + _qk_norm(attention) + _own_positions(attention)
+
+
+def _biases(attention: Attention) -> str:
+  if attention.bias and attention.has_out_bias:
+    return 'biases'
+  return 'biases of queries, keys and values' if attention.bias else 'a bias of the output'
+
+
+def _own_positions(attention: AnyAttention) -> list[str]:
+  """What turns queries and keys where it is not what the model says."""
+  match attention:
+    case Attention(positions=RoPE() as rope):
+      return [' · '.join([f'rotary theta {rope.theta:,.0f}', *_scaling(rope.scaling)])]
+    case Attention(positions=NoPositions()):
+      return ['no positions']
+  return []
 
 
 def _qk_norm(attention: AnyAttention) -> list[str]:
@@ -204,12 +222,12 @@ def _qk_norm(attention: AnyAttention) -> list[str]:
   return []
 
 
-def _draw_attention(canvas: Canvas, attention: AnyAttention, d_model: int, rotary: bool) -> None:
+def _draw_attention(canvas: Canvas, attention: AnyAttention, c: Architecture) -> None:
   window = attention.window if isinstance(attention, Attention) else None
-  canvas.box('attention', *_attention(attention, d_model), icon='band' if window else 'causal')
+  canvas.box('attention', *_attention(attention, c.d_model), icon='band' if window else 'causal')
   latent = isinstance(attention, LatentAttention)
   canvas.heads(attention.num_heads, 0 if latent else attention.kv_heads)
-  if rotary:
+  if c.rope_of(attention) is not None:
     canvas.rotate()
 
 

@@ -20,8 +20,8 @@ from llm_jax.config.model.architecture import (
 from llm_jax.config.model.count import blocks, count_active_parameters, count_multi_token, count_parameters
 from llm_jax.hf import config_from_hf
 
-# Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2 and Mixtral
-# 8x22B, on their model cards. GPT-2's are those that its authors' code corrects the paper's to.
+# Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2, Mixtral
+# 8x22B, Qwen and SmolLM3, on their model cards. GPT-2's are those that its authors' code corrects the paper's to.
 PRINTED = {
   'gpt1_117m': '117M', 'gpt2_124m': '124M', 'gpt2_355m': '355M', 'gpt2_774m': '774M', 'gpt2_1_5b': '1558M',
   'gpt3_125m': '125M', 'gpt3_350m': '356M', 'gpt3_760m': '760M', 'gpt3_1_3b': '1320M', 'gpt3_2_7b': '2650M',
@@ -31,9 +31,16 @@ PRINTED = {
   'code_llama_7b': '7B', 'code_llama_13b': '13B', 'code_llama_34b': '34B', 'code_llama_70b': '70B',
   'llama3_8b': '8B', 'llama3_70b': '70B', 'llama3_1_8b': '8B', 'llama3_1_70b': '70B', 'llama3_1_405b': '405B',
   'llama3_2_1b': '1.23B', 'llama3_2_3b': '3.21B', 'llama3_3_70b': '70B',
+  'qwen2_5_0_5b': '0.49B', 'qwen2_5_1_5b': '1.54B', 'qwen2_5_3b': '3.09B', 'qwen2_5_7b': '7.61B',
+  'qwen2_5_14b': '14.7B', 'qwen2_5_32b': '32B', 'qwen2_5_72b': '72.7B',
+  'qwen3_0_6b': '0.6B', 'qwen3_1_7b': '1.7B', 'qwen3_4b': '4.0B', 'qwen3_8b': '8.2B', 'qwen3_14b': '14.8B',
+  'qwen3_32b': '32.8B',
+  'olmo2_1b': '1B', 'olmo2_7b': '7B', 'olmo2_13b': '13B', 'olmo2_32b': '32B', 'olmo3_7b': '7B', 'olmo3_32b': '32B',
+  'smollm3_3b': '3B',
   'mistral_7b': '7B', 'mixtral_8x7b': '46.7B', 'mixtral_8x22b': '141B', 'deepseek_v3': '671B',
 }
-CUT = ('llama_65b', 'llama3_1_405b', 'llama3_2_1b')  # printed with the further digits cut, not rounded
+# Printed with the further digits cut, not rounded.
+CUT = ('llama_65b', 'llama3_1_405b', 'llama3_2_1b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b', 'olmo2_13b')
 
 # Gemma's papers print embeddings and the rest apart, with a vocabulary of 256,128; the checkpoints hold 256,000.
 GEMMA = {
@@ -41,6 +48,9 @@ GEMMA = {
   'gemma2_2b': (590_118_912, 2_024_517_888), 'gemma2_9b': (917_962_752, 8_324_201_984),
   'gemma2_27b': (1_180_237_824, 26_047_480_320),
 }
+
+# Gemma 3's paper prints its embeddings rounded otherwise; the rest agrees.
+GEMMA3 = {'gemma3_1b': '698M', 'gemma3_4b': '3209M', 'gemma3_12b': '10759M', 'gemma3_27b': '25600M'}
 
 ACTIVE = {'mixtral_8x7b': '12.9B', 'mixtral_8x22b': '39B'}
 
@@ -55,7 +65,7 @@ def agrees(count: int, printed: str, cut: bool = False) -> bool:
 
 
 def test_every_printed_size_is_in_the_tables():
-  assert set(presets.NAMES) == set(PRINTED) | set(GEMMA)
+  assert set(presets.NAMES) == set(PRINTED) | set(GEMMA) | set(GEMMA3)
 
 
 @pytest.mark.parametrize('name', PRINTED)
@@ -69,6 +79,12 @@ def test_gemma_counts_are_the_papers(name):
   embedding, rest = GEMMA[name]
   printed = getattr(presets, name)(vocab_size=256_128)
   assert (printed.vocab_size * printed.d_model, count_parameters(printed)) == (embedding, embedding + rest)
+
+
+@pytest.mark.parametrize('name', GEMMA3)
+def test_gemma3_counts_are_the_papers(name):
+  model = getattr(presets, name)()
+  assert agrees(count_parameters(model) - model.vocab_size * model.d_model, GEMMA3[name])
 
 
 @pytest.mark.parametrize('name', presets.NAMES)
@@ -93,6 +109,9 @@ def test_deepseek_further_token():
 LLAMA = {'model_type': 'llama'}
 LLAMA_70B = {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 28_672, 'num_hidden_layers': 80,
              'num_attention_heads': 64, 'num_key_value_heads': 8}
+QWEN2 = {'model_type': 'qwen2'}
+QWEN3 = {'model_type': 'qwen3', 'num_key_value_heads': 8}
+GEMMA3_TEXT = {'model_type': 'gemma3_text', 'vocab_size': 262_144}
 RELEASED = {
   'gpt1_117m': {'model_type': 'openai-gpt'},
   'gpt2_124m': {'model_type': 'gpt2'},
@@ -132,6 +151,27 @@ RELEASED = {
   'gemma2_27b': {'model_type': 'gemma2', 'hidden_size': 4_608, 'intermediate_size': 36_864, 'num_hidden_layers': 46,
                  'num_attention_heads': 32, 'num_key_value_heads': 16, 'head_dim': 128},
   'deepseek_v3': {'model_type': 'deepseek_v3'},
+  'qwen2_5_0_5b': {**QWEN2, 'hidden_size': 896, 'intermediate_size': 4_864, 'num_hidden_layers': 24,
+                   'num_attention_heads': 14, 'num_key_value_heads': 2, 'tie_word_embeddings': True},
+  'qwen2_5_7b': {**QWEN2, 'vocab_size': 152_064, 'hidden_size': 3_584, 'intermediate_size': 18_944,
+                 'num_hidden_layers': 28, 'num_attention_heads': 28, 'num_key_value_heads': 4},
+  'qwen2_5_72b': {**QWEN2, 'vocab_size': 152_064, 'hidden_size': 8_192, 'intermediate_size': 29_568,
+                  'num_hidden_layers': 80, 'num_attention_heads': 64, 'num_key_value_heads': 8},
+  'qwen3_0_6b': {**QWEN3, 'hidden_size': 1_024, 'intermediate_size': 3_072, 'num_hidden_layers': 28,
+                 'num_attention_heads': 16, 'tie_word_embeddings': True},
+  'qwen3_8b': {**QWEN3, 'intermediate_size': 12_288, 'num_hidden_layers': 36},
+  'qwen3_32b': {**QWEN3, 'hidden_size': 5_120, 'intermediate_size': 25_600, 'num_hidden_layers': 64,
+                'num_attention_heads': 64},
+  'olmo2_7b': {'model_type': 'olmo2', 'vocab_size': 100_352},
+  'olmo2_32b': {'model_type': 'olmo2', 'vocab_size': 100_352, 'hidden_size': 5_120, 'intermediate_size': 27_648,
+                'num_hidden_layers': 64, 'num_attention_heads': 40, 'num_key_value_heads': 8},
+  'olmo3_7b': {'model_type': 'olmo3', 'vocab_size': 100_278},
+  'gemma3_1b': {**GEMMA3_TEXT, 'hidden_size': 1_152, 'intermediate_size': 6_912, 'num_attention_heads': 4,
+                'num_key_value_heads': 1},
+  'gemma3_4b': {**GEMMA3_TEXT, 'hidden_size': 2_560, 'intermediate_size': 10_240, 'num_hidden_layers': 34},
+  'gemma3_27b': {**GEMMA3_TEXT, 'hidden_size': 5_376, 'intermediate_size': 21_504, 'num_hidden_layers': 62,
+                 'num_attention_heads': 32, 'num_key_value_heads': 16, 'head_dim': 128},
+  'smollm3_3b': {'model_type': 'smollm3'},
 }
 
 
@@ -151,6 +191,7 @@ YARN = {'type': 'yarn', 'factor': 40, 'original_max_position_embeddings': 4_096,
         'mscale': 1.0, 'mscale_all_dim': 1.0}
 GEMMA2 = {'query_pre_attn_scalar': 256, 'sliding_window': 4_096, 'sliding_window_size': 4_096, 'rms_norm_eps': 1e-6,
           'max_position_embeddings': 8_192, 'hidden_act': 'gelu_pytorch_tanh', 'cache_implementation': 'hybrid'}
+QWEN_1E6 = {'rope_theta': 1_000_000.0, 'use_sliding_window': False, 'sliding_window': None}
 STATED = {
   'gpt1_117m': {'afn': 'gelu', 'resid_pdrop': 0.1, 'n_ctx': 512},
   'gpt2_1_5b': {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0},
@@ -173,6 +214,20 @@ STATED = {
   'deepseek_v3': {'rms_norm_eps': 1e-6, 'max_position_embeddings': 163_840, 'rope_theta': 10_000,
                   'rope_scaling': YARN, 'num_nextn_predict_layers': 1, 'topk_method': 'noaux_tc',
                   'scoring_func': 'sigmoid', 'moe_layer_freq': 1},
+  'qwen2_5_0_5b': QWEN_1E6 | {'rms_norm_eps': 1e-6, 'max_position_embeddings': 32_768, 'max_window_layers': 24},
+  'qwen2_5_7b': QWEN_1E6 | {'rms_norm_eps': 1e-6, 'max_position_embeddings': 131_072, 'use_mrope': False},
+  'qwen2_5_72b': QWEN_1E6 | {'rms_norm_eps': 1e-5, 'max_position_embeddings': 131_072, 'max_window_layers': 80},
+  'qwen3_0_6b': QWEN_1E6 | {'head_dim': 128, 'max_position_embeddings': 40_960, 'max_window_layers': 28},
+  'qwen3_32b': QWEN_1E6 | {'head_dim': 128, 'max_position_embeddings': 40_960, 'rope_scaling': None},
+  'olmo2_7b': {'rms_norm_eps': 1e-6, 'rope_theta': 500_000, 'max_position_embeddings': 4_096},
+  'gemma3_1b': {'sliding_window': 512, 'sliding_window_pattern': 6, 'rope_theta': 1_000_000, 'rope_scaling': None,
+                'rope_local_base_freq': 10_000, 'max_position_embeddings': 32_768, 'cache_implementation': 'hybrid',
+                'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'query_pre_attn_scalar': 256},
+  'gemma3_27b': {'sliding_window': 1_024, 'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
+                 'query_pre_attn_scalar': 168, 'max_position_embeddings': 131_072},
+  'smollm3_3b': {'rope_theta': 5_000_000.0, 'max_position_embeddings': 65_536, 'no_rope_layer_interval': 4,
+                 'no_rope_layers': [1, 1, 1, 0] * 9, 'max_window_layers': 28, 'pretraining_tp': 2,
+                 'layer_types': ['full_attention'] * 36},
 }
 
 
@@ -215,6 +270,13 @@ def test_alternating_layers():
   assert windows == [None, 256] * 6
   windows = [block.attention.window for block in blocks(presets.gemma2_2b())]
   assert windows == [4_096, None] * 13
+
+
+def test_layers_of_gemma3():
+  """The first that sees all tokens is the sixth, whether the layers are a multiple of six or not."""
+  for name in ('gemma3_1b', 'gemma3_4b', 'gemma3_12b', 'gemma3_27b'):
+    layers = blocks(getattr(presets, name)())
+    assert [i for i, block in enumerate(layers) if block.attention.window is None] == list(range(5, len(layers), 6))
 
 
 def test_norms_stand_where_the_papers_say():

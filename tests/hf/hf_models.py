@@ -61,6 +61,31 @@ def gemma2(**changes):
     final_logit_softcapping=3.0) | changes))
 
 
+def gemma3(**changes):
+  return transformers.Gemma3TextConfig(**(SMALL | dict(
+    head_dim=12, query_pre_attn_scalar=9, sliding_window=7, num_hidden_layers=8) | changes))
+
+
+def qwen2(**changes):
+  return transformers.Qwen2Config(**(SMALL | rope() | changes))
+
+
+def qwen3(**changes):
+  return transformers.Qwen3Config(**(SMALL | rope() | dict(head_dim=12) | changes))
+
+
+def olmo2(**changes):
+  return transformers.Olmo2Config(**(SMALL | rope() | changes))
+
+
+def olmo3(**changes):
+  return transformers.Olmo3Config(**(SMALL | dict(num_hidden_layers=4, sliding_window=7) | changes))
+
+
+def smollm3(**changes):
+  return transformers.SmolLM3Config(**(SMALL | rope() | dict(num_hidden_layers=4) | changes))
+
+
 def deepseek(**changes):
   return transformers.DeepseekV3Config(**(SMALL | rope() | dict(
     num_key_value_heads=4, num_hidden_layers=3, first_k_dense_replace=1, kv_lora_rank=12, q_lora_rank=20,
@@ -95,6 +120,32 @@ CASES = {
                            query_pre_attn_scalar=12, attention_bias=True, num_key_value_heads=1),
   'gemma2 other layers': gemma2(layer_types=['full_attention', 'sliding_attention', 'sliding_attention'] * 2,
                                 num_hidden_layers=6, tie_word_embeddings=False),
+  'gemma3': gemma3(),
+  'gemma3 scaled, capped logits, untied': gemma3(
+    num_hidden_layers=6, num_key_value_heads=1, attention_bias=True, query_pre_attn_scalar=12,
+    final_logit_softcapping=3.0, tie_word_embeddings=False,
+    layer_types=['full_attention', 'sliding_attention', 'sliding_attention'] * 2,
+    rope_parameters=dict(full_attention=dict(rope_type='linear', rope_theta=1e5, factor=8.0),
+                         sliding_attention=dict(rope_type='default', rope_theta=500.0))),
+  'qwen2': qwen2(),
+  'qwen2 windows in the later layers, tied': qwen2(
+    num_hidden_layers=4, use_sliding_window=True, sliding_window=7, max_window_layers=2, num_key_value_heads=1,
+    tie_word_embeddings=True, **rope(theta=1e6)),
+  'qwen3': qwen3(),
+  'qwen3 biases, yarn, tied': qwen3(attention_bias=True, tie_word_embeddings=True, num_key_value_heads=4,
+                                    max_position_embeddings=64, **rope('yarn', **YARN)),
+  'olmo2': olmo2(),
+  'olmo2 biases, silu': olmo2(attention_bias=True, num_key_value_heads=4, rms_norm_eps=1e-6,
+                              **rope(theta=500_000.0)),
+  'olmo3': olmo3(),
+  'olmo3 yarn in the full layers': olmo3(
+    num_hidden_layers=5, num_key_value_heads=4, rms_norm_eps=1e-6, max_position_embeddings=64,
+    rope_parameters=dict(full_attention=dict(rope_type='yarn', rope_theta=1e5, **YARN),
+                         sliding_attention=dict(rope_type='default', rope_theta=1e5))),
+  'smollm3': smollm3(),
+  'smollm3 other layers, mlp biases, untied': smollm3(
+    num_hidden_layers=5, no_rope_layers=[0, 1, 1, 0, 1], mlp_bias=True,
+    tie_word_embeddings=False),
   'deepseek': deepseek(),
   'deepseek direct query, yarn': deepseek(
     q_lora_rank=None, max_position_embeddings=64, num_hidden_layers=2, rms_norm_eps=1e-5,

@@ -15,6 +15,8 @@ from llm_jax.config.model.architecture import (
   LatentAttention,
   LayerNorm,
   LearnedPositions,
+  NoPositions,
+  OutputNormBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -22,6 +24,7 @@ from llm_jax.config.model.architecture import (
   SinusoidalPositions,
   ZeroCenteredRMSNorm,
 )
+from llm_jax.config.model.attention import FullWidthNorm
 from llm_jax.modules.transformer import Transformer
 
 VOCAB, D, WINDOW = 53, 32, 3
@@ -36,10 +39,15 @@ def windowed(block, window=WINDOW):
   return dataclasses.replace(block, attention=dataclasses.replace(block.attention, window=window))
 
 
+def turned(block, positions):
+  return dataclasses.replace(block, attention=dataclasses.replace(block.attention, positions=positions))
+
+
 LLAMA = Block(Attention(4, 2), GLU(48), RMSNorm())
 GPT = Block(Attention(4, bias=True), MLP(48, bias=True), LayerNorm())
 GEMMA = SandwichBlock(Attention(4, 2, head_dim=6, soft_cap=2.0, scale=0.5), GLU(48, 'gelu_tanh'), ZeroCenteredRMSNorm())
 LATENT = Block(LatentAttention(4, kv_rank=12, nope_dim=6, rope_dim=4, v_dim=5, q_rank=10), GLU(48), RMSNorm())
+OUTPUT = OutputNormBlock(Attention(4, 2, bias=True, out_bias=False, qk_norm=FullWidthNorm()), GLU(48), RMSNorm())
 POST = PostNormBlock(Attention(2), MLP(48, bias=True), LayerNorm())
 
 DECODERS = {
@@ -49,6 +57,8 @@ DECODERS = {
     'dense-banded': decoder((GPT, windowed(GPT, 1)), 3, prefix=(windowed(GPT, 6),), positions=LearnedPositions(64),
                             norm=LayerNorm()),
     'post-norm': decoder((windowed(POST),), positions=SinusoidalPositions(), norm=None),
+    'output-norm, own positions': decoder(
+      (windowed(turned(OUTPUT, RoPE(500.0))), turned(OUTPUT, NoPositions()), OUTPUT), 3),
     'latent': decoder((LATENT,)),
     'everything': decoder((LATENT, windowed(LLAMA)), 3, prefix=(LLAMA,)),
 }

@@ -63,10 +63,11 @@ def ours(attention, kernels):
 
   @jax.jit
   def run(params, x, positions, cache=None):
-    angles, slots = {ROPE: rotation(RoPE(), ROPE, positions, kernels)}, None
+    rotations = (rotation(RoPE(), ROPE, positions, kernels),)
+    slots = None
     if cache is not None:
       cache, slots = cache.append(positions, None)
-    inputs = LayerInputs(angles, positions, None, slots)
+    inputs = LayerInputs(rotations, positions, None, slots, ((None, ROPE),))
     y, kept = module.apply({'params': params}, x, inputs, cache and cache.prefix[0], None)
     return y, cache and cache.replace(prefix=(kept,))
   return run
@@ -84,7 +85,7 @@ def test_equals_deepseek(attention, kernels):
   params = params_of(module)
   initial = jax.eval_shape(lambda: latent_attention.LatentAttention(
       attention, Execution(), 0.02, 0.02, 0.0).init(jax.random.key(0), x, LayerInputs(
-          {ROPE: rotation(RoPE(), ROPE, POSITIONS)}, POSITIONS, None, None), None, None))['params']
+          (rotation(RoPE(), ROPE, POSITIONS),), POSITIONS, None, None, ((None, ROPE),)), None, None))['params']
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, initial)
   np.testing.assert_allclose(ours(attention, kernels)(params, x, POSITIONS)[0], y, atol=1e-5)
 

@@ -32,7 +32,7 @@ def module(config, kernels=None):
 
 
 def context(segments):
-  return LayerInputs({}, jnp.broadcast_to(jnp.arange(T), (B, T)), segments, None)
+  return LayerInputs((), jnp.broadcast_to(jnp.arange(T), (B, T)), segments, None)
 
 
 def inputs(seed=0):

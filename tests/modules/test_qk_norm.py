@@ -77,7 +77,7 @@ def module(config, kernels):
 
 
 def inputs_of(positions, slots=None):
-  return LayerInputs({K: rotation(RoPE(), K, positions)}, positions, None, slots)
+  return LayerInputs((rotation(RoPE(), K, positions),), positions, None, slots, ((None, K),))
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from llm_jax.config.model.architecture import (
   LayerNorm,
   LinearScaling,
   NTKScaling,
+  OutputNormBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -69,6 +70,7 @@ def test_norms_stand_where_the_type_says():
   ends = lambda *middle: ['table', *middle, 'table']
   assert stack(Block) == ends('norm', 'attention', 'norm', 'dense', 'norm')
   assert stack(PostNormBlock) == ends('attention', 'norm', 'dense', 'norm')
+  assert stack(OutputNormBlock) == ends('attention', 'norm', 'dense', 'norm', 'norm')
   assert stack(SandwichBlock) == ends('norm', 'attention', 'norm', 'norm', 'dense', 'norm', 'norm')
 
 

@@ -21,6 +21,7 @@ from llm_jax.config.model.positions import (
   LearnedPositions,
   LinearScaling,
   Llama3Scaling,
+  NoPositions,
   NTKScaling,
   Positions,
   RoPE,
@@ -32,8 +33,9 @@ from llm_jax.config.model.positions import (
 __all__ = [
   'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'FeedForward', 'GLU',
   'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP', 'MixtureOfExperts',
-  'NTKScaling', 'Norm', 'NormalInit', 'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE', 'Router', 'SandwichBlock',
-  'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling', 'ZeroCenteredRMSNorm',
+  'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE',
+  'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling',
+  'ZeroCenteredRMSNorm',
 ]
 
 
@@ -76,7 +78,21 @@ class SandwichBlock:
   norm: Norm
 
 
-AnyBlock = Block | PostNormBlock | SandwichBlock
+@dataclasses.dataclass(frozen=True)
+class OutputNormBlock:
+  """x + norm(attention(x)), then x + norm(feed_forward(x)): norms on
+  outputs alone (OLMo 2, OLMo et al. 2024, section 2.1).
+
+  attention: how tokens read each other.
+  feed_forward: what each token passes through.
+  norm: the kind of normalisation.
+  """
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+AnyBlock = Block | PostNormBlock | SandwichBlock | OutputNormBlock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +163,14 @@ class Architecture:
         self._check_attention(block.attention, f'{group}[{i}].attention')
 
   def _check_attention(self, attention: AnyAttention, where: str) -> None:
-    positions = self.positions
-    rotary = isinstance(positions, RoPE)
-    ntk = isinstance(positions, RoPE) and isinstance(positions.scaling, NTKScaling)
+    rope = self.rope_of(attention)
+    rotary = rope is not None
+    ntk = rope is not None and isinstance(rope.scaling, NTKScaling)
     if isinstance(attention, Attention):
       require(attention.head_dim is not None or self.d_model % attention.num_heads == 0, f'{where}.num_heads',
               attention.num_heads, f'use a divisor of d_model={self.d_model}, or set head_dim')
+      require(attention.positions is None or isinstance(self.positions, RoPE), f'{where}.positions',
+              attention.positions, 'they stand in place of rotary positions: use positions=RoPE(...) for the model')
     else:
       require(rotary, f'{where}', 'LatentAttention', 'it needs rotary positions: use positions=RoPE(...)')
     size = attention.rotary_size(self.d_model)
@@ -160,6 +178,12 @@ class Architecture:
     require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even head size')
     require(not ntk or size > 2, f'{where}.{field}', size,
             'NTKScaling needs a head size above 2')
+
+  def rope_of(self, attention: AnyAttention) -> RoPE | None:
+    """The rotary positions that turn queries and keys of a layer; None where nothing does."""
+    own = attention.positions if isinstance(attention, Attention) else None
+    positions = self.positions if own is None else own
+    return positions if isinstance(positions, RoPE) else None
 
   @property
   def repeats(self) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 
 from llm_jax.config.errors import require, require_sizes
 from llm_jax.config.model.norms import Norm, RMSNorm
+from llm_jax.config.model.positions import NoPositions, RoPE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,19 +40,23 @@ class Attention:
   num_kv_heads: key and value heads, each shared by as many query heads; None means num_heads.
   head_dim: size of a head; None means d_model / num_heads.
   bias: whether the projections have one.
+  out_bias: whether the projection back to the residual stream has one; None means as `bias` says.
   window: a query sees this many positions, its own included; None means all (banded, GPT-3; sliding, Mistral).
   soft_cap: scores become soft_cap tanh(score / soft_cap) (Gemma 2, section 2).
   scale: the factor of q k'; None means 1 / sqrt(head_dim).
   qk_norm: how queries and keys are normalised before rotary positions turn them; None means not at all.
+  positions: rotary positions of this layer in place of the model's, or none at all; None means the model's.
   """
   num_heads: int
   num_kv_heads: int | None = None
   head_dim: int | None = None
   bias: bool = False
+  out_bias: bool | None = None
   window: int | None = None
   soft_cap: float | None = None
   scale: float | None = None
   qk_norm: QKNorm | None = None
+  positions: RoPE | NoPositions | None = None
 
   def __post_init__(self):
     require(self.num_heads > 0, 'num_heads', self.num_heads, 'use at least one head')
@@ -63,6 +68,10 @@ class Attention:
   @property
   def kv_heads(self) -> int:
     return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+  @property
+  def has_out_bias(self) -> bool:
+    return self.bias if self.out_bias is None else self.out_bias
 
   def head_size(self, d_model: int) -> int:
     return self.head_dim or d_model // self.num_heads

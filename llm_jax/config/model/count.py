@@ -97,7 +97,7 @@ def _attention(attention: AnyAttention, d_model: int) -> int:
     case Attention():
       query = attention.num_heads * attention.head_size(d_model)
       key_value = 2 * attention.kv_heads * attention.head_size(d_model)
-      biases = query + key_value + d_model if attention.bias else 0
+      biases = (query + key_value if attention.bias else 0) + (d_model if attention.has_out_bias else 0)
       return d_model * (2 * query + key_value) + biases + _qk_norm(attention, d_model)
     case LatentAttention(num_heads=heads, kv_rank=kv_rank, q_rank=q_rank, nope_dim=nope, rope_dim=rope, v_dim=v):
       query = heads * (nope + rope)

@@ -133,4 +133,10 @@ class RoPE:
     require(self.max_length is None or self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
 
 
+@dataclasses.dataclass(frozen=True)
+class NoPositions:
+  """Queries and keys of a layer are not turned: it sees the order of tokens only by the causal mask (NoPE, Kazemnejad
+  et al. 2023; each fourth layer of SmolLM3)."""
+
+
 Positions = LearnedPositions | SinusoidalPositions | RoPE

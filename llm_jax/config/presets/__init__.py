@@ -8,6 +8,7 @@ from functools import partial
 from llm_jax.config.presets.deepseek import deepseek, deepseek_v3
 from llm_jax.config.presets.gemma import gemma, gemma_2b, gemma_7b
 from llm_jax.config.presets.gemma2 import gemma2, gemma2_2b, gemma2_9b, gemma2_27b
+from llm_jax.config.presets.gemma3 import gemma3, gemma3_1b, gemma3_4b, gemma3_12b, gemma3_27b
 from llm_jax.config.presets.gpt1 import gpt1, gpt1_117m
 from llm_jax.config.presets.gpt2 import gpt2, gpt2_1_5b, gpt2_124m, gpt2_355m, gpt2_774m
 from llm_jax.config.presets.gpt3 import (
@@ -46,6 +47,25 @@ from llm_jax.config.presets.llama import (
 )
 from llm_jax.config.presets.mistral import mistral, mistral_7b
 from llm_jax.config.presets.mixtral import mixtral, mixtral_8x7b, mixtral_8x22b
+from llm_jax.config.presets.olmo import olmo2, olmo2_1b, olmo2_7b, olmo2_13b, olmo2_32b, olmo3, olmo3_7b, olmo3_32b
+from llm_jax.config.presets.qwen import (
+  qwen2,
+  qwen2_5_0_5b,
+  qwen2_5_1_5b,
+  qwen2_5_3b,
+  qwen2_5_7b,
+  qwen2_5_14b,
+  qwen2_5_32b,
+  qwen2_5_72b,
+  qwen3,
+  qwen3_0_6b,
+  qwen3_1_7b,
+  qwen3_4b,
+  qwen3_8b,
+  qwen3_14b,
+  qwen3_32b,
+)
+from llm_jax.config.presets.smollm3 import smollm3, smollm3_3b
 
 __all__ = [
   'gpt1', 'gpt1_117m', 'gpt2', 'gpt2_124m', 'gpt2_355m', 'gpt2_774m', 'gpt2_1_5b',
@@ -57,6 +77,11 @@ __all__ = [
   'mistral', 'mistral_7b', 'mixtral', 'mixtral_8x7b', 'mixtral_8x22b',
   'gemma', 'gemma_2b', 'gemma_7b', 'gemma2', 'gemma2_2b', 'gemma2_9b', 'gemma2_27b',
   'deepseek', 'deepseek_v3',
+  'qwen2', 'qwen2_5_0_5b', 'qwen2_5_1_5b', 'qwen2_5_3b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b', 'qwen2_5_72b',
+  'olmo2', 'olmo2_1b', 'olmo2_7b', 'olmo2_13b', 'olmo2_32b',
+  'gemma3', 'gemma3_1b', 'gemma3_4b', 'gemma3_12b', 'gemma3_27b',
+  'qwen3', 'qwen3_0_6b', 'qwen3_1_7b', 'qwen3_4b', 'qwen3_8b', 'qwen3_14b', 'qwen3_32b',
+  'smollm3', 'smollm3_3b', 'olmo3', 'olmo3_7b', 'olmo3_32b',
 ]
 
 # The printed rows, families in the order of their papers.

@@ -22,8 +22,10 @@ from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
   MixtureOfExperts,
+  NoPositions,
   NormalInit,
   NTKScaling,
+  OutputNormBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -54,6 +56,7 @@ EXAMPLES = {type(example): example for example in (
   Block(Attention(4, 2, 6), GLU(24), RMSNorm()),
   PostNormBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   SandwichBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
+  OutputNormBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   Attention(4, 2, 6),
   PerHeadNorm(),
   FullWidthNorm(),
@@ -69,6 +72,7 @@ EXAMPLES = {type(example): example for example in (
   LearnedPositions(32),
   SinusoidalPositions(),
   RoPE(),
+  NoPositions(),
   LinearScaling(2.0),
   NTKScaling(2.0),
   Llama3Scaling(),
@@ -108,16 +112,18 @@ OTHERS: dict[type, dict[str, Other]] = {
     'attention': Other(LatentAttention(4, 6, 4, 2, 5)),
     'feed_forward': Other(MLP(20)),
     'norm': Other(LayerNorm()),
-  } for block in (Block, PostNormBlock, SandwichBlock)},
+  } for block in (Block, PostNormBlock, SandwichBlock, OutputNormBlock)},
   Attention: {
     'num_heads': Other(6),
     'num_kv_heads': Other(1),
     'head_dim': Other(8),
     'bias': Other(True),
+    'out_bias': Other(True),
     'window': Other(8),
     'soft_cap': Other(50.0),
     'scale': Other(0.5, DETAIL),
     'qk_norm': Other(PerHeadNorm()),
+    'positions': Other(NoPositions()),
   },
   **{qk_norm: {'norm': Other(LayerNorm(), DETAIL)} for qk_norm in (PerHeadNorm, FullWidthNorm)},
   LatentAttention: {
@@ -191,7 +197,7 @@ def place(part: Any) -> Architecture:
   match part:
     case Architecture():
       return part
-    case Block() | PostNormBlock() | SandwichBlock():
+    case Block() | PostNormBlock() | SandwichBlock() | OutputNormBlock():
       return dataclasses.replace(model, pattern=(part,))
     case Attention() | LatentAttention():
       return place(dataclasses.replace(block, attention=part))
@@ -203,6 +209,8 @@ def place(part: Any) -> Architecture:
       return place(dataclasses.replace(experts, router=part))
     case LayerNorm() | RMSNorm() | ZeroCenteredRMSNorm():
       return dataclasses.replace(model, norm=part, pattern=(dataclasses.replace(block, norm=part),))
+    case NoPositions():
+      return place(dataclasses.replace(EXAMPLES[Attention], positions=part))
     case LearnedPositions() | SinusoidalPositions() | RoPE():
       return dataclasses.replace(model, positions=part)
     case LinearScaling() | NTKScaling() | Llama3Scaling() | YaRNScaling():
