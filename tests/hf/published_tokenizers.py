@@ -115,6 +115,15 @@ def gpt2(add_prefix_space: bool = False) -> tuple[library.Tokenizer, dict[str, A
   return tokenizer, config, 'gpt2'
 
 
+def qwen2() -> tuple[library.Tokenizer, dict[str, Any], str]:
+  tokenizer = _byte_level()
+  tokenizer.add_special_tokens([special(name) for name in ('<|endoftext|>', '<|im_start|>', '<|im_end|>')])
+  tokenizer.post_processor = library.processors.ByteLevel(trim_offsets=False)
+  config = {'tokenizer_class': 'Qwen2Tokenizer', 'bos_token': None, 'eos_token': '<|im_end|>',
+            'pad_token': '<|endoftext|>', 'unk_token': None, 'chat_template': CHATML}
+  return tokenizer, config, 'qwen2'
+
+
 def _byte_level() -> library.Tokenizer:
   tokenizer = library.Tokenizer(library.models.BPE())
   tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -140,6 +149,7 @@ KINDS = {
   'mistral': mistral,
   'gemma': gemma,
   'gpt2': gpt2,
+  'qwen2': qwen2,
   'gpt2_space': lambda: gpt2(add_prefix_space=True),
   'flagged': flagged,
 }

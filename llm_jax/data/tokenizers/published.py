@@ -36,13 +36,14 @@ GENERIC = ('TokenizersBackend', 'PythonBackend', 'PreTrainedTokenizerFast', 'Pre
 OF_MODEL = {
   'gemma': 'GemmaTokenizer', 'gemma2': 'GemmaTokenizer', 'gemma3': 'GemmaTokenizer', 'gemma3_text': 'GemmaTokenizer',
   'gpt2': 'GPT2Tokenizer', 'openai-gpt': 'OpenAIGPTTokenizer', 'mistral': 'TokenizersBackend',
-  'mixtral': 'TokenizersBackend',
+  'mixtral': 'TokenizersBackend', 'olmo2': 'TokenizersBackend', 'olmo3': 'TokenizersBackend',
+  'qwen2': 'Qwen2Tokenizer', 'qwen3': 'Qwen2Tokenizer',
 }
 # Classes of `transformers` that lay down rules of their own and are not rebuilt here.
 UNKNOWN = frozenset(f'{name}Tokenizer' for name in (
   'Albert', 'Barthez', 'Bert', 'BigBird', 'Blenderbot', 'CLIP', 'Camembert', 'CodeGen', 'CodeLlama', 'Cohere',
   'Deberta', 'DebertaV2', 'Esmc', 'Funnel', 'GPTNeoX', 'Herbert', 'Lasr', 'Luke', 'MBart', 'MBart50', 'MLuke',
-  'MPNet', 'MarkupLM', 'Nllb', 'Nougat', 'Parakeet', 'Pegasus', 'Qwen2', 'Qwen3_5', 'Reformer', 'RemBert', 'Roberta',
+  'MPNet', 'MarkupLM', 'Nllb', 'Nougat', 'Parakeet', 'Pegasus', 'Qwen3_5', 'Reformer', 'RemBert', 'Roberta',
   'SeamlessM4T', 'Siglip2', 'Splinter', 'T5', 'Tipsv2', 'Udop', 'VideoPrism', 'Whisper', 'XGLM', 'XLMRoberta', 'XLNet'))
 MARK = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's space
 # Decoders of SentencePiece's kind: marks are spaces again, and tokens for bytes are characters.
@@ -226,6 +227,23 @@ def _gpt2(model: Json, values: Json) -> Json:
   }
 
 
+# How Qwen's tokenizers cut a text before they merge: contractions, words, single digits, punctuation, white space.
+QWEN_PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+               r"\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def _qwen2(model: Json, values: Json) -> Json:
+  level = {'type': 'ByteLevel', 'add_prefix_space': bool(values.get('add_prefix_space')), 'trim_offsets': True,
+           'use_regex': False}
+  pieces = {'type': 'Split', 'pattern': {'Regex': QWEN_PIECES}, 'behavior': 'Isolated', 'invert': False}
+  return {
+    'model': _bpe(model, continuing_subword_prefix='', end_of_word_suffix=''),
+    'normalizer': {'type': 'NFC'},
+    'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [pieces, level]},
+    'decoder': {**level, 'add_prefix_space': True, 'use_regex': True},
+  }
+
+
 def _gpt1(model: Json, values: Json) -> Json:
   return {
     'model': _bpe(model, continuing_subword_prefix='', end_of_word_suffix='</w>', unk_token=str(values['unk_token'])),
@@ -242,6 +260,7 @@ REBUILT: dict[str, tuple[Callable[[Json, Json], Json], Json]] = {
   'GemmaTokenizer': (_gemma, {'unk_token': '<unk>', 'bos_token': '<bos>', 'eos_token': '<eos>', 'pad_token': '<pad>',
                               'mask_token': '<mask>'}),
   'GPT2Tokenizer': (_gpt2, dict.fromkeys(('unk_token', 'bos_token', 'eos_token'), '<|endoftext|>')),
+  'Qwen2Tokenizer': (_qwen2, dict.fromkeys(('unk_token', 'eos_token', 'pad_token'), '<|endoftext|>')),
   'OpenAIGPTTokenizer': (_gpt1, {'unk_token': '<unk>'}),
 }
 
