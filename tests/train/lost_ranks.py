@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from tests.train import runs
 
-STALL_SECONDS = 6  # 10 times as long for what is no step
+STALL_SECONDS = 6  # 10 times as long for what is no step; enough where the programs are compiled already
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP)
 MOMENTS = ('starting', 'compiling', 'training', 'saving', 'evaluating')
 MOMENT_SECONDS = 200
@@ -25,7 +25,9 @@ def lose(corpus: pathlib.Path, workdir: pathlib.Path, processes: int, rank: int,
          ) -> list[str]:
   """Sends the signal to one of several processes; returns what is wrong with the end of the others."""
   logs = [workdir.with_name(f'{workdir.name}.{each}') for each in range(processes)]
-  started = start_all(corpus, workdir, logs)
+  is_silent = number == signal.SIGSTOP or moment == 'starting'
+  stall_seconds = STALL_SECONDS if is_silent else None
+  started = start_all(corpus, workdir, logs, stall_seconds=stall_seconds)
   try:
     await_moment(moment, workdir, logs, started)
     started[rank].send_signal(number)
@@ -33,7 +35,6 @@ def lose(corpus: pathlib.Path, workdir: pathlib.Path, processes: int, rank: int,
     wrong = []
     for other, process in enumerate(started):
       if other != rank:
-        is_silent = number == signal.SIGSTOP or moment == 'starting'
         wrong += look_at(process, rank, logs[other], since + (SILENT_SECONDS if is_silent else BOUND_SECONDS))
     return wrong
   finally:
@@ -52,6 +53,12 @@ def await_moment(moment: str, workdir: pathlib.Path, logs: list[pathlib.Path], s
     time.sleep(0.005)
 
 
+def warm(corpus: pathlib.Path, folder: pathlib.Path, processes: int) -> None:
+  """Lets a run go to its end, so that no later one tokenises or compiles for long."""
+  started = start_all(corpus, folder / 'warm', [folder / f'warm.{rank}' for rank in range(processes)])
+  assert [process.wait() for process in started] == [0] * processes
+
+
 def look_at(process: subprocess.Popen, lost: int, log: pathlib.Path, deadline: float) -> list[str]:
   """What is wrong with how a survivor ends."""
   try:
@@ -65,14 +72,16 @@ def look_at(process: subprocess.Popen, lost: int, log: pathlib.Path, deadline: f
 
 
 def start_all(corpus: pathlib.Path, workdir: pathlib.Path, logs: list[pathlib.Path],
-              program: pathlib.Path | None = None) -> list[subprocess.Popen]:
-  """Starts one process a log.   program: what they run in place of `launch.train`."""
+              program: pathlib.Path | None = None, stall_seconds: float | None = None) -> list[subprocess.Popen]:
+  """Starts one process a log.   program: what they run in place of `launch.train`.   stall_seconds: None: as it is."""
   port = runs.free_port()
   started = []
   for rank, log in enumerate(logs):
     flags = (f'--coordinator=localhost:{port}', f'--num_processes={len(logs)}', f'--process_id={rank}')
     with open(log, 'w') as output:
-      python, *module_and_flags = runs.command(corpus, workdir, f'--config.stall_seconds={STALL_SECONDS}', *flags)
+      if stall_seconds is not None:
+        flags = (*flags, f'--config.stall_seconds={stall_seconds}')
+      python, *module_and_flags = runs.command(corpus, workdir, *flags)
       arguments = module_and_flags if program is None else [str(program), *module_and_flags[2:]]
       started.append(subprocess.Popen(
         [python, *arguments], cwd=runs.ROOT, env=runs.environment(corpus.parent / 'cache', devices=1), stdout=output,
@@ -103,6 +112,7 @@ def main() -> int:
   args = parser.parse_args()
   args.folder.mkdir(parents=True)
   corpus = runs.write_corpus(args.folder)
+  warm(corpus, args.folder, args.processes)
   num_wrong = 0
   for rank, number, moment in itertools.product(range(args.processes), SIGNALS, MOMENTS):
     since = time.monotonic()
