@@ -4,6 +4,7 @@
   python -m launch.convert --checkpoint=runs/mine --to_hf=DIR        transformers loads it
   python -m launch.convert --from_meta=DIR --to_hf=DIR
   python -m launch.convert --from_hf=DIR --to=runs/gqa --num_kv_heads=8
+  python -m launch.convert --from_hf=DIR --to_hf=NEW --vocab_size=32064   rows for tokens that were added
 
 One source, one target, which must be new. Nothing is executed that a folder brings: pickles and code are refused.
 """
@@ -39,6 +40,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--step', type=int, help='of the run; default: the newest valid checkpoint')
   parser.add_argument('--num_kv_heads', type=int, metavar='G',
                       help='mean-pool key and value heads to G, to be trained on (Ainslie et al. 2023); 1: multi-query')
+  parser.add_argument('--vocab_size', type=int, metavar='N',
+                      help='give embedding and head N rows; new ones are the mean of the old')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
                       help='of exported tensors; default float32')
   parser.add_argument('--max_shard_gb', type=float, default=5.0, help='of exported files; default 5')
@@ -74,6 +77,10 @@ def convert(args: argparse.Namespace) -> None:
     model = convert_source.read_hf(args.from_hf)
   else:
     model = convert_source.read_meta(args.from_meta)
+  if args.vocab_size is not None:
+    from llm_jax.hf import resize_vocabulary
+    config, params = resize_vocabulary(model.config, model.params, args.vocab_size)
+    model = dataclasses.replace(model, config=config, params=params)
   if args.num_kv_heads is not None:
     from llm_jax.hf import group_heads
     config, params = group_heads(model.config, model.params, args.num_kv_heads)
@@ -93,6 +100,7 @@ def check(args: argparse.Namespace) -> None:
   require(source.is_dir(), 'source', str(source), 'is not a folder')
   is_new = not target.exists() or target.is_dir() and not any(target.iterdir())
   require(is_new, 'target', str(target), 'there is something already: name a new folder')
+  require(args.vocab_size is None or args.vocab_size > 0, '--vocab_size', args.vocab_size, 'use a positive number')
   require(0 < args.max_shard_gb < math.inf, '--max_shard_gb', args.max_shard_gb, 'use a positive number')
   chooses_checkpoint = args.stage is not None or args.step is not None
   require(args.checkpoint is not None or not chooses_checkpoint, '--stage, --step', args.stage or args.step,

@@ -68,7 +68,7 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
 
 def make_run(workdir: pathlib.Path, model: Model, end_of_text: str) -> Run:
   data = Data((Weighted(StandardLibrary()),))  # a stage has data, and no step will read it
-  longest = getattr(model.config.positions, 'max_length', None) or USUAL_LENGTH
+  longest = model.config.meant_length or USUAL_LENGTH
   stage = Stage(STAGE, data, steps=0, seq_len=min(USUAL_LENGTH, longest), batch_size=1, learning_rate=Constant(0.0))
   return Run(model.config, (stage,), HuggingFaceFile(str(workdir / 'tokenizer' / 'tokenizer.json'), end_of_text))
 

@@ -37,12 +37,31 @@ def load_run(config: str | None, overrides: Sequence[tuple[str, str]] = ()) -> R
   """
   if not config:
     raise Refused('--config is missing: name an experiment, such as --config=experiments/quickstart.py')
-  tree: Any = schema.plain(call_get_config(config))
-  if not hasattr(tree, 'items'):
-    raise Refused(f'{config}: get_config() returned {type(tree).__name__}: return experiment(...)')
+  try:
+    tree = read_tree(config)
+    refused = None
+  except Refused as error:
+    if not overrides:
+      raise
+    refused = error
+    with schema.unchecked():  # an override may mend what was refused
+      tree = read_tree(config)
   for path, text in overrides:
     set_field(tree, path, text)
-  return schema.from_json(tree)
+  try:
+    return schema.from_json(tree)
+  except ConfigError as error:
+    if refused is not None and str(error) in str(refused):
+      raise refused from None  # it names the line
+    raise
+
+
+def read_tree(config: str) -> Any:
+  """What `get_config` returns, as dicts and lists."""
+  tree = schema.plain(call_get_config(config))
+  if not hasattr(tree, 'items'):
+    raise Refused(f'{config}: get_config() returned {type(tree).__name__}: return experiment(...)')
+  return tree
 
 
 def call_get_config(config: str) -> Any:

@@ -3,13 +3,17 @@ import pathlib
 import sys
 from typing import Any
 
+import numpy as np
+
 from launch.errors import refuse
+from llm_jax import paths
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.type_hints import suggest
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.hf.finite import count_not_finite
 from llm_jax.runtime.errors import CheckpointError
 
 
@@ -58,7 +62,18 @@ def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) 
 
 
 def read_params(checkpoint: SavedCheckpoint) -> Any:
-  """The parameters in the memory of the host, their moving average where one is kept; prints where they are from."""
+  """The parameters in the memory of the host, their moving average where one is kept; prints where
+  they are from.
+
+  Raises:
+    CheckpointError: some of their numbers are NaN or infinite.
+  """
   which = ', averaged parameters' if checkpoint.averaged else ''
   print(f'{checkpoint.path}{which}', file=sys.stderr)
-  return checkpoint.read_best()
+  params = checkpoint.read_best()
+  for path, leaf in paths.leaves(params):
+    bad = count_not_finite(np.asarray(leaf))
+    if bad:
+      raise CheckpointError(f'{checkpoint.path}: {path} has {bad} of {leaf.size} numbers that are NaN or infinite: '
+                            'take an earlier checkpoint with --step')
+  return params

@@ -4,8 +4,11 @@ A tree is nested mappings and sequences of plain values. A dataclass is a mappin
 is a union of dataclasses, the mapping also has the class's name under `kind`. Every error is a `ConfigError` that names
 the field from the root, the value and what to change.
 """
+import contextlib
+import contextvars
 import dataclasses
 import math
+from collections.abc import Generator
 from typing import Any
 
 from llm_jax.config.errors import ConfigError
@@ -31,6 +34,19 @@ class _Missing:
 
 
 MISSING = _Missing()
+
+_checks = contextvars.ContextVar('_checks', default=True)  # whether parts are checked as they are made
+
+
+@contextlib.contextmanager
+def unchecked() -> Generator[None]:
+  """While it lasts, `read` looks at names and types only: values that do not fit together may be mended later, and the
+  tree of the result is checked when it is read again."""
+  token = _checks.set(False)
+  try:
+    yield
+  finally:
+    _checks.reset(token)
 
 
 # ---------------------------------------------------------------------------------------------- out and in
@@ -154,17 +170,35 @@ def _read_dataclass(classes: list[type], value: Any, path: str) -> Any:
   tree = dict(value.items())
   cls = _chosen(classes, tree, path)
   _require_known(cls, tree, path)
-  arguments = {}
+  arguments: dict[str, Any] = {}
   for field in dataclasses.fields(cls):
     hint = hints(cls)[field.name]
     if field.name in tree:
       arguments[field.name] = _read(hint, tree[field.name], f'{path}.{field.name}')
     elif _is_required(field):
       raise ConfigError(f'{path}.{field.name}', MISSING, f'{cls.__name__} needs it: give {describe(hint)}')
+  if not _checks.get():
+    return _without_checks(cls, arguments)
   try:
     return cls(**arguments)
   except ConfigError as error:
     raise error.under(path) from None
+
+
+def _without_checks(cls: type, arguments: dict[str, Any]) -> Any:
+  """As `cls(**arguments)`, without its `__post_init__`, which in a configuration only checks."""
+  make: Any = object.__new__
+  part: Any = make(cls)
+  for field in dataclasses.fields(cls):
+    if field.name in arguments:
+      value = arguments[field.name]
+    elif field.default is not dataclasses.MISSING:
+      value = field.default
+    else:
+      assert field.default_factory is not dataclasses.MISSING, 'a required field was given'
+      value = field.default_factory()
+    object.__setattr__(part, field.name, value)
+  return part
 
 
 def _calls(classes: list[type]) -> str:

@@ -157,11 +157,18 @@ class DialogueSource(SourceConfig):
 @dataclasses.dataclass(frozen=True)
 class Conversations(DialogueSource):
   """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`; "system" beside it is its first
-  message. With template='model' a row may have "tools", and messages have whatever the model's chat template reads."""
+  message. With template='model' a row may have "tools", and messages have whatever the model's chat template reads.
+
+  A message of the assistant, or a row, with "weight": 0, "train": false or "trainable": false is not learnt. Any other
+  entry that holds something is refused, for nothing would read it.
+
+  ignore: entries of rows and messages that may be left unread, such as ('id', 'source').
+  """
   path: Safe[str]
   template: str = 'chatml'
   field: str = 'messages'
   val_fraction: float = 0.01
+  ignore: tuple[str, ...] = ()
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:ConversationsReader'
 
 
@@ -181,11 +188,13 @@ class Preferences(DialogueSource):
   {"role", "content"}.
 
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
+  ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
   """
   path: Safe[str]
   template: str = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.01
+  ignore: tuple[str, ...] = ()
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:PreferencesReader'
   rows: ClassVar[RowKind] = PAIRS
 
@@ -196,10 +205,12 @@ class RatedAnswers(DialogueSource):
   prompt and the completion are each a text or a list of {"role", "content"}.
 
   path: file, folder or glob.
+  ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
   """
   path: Safe[str]
   template: str = 'chatml'
   val_fraction: float = 0.01
+  ignore: tuple[str, ...] = ()
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:RatedAnswersReader'
   rows: ClassVar[RowKind] = RATED
 

@@ -143,8 +143,10 @@ class HuggingFace(StageInit):
   """The weights in a Hugging Face folder, which holds the run's model; the optimizer starts afresh.
 
   folder: path of the folder with `config.json` and `*.safetensors`.
+  resize_vocabulary: whether embedding and head get `model.vocab_size` rows, the new ones the mean of the old.
   """
   folder: str
+  resize_vocabulary: bool = False
 
   @property
   def origin(self) -> str:

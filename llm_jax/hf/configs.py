@@ -36,6 +36,7 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   """
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
+    _refuse_shell(values)
     raise ConfigError('model_type', name, f'use one of {tuple(FAMILIES)}')
   fields = Fields(values)
   architecture = FAMILIES[name].read(fields)
@@ -44,6 +45,18 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
                 if isinstance(block.feed_forward, MixtureOfExperts))
   require(experts <= MOST_EXPERTS, 'experts', experts, f'use at most {MOST_EXPERTS} in all layers together')
   return architecture
+
+
+def _refuse_shell(values: Mapping[str, Any]) -> None:
+  """Names the text part of a model that has others too, such as one that sees images."""
+  for key in ('text_config', 'llm_config', 'language_config'):
+    text = values.get(key)
+    if isinstance(text, Mapping):
+      kind = text.get('model_type', 'llama')  # what is left out there is a Llama's
+      known = 'which can be read alone' if kind in FAMILIES else f'and only {tuple(FAMILIES)} can be read'
+      raise ConfigError('model_type', values.get('model_type'), f'a model of several parts; its text part ({key}) is a '
+                        f'{kind}, {known}: save the weights of its language model and head under that '
+                        f'configuration as a folder of their own, with {key} as config.json')
 
 
 def config_to_hf(config: Architecture, max_length: int = 2_048, bos: int | None = None,
@@ -79,22 +92,45 @@ def generation_config(bos: int | None, eos: int | Sequence[int] | None) -> dict[
 
 def generation_ids(content: bytes) -> dict[str, Any]:
   """The ids that begin and end a text in a `generation_config.json`: `bos_token_id` and `eos_token_id`, each an id, a
-  list of ids, or None.
+  list of ids, or None. -1, with which the first conversions of Llama say that there is none, is None.
 
   Raises:
-    ConfigError: it is not a JSON object.
+    ConfigError: it is not a JSON object, or one of them is no id.
   """
   try:
     values = json.loads(content)
-    return {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
+    given = {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
   except (ValueError, AttributeError) as error:
     raise ConfigError('generation_config.json', type(error).__name__, f'not a JSON object: {error}') from error
+  return {key: token_ids(ids, f'generation_config.json: {key}') for key, ids in given.items()}
+
+
+def token_ids(ids: Any, name: str) -> int | list[int] | None:
+  """One of the entries of a file that hold an id, a list of ids, or null, without the negative ids, which mean none.
+
+  Raises:
+    ConfigError: `name` holds something else.
+  """
+  given = ids if isinstance(ids, list) else [ids]
+  whole = all(i is None or isinstance(i, int) and not isinstance(i, bool) for i in given)
+  require(whole, name, ids, 'give the id of a token, a list of ids, or null')
+  found = listed(ids)
+  if isinstance(ids, list):
+    return found or None
+  return found[0] if found else None
+
+
+def check_token_ids(values: Mapping[str, Any], vocab_size: int, file: str) -> None:
+  """Refuses a text's first or last token, in a file's entries, that a model of `vocab_size` cannot read or write."""
+  for key in ('bos_token_id', 'eos_token_id'):
+    for i in listed(token_ids(values.get(key), f'{file}: {key}')):
+      require(i < vocab_size, f'{file}: {key}', i, f'the vocabulary ends at {vocab_size - 1}: correct the file')
 
 
 def listed(ids: Any) -> list[int]:
-  """One of `generation_ids` as a list."""
+  """One of `generation_ids` as a list; without negative ids, which mean none."""
   ids = ids if isinstance(ids, list) else [ids]
-  return [i for i in ids if isinstance(i, int)]
+  return [i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
 
 
 def _score_factor(attention: Attention | LatentAttention) -> float:
@@ -145,7 +181,7 @@ def resolved(config: Architecture) -> Architecture:
                                feed_forward=feed_forward(block.feed_forward))
 
   return dataclasses.replace(config, prefix=(), pattern=tuple(map(resolve, blocks(config))), positions=positions,
-                             multi_token=tuple(map(resolve, config.multi_token)), init=NormalInit())
+                             multi_token=tuple(map(resolve, config.multi_token)), init=NormalInit(), family=None)
 
 
 def _resolved_rope(rope: RoPE, size: int) -> RoPE:

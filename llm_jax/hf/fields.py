@@ -1,4 +1,6 @@
-"""Reading a `config.json`: an entry that is neither read nor known to be harmless is refused."""
+"""Reading a `config.json`: an entry that is not read and may change a number is refused."""
+import functools
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -11,16 +13,30 @@ ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu'
 ACTIVATION_NAMES = {'gelu_tanh': 'gelu_new', 'gelu': 'gelu', 'gelu_sigmoid': 'quick_gelu', 'silu': 'silu',
                     'relu': 'relu'}
 
-# Entries that do not change what the decoder computes. Any other entry that is not read must be empty, zero or false.
+# Entries that do not change what the decoder computes, although their names may sound like it.
 HARMLESS = re.compile(
   r'_token_id$|^summary_|^(transformers_version|architectures|model_type|_name_or_path|torch_dtype|dtype|use_cache|'
   r'return_dict|id2label|label2id|task_specific_params|chunk_size_feed_forward|gradient_checkpointing|n_ctx|n_special|'
   r'predict_special_tokens|pretraining_tp|reorder_and_upcast_attn|attn_implementation|_attn_implementation_autoset|'
-  r'_attn_implementation|output_router_logits|cache_implementation|ep_size|max_sequence_length|is_decoder|'
-  r'output_hidden_states|output_attentions|output_past|_?num_labels|'
+  r'_attn_implementation|_attn_implementation_internal|_experts_implementation|output_router_logits|'
+  r'cache_implementation|ep_size|max_sequence_length|model_max_length|is_decoder|output_hidden_states|'
+  r'output_attentions|output_past|_?num_labels|_?use_flash_attn\w*|_?use_flash_attention\w*|_flash_attn_2_enabled|'
+  r'use_memory_efficient_attention|use_sdpa|tokenizer_class|torchscript|use_bfloat16|tf_legacy_loss|finetuning_task|'
+  r'problem_type|_commit_hash|'
   # Settings of text generation, which old files have here.
-  r'max_length|min_length|do_sample|num_beams|num_return_sequences|temperature|top_k|top_p|typical_p|'
-  r'repetition_penalty|length_penalty|early_stopping|no_repeat_ngram_size)$')
+  r'max_length|min_length|do_sample|num_beams|num_beam_groups|num_return_sequences|temperature|top_k|top_p|typical_p|'
+  r'repetition_penalty|length_penalty|diversity_penalty|exponential_decay_length_penalty|early_stopping|'
+  r'no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|suppress_tokens|begin_suppress_tokens|'
+  r'remove_invalid_values|output_scores|return_dict_in_generate|prefix)$')
+
+# Words (or their beginnings) in the name of an entry that may change numbers. `transformers` ignores an entry that its
+# family does not know, but code of the model's own may read it. Without such a word an entry is bookkeeping.
+COMPUTES = re.compile(
+  r'(^|[_.])(n|num|max|min|dim|sizes?|act|activation|adapter|alibi|attn|attention|audio|bias|bidirectional|block|cap|causal|'
+  r'chunk|clip|compress|conv|cross|decoder|dropout|emb|encoder|eps|expert|factor|feed|ffn|fp8|gate|glu|gptq|'
+  r'head|hidden|image|init|interleave|key|kv|layer|ln|logit|lora|mamba|mask|mixture|mlp|mm|moe|mtp|mult|mup|norm|pad|parallel|'
+  r'partial|pdrop|pos|post|pre|proj|prune|qk|quant|query|rank|resid|rms|rope|rotary|router|scal|shared|shift|'
+  r'sinks?|sliding|soft|sparse|sparsity|ssm|std|theta|tied?|topk|value|vision|weight|width|window|xpos|yarn)')
 
 # Numbers that `transformers` refuses if a file writes them as integers.
 FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',
@@ -32,11 +48,18 @@ MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers'
 MOST_EXPERTS = 1_000_000  # of all layers together
 
 
+UNKNOWN = ('this entry is not supported for this family, and it may change what is computed: take it '
+           'out if you know that it does not')
+QUANTISED = ('quantised weights are not read: write the folder anew with whole numbers, such as '
+             'AutoModelForCausalLM.from_pretrained(folder).dequantize().save_pretrained(new)')
+UNSUPPORTED = {'quantization_config': QUANTISED, 'quantization': QUANTISED, 'compression_config': QUANTISED}
+
+
 class Fields:
   """The entries of a `config.json`. It records which were read, so that `finish` can refuse the others."""
 
-  def __init__(self, values: Mapping[str, Any]):
-    self.values, self.read = values, set()
+  def __init__(self, values: Mapping[str, Any], file: str = 'config.json'):
+    self.values, self.file, self.read = values, file, set()
 
   def with_defaults(self, defaults: Mapping[str, Any]) -> 'Fields':
     """The same entries with values for some that are absent. What is read of them counts as read here."""
@@ -99,13 +122,28 @@ class Fields:
     require(value == only, key, value, why)
 
   def finish(self) -> None:
-    """Raises: ConfigError for the first entry that was not read."""
+    """Passes over entries that change no number, and says which ones in one line.
+
+    Raises: ConfigError for the first other entry that was not read.
+    """
     if self.values.get('auto_map'):
       raise ConfigError('auto_map', self.values['auto_map'], 'names code of its own, which is never run: take the '
                         'entry out if the decoder is a plain one of its model_type')
+    passed = []
     for key, value in self.values.items():
-      if key not in self.read and value and not HARMLESS.search(key):
-        raise ConfigError(key, value, 'this entry of config.json is not supported for this family')
+      if key in self.read or not value or HARMLESS.search(key):
+        continue
+      words = re.sub(r'([a-z0-9])([A-Z])', r'\1_\2', key).lower()
+      if COMPUTES.search(words):
+        raise ConfigError(key, value, UNSUPPORTED.get(key, UNKNOWN))
+      passed.append(key)
+    if passed:
+      _say_what_is_passed_over(self.file, tuple(passed))
+
+
+@functools.cache  # a folder is read several times, and one line is enough
+def _say_what_is_passed_over(file: str, keys: tuple[str, ...]) -> None:
+  logging.getLogger(__name__).warning('%s: %s: no part of the decoder, passed over', file, ', '.join(keys))
 
 
 def is_size(value: Any) -> TypeGuard[int]:

@@ -16,7 +16,9 @@ from llm_jax.config.model.architecture import Architecture, RoPE
 from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generation_config, resolved
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
+from llm_jax.hf.finite import cast_checked
 from llm_jax.hf.tensor_file import TensorFiles, write_file
+from llm_jax.hf.vocabulary import ResizedTensors
 from llm_jax.hf.weights import (
   FLOATS,
   check_state_dict,
@@ -31,16 +33,18 @@ Progress = Callable[[int, int], None]  # called with the bytes that are done, an
 
 
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
-                    config: Architecture | None = None, progress: Progress | None = None
-                    ) -> tuple[Architecture, dict[str, Any]]:
+                    config: Architecture | None = None, progress: Progress | None = None, *,
+                    resize_vocabulary: bool = False) -> tuple[Architecture, dict[str, Any]]:
   """Reads a Hugging Face folder, tensor by tensor from memory-mapped files.
 
   Args:
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory never holds more than one
       layer of one parameter.
-    dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types.
+    dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types. What `transformers` keeps in
+      float32 is float32 whatever it says.
     config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the
       dropout and the scaling of rotary positions, and in nothing else.
+    resize_vocabulary: whether `config` may have another vocabulary; see `hf.resize_vocabulary`.
 
   Returns:
     The architecture, and its parameters as a nested dict.
@@ -51,7 +55,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
   """
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
   folder, dtype = pathlib.Path(directory), float_type(dtype)
-  found, tensors = _open(folder, config)
+  found, tensors = _open(folder, config, resize_vocabulary)
   return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
 
 
@@ -74,27 +78,38 @@ def read_config(directory: str | os.PathLike) -> Architecture:
   return _open(pathlib.Path(directory), None)[0]
 
 
-def check_pretrained(directory: str | os.PathLike, config: Architecture) -> None:
+def check_pretrained(directory: str | os.PathLike, config: Architecture, *, resize_vocabulary: bool = False) -> None:
   """Refuses, as `load_pretrained` does, a folder that cannot be opened, or that holds another model or a part of one.
 
   No weight is read, except for those that must equal others.
   """
   folder = pathlib.Path(directory)
-  _, tensors = _open(folder, config)
+  _, tensors = _open(folder, config, resize_vocabulary)
   with _naming(folder):
     check_state_dict(config, tensors)
 
 
-def _open(folder: pathlib.Path, config: Architecture | None) -> tuple[Architecture, TensorFiles]:
-  """The architecture and the tensors of a folder. The architecture must be `config`, if that is given."""
+def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = False
+          ) -> tuple[Architecture, Mapping[str, np.ndarray]]:
+  """The architecture and the tensors of a folder. The architecture must be `config`, if that is given.
+
+  resize: whether the vocabulary may be another one than that of `config`, which the tensors then have.
+  """
+  is_adapter = (folder / 'adapter_config.json').is_file()
+  if is_adapter and not any((folder / name).exists() for name in (SINGLE, INDEX)):
+    raise ConfigError(str(folder), 'adapter_config.json', 'an adapter of PEFT without its model: merge it into the '
+                      'model first, PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(new)')
   values = read_json(folder, 'config.json')
   require('stages' not in values, str(folder), 'a run',
           f'it is of launch.train, not of Hugging Face: use launch.convert --checkpoint={folder}')
   found = config_from_hf(values)
-  tensors = TensorFiles(_weight_files(folder))
+  tensors: Mapping[str, np.ndarray] = TensorFiles(_weight_files(folder))
   has_multi_token = any(name.endswith('.eh_proj.weight') for name in tensors)
   if not has_multi_token:  # `transformers` does not write these blocks
     found = dataclasses.replace(found, multi_token=())
+  if config is not None and resize and config.vocab_size != found.vocab_size:
+    tensors = ResizedTensors(tensors, family_of(found), config.vocab_size)
+    found = dataclasses.replace(found, vocab_size=config.vocab_size)
   if config is not None:
     _check_same(config, found, folder)
   return found, tensors
@@ -111,15 +126,18 @@ def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path)
     raise ConfigError(path, value, f'{folder} has {theirs!r}: set it to that')
 
 
-def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles, mesh: jax.sharding.Mesh | None,
-                dtype: Any, progress: Progress | None, family: Family | None = None) -> dict[str, Any]:
+def read_params(folder: pathlib.Path, config: Architecture, tensors: Mapping[str, np.ndarray],
+                mesh: jax.sharding.Mesh | None, dtype: Any, progress: Progress | None, family: Family | None = None
+                ) -> dict[str, Any]:
   """The parameters in opened files; errors name the folder."""
   finished, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
   def done(name: str) -> None:
     nonlocal finished
-    tensors.forget(name)
-    finished += tensors[name].nbytes
+    size = tensors[name].nbytes
+    if isinstance(tensors, TensorFiles):
+      tensors.forget(name)
+    finished += size
     if progress:
       progress(finished, total)
 
@@ -150,8 +168,8 @@ def save_pretrained(directory: str | os.PathLike, config: Architecture, params: 
     extra: further files by name, such as a tokenizer's.
 
   Raises:
-    ConfigError: no family of `transformers` expresses the architecture, or the folder is not empty. Nothing is written
-      then.
+    ConfigError: no family of `transformers` expresses the architecture, the folder is not empty, or a tensor has
+      numbers that are NaN, infinite or beyond the dtype. Nothing is written then.
   """
   dtype = float_type(dtype).name
   for name, ids in (('bos', bos), ('eos', eos)):
@@ -191,7 +209,7 @@ def write_folder(directory: str | os.PathLike, config: Architecture, params: Any
     nonlocal written
     for _ in range(count):
       tensor, values = next(stream)
-      yield tensor, values.astype(described[tensor][0])
+      yield tensor, cast_checked(tensor, values, described[tensor][0])
       written += size(tensor)
       if progress:
         progress(written, total)

@@ -72,7 +72,7 @@ def save_meta(directory: str | os.PathLike, config: Architecture, params: Any, *
 
 def _read(values: dict[str, Any]) -> Architecture:
   """The entries of Meta's `ModelArgs`, and of Mistral's for sizes that Meta derives."""
-  fields = Fields(values)
+  fields = Fields(values, 'params.json')
   fields.read |= {'max_batch_size', 'max_seq_len'}
   d_model, heads = fields.size('dim', 4_096), fields.size('n_heads', 32)
   kv_heads, head_dim = fields.size('n_kv_heads', heads), fields.size('head_dim', None)

@@ -22,8 +22,8 @@ class Leaves(Protocol):
 class HostLeaves:
   """NumPy arrays."""
 
-  def __init__(self, shapes: Mapping[str, Shape], dtype: Any):
-    self.arrays = {path: np.empty(shape, jnp.dtype(dtype)) for path, shape in shapes.items()}
+  def __init__(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, np.dtype]):
+    self.arrays = {path: np.empty(shape, dtypes[path]) for path, shape in shapes.items()}
 
   def fill(self, path: str, layer: int | None, read: Read) -> None:
     target = self.arrays[path] if layer is None else self.arrays[path][layer]
@@ -40,31 +40,30 @@ class MeshLeaves:
   on the devices. So host memory never holds more than one piece.
   """
 
-  def __init__(self, shapes: Mapping[str, Shape], dtype: Any, mesh: jax.sharding.Mesh):
-    self.dtype = jnp.dtype(dtype)
-    self.shapes = {path: jax.ShapeDtypeStruct(shape, self.dtype) for path, shape in shapes.items()}
+  def __init__(self, shapes: Mapping[str, Shape], dtypes: Mapping[str, np.dtype], mesh: jax.sharding.Mesh):
+    self.shapes = {path: jax.ShapeDtypeStruct(shape, dtypes[path]) for path, shape in shapes.items()}
     self.shardings = param_shardings(self.shapes, mesh)
     self.arrays: dict[str, jax.Array] = {}
 
   def fill(self, path: str, layer: int | None, read: Read) -> None:
-    shape, sharding = self.shapes[path].shape, self.shardings[path]
+    shape, dtype, sharding = self.shapes[path].shape, self.shapes[path].dtype, self.shardings[path]
     if layer is None:
-      self.arrays[path] = self._piece(shape, sharding, read)
+      self.arrays[path] = self._piece(shape, dtype, sharding, read)
       return
     if path not in self.arrays:
-      self.arrays[path] = jax.jit(lambda: jnp.zeros(shape, self.dtype), out_shardings=sharding)()
+      self.arrays[path] = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
     rest = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[1:]))
-    piece = self._piece(shape[1:], rest, read)
+    piece = self._piece(shape[1:], dtype, rest, read)
     self.arrays[path] = jax.block_until_ready(_put(self.arrays[path], piece, layer))
 
-  def _piece(self, shape: Shape, sharding: jax.sharding.NamedSharding, read: Read) -> jax.Array:
+  def _piece(self, shape: Shape, dtype: np.dtype, sharding: jax.sharding.NamedSharding, read: Read) -> jax.Array:
     made: dict[Any, np.ndarray] = {}  # read once for all devices that hold the same part
 
     def part(index: Index | None) -> np.ndarray:
       assert index is not None  # its type allows None, and jax never gives it
       bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
       if bounds not in made:
-        made[bounds] = np.empty([end - start for start, end in bounds], self.dtype)
+        made[bounds] = np.empty([end - start for start, end in bounds], dtype)
         read(tuple(slice(*bound) for bound in bounds), made[bounds])
       return made[bounds]
 

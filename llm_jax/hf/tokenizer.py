@@ -114,7 +114,7 @@ def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
   folder = pathlib.Path(directory)
   values = read_json(folder, 'config.json')
   if (folder / 'generation_config.json').is_file():
-    values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if ids is not None}
+    values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if listed(ids)}
   files = {name: (folder / name).read_bytes() for name in ('tokenizer.json', CONFIG) if (folder / name).is_file()}
   read_json(folder, 'tokenizer.json')  # names the folder where it is missing
   ends = listed(values.get('eos_token_id'))

@@ -1,5 +1,6 @@
 """Tensors of Hugging Face checkpoints to our parameters, and back, one tensor at a time."""
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
+from llm_jax.hf.finite import check_cast
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
 from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
 from llm_jax.modules.parameters import parameter_shapes
@@ -30,15 +32,21 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
     state_dict: tensors by their names in files of `transformers`, float32, float16 or bfloat16. Names of the decoder
       alone (`h.0.ln_1.weight`) are accepted too.
     mesh: None makes NumPy arrays; else each device of the mesh gets its shard of the tensors.
-    dtype: of the parameters.
+    dtype: of the parameters. Those that the family never rounds are float32 whatever it says.
     family: whose names these are; None means that of `family_of`.
     done: called with the name of every tensor that will not be read again.
 
   Raises:
-    ConfigError: lists every tensor that is missing, not known, or of a wrong shape.
+    ConfigError: lists every tensor that is missing, not known, or of a wrong shape; or names one with numbers that are
+      NaN, infinite, or beyond the dtype.
   """
+  family = family or family_of(config)
   table, shapes, given = _matched(config, state_dict, family)
-  leaves: Leaves = HostLeaves(shapes, dtype) if mesh is None else MeshLeaves(shapes, dtype, mesh)
+  dtypes = {path: np.dtype(dtype) for path in shapes}
+  for entry in table:
+    if any(family.float32.search(name) for name in entry.names):
+      dtypes |= dict.fromkeys(entry.paths, np.dtype(np.float32))
+  leaves: Leaves = HostLeaves(shapes, dtypes) if mesh is None else MeshLeaves(shapes, dtypes, mesh)
   for entry in table:
     if not entry.copy:
       sizes = entry.shapes(shapes)
@@ -103,12 +111,21 @@ def _read(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], entry: En
   """Fills `target` with the slice `index` of one parameter (of one layer)."""
   numbered = parse(entry.layout).numbered
   if numbered is None:
-    copy(target, to_ours(tensors[given[entry.names[0]]], entry.layout, sizes, part, entry.rotary, index))
+    _fill(target, tensors, given[entry.names[0]], entry, sizes, part, index)
     return
   within = index[:numbered] + index[numbered + 1:]
   for place, name in enumerate(entry.names[index[numbered]]):
     at = (slice(None),) * numbered + (place,)
-    copy(target[at], to_ours(tensors[given[name]], entry.layout, sizes, part, entry.rotary, within))
+    _fill(target[at], tensors, given[name], entry, sizes, part, within)
+
+
+def _fill(target: np.ndarray, tensors: Mapping[str, np.ndarray], name: str, entry: Entry, sizes: list[Shape], part: int,
+          index: Index) -> None:
+  """Fills `target` with the slice `index` of one parameter in the tensor called `name`."""
+  tensor = tensors[name]
+  with np.errstate(over='ignore'):
+    copy(target, to_ours(tensor, entry.layout, sizes, part, entry.rotary, index))
+  check_cast(name, tensor, target)
 
 
 def _write(entry: Entry, parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -163,6 +180,7 @@ def _check(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], table: l
     needed |= {name: shape for name in entry.names}
     if entry.copy:
       copies[entry.names[0]] = holders[entry.paths]
+  _refuse_wrapped(needed, given, copies)
   problems = [f'missing {name} {list(shape)}' for name, shape in needed.items()
               if name not in given and name not in copies]
   for full, name in given.items():
@@ -178,3 +196,57 @@ def _check(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], table: l
       problems.append(f'{name} differs from {given[copies[full]]}, whose copy it must be')
   if problems:
     raise ConfigError('tensors', f'{len(problems)} do not fit', '; '.join(problems))
+
+
+# ------------------------------------------------------------------------------------------------ wrappers
+LANGUAGE_MODEL = 'from a model of several parts: save its language model and head as a folder of their own'
+# What the names of a model have in them that was saved inside of something else, and what to save instead.
+WRAPPERS = {
+  'module.': 'from DistributedDataParallel: save model.module',
+  '_orig_mod.': 'from torch.compile: save model._orig_mod, or the model before it was compiled',
+  '_fsdp_wrapped_module.': "from FSDP: save a full state dict, which has the model's own names",
+  '_checkpoint_wrapped_module.': 'from activation checkpointing: save the model inside',
+  'base_model.model.': 'from PEFT: merge the adapter, model.merge_and_unload().save_pretrained(new)',
+  'language_model.': LANGUAGE_MODEL,
+  'text_model.': LANGUAGE_MODEL,
+}
+ADAPTER = re.compile(r'\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|base_layer|modules_to_save)\b')
+
+
+def _refuse_wrapped(needed: Mapping[str, Shape], given: Mapping[str, str], copies: Mapping[str, str]) -> None:
+  """Names the wrapper that a model was saved in, where its names say so, instead of every tensor that is not found."""
+  missing = {name for name in needed if name not in given and name not in copies}
+  adapted = [name for name in given.values() if ADAPTER.search(name)]
+  if adapted:
+    raise ConfigError('tensors', adapted[0], 'belongs to an adapter of PEFT: merge it into the model first, '
+                      'model.merge_and_unload().save_pretrained(new)')
+  if not missing:
+    return
+  found = _wrapper(missing, needed, given)
+  if found is None:
+    return
+  prefix, example = found
+  known = [name for name in WRAPPERS if name in prefix]
+  hint = WRAPPERS[max(known, key=len)] if known else 'from something that the model was saved in: save the model itself'
+  raise ConfigError('tensors', example, f'{prefix!r} in its name is not of the model, but {hint}')
+
+
+def _wrapper(missing: set[str], needed: Mapping[str, Shape], given: Mapping[str, str]) -> tuple[str, str] | None:
+  """What most names of the files have that the missing ones lack, and one of these names; None: nothing.
+
+  It stands in front, or within, as in `model.language_model.layers.0...` of a part and `layers.0._orig_mod...`.
+  """
+  extra = [name for full, name in given.items() if full not in needed]
+  for prefix in WRAPPERS:
+    stripped = {name.replace(prefix, ''): name for name in extra if prefix in name}
+    matching = [name for bare, name in stripped.items()
+                if missing & {bare, f'model.{bare}', f'transformer.{bare}'}]
+    if 2 * len(matching) > len(missing):
+      return prefix, matching[0]
+  some = next(iter(sorted(missing, key=len, reverse=True)))
+  for name in extra:
+    prefix = name.removesuffix(some)
+    wrapped = [each for each in missing if prefix + each in given]
+    if prefix != name and 2 * len(wrapped) > len(missing):
+      return prefix, name
+  return None

@@ -13,14 +13,19 @@ from llm_jax.config.model import architecture as config
 class Routing:
   """Statistics of a router over a batch, without padding. Float32; scanned layers add an axis in front.
 
-  loss_B: the weighted sum of the router's auxiliary losses, per sequence a mean over its tokens; differentiable.
+  loss_B: the weighted sum of the router's auxiliary losses, per sequence a mean over its tokens; differentiable. The
+    balance loss of a SoftmaxRouter with `layers_together` is not in it.
   balance_B, z_B: the balance loss and the squared log-sum-exp of the logits, unweighted.
   load_E: how many tokens chose each expert, those that were dropped later included.
+  score_E: the sum of the tokens' scores for each expert; differentiable.
+  count: how many tokens there are.
   """
   loss_B: jax.Array
   balance_B: jax.Array
   z_B: jax.Array
   load_E: jax.Array
+  score_E: jax.Array
+  count: jax.Array
 
 
 def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.Array | None, real_BT: jax.Array
@@ -55,15 +60,19 @@ def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.
   count_B = real_BT.sum(1, dtype=jnp.float32)
   per_token_B = 1 / jnp.maximum(count_B, 1)
   z_B = jnp.where(real_BT, jax.nn.logsumexp(logits_BTE, axis=-1) ** 2, 0).sum(1) * per_token_B
+  score_BE = jnp.where(real_BT[:, :, None], score_BTE, 0).sum(1)
   match router:
     case config.SoftmaxRouter():
-      balance_B = _batch_balance(load_BE, jnp.where(real_BT[:, :, None], score_BTE, 0).sum(1), count_B)
-      loss_B = router.balance_weight * balance_B + router.z_weight * z_B
+      balance = balance_of_counts(load_BE.sum(0), score_BE.sum(0), count_B.sum())
+      balance_B = jnp.broadcast_to(balance, count_B.shape)  # each microbatch has its own
+      loss_B = router.z_weight * z_B
+      if not router.layers_together:
+        loss_B += router.balance_weight * balance_B
     case config.SigmoidRouter():
       weight_BTX *= router.scale
       balance_B = _sequence_balance(score_BTE, top_k, real_BT, per_token_B)
       loss_B = router.sequence_balance_weight * balance_B
-  return expert_BTX, weight_BTX, Routing(loss_B, balance_B, z_B, load_BE.sum(0))
+  return expert_BTX, weight_BTX, Routing(loss_B, balance_B, z_B, load_BE.sum(0), score_BE.sum(0), count_B.sum())
 
 
 def one_hot(expert_BTX: jax.Array, experts: int) -> jax.Array:
@@ -93,12 +102,15 @@ def _choose_in_groups(router, top_k, score_BTE):
   return jax.lax.top_k(score_BTE, top_k)[1]
 
 
-def _batch_balance(load_BE, probability_BE, count_B):
-  """E x the sum over experts of (share of tokens) x (mean probability), over the whole batch (Switch Transformers,
-  equations 4 to 6; here the shares sum to top_k). All sequences get the same number. Each microbatch has its own."""
-  count = jnp.maximum(count_B.sum(), 1)
-  share_E, probability_E = load_BE.sum(0) / count, probability_BE.sum(0) / count
-  return jnp.broadcast_to(share_E.size * (share_E * probability_E).sum(), count_B.shape)
+def balance_of_counts(load_E: jax.Array, score_E: jax.Array, count: jax.Array) -> jax.Array:
+  """E x the sum over experts of (share of tokens) x (mean probability), over a whole batch (Switch Transformers,
+  equations 4 to 6; here the shares sum to top_k).
+
+  Args:
+    load_E, score_E, count: as `Routing` has them.
+  """
+  count = jnp.maximum(count, 1)
+  return load_E.size * ((load_E / count) * (score_E / count)).sum()
 
 
 def _sequence_balance(score_BTE, top_k, real_BT, per_token_B):

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
-from llm_jax.config.model.architecture import MixtureOfExperts, SigmoidRouter
+from llm_jax.config.model.architecture import MixtureOfExperts, SigmoidRouter, SoftmaxRouter
 from llm_jax.config.objectives import LanguageModel
-from llm_jax.modules.routing import Routing
+from llm_jax.modules.routing import Routing, balance_of_counts
 from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
@@ -74,9 +74,21 @@ class LanguageModelObjective(Objective):
 
     if routings:
       total += sum((routing.loss_B * weight_B).sum() for routing in routings.values())
+      total += self.balance_over_layers(routings) * weight_B.sum()
       metrics |= jax.lax.stop_gradient(routing_metrics(routings, weight_B))
     loads = {bias_path(path): routings[path].load_E for path in balanced_blocks(self.model)}
     return Loss(total, batch.weights.sum(), metrics, jax.lax.stop_gradient(loads))
+
+  def balance_over_layers(self, routings: dict[str, Routing]) -> jax.Array:
+    """The weighted balance losses of routers with `layers_together`: of each kind of router one, over the tokens of all
+    its layers (`load_balancing_loss_func` of transformers)."""
+    total = jnp.zeros(())
+    for (router, _), found in balanced_together(self.model, routings).items():
+      stacked = [jax.tree.map(jnp.atleast_2d, (routing.load_E, routing.score_E)) for routing in found]
+      load_E, score_E = (jnp.concatenate(parts).sum(0) for parts in zip(*stacked, strict=True))
+      count = jnp.stack([routing.count.sum() for routing in found]).sum()
+      total += router.balance_weight * balance_of_counts(load_E, score_E, count)
+    return total
 
   def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:
     """Moves each balance bias against the load of its expert in this step: bias + bias_rate x sign(mean load - load)
@@ -106,6 +118,17 @@ def balanced_blocks(model: Transformer) -> dict[str, SigmoidRouter]:
     layer = block.feed_forward
     if isinstance(layer, MixtureOfExperts) and isinstance(layer.router, SigmoidRouter):
       found[path] = layer.router
+  return found
+
+
+def balanced_together(model: Transformer, routings: dict[str, Routing]
+                      ) -> dict[tuple[SoftmaxRouter, int], list[Routing]]:
+  """The statistics of the layers that balance together, by router and number of experts."""
+  found: dict[tuple[SoftmaxRouter, int], list[Routing]] = {}
+  for path, block in named_blocks(model.config).items():
+    layer = block.feed_forward
+    if isinstance(layer, MixtureOfExperts) and isinstance(layer.router, SoftmaxRouter) and layer.router.layers_together:
+      found.setdefault((layer.router, layer.num_experts), []).append(routings[path])
   return found
 
 

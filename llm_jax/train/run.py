@@ -226,7 +226,8 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
       continue
     if isinstance(stage.init, HuggingFace):
       with located('config'):
-        hf.check_pretrained(stage.init.folder, session.run.model)
+        hf.check_pretrained(stage.init.folder, session.run.model,
+                            resize_vocabulary=stage.init.resize_vocabulary)
     for parent in stage.parents:
       if parent not in names:
         check_parent_finished(session, stage, parent)

@@ -53,4 +53,4 @@ class Session:
   def transformer(self, stage: Stage) -> Transformer:
     """The model as `stage` trains it."""
     execution = dataclasses.replace(self.execution, remat=stage.remat)
-    return Transformer(self.run.model_of(stage), execution)
+    return Transformer(self.run.model_of(stage).as_trained, execution)

@@ -152,16 +152,16 @@ class Starter:
         weights = [weight for _, weight in self.averaged]
         read = lambda: average_params(checkpoints, self.held_by(*checkpoints), weights)
         parent = ' + '.join(describe(checkpoint, weight) for checkpoint, weight in self.averaged)
-      case HuggingFace(folder):
+      case HuggingFace(folder, resize):
         with located('config'):
-          hf.check_pretrained(folder, self.session.run.model)
-        read = lambda: self.pretrained(folder)
+          hf.check_pretrained(folder, self.session.run.model, resize_vocabulary=resize)
+        read = lambda: self.pretrained(folder, resize)
         parent = f'hf:{folder}'
     return lambda: self.with_own_parameters(read()), parent
 
-  def pretrained(self, folder: str) -> Any:
+  def pretrained(self, folder: str, resize: bool) -> Any:
     with located('config'):
-      return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model)[1]
+      return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model, resize_vocabulary=resize)[1]
 
   def with_own_parameters(self, params: Any) -> Any:
     """With fresh values of the objective's own parameters where what the stage starts from has none of them."""

@@ -1,4 +1,5 @@
 """launch.convert: folders to runs and back; what goes in comes out, and `transformers` reads it."""
+import json
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import transformers
 
 from launch import convert, sample
+from launch.sampler import text_borders
 from llm_jax import hf
 from llm_jax.checkpoints.checkpoint import open_checkpoint
 from llm_jax.checkpoints.store import CheckpointStore
@@ -94,6 +96,40 @@ def test_an_imported_model_is_asked_as_transformers_asks_it(tmp_path, capsys):
   assert sample.main([f'--checkpoint={tmp_path / "run"}', *flags]) == 0
   said = say(ends)
   assert said[-1] in ends and capsys.readouterr().out == tokenizer.decode(said[:-1]) + '\n'
+
+
+@pytest.mark.parametrize('in_config, in_generation', [(None, -1), (1, -1), (-1, None), (-1, [-1])])
+def test_an_id_of_minus_one_is_none(in_config, in_generation, folder, tmp_path, capsys):
+  """The first conversions of Llama have it. What another file says is followed, else the tokenizer's end of text."""
+  hub = tmp_path / 'hub'
+  shutil.copytree(folder, hub)
+  for name, bos in (('config.json', in_config), ('generation_config.json', in_generation)):
+    values = json.loads((hub / name).read_text()) | {'bos_token_id': bos, 'pad_token_id': -1}
+    (hub / name).write_text(json.dumps(values))
+  assert run(f'--from_hf={hub}', f'--to={tmp_path / "run"}') == 0
+  tokenizer = load_tokenizer(tmp_path / 'run' / 'tokenizer')
+  first, ends = text_borders(tmp_path / 'run' / 'tokenizer', tokenizer)
+  assert first == (1 if in_config == 1 else tokenizer.eot) and ends[0] == tokenizer.eot
+  assert sample.main([f'--checkpoint={tmp_path / "run"}', '--prompt=a', '--max_new_tokens=2', '--temperature=0']) == 0
+  assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
+  assert transformers.AutoConfig.from_pretrained(tmp_path / 'out').bos_token_id == (1 if in_config == 1 else None)
+
+
+@pytest.mark.parametrize('file, entries, message', [
+  ('generation_config.json', {'bos_token_id': 300}, 'bos_token_id = 300: the vocabulary ends at'),
+  ('config.json', {'eos_token_id': [3, 5_000]}, 'config.json: eos_token_id = 5000: the vocabulary ends at'),
+  ('generation_config.json', {'bos_token_id': '<s>'}, "generation_config.json: bos_token_id = '<s>': give the id"),
+  ('generation_config.json', {'eos_token_id': 2.0}, 'generation_config.json: eos_token_id = 2.0: give the id'),
+  ('config.json', {'bos_token_id': True}, 'config.json: bos_token_id = True: give the id'),
+])
+def test_an_id_that_is_none_of_the_models_is_refused(file, entries, message, folder, tmp_path, capsys):
+  hub = tmp_path / 'hub'
+  shutil.copytree(folder, hub)
+  (hub / file).write_text(json.dumps(json.loads((hub / file).read_text()) | entries))
+  with pytest.raises(SystemExit):
+    run(f'--from_hf={hub}', f'--to={tmp_path / "run"}')
+  assert message in capsys.readouterr().err.strip().splitlines()[-1]
+  assert not (tmp_path / 'run').exists()
 
 
 def test_an_imported_chat_model_answers_as_with_transformers(tmp_path, capsys):

@@ -9,6 +9,7 @@ import transformers
 
 import llm_jax
 from launch import convert, train
+from launch.experiment_file import load_run
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.sources import Conversations
@@ -120,6 +121,22 @@ def text_loss(folder, text) -> float:
   logits = np.array(llm_jax.Transformer(config).apply({'params': params}, ids[None])[0, :-1], np.float64)
   normalizers = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
   return float((normalizers - np.take_along_axis(logits, ids[1:, None], -1)[:, 0]).mean())
+
+
+@pytest.mark.parametrize('make', [lambda **ids: hf_models.llama(max_position_embeddings=64, **ids),
+                                  lambda **ids: hf_models.gpt2(n_positions=48, **ids)])
+def test_sequences_are_as_long_as_the_model_allows(make, folder):
+  """A model of fewer positions than 1,024, such as GPT-1; another length is refused only after it is set."""
+  ids = json.loads((folder / 'config.json').read_text())
+  model = make(vocab_size=ids['vocab_size'], eos_token_id=ids['eos_token_id'])
+  hf_models.make(model).save_pretrained(folder)
+  config = f'{EXPERIMENT}:{folder}'
+  allowed = hf.read_config(folder).meant_length
+  assert allowed in (48, 64)
+  assert load_run(config).stages[0].seq_len == allowed
+  assert load_run(config, [('stages[0].seq_len', '32')]).stages[0].seq_len == 32
+  with pytest.raises(ConfigError, match=r'^config\.stages\[0\]\.seq_len = 65'):
+    load_run(config, [('stages[0].seq_len', '65')])
 
 
 def test_the_end_of_text_is_found_or_asked_for(folder):

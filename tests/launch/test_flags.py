@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from launch.errors import BAD_INPUT
+from launch.errors import BAD_INPUT, Refused
 from launch.experiment_file import load_run
 from launch.field_help import settings_of
 from launch.flags import parse_train
+from llm_jax.config.errors import ConfigError
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import WSD, Cosine
 from llm_jax.config.stage_init import Scratch
@@ -146,6 +147,35 @@ def test_a_wrong_experiment_file(capsys, tmp_path, text, words):
   file = tmp_path / 'mine.py'
   file.write_text(text)
   assert words in refused(capsys, f'--config={file}')
+
+
+UNFIT = """
+from llm_jax.config.experiment import *
+
+def get_config():
+  return experiment(model=presets.gpt2(32, 1, 2, vocab_size=257, max_length=16), tokenizer=Bytes(), stages=(
+    stage('one', Text('a.txt'), steps=5, seq_len=64, batch_size=9, microbatches=4,
+          learning_rate=Cosine(1e-3, warmup=7)),))
+"""
+MENDED = ('stages[0].seq_len', '16'), ('stages[0].microbatches', '3'), ('stages[0].learning_rate.warmup', '2')
+
+
+def test_overrides_are_put_in_before_what_they_mend_is_refused(tmp_path):
+  """What does not fit together in the file is checked once the command line has been read."""
+  file = tmp_path / 'unfit.py'
+  file.write_text(UNFIT)
+  stage = load_run(str(file), MENDED).stages[0]
+  assert (stage.seq_len, stage.microbatches, stage.learning_rate.warmup) == (16, 3, 2)
+  assert [phase.seq_len for phase in stage.phases] == [16] and stage.evals  # derived and default values are there
+  # What is left is refused as before: with the line of the file where no override has a part in it.
+  for overrides, message in (
+    ((), 'unfit.py:6: stage(.one.).microbatches = 4: use a divisor of batch_size=9'),
+    ((('seed', '3'),), 'unfit.py:6: stage(.one.).microbatches = 4'),
+    (MENDED[1:], r'^config.stages\[0\].seq_len = 64: the learned positions end at'),
+    (MENDED[:2], r'^config.stages\[0\].learning_rate.warmup = 7: warm-up is longer'),
+    ((*MENDED, ('stages[0].steps', 'x')), r"^config.stages\[0\].steps = 'x': give an integer")):
+    with pytest.raises((Refused, ConfigError), match=message.replace('(.', r'\(.').replace('.)', r'.\)')):
+      load_run(str(file), overrides)
 
 
 def test_a_missing_experiment(capsys, tmp_path):

@@ -132,6 +132,7 @@ class Architecture:
   logit_soft_cap: logits become cap tanh(logits / cap) (Gemma 2, section 2).
   multi_token: blocks that predict one token further each (DeepSeek-V3, section 2.2). They are used in training and to
     draft while decoding, and are not among the `num_layers`.
+  family: the name to export it by where two families compute the same ('mistral'); None: what it looks like.
   """
   vocab_size: int
   d_model: int
@@ -146,6 +147,7 @@ class Architecture:
   embedding_scale: float = 1.0
   logit_soft_cap: float | None = None
   multi_token: tuple[AnyBlock, ...] = ()
+  family: str | None = None
 
   def __post_init__(self):
     for field in ('vocab_size', 'd_model', 'num_layers'):
@@ -197,6 +199,27 @@ class Architecture:
     blocks = (*self.prefix, *self.pattern, *self.multi_token)
     mixtures = [block.feed_forward for block in blocks if isinstance(block.feed_forward, MixtureOfExperts)]
     return self.dropout > 0 or any(isinstance(mixture.router, SoftmaxRouter) for mixture in mixtures)
+
+  @property
+  def as_trained(self) -> 'Architecture':
+    """The same model with routers that add no loss where they are not `in_training`."""
+    def trained(block: AnyBlock) -> AnyBlock:
+      mixture = block.feed_forward
+      if not isinstance(mixture, MixtureOfExperts) or not isinstance(mixture.router, SoftmaxRouter):
+        return block
+      if mixture.router.in_training:
+        return block
+      router = dataclasses.replace(mixture.router, balance_weight=0.0, z_weight=0.0)
+      return dataclasses.replace(block, feed_forward=dataclasses.replace(mixture, router=router))
+
+    groups = {name: tuple(map(trained, getattr(self, name))) for name in ('prefix', 'pattern', 'multi_token')}
+    return dataclasses.replace(self, **groups)
+
+  @property
+  def meant_length(self) -> int | None:
+    """The longest sequence that the positions are meant for, where they say one: a table's rows, or what a rotation was
+    trained for."""
+    return None if isinstance(self.positions, SinusoidalPositions) else self.positions.max_length
 
   @property
   def max_length(self) -> int | None:

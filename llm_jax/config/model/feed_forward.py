@@ -56,9 +56,17 @@ class SoftmaxRouter:
 
   balance_weight: weight of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
   z_weight: weight of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
+  layers_together: whether the balance loss is one over the tokens of all layers, not a sum over the layers.
+  in_training: whether a run adds the router's losses; an objective that is called directly always does.
+
+  Together, experts may be used unevenly in a layer where other layers make up for it. That is what a Mixtral's
+  `router_aux_loss_coef` means to Hugging Face's `transformers`; a sum over n layers counts the weight n times.
+  `in_training` is False for an imported model whose file says `output_router_logits: false`.
   """
   balance_weight: float = 0.01
   z_weight: float = 0.0
+  layers_together: bool = False
+  in_training: bool = True
 
   def __post_init__(self):
     require_weights(self, 'balance_weight', 'z_weight')

@@ -11,7 +11,7 @@ def mistral(d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, d_
   block = Block(Attention(num_heads, num_kv_heads, head_dim, window=window), GLU(d_ff), RMSNorm())
   return Architecture(vocab_size, d_model, num_layers, pattern=(block,),
                       positions=RoPE(rope_theta, max_length=max_length), norm=RMSNorm(), tied_head=False,
-                      dropout=dropout)
+                      dropout=dropout, family='mistral')
 
 
 # The paper's table says context 8,192; the released configuration 32,768, which the window allows.

@@ -13,17 +13,20 @@ from llm_jax.data.tokenizers.jinja_template import REASONING
 
 
 class Dialogue(NamedTuple):
-  """One document: what the assistant says in messages[start:] is learnt.
+  """One document: what the assistant says in messages[start:] is learnt, but not in the messages of `unlearnt`.
 
   tools: descriptions of functions in JSON, for a model's own chat template.
   """
   messages: Sequence[chat_templates.Message]
   start: int = 0
   tools: Sequence[Mapping[str, Any]] | None = None
+  unlearnt: tuple[int, ...] = ()
 
   @property
   def answers(self) -> list[str]:
-    return [said(message) for message in self.messages[self.start:] if message['role'] == 'assistant']
+    """What is learnt."""
+    return [said(message) for i, message in enumerate(self.messages)
+            if i >= self.start and message['role'] == 'assistant' and i not in self.unlearnt]
 
   @property
   def learnt(self) -> bytes:
@@ -57,7 +60,8 @@ def said(message: chat_templates.Message) -> str:
 
 def encode_dialogue(dialogue: Dialogue, template: str, tokenizer: Tokenizer, mask_formatting: bool = False) -> Encoded:
   """The document as the template writes it. mask_formatting: special tokens are no targets."""
-  ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start, dialogue.tools)
+  ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start, dialogue.tools,
+                                      dialogue.unlearnt)
   if mask_formatting:
     counts &= ~chat_templates.formatting(ids, tokenizer)
   return Encoded((ids,), len(dialogue.learnt), counts)

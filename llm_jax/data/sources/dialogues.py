@@ -1,8 +1,8 @@
 """Readers of conversations and of pairs of answers: each row is checked as it is read."""
 import functools
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.sources import (
@@ -17,11 +17,15 @@ from llm_jax.config.sources import (
 from llm_jax.data.packing.chats import ChatEncoder, Dialogue, said
 from llm_jax.data.packing.pairs import Pair, PairEncoder
 from llm_jax.data.packing.rated import Rated, RatedEncoder
-from llm_jax.data.sources import formats, standard_library
+from llm_jax.data.sources import formats, row_entries, standard_library
 from llm_jax.data.sources.documents import JSONL, Config, Reader, Record
 from llm_jax.data.sources.formats import Files
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.jinja_template import Tools
+
+BESIDE = ('system', 'tools')  # entries of a row that belong to its messages
+Nothing = Literal['']
+NOTHING: Nothing = ''  # an empty document, which sources leave out
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -42,7 +46,8 @@ class PreferencesReader(Reader[Preferences]):
     return PairEncoder(self.config.template, self.config.mask_formatting)
 
   def records(self, files: Files) -> Iterable[Record]:
-    return formats.jsonl(files, functools.partial(read_preference, template=self.config.template))
+    return formats.jsonl(files, functools.partial(
+      read_preference, template=self.config.template, ignore=self.config.ignore))
 
 
 class RatedAnswersReader(Reader[RatedAnswers]):
@@ -52,7 +57,8 @@ class RatedAnswersReader(Reader[RatedAnswers]):
     return RatedEncoder(self.config.template)
 
   def records(self, files: Files) -> Iterable[Record]:
-    return formats.jsonl(files, functools.partial(read_rated, template=self.config.template))
+    return formats.jsonl(files, functools.partial(
+      read_rated, template=self.config.template, ignore=self.config.ignore))
 
 
 # ---------------------------------------------------------------------------------------------- the standard library
@@ -101,16 +107,27 @@ class StandardLibraryRatedAnswersReader(LibraryReader[StandardLibraryRatedAnswer
 
 
 # ---------------------------------------------------------------------------------------------- rows
-def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogue:
-  """One line of JSONL. Raises ConfigError naming the row."""
+def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogue | Nothing:
+  """One line of JSONL; NOTHING where it says that nothing of it is to be learnt. Raises ConfigError naming the row."""
   row = formats.json_object(line, where)
   messages = with_system(row, field(row, source.field, where), where, source.field)
-  return conversation(messages, where, source.template, source.field, read_tools(row, where))
+  row_entries.refuse_unknown(row, (source.field, *BESIDE), source.ignore, where)
+  dialogue = conversation(messages, where, source.template, source.field, read_tools(row, where), source.ignore)
+  is_learnt = row_entries.is_learnt(row, where) and bool(dialogue.answers)
+  return dialogue if is_learnt else NOTHING
 
 
-def conversation(messages: Any, where: str, template: str, name: str = 'messages', tools: Tools = None) -> Dialogue:
+def conversation(messages: Any, where: str, template: str, name: str = 'messages', tools: Tools = None,
+                 ignore: Sequence[str] = ()) -> Dialogue:
   """The dialogue of a list of {'role', 'content'}, called `name` in messages. Raises ConfigError naming the row."""
-  return answered(Dialogue(messages, tools=tools), template, where, name)
+  if not isinstance(messages, list | tuple):
+    _check(messages, template, where, name)
+  bare = [row_entries.bare_message(message, template, ignore, where, f'{name}[{i}]')
+          for i, message in enumerate(messages)]
+  dialogue = answered(Dialogue([message for message, _ in bare], tools=tools), template, where, name)
+  roles = [message['role'] for message in dialogue.messages]
+  unlearnt = tuple(i for i, (_, learnt) in enumerate(bare) if not learnt and roles[i] == 'assistant')
+  return dialogue._replace(unlearnt=unlearnt)
 
 
 def with_system(row: dict, messages: Any, where: str, name: str) -> Any:
@@ -142,38 +159,45 @@ def read_tools(row: dict, where: str) -> Tools:
   return tools
 
 
-def read_preference(line: bytes, where: str, template: str) -> Pair:
-  """One line of JSONL. Raises ConfigError naming the row."""
-  return preference(formats.json_object(line, where), where, template)
+def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Pair | Nothing:
+  """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
+  row = formats.json_object(line, where)
+  row_entries.refuse_unknown(row, ('prompt', 'chosen', 'rejected', *BESIDE), ignore, where)
+  pair = preference(row, where, template, ignore)
+  return pair if row_entries.is_learnt(row, where) else NOTHING
 
 
-def preference(row: dict, where: str, template: str) -> Pair:
+def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Pair:
   """The two answers of {'prompt', 'chosen', 'rejected'}. Raises ConfigError naming the row."""
-  prompt = read_prompt(row, where, template)
-  chosen = answer_to(prompt, row, 'chosen', where, template)
-  rejected = answer_to(prompt, row, 'rejected', where, template)
+  prompt = read_prompt(row, where, template, ignore)
+  chosen = answer_to(prompt, row, 'chosen', where, template, ignore)
+  rejected = answer_to(prompt, row, 'rejected', where, template, ignore)
   if _written(chosen, template) == _written(rejected, template):
     raise formats.bad(where, 'chosen and rejected are equal', 'nothing is preferred: leave the row out')
   return Pair(chosen, rejected)
 
 
-def read_rated(line: bytes, where: str, template: str) -> Rated:
-  """One line of JSONL. Raises ConfigError naming the row."""
-  return rated(formats.json_object(line, where), where, template)
+def read_rated(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Rated | Nothing:
+  """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
+  row = formats.json_object(line, where)
+  row_entries.refuse_unknown(row, ('prompt', 'completion', 'label', *BESIDE), ignore, where)
+  answer = rated(row, where, template, ignore)
+  return answer if row_entries.is_learnt(row, where) else NOTHING
 
 
-def rated(row: dict, where: str, template: str) -> Rated:
+def rated(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Rated:
   """The answer of {'prompt', 'completion', 'label'}. Raises ConfigError naming the row."""
   label = field(row, 'label', where)
   if not isinstance(label, bool):
     raise formats.bad(where, f'label is {label!r}', 'give true for a desirable answer, false for another')
-  prompt = read_prompt(row, where, template)
-  return Rated(answer_to(prompt, row, 'completion', where, template), label)
+  prompt = read_prompt(row, where, template, ignore)
+  return Rated(answer_to(prompt, row, 'completion', where, template, ignore), label)
 
 
-def read_prompt(row: dict, where: str, template: str) -> list[chat_templates.Message]:
+def read_prompt(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> list[chat_templates.Message]:
   """The messages of a row's 'prompt', the last of them the user's. Raises ConfigError naming the row."""
-  prompt = with_system(row, _messages(row, 'prompt', 'user', where), where, 'prompt')
+  messages = [message for message, _ in _messages(row, 'prompt', 'user', where, template, ignore)]
+  prompt = with_system(row, messages, where, 'prompt')
   _check(prompt, template, where, 'prompt', read_tools(row, where))
   last_role = prompt[-1]['role']
   is_answered_next = last_role == 'user' or template == OWN_TEMPLATE and last_role != 'assistant'
@@ -182,10 +206,16 @@ def read_prompt(row: dict, where: str, template: str) -> list[chat_templates.Mes
   return prompt
 
 
-def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where: str, template: str) -> Dialogue:
+def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where: str, template: str,
+              ignore: Sequence[str] = ()) -> Dialogue:
   """The prompt and the answer that the row has under `name`, which alone is learnt. Raises ConfigError naming the
   row."""
-  answer = _messages(row, name, 'assistant', where)
+  found = _messages(row, name, 'assistant', where, template, ignore)
+  answer = [message for message, _ in found]
+  for i, (message, learnt) in enumerate(found):
+    if not learnt and isinstance(message, Mapping) and message.get('role') == 'assistant':
+      raise formats.bad(where, f'{name}[{i}] is not to be learnt', 'an answer is judged as a whole: put what is not '
+                        'learnt into the prompt, or take the mark out')
   if answer[:len(prompt)] == prompt:
     raise formats.bad(where, f'{name} begins with the prompt', 'leave the prompt out of it')
   dialogue = Dialogue([*prompt, *answer], len(prompt), read_tools(row, where))
@@ -215,12 +245,15 @@ def _written(dialogue: Dialogue, template: str) -> list[Any]:
   return [(message['role'], chat_templates.trimmed(message['content'], template)) for message in answer]
 
 
-def _messages(row: dict, name: str, role: str, where: str) -> list[chat_templates.Message]:
-  """The field's messages, of which a text is one of `role`."""
+def _messages(row: dict, name: str, role: str, where: str, template: str, ignore: Sequence[str]
+              ) -> list[tuple[Any, bool]]:
+  """The field's messages, of which a text is one of `role`, and whether each is to be learnt."""
   value = field(row, name, where)
   if not isinstance(value, str | list):
     raise formats.bad(where, f'{name} is a {type(value).__name__}', "give a text, or a list of {'role', 'content'}")
-  return [{'role': role, 'content': value}] if isinstance(value, str) else value
+  messages = [{'role': role, 'content': value}] if isinstance(value, str) else value
+  return [row_entries.bare_message(message, template, ignore, where, f'{name}[{i}]')
+          for i, message in enumerate(messages)]
 
 
 def _check(messages: Any, template: str, where: str, name: str, tools: Tools = None) -> None:

@@ -187,7 +187,8 @@ def check_ids(ids: np.ndarray | ArrayFile, tokenizer: Tokenizer, vocab_size: int
     if found >= vocab_size:
       around = tokenizer.decode(piece[max(place - 8, 0):place + 8].tolist())
       raise ConfigError('text', around, f'it uses the token {tokenizer.decode([found])!r}, id {found}, and the '
-                        f'embedding has {vocab_size} rows: take such text out, or resize the embedding')
+                        f'embedding has {vocab_size} rows: take such text out, or enlarge the model, '
+                        f'launch.convert --vocab_size={tokenizer.vocab_size}')
 
 
 def bytes_per_token(tokenizer: Tokenizer) -> np.ndarray:

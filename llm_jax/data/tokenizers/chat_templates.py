@@ -11,7 +11,7 @@ contents hold such a name it is text: nobody can end a turn, or open one, by wri
 llama2's [INST] and <<SYS>>, are text, as published, and can be written by anyone.)
 """
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -88,7 +88,8 @@ def _check_message(message: Message, template: str, where: str) -> None:
   for entry, value in message.items():
     is_known = entry in (*WRITTEN, *FLAGS) or value is None
     require(is_known, f'{where}.{entry}', str(value)[:80], f'template {template!r} does not write it: leave it out, or '
-            f'use template={OWN_TEMPLATE!r} of a model whose chat template does')
+            f'say ignore=({entry!r},) in the source, or use template={OWN_TEMPLATE!r} of a model whose chat template '
+            'does')
   content = message.get('content')
   require(isinstance(content, str), f'{where}.content', type(content).__name__, 'give a text')
   text = message['content']
@@ -109,7 +110,7 @@ def trimmed(content: str, template: str) -> str:
 
 # ---------------------------------------------------------------------------------------------- ids
 def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, start: int = 0,
-           tools: Tools = None) -> tuple[np.ndarray, np.ndarray]:
+           tools: Tools = None, unlearnt: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
   """(ids int32 [tokens], counts bool [tokens]) of a conversation.
 
   `counts` marks what the assistant says in every turn from message `start` on, with the token that ends its turn: the
@@ -117,6 +118,7 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
 
   Args:
     tools: descriptions of functions in JSON, for a model's own template.
+    unlearnt: messages of the assistant that are no targets all the same.
 
   Raises:
     ConfigError: a conversation without an assistant's turn, and as `check` and `check_template` do.
@@ -127,10 +129,15 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
   require('assistant' in roles[start:], 'messages', roles[:8],
           'no assistant turn: nothing to learn from, leave the row out')
   if template == OWN_TEMPLATE:
-    rendered = own_template(tokenizer, bool(tools)).render(messages, tools, start)
+    own = own_template(tokenizer, bool(tools))
+    own.refuse_unread(messages)
+    rendered = own.render(messages, tools, start, unlearnt)
   else:
-    before = len(list(WRITERS[template](messages[:start])))
-    rendered = _written(WRITERS[template](messages), tokenizer, first_learnt=before)
+    parts_before = lambda i: len(list(WRITERS[template](messages[:i])))
+    left_out = {*range(parts_before(start))}
+    for i in unlearnt:
+      left_out |= {*range(parts_before(i), parts_before(i + 1))}
+    rendered = _written(WRITERS[template](messages), tokenizer, left_out)
   ids, places = tokenizer.encode_rendered(rendered)
   return np.array(ids, np.int32), np.array(in_spans(places, rendered.learnt), bool)
 
@@ -188,8 +195,8 @@ def _marker(tokenizer: Tokenizer) -> Marker:
   return Marker(special)
 
 
-def _written(parts: Iterable[Part], tokenizer: Tokenizer, first_learnt: int = 0) -> Rendered:
-  """What a named template writes, as one text.   first_learnt: the part from which on the assistant's are learnt."""
+def _written(parts: Iterable[Part], tokenizer: Tokenizer, left_out: Collection[int] = ()) -> Rendered:
+  """What a named template writes, as one text.   left_out: parts that are not learnt, whoever says them."""
   marker = _marker(tokenizer)
   texts: list[str] = []
   learnt: list[Span] = []
@@ -197,7 +204,7 @@ def _written(parts: Iterable[Part], tokenizer: Tokenizer, first_learnt: int = 0)
   for i, part in enumerate(parts):
     text = _name(part, tokenizer) if part.special else marker.mark(part.text)
     texts.append(text)
-    if part.by_assistant and i >= first_learnt:
+    if part.by_assistant and i not in left_out:
       learnt.append((length, length + len(text)))
     length += len(text)
   return marker.rendered(''.join(texts), learnt)

@@ -6,7 +6,7 @@ import datetime
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.config.errors import ConfigError, require
@@ -22,6 +22,7 @@ HAS_MARKS = re.compile(r'\{%-?\s*generation\s*-?%\}')
 # Stand around what {% generation %} marks in a rendered text; contents cannot hold them.
 BEGIN, END = '\U000f0002', '\U000f0003'
 WORD = re.compile(r'[\w-]+')
+WHOLE_MESSAGE = re.compile(r'\b(messages?|m|msg)(\[[^]]*\])?\s*\|\s*tojson')
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one thing; templates read the first
 QUESTION = {'role': 'user', 'content': 'question'}
 ANSWER = {'role': 'assistant', 'content': 'answer'}
@@ -47,8 +48,9 @@ class JinjaTemplate:
     self._control = re.compile(f'(?<!{OPEN})(?:{"|".join(map(re.escape, longest_first)) or "(?!)"})')
     self._has_marks = HAS_MARKS.search(source) is not None
 
-  def render(self, messages: Sequence[Message], tools: Tools = None, start: int = 0) -> Rendered:
-    """A conversation, of which the assistant's turns from message `start` on are learnt.
+  def render(self, messages: Sequence[Message], tools: Tools = None, start: int = 0,
+             unlearnt: Collection[int] = ()) -> Rendered:
+    """A conversation, of which the assistant's turns from message `start` on are learnt, but for those of `unlearnt`.
 
     What is learnt is between the template's {% generation %} marks where it has some. Otherwise a turn begins where the
     template lets the model begin, with the messages before it, and ends with the control token that ends it.
@@ -58,15 +60,31 @@ class JinjaTemplate:
     """
     messages, tools = self._guarded(messages, tools)
     text, marked = _unmarked(self._write(messages, tools))
+    speaks = [i for i, message in enumerate(messages) if message.get('role') == 'assistant']
     if self._has_marks:
-      turns = [i for i, message in enumerate(messages) if message.get('role') == 'assistant']
-      require(not start or len(marked) == len(turns), 'messages', f'{len(marked)} marks for {len(turns)} turns', "the "
+      can_choose = len(marked) == len(speaks)
+      require(can_choose or not (start or unlearnt), 'messages', f'{len(marked)} marks for {len(speaks)} turns', "the "
               "model's chat template does not mark every turn of the assistant: name another template")
-      learnt = [span for span, i in zip(marked, turns, strict=True) if i >= start] if start else marked
+      learnt = [span for span, i in zip(marked, speaks, strict=True)
+                if i >= start and i not in unlearnt] if can_choose else marked
     else:
-      turns = [i for i, message in enumerate(messages) if message.get('role') == 'assistant' and i >= start]
+      turns = [i for i in speaks if i >= start and i not in unlearnt]
       learnt = [self._turn(messages, tools, i, text) for i in turns]
     return self._marker.rendered(text, learnt)
+
+  def refuse_unread(self, messages: Sequence[Message]) -> None:
+    """Refuses an entry of a message that the template does not speak of: nothing would be learnt of it.
+
+    A template that writes a message out whole reads all of it.
+    """
+    if WHOLE_MESSAGE.search(self._source):
+      return
+    for i, message in enumerate(messages):
+      for entry, value in message.items():
+        names = REASONING if entry in REASONING else (entry,)
+        is_read = any(re.search(rf'\b{re.escape(name)}\b', self._source) for name in names)
+        require(value is None or is_read, f'messages[{i}].{entry}', str(value)[:80], "the model's chat template does "
+                f'not read it: leave it out, or say ignore=({entry!r},) in the source')
 
   def prompt(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
     """A conversation up to where the assistant begins to speak."""

@@ -1,5 +1,6 @@
 """The families of `transformers` that are read and written: the weight table and the configuration of each in one
 file."""
+from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.families.deepseek import DEEPSEEK_V3
 from llm_jax.hf.families.gemma import GEMMA, GEMMA2, GEMMA3
@@ -20,4 +21,6 @@ FAMILIES = {family.model_type: family for family in MOST_SPECIAL_FIRST}
 
 def family_of(config: Architecture) -> Family:
   """The family that `config` resembles most. Whether it can express `config` exactly, `config_to_hf` checks."""
+  require(config.family is None or config.family in FAMILIES, 'model.family', config.family,
+          f'use None, or one of {tuple(FAMILIES)}')
   return next(family for family in MOST_SPECIAL_FIRST if family.resembles(config))

@@ -79,7 +79,10 @@ def read(fields: Fields) -> Architecture:
   dense = GLU(fields.size('intermediate_size', 18_432), activation)
   mixture = MixtureOfExperts(
     fields.size('n_routed_experts', 256), fields.size('num_experts_per_tok', 8), GLU(expert_width, activation),
-    SigmoidRouter(fields.size('n_group', 8), fields.size('topk_group', 4), fields.number('routed_scaling_factor', 2.5)),
+    # As with transformers, training on changes neither the bias of the experts nor the loss for their balance: no entry
+    # states a rate, and `aux_loss_alpha` is of the training that made the file.
+    SigmoidRouter(fields.size('n_group', 8), fields.size('topk_group', 4), fields.number('routed_scaling_factor', 2.5),
+                  bias_rate=0.0, sequence_balance_weight=0.0),
     GLU(fields.size('n_shared_experts', 1) * expert_width, activation))
   norm = RMSNorm(fields.number('rms_norm_eps', 1e-6))
   num_layers, num_dense = fields.size('num_hidden_layers', 61), fields.count('first_k_dense_replace', 3)

@@ -1,4 +1,5 @@
 """Llama, and Mistral: Llama whose attention may see a window."""
+import dataclasses
 import re
 from typing import Any
 
@@ -33,7 +34,7 @@ def read_mistral(fields: Fields) -> Architecture:
   attention = read_attention(fields, d_model, heads=32, kv_heads=8,
                              window=fields.optional_size('sliding_window', 4_096))
   feed_forward = GLU(fields.size('intermediate_size', 14_336), fields.activation('hidden_act', 'silu'))
-  return _read(fields, d_model, attention, feed_forward)
+  return dataclasses.replace(_read(fields, d_model, attention, feed_forward), family='mistral')
 
 
 def _read(fields: Fields, d_model: int, attention: Attention, feed_forward: GLU) -> Architecture:
@@ -66,9 +67,12 @@ def _write(config: Architecture, attention: Attention, feed_forward: GLU, norm: 
     'rms_norm_eps': norm.eps}
 
 
-def has_window(config: Architecture) -> bool:
+def is_mistral(config: Architecture) -> bool:
+  """Whether it has Mistral's window; or came as a Mistral, whose newer models have none, and has no bias of a Llama."""
   attention = first_block(config).attention
-  return isinstance(attention, Attention) and attention.window is not None
+  if not isinstance(attention, Attention):
+    return False
+  return attention.window is not None or config.family == 'mistral' and not attention.bias
 
 
 LLAMA = Family(
@@ -76,4 +80,4 @@ LLAMA = Family(
   resembles=lambda config: True, base_model_prefix='model.', ignored=BUFFERS)
 MISTRAL = LLAMA._replace(
   model_type='mistral', architecture='MistralForCausalLM', read=read_mistral, write=write_mistral,
-  resembles=has_window)
+  resembles=is_mistral)

@@ -40,7 +40,8 @@ def read(fields: Fields) -> Architecture:
   feed_forward = MixtureOfExperts(
     fields.size('num_local_experts', 8), fields.size('num_experts_per_tok', 2),
     GLU(fields.size('intermediate_size', 14_336), fields.activation('hidden_act', 'silu')),
-    SoftmaxRouter(balance_weight=fields.number('router_aux_loss_coef', 0.001)))
+    SoftmaxRouter(balance_weight=fields.number('router_aux_loss_coef', 0.001), layers_together=True,
+                  in_training=fields.flag('output_router_logits', False)))
   norm = RMSNorm(fields.number('rms_norm_eps', 1e-5))
   return Architecture(
     vocab_size=fields.size('vocab_size', 32_000), d_model=d_model, num_layers=fields.size('num_hidden_layers', 32),
@@ -57,7 +58,9 @@ def write(config: Architecture) -> dict[str, Any]:
   return write_attention(config, attention) | {
     'num_local_experts': mixture.num_experts, 'num_experts_per_tok': mixture.top_k,
     'intermediate_size': expert.width(config.d_model), 'hidden_act': ACTIVATION_NAMES[expert.activation],
-    'router_aux_loss_coef': router.balance_weight, 'sliding_window': attention.window, 'rms_norm_eps': block.norm.eps}
+    'router_aux_loss_coef': router.balance_weight,
+    'output_router_logits': router.in_training and router.layers_together,
+    'sliding_window': attention.window, 'rms_norm_eps': block.norm.eps}
 
 
 MIXTRAL = Family(

@@ -107,6 +107,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'embedding_scale': Other(4.0),
     'logit_soft_cap': Other(30.0),
     'multi_token': Other((Block(Attention(2), MixtureOfExperts(4, 2, GLU(12)), LayerNorm()),)),
+    'family': Other('mistral', 'a name for export'),
   },
   **{block: {
     'attention': Other(LatentAttention(4, 6, 4, 2, 5)),
@@ -151,6 +152,8 @@ OTHERS: dict[type, dict[str, Other]] = {
   },
   SoftmaxRouter: {
     'balance_weight': Other(0.5, TRAINING),
+    'layers_together': Other(True, TRAINING),
+    'in_training': Other(False, TRAINING),
     'z_weight': Other(0.5, TRAINING),
   },
   SigmoidRouter: {
