@@ -51,8 +51,9 @@ def load_run(config: str | None, overrides: Sequence[tuple[str, str]] = ()) -> R
   try:
     return schema.from_json(tree)
   except ConfigError as error:
-    if refused is not None and str(error) in str(refused):
-      raise refused from None  # it names the line
+    path = error.field.rpartition('.')[0]
+    if refused is not None and str(refused).endswith(str(error)[len(path):]):
+      raise refused from None  # the same, and it names the line
     raise
 
 

@@ -22,9 +22,9 @@ HARMLESS = re.compile(
   r'cache_implementation|ep_size|max_sequence_length|model_max_length|is_decoder|output_hidden_states|'
   r'output_attentions|output_past|_?num_labels|_?use_flash_attn\w*|_?use_flash_attention\w*|_flash_attn_2_enabled|'
   r'use_memory_efficient_attention|use_sdpa|tokenizer_class|torchscript|use_bfloat16|tf_legacy_loss|finetuning_task|'
-  r'problem_type|_commit_hash|'
+  r'problem_type|_commit_hash|max_seq_len|max_seq_length|(bos|eos|pad|unk|mask|sep|cls)_token|'
   # Settings of text generation, which old files have here.
-  r'max_length|min_length|do_sample|num_beams|num_beam_groups|num_return_sequences|temperature|top_k|top_p|typical_p|'
+  r'max_length|min_length|max_new_tokens|min_new_tokens|max_time|do_sample|num_beams|num_beam_groups|num_return_sequences|temperature|top_k|top_p|typical_p|'
   r'repetition_penalty|length_penalty|diversity_penalty|exponential_decay_length_penalty|early_stopping|'
   r'no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|suppress_tokens|begin_suppress_tokens|'
   r'remove_invalid_values|output_scores|return_dict_in_generate|prefix)$')
@@ -32,11 +32,12 @@ HARMLESS = re.compile(
 # Words (or their beginnings) in the name of an entry that may change numbers. `transformers` ignores an entry that its
 # family does not know, but code of the model's own may read it. Without such a word an entry is bookkeeping.
 COMPUTES = re.compile(
-  r'(^|[_.])(n|num|max|min|dim|sizes?|act|activation|adapter|alibi|attn|attention|audio|bias|bidirectional|block|cap|causal|'
-  r'chunk|clip|compress|conv|cross|decoder|dropout|emb|encoder|eps|expert|factor|feed|ffn|fp8|gate|glu|gptq|'
-  r'head|hidden|image|init|interleave|key|kv|layer|ln|logit|lora|mamba|mask|mixture|mlp|mm|moe|mtp|mult|mup|norm|pad|parallel|'
-  r'partial|pdrop|pos|post|pre|proj|prune|qk|quant|query|rank|resid|rms|rope|rotary|router|scal|shared|shift|'
-  r'sinks?|sliding|soft|sparse|sparsity|ssm|std|theta|tied?|topk|value|vision|weight|width|window|xpos|yarn)')
+  r'(^|[_.])((n|num|max|min|dim|sizes?|caps?|conv\d?d?|mm|ln|pos|std|sinks?|softmax|softcap\w*|soft)($|[_.])|'
+  r'act_|activation|adapter|alibi|attn|attention|audio|bias|bidirectional|block|causal|chunk|clip|compress|cross|decoder|'
+  r'dropout|emb|encoder|eps|expert|factor|feed|ffn|fp8|gate|glu|gptq|head|hidden|image|init|interleave|key|kv|layer|logit|'
+  r'lora|mamba|mask|mixture|mlp|moe|mtp|mult|mup|norm|parallel|partial|pdrop|position|proj|prune|qk|quant|query|rank|resid|'
+  r'rms|rope|rotary|router|scal|shared|shift|sliding|sparse|sparsity|ssm|theta|tied?|topk|value|vision|weight|width|window|'
+  r'xpos|yarn)')
 
 # Numbers that `transformers` refuses if a file writes them as integers.
 FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',

@@ -43,7 +43,8 @@ BOOKKEEPING = {
   'is_llama_config': True, 'rope_interleaved': False, 'unsloth_fixed': True, 'unsloth_version': '2026.3',
   'transformers.js_config': {'dtype': 'q4', 'kv_cache_dtype': {'q4f16': 'float16'}}, 'tokenizer_class': 'Llama',
   '_flash_attn_2_enabled': True, 'torchscript': True, 'model_max_length': 2_048, 'finetuning_task': 'chat',
-  'license': 'apache-2.0', 'training_steps': 1_000,
+  'license': 'apache-2.0', 'training_steps': 1_000, 'pad_token': '<pad>', 'max_seq_len': 2_048,
+  'pretrained_from': 'elsewhere', 'converted_by': 'a tool', 'neftune_noise_alpha': 5.0,
 }
 
 
@@ -60,7 +61,8 @@ def test_bookkeeping_is_passed_over_in_one_line(folder, caplog):
     want = theirs(torch.tensor(tokens)).logits
   np.testing.assert_allclose(llm_jax.Transformer(config).apply({'params': params}, tokens), want, atol=1e-5)
   [record] = caplog.records
-  passed = 'is_llama_config, unsloth_fixed, unsloth_version, transformers.js_config, license, training_steps'
+  passed = 'is_llama_config, unsloth_fixed, unsloth_version, transformers.js_config, license, training_steps, ' \
+           'pretrained_from, converted_by, neftune_noise_alpha'
   assert record.getMessage() == f'config.json: {passed}: no part of the decoder, passed over'
 
 
@@ -68,7 +70,8 @@ def test_bookkeeping_is_passed_over_in_one_line(folder, caplog):
   ('rope_interleaved', True), ('use_qk_norm', True), ('qk_layernorm', True), ('attentionMultiplier', 0.5),
   ('residual_multiplier', 0.2), ('logits_scaling', 8.0), ('embedding_multiplier', 12.0), ('num_experts', 8),
   ('alibi', True), ('partial_rotary_factor', 0.5), ('no_bias', True), ('pruned_heads', {'0': [1]}), ('mup_base', 256),
-  ('original_max_position_embeddings', 16), ('layer_norm_type', 'p1'), ('max_window_layers', 1),
+  ('original_max_position_embeddings', 16), ('layer_norm_type', 'p1'), ('max_window_layers', 1), ('soft_cap', 30.0),
+  ('sm_scale', 0.1), ('dense_act_fn', 'relu'), ('conv_kernel', 4),
 ])
 def test_what_may_change_a_number_is_refused_with_a_way_out(entry, value):
   values = hf_models.llama().to_dict()

@@ -1,4 +1,5 @@
 """Another number of tokens than a model was made with, and a tokenizer that has more of them."""
+import copy
 import json
 
 import numpy as np
@@ -17,7 +18,7 @@ CASES = ('gpt2', 'gpt2 untied, exact gelu, narrow', 'openai gpt', 'llama gqa', '
 
 
 def resize_theirs(case, size):
-  model = hf_models.make(hf_models.CASES[case])
+  model = hf_models.make(copy.deepcopy(hf_models.CASES[case]))  # the size is written into it
   model.resize_token_embeddings(size, mean_resizing=True)
   return hf_models.in_files(model)
 
