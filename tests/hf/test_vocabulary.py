@@ -49,13 +49,13 @@ from llm_jax import hf
 import dataclasses
 
 def get_config():
-  model = hf.read_config({folder!r})
+  model, size = hf.read_config({folder!r}), {size}
   return experiment(
-    model=model if {size} is None else dataclasses.replace(model, vocab_size={size}),
+    model=model if size is None else dataclasses.replace(model, vocab_size=size),
     tokenizer=hf.read_tokenizer({folder!r}), mesh=Mesh(data=2, fsdp=4),
     stages=(stage('start', Jsonl({text!r}, val_fraction=0.0), steps=1, seq_len=16, batch_size=8,
                   learning_rate=Constant(0.0), optimizer=AdamW(weight_decay=0.0), evals=(),
-                  init=HuggingFace({folder!r}, resize_vocabulary={size} is not None)),))
+                  init=HuggingFace({folder!r}, resize_vocabulary=size is not None)),))
 '''
 
 
