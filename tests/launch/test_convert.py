@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from launch import convert, sample
-from launch.sampler import text_borders
+from launch.sampler import text_ends
 from llm_jax import hf
 from llm_jax.checkpoints.checkpoint import open_checkpoint
 from llm_jax.checkpoints.store import CheckpointStore
@@ -108,8 +108,7 @@ def test_an_id_of_minus_one_is_none(in_config, in_generation, folder, tmp_path, 
     (hub / name).write_text(json.dumps(values))
   assert run(f'--from_hf={hub}', f'--to={tmp_path / "run"}') == 0
   tokenizer = load_tokenizer(tmp_path / 'run' / 'tokenizer')
-  first, ends = text_borders(tmp_path / 'run' / 'tokenizer', tokenizer)
-  assert first == (1 if in_config == 1 else tokenizer.eot) and ends[0] == tokenizer.eot
+  assert text_ends(tmp_path / 'run' / 'tokenizer', tokenizer)[0] == tokenizer.eot
   assert sample.main([f'--checkpoint={tmp_path / "run"}', '--prompt=a', '--max_new_tokens=2', '--temperature=0']) == 0
   assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
   assert transformers.AutoConfig.from_pretrained(tmp_path / 'out').bos_token_id == (1 if in_config == 1 else None)
