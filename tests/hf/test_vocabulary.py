@@ -92,8 +92,9 @@ def test_a_tokenizer_with_more_ids_trains_until_a_text_uses_one(folder, tmp_path
     start(folder, second, 'a <more> of it')
   size = hf.read_config(folder).vocab_size
   said = capsys.readouterr().err.strip().splitlines()[-1]
-  assert f"config.stages[0].data.sources[0].source = \"token {size + 1}, '<more>', in document 9\"" in said
-  assert f'the model has {size} tokens and its tokenizer {size + 3}' in said and f'--vocab_size={size + 3}' in said
+  assert said.startswith('error: config.stages[0].data.sources[0].source.text = ')
+  assert f"it uses the token '<more>', id {size + 1}, and the embedding has {size} rows" in said
+  assert said.endswith(f'launch.convert --vocab_size={size + 3}')
 
 
 def test_a_stage_enlarges_the_vocabulary(folder, tmp_path):

@@ -130,8 +130,8 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
           'no assistant turn: nothing to learn from, leave the row out')
   if template == OWN_TEMPLATE:
     own = own_template(tokenizer, bool(tools))
-    own.refuse_unread(messages)
     rendered = own.render(messages, tools, start, unlearnt)
+    own.refuse_unread(messages)
   else:
     parts_before = lambda i: len(list(WRITERS[template](messages[:i])))
     left_out = {*range(parts_before(start))}

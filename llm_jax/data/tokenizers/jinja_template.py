@@ -83,7 +83,8 @@ class JinjaTemplate:
       for entry, value in message.items():
         names = REASONING if entry in REASONING else (entry,)
         is_read = any(re.search(rf'\b{re.escape(name)}\b', self._source) for name in names)
-        require(value is None or is_read, f'messages[{i}].{entry}', str(value)[:80], "the model's chat template does "
+        is_plain = entry in ('role', 'content') or value is None
+        require(is_plain or is_read, f'messages[{i}].{entry}', str(value)[:80], "the model's chat template does "
                 f'not read it: leave it out, or say ignore=({entry!r},) in the source')
 
   def prompt(self, messages: Sequence[Message], tools: Tools = None) -> Rendered:
