@@ -1,6 +1,9 @@
 """Texts, chats and prompts of imported models against `AutoTokenizer` and `apply_chat_template`, id by id."""
+import importlib.util
 import json
+import pathlib
 import random
+import re
 
 import pytest
 import transformers
@@ -324,6 +327,54 @@ def test_turns_of_a_template_that_leaves_out_earlier_thoughts(tmp_path):
   ours, _ = open_both('gpt2', tmp_path / 'other', chat_template=hides)
   with pytest.raises(ConfigError, match=r"^messages\[1\].*chat template writes what is before it in another way"):
     chat_templates.render([*HELLO, *HELLO], 'model', ours)
+
+
+CONVERSATIONS = (
+  [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello there.'},
+   {'role': 'user', 'content': 'Mo?'}, {'role': 'assistant', 'content': 'Ok  then'}],
+  [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': '<think>\nhm\n</think>\n\nYes'},
+   {'role': 'user', 'content': 'Mo?'}, {'role': 'assistant', 'content': '<think>\nso\n</think>\n\nNo'}],
+)
+NAMES = re.compile(r'<\|[^|>\s]+\|>|</?think>|<(?:start|end)_of_turn>|<｜[^｜]+｜>')  # of tokens in templates
+
+
+def open_published(name, folder):
+  """(ours, theirs) with a chat template that TRL has a copy of, and with its tokens."""
+  [package] = importlib.util.find_spec('trl').submodule_search_locations
+  source = (pathlib.Path(package) / 'chat_templates' / f'{name}.jinja').read_text()
+  published.write_folder('gpt2', folder, chat_template=source)
+  file = published.library.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  file.add_tokens([published.library.AddedToken(token, special='think' not in token, normalized=False)
+                   for token in sorted(set(NAMES.findall(source)))])
+  file.save(str(folder / 'tokenizer.json'))
+  theirs = transformers.AutoTokenizer.from_pretrained(folder)
+  return make_tokenizer(HuggingFaceFile(str(folder / 'tokenizer.json'), '<|endoftext|>')), theirs
+
+
+@pytest.mark.parametrize('name', (
+  'llama3', 'llama3_1', 'gemma3', 'qwen2_5', 'qwen3', 'qwen3_5_think', 'deepseekv3', 'deepseek_r1_distill', 'gptoss',
+  'phi3', 'cohere2', 'nemotron_3_nano'))
+def test_published_templates(name, tmp_path):
+  """Ids are transformers'; nothing that the user says is learnt, and all that is written of an answer is."""
+  ours, theirs = open_published(name, tmp_path)
+  for messages in CONVERSATIONS:
+    ids, counts = chat_templates.render(messages, 'model', ours)
+    assert ids.tolist() == applied(theirs, messages)
+    learnt = ours.decode(ids[counts])
+    assert 'Mo?' not in learnt and 'Hi' not in learnt
+    assert all(message['content'].split()[-1] in learnt for message in messages[1::2])
+
+
+@pytest.mark.parametrize('name', ('llama3', 'gemma3', 'qwen3_instruct_2507', 'cohere2'))
+def test_turns_that_are_found_are_those_that_trl_marks(name, tmp_path):
+  """TRL has the same templates with {% generation %} marks, some of which take in a line break behind a turn."""
+  ours, _ = open_published(name, tmp_path / 'plain')
+  _, marked = open_published(f'{name}_training', tmp_path / 'marked')
+  for messages in CONVERSATIONS:
+    ids, counts = chat_templates.render(messages, 'model', ours)
+    found = marked.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    said = [i for i, is_said in zip(found['input_ids'], found['assistant_masks'], strict=True) if is_said]
+    assert ''.join(ours.decode(ids[counts]).split()) == ''.join(marked.decode(said).split())
 
 
 @pytest.mark.parametrize('change, message', [

@@ -21,6 +21,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 HAS_MARKS = re.compile(r'\{%-?\s*generation\s*-?%\}')
 # Stand around what {% generation %} marks in a rendered text; contents cannot hold them.
 BEGIN, END = '\U000f0002', '\U000f0003'
+TAG = re.compile(r'</?\w+>')
 WORD = re.compile(r'[\w-]+')
 WHOLE_MESSAGE = re.compile(r'\b(messages?|m|msg)(\[[^]]*\])?\s*\|\s*tojson')
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names of one thing; templates read the first
@@ -34,8 +35,8 @@ class JinjaTemplate:
   source: in Jinja.
   variables: special tokens by role, which the template may use.
   special: names of special tokens. No content turns into one of them.
-  others: names of other added tokens that the template writes. The assistant may say them, such as those around a
-    thought, but for the ones that stand around its turns; nobody else may.
+  others: names of other added tokens that the template writes. Nobody can write them either, but the assistant those
+    that are tags, such as <think>.
   """
 
   def __init__(self, source: str, variables: Mapping[str, str], special: Sequence[str], others: Sequence[str]):
@@ -95,20 +96,25 @@ class JinjaTemplate:
   @functools.cached_property
   def end_of_turn(self) -> str:
     """The name of the control token that ends what the assistant says; '' where there is none."""
-    text = _unmarked(self._write([QUESTION, ANSWER], None))[0]
-    found = self._control.search(text, text.rindex(ANSWER['content']) if ANSWER['content'] in text else 0)
+    return self._end_of_answer([QUESTION, ANSWER])
+
+  @functools.cached_property
+  def _ends_of_turns(self) -> set[str]:
+    """The same of a last turn and of one that another follows, which some templates end otherwise."""
+    try:
+      return {self.end_of_turn, self._end_of_answer([QUESTION, ANSWER, QUESTION])} - {''}
+    except ConfigError:  # it takes no such conversation
+      return {self.end_of_turn} - {''}
+
+  def _end_of_answer(self, messages: Sequence[Message]) -> str:
+    text = _unmarked(self._write(messages, None))[0]
+    found = self._control.search(text, max(text.rfind(ANSWER['content']), 0))
     return found[0] if found else ''
 
   @functools.cached_property
   def _assistant_marker(self) -> Marker:
-    """For what the assistant says: of the other tokens it leaves those that stand within a turn."""
-    try:
-      text, marked = _unmarked(self._write([QUESTION, ANSWER], None))
-      begin, end = marked[0] if marked else self._turn([QUESTION, ANSWER], None, 1, text)
-    except ConfigError:  # it takes no such conversation
-      return self._marker
-    around = f'{text[:begin]}{OPEN}{text[end:]}'
-    return Marker((*self._special, *(name for name in self._others if name in around)))
+    """For what the assistant says: it may write tags, which templates take thoughts and calls apart by."""
+    return Marker((*self._special, *(name for name in self._others if not TAG.fullmatch(name))))
 
   def _guarded(self, messages: Sequence[Message], tools: Tools) -> tuple[list[dict[str, Any]], Any]:
     """The same with the names of control tokens marked, as the template is to see them."""
@@ -131,14 +137,18 @@ class JinjaTemplate:
 
   # -------------------------------------------------------------------------------------------- turns without marks
   def _turn(self, messages: Sequence[Message], tools: Any, i: int, text: str) -> Span:
+    """Where message i is written, from where the model begins to write to the token that ends its turn."""
     begin = self._begin(messages, tools, i, text)
     following = self._write(messages[:i + 1], tools)
     is_prefix = text.startswith(following)
-    limit = len(following) if is_prefix else len(text)
-    end = self._end(text, begin, limit, is_prefix)
-    is_there = _spoken(messages[i]) in text[begin:end]
+    spoken = _spoken(messages[i])
+    # With what follows the turn may be written in another way; without it, it is the last that is written.
+    place = text.rfind(spoken, begin, len(following)) if is_prefix else text.find(spoken, begin)
+    behind = place + len(spoken) if spoken else begin
+    limit = len(following) if is_prefix else _next_message(messages, i, text, behind)
+    end = self._end(text, behind, limit, is_prefix, is_silent=not spoken)
     said = str(messages[i].get('content'))[:80]
-    require(end is not None and is_there, f'messages[{i}]', said, "the model's chat template does not write this "
+    require(place >= 0 and end is not None, f'messages[{i}]', said, "the model's chat template does not write this "
             'answer where the assistant speaks: put {% generation %} marks into it, or name another template')
     assert end is not None
     return begin, end
@@ -157,22 +167,36 @@ class JinjaTemplate:
     shared = len(before)
     while shared < min(len(text), len(prompt)) and text[shared] == prompt[shared]:
       shared += 1
-    answer = text.find(_spoken(messages[i]), len(before))
+    spoken = _spoken(messages[i])
+    answer = text.find(spoken, len(before)) if spoken else -1
     return shared if answer < 0 else min(shared, answer)
 
-  def _end(self, text: str, begin: int, limit: int, is_prefix: bool) -> int | None:
-    """Behind the token that ends a turn; None where it cannot be told."""
-    if self.end_of_turn:
-      place = next((found.end() for found in self._control.finditer(text, begin, limit)
-                    if found[0] == self.end_of_turn), None)
-      if place is not None:
-        return place
+  def _end(self, text: str, behind: int, limit: int, is_prefix: bool, is_silent: bool) -> int | None:
+    """Behind the token that ends a turn; None where it cannot be told.
+
+    behind: where the content ends.   limit: where the turn ends at the latest, and if `is_prefix` exactly.
+    is_silent: whether there is no content, but a call of a tool.
+    """
+    controls = [*self._control.finditer(text, behind, limit)]
+    ends = [found.end() for found in controls if found[0] in self._ends_of_turns]
+    if ends:
+      place = ends[-1] if is_prefix and is_silent else ends[0]
+      following = [found for found in controls if found.start() >= place]
+      is_whole = is_prefix and ''.join(found[0] for found in following) == text[place:limit].strip()
+      touches = bool(following) and following[0].start() == place
+      return following[-1].end() if is_whole and touches else place
     if not is_prefix:
       return None
-    ends = [found.end() for found in self._control.finditer(text, begin, limit)]
-    if ends and not text[ends[-1]:limit].strip():
-      return ends[-1]
+    if controls and not text[controls[-1].end():limit].strip():
+      return controls[-1].end()
     return limit
+
+
+def _next_message(messages: Sequence[Message], i: int, text: str, behind: int) -> int:
+  """Where in the text the content of the message after i is, at the earliest; its end where that is not known."""
+  spoken = _spoken(messages[i + 1]) if i + 1 < len(messages) else ''
+  place = text.find(spoken, behind) if spoken else -1
+  return len(text) if place < 0 else place
 
 
 def literal_text(source: str) -> str:
