@@ -3,6 +3,7 @@
 Wrong input ends here: one line, exit code 2, before jax is even imported.
 """
 import dataclasses
+import errno
 import os
 import pathlib
 import sys
@@ -14,7 +15,7 @@ from launch.errors import Refused, refusing
 from launch.experiment_file import check_files, load_run
 from launch.field_help import format_fields
 from launch.overrides import split_overrides
-from llm_jax.config.errors import located
+from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.run import Run
 from llm_jax.config.type_hints import suggest
 from llm_jax.runtime.address import split_address
@@ -24,6 +25,7 @@ FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.s
 --config.stages[0].ema=0.99 --config.stages[0].optimizer.kind=Muon. With --config=FILE.py, --help prints them all.
 """
 FIELD_HINT = 'a field of the experiment is set by --config.FIELD=VALUE, and --config=FILE --help lists them'
+LONGEST_PATH = f'00000000.saving/state/{"x" * 100}'  # about that of the longest file of a checkpoint
 HELP = ('help', 'h', 'helpfull', 'helpshort')
 STRINGS = {
   'config': 'the experiment: FILE.py or FILE.py:argument',
@@ -112,7 +114,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
   run = load_run(values.config, overrides)
   check_files(run, values.config)
   check_mesh(run)
-  check_workdir(values.workdir)
+  check_workdir(values.workdir, [stage.name for stage in run.stages])
   check_processes(values.coordinator, values.num_processes, values.process_id)
   check_stage(run, values.stage)
   check_from_step(values.from_step)
@@ -149,8 +151,8 @@ def check_mesh(run: Run) -> None:
                       stage=stage.name)
 
 
-def check_workdir(workdir: str | None) -> None:
-  """Refuses a workdir that cannot be written, without making it."""
+def check_workdir(workdir: str | None, stages: Sequence[str] = ()) -> None:
+  """Refuses a workdir that cannot be written, or whose file system cannot hold a checkpoint's names; makes nothing."""
   if not workdir:
     raise Refused('--workdir is missing: say where the run lives, such as --workdir=runs/quickstart')
   path = pathlib.Path(workdir).absolute()
@@ -162,6 +164,20 @@ def check_workdir(workdir: str | None) -> None:
     raise Refused(f'--workdir={workdir}: {existing} is a file: name a folder')
   if not os.access(existing, os.W_OK | os.X_OK):
     raise Refused(f'--workdir={workdir}: {existing} is not writable: choose another folder, or change its permissions')
+  for i, name in enumerate(stages):
+    if is_too_long(existing / name):
+      raise ConfigError(f'config.stages[{i}].name', name, f'is too long for the file system of {existing}: shorten it')
+    if is_too_long(path / 'checkpoints' / name / LONGEST_PATH):
+      raise Refused(f'--workdir={workdir}: its path is too long for the files of a checkpoint: choose a shorter one')
+
+
+def is_too_long(path: pathlib.Path) -> bool:
+  """Whether the file system, where the folder of `path` exists, takes no such name."""
+  try:
+    os.lstat(path)
+  except OSError as error:
+    return error.errno == errno.ENAMETOOLONG
+  return False
 
 
 def check_processes(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

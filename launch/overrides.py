@@ -5,6 +5,7 @@ optimizer, and it answers a typo with a traceback.
 """
 import ast
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -115,9 +116,16 @@ def parse(text: str, current: Any) -> Any:
   current: what the field holds; where that is a string, only a quoted text is taken for a literal.
   """
   try:
-    value = LITERALS[text.lower()] if text.lower() in LITERALS else ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+    value = LITERALS[text.lower()] if text.lower() in LITERALS else _literal(text)
+  except (SyntaxError, ValueError, TypeError, OverflowError, MemoryError, RecursionError):
     return text
   if isinstance(current, str) and not isinstance(value, str):
     return text
   return value
+
+
+def _literal(text: str) -> Any:
+  """A Python literal. Raises one of many errors for what is none, or is nested too deeply."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # such as of an escape that is none: the text is the user's
+    return ast.literal_eval(text)

@@ -48,7 +48,7 @@ def answer(flags: SampleFlags, run: Run, draft_run: Run | None) -> int:
     runtime.prepare()  # jax starts here, after the command line has been checked
     from launch.chat import chat
     from launch.sampler import Sampler
-    from llm_jax.runtime.errors import CheckpointError
+    from llm_jax.runtime.errors import CheckpointError, is_out_of_memory, one_line
   try:
     with refusing():
       with runtime.leaving_on_interrupt():
@@ -62,6 +62,12 @@ def answer(flags: SampleFlags, run: Run, draft_run: Run | None) -> int:
       chat(sampler, lines())
   except CheckpointError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
+    return 1
+  except (RuntimeError, MemoryError) as error:
+    if not is_out_of_memory(error):
+      raise
+    print(f'error: out of memory: {one_line(error)}: use --dtype=bfloat16, fewer --max_new_tokens or a shorter prompt',
+          file=sys.stderr, flush=True)
     return 1
   return 0
 

@@ -1,4 +1,5 @@
 """Which checkpoint of a run `launch.sample` and `launch.convert` read, and its parameters."""
+import contextlib
 import pathlib
 import sys
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from launch.errors import refuse
 from llm_jax import paths
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.checkpoints.folders import hold
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -15,6 +17,9 @@ from llm_jax.config.type_hints import suggest
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.hf.finite import count_not_finite
 from llm_jax.runtime.errors import CheckpointError
+
+# What keeps a run that saves meanwhile from deleting the checkpoints that are found and not read yet.
+_held: dict[pathlib.Path, contextlib.ExitStack] = {}
 
 
 def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, stage: str | None = None, step: int | None = None
@@ -24,7 +29,8 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, stage: str | Non
   Args:
     flag: what named the workdir, for errors.
     stage: name of the stage; None: the last one that has a checkpoint.
-    step: of the checkpoint; None: the newest valid one.
+    step: of the checkpoint; None: the newest valid one. A run that saves beside this program keeps it until
+      `read_params` has read it.
 
   Raises:
     CheckpointError: the checkpoint is damaged.
@@ -34,9 +40,15 @@ def find_checkpoint(flag: str, workdir: pathlib.Path, run: Run, stage: str | Non
   store = CheckpointStore(workdir / 'checkpoints' / chosen.name)
   if step is not None and step not in store.steps():
     refuse(f'--step={step}: {store.folder} has {", ".join(map(str, store.steps()))}')
-  checkpoint = store.latest_valid() if step is None else store.at(step)
+  stack = contextlib.ExitStack()
+  if step is None:
+    checkpoint = stack.enter_context(store.hold_newest())
+  else:
+    checkpoint = store.at(step)
+    stack.enter_context(hold(checkpoint.path))
   if checkpoint is None:  # another process has removed it
     raise CheckpointError(f'{store.folder}: its checkpoints are gone')
+  _held[checkpoint.path] = stack
   return chosen, checkpoint
 
 
@@ -70,7 +82,8 @@ def read_params(checkpoint: SavedCheckpoint) -> Any:
   """
   which = ', averaged parameters' if checkpoint.averaged else ''
   print(f'{checkpoint.path}{which}', file=sys.stderr)
-  params = checkpoint.read_best()
+  with _held.pop(checkpoint.path, contextlib.ExitStack()):
+    params = checkpoint.read_best()
   for path, leaf in paths.leaves(params):
     bad = count_not_finite(np.asarray(leaf))
     if bad:

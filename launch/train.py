@@ -32,10 +32,11 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   guard = make_guard(flags, requests)
   runtime.prepare()  # jax starts here, after the command line has been checked
   from llm_jax.runtime import joining
-  from llm_jax.runtime.errors import CheckpointError, FileError, one_line
+  from llm_jax.runtime.errors import CheckpointError, FileError, is_out_of_memory, one_line
   from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted
   from llm_jax.tracking.terminal import say
   from llm_jax.train.hooks import Diverged
+  from llm_jax.train.out_of_memory import OutOfMemory
   from llm_jax.train.run import train
   try:
     joining.join(flags.coordinator, flags.num_processes, flags.process_id, guard.connect)
@@ -51,14 +52,18 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   except ConfigError as error:
     guard.close(2, f'error: {error}')
     refuse(str(error))
-  except (CheckpointError, Diverged, FileError) as error:
+  except (CheckpointError, Diverged, FileError, OutOfMemory) as error:
     guard.await_verdict()
     print(f'error: {error}', file=sys.stderr, flush=True)
     guard.close(1, one_line(error))
     return 1
   except Exception as error:
     guard.await_verdict()
+    if is_out_of_memory(error):
+      print(f'error: out of memory: {one_line(error)}', file=sys.stderr, flush=True)
     guard.close(1, f'{type(error).__name__}: {one_line(error)}')
+    if is_out_of_memory(error):
+      return 1
     raise
   finally:
     if requests is not None:

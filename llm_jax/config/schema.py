@@ -26,6 +26,7 @@ from llm_jax.config.type_hints import (
 )
 
 KIND = 'kind'
+LONGEST_EXAMPLE = 80  # characters
 
 
 class _Missing:
@@ -134,7 +135,7 @@ def _read(kind: Any, value: Any, path: str) -> Any:
     if each is float and isinstance(value, int | float) and not isinstance(value, bool):
       return _finite(value, path)
     if isinstance(each, type) and _is_instance(value, each):
-      return value
+      return _in_64_bits(value, path) if isinstance(value, int) else value
   raise ConfigError(path, value, f'give {describe(kind)}, not {type(value).__name__}{_as_tuple(value, kind)}')
 
 
@@ -148,10 +149,26 @@ def _is_instance(value: Any, cls: type) -> bool:
   return isinstance(value, cls) and isinstance(value, bool) == (cls is bool)
 
 
+def _in_64_bits(value: int, path: str) -> int:
+  if not -2**63 <= value < 2**63:
+    raise ConfigError(path, _shortened(value), 'give a number of 64 bits')
+  return value
+
+
 def _finite(value: int | float, path: str) -> float:
-  if not math.isfinite(value):
-    raise ConfigError(path, value, 'give a finite number')
-  return float(value)
+  try:
+    number = float(value)
+  except OverflowError:  # an integer of hundreds of digits
+    number = math.inf
+  if not math.isfinite(number):
+    raise ConfigError(path, _shortened(value), 'give a finite number')
+  return number
+
+
+def _shortened(value: int | float) -> int | float | str:
+  """The value; of an integer so long that Python does not print it, that it is one."""
+  is_long = isinstance(value, int) and abs(value) >= 10**400
+  return 'an integer of more than 400 digits' if is_long else value
 
 
 def _as_tuple(value: Any, kind: Any) -> str:
@@ -159,7 +176,7 @@ def _as_tuple(value: Any, kind: Any) -> str:
   if type(value) not in alternatives(item_type(kind)):
     return ''
   item = f'{type(value).__name__}(...)' if dataclasses.is_dataclass(value) else repr(value)
-  return f', such as ({item},)'
+  return f', such as ({item},)' if len(item) <= LONGEST_EXAMPLE else ''
 
 
 # ---------------------------------------------------------------------------------------------- dataclasses
@@ -216,7 +233,7 @@ def _chosen(classes: list[type], tree: dict[str, Any], path: str) -> type:
   if KIND not in tree:
     raise ConfigError(f'{path}.{KIND}', MISSING, f'say which one: {", ".join(by_name)}')
   name = tree.pop(KIND)
-  if name not in by_name:
+  if not isinstance(name, str) or name not in by_name:
     raise ConfigError(f'{path}.{KIND}', name, f'no such kind; {suggest(name, by_name)}')
   return by_name[name]
 

@@ -172,6 +172,10 @@ class Dataset:
     """Whether the text is no longer as it was when the dataset was opened; its tokens are."""
     return any(source.documents.changed() for source in self._opened)
 
+  def changed_files(self) -> list[str]:
+    """Paths of the files that no longer hold what they did when the dataset was opened."""
+    return [file for source in self._opened for file in source.documents.changed_files()]
+
   def seen_in(self, trained: 'Dataset') -> list[str]:
     """What of this held-out split may be in the training split `trained`, one line for each two sources."""
     lines: list[str] = []

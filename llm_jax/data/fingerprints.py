@@ -56,13 +56,14 @@ def _remembered(record: pathlib.Path, status: list[int]) -> str | None:
   """The hash of a file that had this status; None where it is not known."""
   try:
     remembered = json.loads(record.read_bytes())
-    return remembered['sha256'] if remembered['status'] == status else None
+    is_whole = remembered['check'] == of([remembered['status'], remembered['sha256']])
+    return remembered['sha256'] if is_whole and remembered['status'] == status else None
   except (OSError, ValueError, KeyError, TypeError):  # never written, or damaged
     return None
 
 
 def _remember(record: pathlib.Path, status: list[int], digest: str) -> None:
-  content = json.dumps({'status': status, 'sha256': digest})
+  content = json.dumps({'status': status, 'sha256': digest, 'check': of([status, digest])})
   try:
     record.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(record, content, durable=False)  # one that is lost is computed again
@@ -72,9 +73,20 @@ def _remember(record: pathlib.Path, status: list[int], digest: str) -> None:
 
 def of_files(paths: Mapping[str, pathlib.Path], cache_dir: str | os.PathLike[str] | None = None) -> str:
   """sha256 (hex) over the names and contents of files, given as {name: path}."""
+  return of_digests(of_each_file(paths, cache_dir))
+
+
+def of_digests(digests: Mapping[str, str]) -> str:
+  """`of_files`, of files whose sha256 are known by name."""
+  return of(sorted(digests.items()))
+
+
+def of_each_file(paths: Mapping[str, pathlib.Path], cache_dir: str | os.PathLike[str] | None = None
+                 ) -> dict[str, str]:
+  """sha256 (hex) of the content of each file, given as {name: path}."""
   def digest(path: pathlib.Path) -> str:
     return of_file(path, cache_dir)
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     digests = list(pool.map(digest, paths.values()))
-  return of(sorted(zip(paths, digests, strict=True)))
+  return dict(zip(paths, digests, strict=True))

@@ -20,7 +20,7 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -192,7 +192,7 @@ def _build(folder: pathlib.Path, source: documents.DocumentSource, split: docume
         'skipped': dict(source.skipped),
         'checksum': {name: zlib.crc32(body) for name, body in bodies.items()},
       }
-      journal.write(json.dumps(entry).encode() + b'\n')
+      journal.write(_journal_line(entry))
       _sync(journal)
       activity.beat()
       if progress:
@@ -252,14 +252,14 @@ def _resume(building: pathlib.Path, files: dict[str, BinaryIO], journal: BinaryI
   kept = 0  # bytes of the journal
   with contextlib.ExitStack() as stack:
     stored = {name: stack.enter_context(open(building / name, 'rb')) for name in files}
-    for line in (building / 'journal').read_bytes().splitlines(keepends=True):
-      try:
-        following = json.loads(line)
-        checksum = {name: zlib.crc32(file.read(following['ends'][name] - entry['ends'][name]))
-                    for name, file in stored.items()}
-        if not line.endswith(b'\n') or checksum != following['checksum']:
-          break
-      except (ValueError, KeyError):
+    lines = (building / 'journal').read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+      is_torn = not line.endswith(b'\n')  # as a kill leaves the last one
+      following = None if is_torn else _journal_entry(line)
+      if following is None or not _is_stored(entry, following, stored):
+        if not is_torn:
+          logging.warning('%s, line %d: it, or what it tells of, is not as it was written; tokenising again from there',
+                          building / 'journal', number)
         break
       entry = following
       kept += len(line)
@@ -273,6 +273,27 @@ def _cut_off(file: BinaryIO, size: int) -> None:
   """Leaves the first `size` bytes; what is written next follows them."""
   file.truncate(size)
   file.seek(size)
+
+
+def _journal_line(entry: dict[str, Any]) -> bytes:
+  """A line of the journal: its checksum and the entry. A changed number in it would build another store."""
+  body = json.dumps(entry).encode()
+  return b'%08x %s\n' % (zlib.crc32(body), body)
+
+
+def _journal_entry(line: bytes) -> dict[str, Any] | None:
+  """The entry of a line; None where the line is not as it was written."""
+  checksum, _, body = line.removesuffix(b'\n').partition(b' ')
+  return json.loads(body) if checksum == b'%08x' % zlib.crc32(body) else None
+
+
+def _is_stored(before: dict[str, Any], entry: dict[str, Any], stored: Mapping[str, BinaryIO]) -> bool:
+  """Whether what was appended between two entries is in the files as it was written; reads on in them."""
+  for name, file in stored.items():
+    body = file.read(entry['ends'][name] - before['ends'][name])
+    if zlib.crc32(body) != entry['checksum'][name]:
+      return False
+  return True
 
 
 def _sync(file: BinaryIO) -> None:

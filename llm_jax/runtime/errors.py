@@ -8,6 +8,8 @@ from pathlib import Path
 MOST_CHARACTERS = 500
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIB = 1 << 20
+# What jax, XLA and the system say where memory is short. A full disk is another error by then: see `CheckpointError`.
+OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'Out of memory', 'bad_alloc', 'Cannot allocate memory')
 
 
 class CheckpointError(RuntimeError):
@@ -50,3 +52,8 @@ def is_full_disk(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
   """The error's text without line breaks, cut where it is very long; its class where it has no text."""
   return ' '.join(str(error).split())[:MOST_CHARACTERS] or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether the memory of the host or of a device was too small."""
+  return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

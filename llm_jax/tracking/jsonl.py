@@ -1,7 +1,12 @@
-"""Files of one JSON object a line, which survive a kill in the middle of a line and a disk that is full for a while."""
+"""Files of one JSON object a line, which survive a kill in the middle of a line and a disk that is full for a while.
+
+The last entry of a line is its checksum, `"crc32": "1c291ca3"`, over the line without it.
+"""
 import json
 import os
 import pathlib
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +15,8 @@ from llm_jax.runtime.files import replace_file, write_whole
 from llm_jax.tracking.tracker import Record
 
 MOST_UNWRITTEN = 100_000  # objects that wait for a disk without room
+CHECKSUM = 'crc32'
+HEX_DIGITS = re.compile('[0-9a-f]{8}')
 
 
 class JsonlFile:
@@ -33,7 +40,7 @@ class JsonlFile:
     self.append(record.to_json())
 
   def append(self, entry: dict[str, Any]) -> None:
-    self._unwritten.append(json.dumps(entry) + '\n')
+    self._unwritten.append(_line(entry))
     del self._unwritten[:-MOST_UNWRITTEN]
     self._write()
 
@@ -71,23 +78,50 @@ def _is_kept(entry: dict[str, Any], stage: str, step: int) -> bool:
 
 
 def read_jsonl(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-  """The objects that have a step, in order. Lines that are not whole are passed over. No file: nothing."""
+  """The objects that have a step, in order; nothing where there is no file. Damaged lines are passed over."""
+  for _, entry in _lines(path):
+    if entry is not None:
+      yield entry
+
+
+def damaged_lines(path: pathlib.Path) -> list[int]:
+  """Numbers of the lines that are not as they were written, from 1. Half a line at the end is what a kill leaves."""
+  damaged = [number for number, entry in _lines(path) if entry is None]
+  last = sum(1 for _ in _lines(path))
+  return [number for number in damaged if number != last or not _ends_mid_line(path)]
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+  """(number, the object) of every line; None for one that is not as it was written."""
   if not path.exists():
     return
-  with open(path, encoding='utf-8', errors='replace') as file:
-    for line in file:
-      entry = _parse(line)
-      if entry is not None:
-        yield entry
+  with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
+    for number, line in enumerate(file, 1):
+      yield number, _entry(line)
 
 
-def _parse(line: str | bytes) -> dict[str, Any] | None:
-  """The object of a line; None where it is not whole."""
+def _line(entry: dict[str, Any]) -> str:
+  return json.dumps({**entry, CHECKSUM: _checksum(entry)}) + '\n'
+
+
+def _entry(line: str | bytes) -> dict[str, Any] | None:
+  """The object of a line without its checksum, which older versions did not write; None for a damaged one."""
   try:
     entry = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
-  return dict(entry) if is_mapping(entry) and isinstance(entry.get('step'), int) else None
+  if not is_mapping(entry) or not isinstance(entry.get('step'), int):
+    return None
+  found = dict(entry)
+  checksum = found.pop(CHECKSUM, None)
+  if checksum is None:  # of an older version, unless it is the name that was damaged
+    last = str(list(found.values())[-1])
+    return None if HEX_DIGITS.fullmatch(last) else found
+  return found if checksum == _checksum(found) else None
+
+
+def _checksum(entry: dict[str, Any]) -> str:
+  return f'{zlib.crc32(json.dumps(entry).encode()):08x}'
 
 
 def _keep_only(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
@@ -102,7 +136,7 @@ def _keep_only(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) ->
   with replace_file(path) as file:
     for entry in read_jsonl(path):
       if is_kept(entry):
-        file.write((json.dumps(entry) + '\n').encode())
+        file.write(_line(entry).encode())
 
 
 def _end_of_kept(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) -> int | None:
@@ -111,7 +145,7 @@ def _end_of_kept(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) 
   is_mixed = False
   with open(path, 'rb') as file:
     for line in file:
-      entry = _parse(line)
+      entry = _entry(line)
       if end > kept_end and entry is not None and is_kept(entry):
         is_mixed = True
       end += len(line)

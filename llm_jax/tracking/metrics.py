@@ -14,13 +14,14 @@ from types import TracebackType
 from typing import Any
 
 from llm_jax.config.type_hints import is_mapping, is_sequence
-from llm_jax.tracking.jsonl import JsonlFile, read_jsonl
+from llm_jax.tracking.jsonl import JsonlFile, damaged_lines, read_jsonl
 from llm_jax.tracking.tensorboard import TensorBoard
 from llm_jax.tracking.tracker import Record, Tracker
 
 METRICS = 'metrics.jsonl'
 GENERATIONS = 'generations.jsonl'
 TENSORBOARD = 'tensorboard'
+MOST_LINES_NAMED = 8
 
 
 class MetricsWriter:
@@ -94,6 +95,18 @@ class MetricsWriter:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The records of `metrics.jsonl` in order; lines that are not whole are passed over. No file: an empty list."""
   return list(read_jsonl(pathlib.Path(workdir) / METRICS))
+
+
+def warn_of_damage(workdir: str | os.PathLike[str]) -> None:
+  """Names the lines of the records that are not as they were written. Those after the newest checkpoint come again."""
+  for name in (METRICS, GENERATIONS):
+    path = pathlib.Path(workdir) / name
+    damaged = damaged_lines(path)
+    if damaged:
+      shown = ', '.join(map(str, damaged[:MOST_LINES_NAMED]))
+      more = f' and {len(damaged) - MOST_LINES_NAMED} more' if len(damaged) > MOST_LINES_NAMED else ''
+      logging.getLogger(__name__).warning('%s: damaged in line %s%s, passed over: steps that are trained again are '
+                                          'written again, the others are missing', path, shown, more)
 
 
 def read_generations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

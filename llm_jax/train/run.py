@@ -32,7 +32,7 @@ from llm_jax.runtime.requests import leave, tell
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
-from llm_jax.tracking.metrics import MetricsWriter
+from llm_jax.tracking.metrics import MetricsWriter, warn_of_damage
 from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
 from llm_jax.tracking.task import ByteProgress
@@ -40,6 +40,7 @@ from llm_jax.tracking.terminal import say
 from llm_jax.train.branches import make_branch, read_branches
 from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
+from llm_jax.train.out_of_memory import naming_out_of_memory
 from llm_jax.train.own_checkpoints import check_not_lost
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
@@ -58,6 +59,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
   Raises:
     ConfigError: for what is wrong with the input, before anything compiles.
     Preempted: the machine asked the run to stop, and all is saved.
+    OutOfMemory: the memory is too small; the message says what would help.
     Diverged: too many steps in a row were skipped.
     CheckpointError: a checkpoint cannot be written or believed.
   """
@@ -87,7 +89,10 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
       print_data(run, stages, data)
     try:
       for stage in stages:
-        run_stage(build_stage(session, stage, data))
+        check_unchanged_data(run, stage, data[stage.name])
+        built = build_stage(session, stage, data)
+        with naming_out_of_memory(built):
+          run_stage(built)
     finally:
       activity.begin('ends the run')
       if session.primary:
@@ -133,6 +138,7 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
     processes.on_first(lambda: stack.enter_context(folder.lock(lost=end_process)))
     processes.on_first(lambda: make_room(folder))
     stack.enter_context(explaining_full_disk(workdir, 'a file of the run', MAKE_ROOM))
+    processes.on_first(lambda: warn_of_damage(workdir))
     processes.on_first(prepare)
     processes.on_first(lambda: bind(folder, run))
     preemption = stack.enter_context(preemption or Preemption())
@@ -277,6 +283,24 @@ def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Da
     return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage), split=split,
                         steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name,
                         vocab_size=session.run.model.vocab_size)
+
+
+def check_unchanged_data(run: Run, stage: Stage, data: StageData) -> None:
+  """Refuses a stage whose files have changed since the run began, when they were tokenised: a resumed run would find
+  other data than the stage was trained on.
+
+  Raises:
+    ConfigError: on every process, naming the files.
+  """
+  def check() -> None:
+    splits = [*data.train.values(), data.validation]
+    changed = {file for split in splits if split is not None for file in split.changed_files()}
+    if changed:
+      raise ConfigError(f'config.stages[{run.stages.index(stage)}].data', ', '.join(sorted(changed)),
+                        f'changed since the run began: start the same command again, which reads it anew for stage '
+                        f'{stage.name}')
+
+  processes.on_first(check)
 
 
 def check_evaluations(session: Session, stages: list[Stage], data: Mapping[str, StageData]) -> None:

@@ -2,6 +2,7 @@
 import contextlib
 import functools
 import itertools
+import os
 import subprocess
 import sys
 
@@ -143,6 +144,25 @@ def test_text_that_is_edited_or_gone_is_noticed_and_its_tokens_stay(folder, tmp_
   assert not data.changed
   (tmp_path / 'a.jsonl').unlink()
   assert data.changed and data.row(0)['tokens'].tolist() == before
+  assert data.changed_files() == [str(tmp_path / 'a.jsonl')]
+
+
+def test_files_that_hold_something_else_are_named(folder, tmp_path):
+  """One that was only touched is none of them; one that was added to a folder is."""
+  texts = tmp_path / 'texts'
+  texts.mkdir()
+  for name in ('one', 'two'):
+    (texts / f'{name}.txt').write_text(f'Text number {name}. ' * 20)
+  data = dataset.open_dataset(config.Data((config.Weighted(config.Text(str(texts))),)), BYTES, seq_len=4, seed=0,
+                              split='train', cache_dir=tmp_path / 'cache')
+  assert data.changed_files() == []
+  os.utime(texts / 'one.txt', (1, 1))
+  assert data.changed and data.changed_files() == []
+  (texts / 'two.txt').write_text('Text number 2 ' * 20)
+  assert data.changed_files() == [str(texts / 'two.txt')]
+  (texts / 'three.txt').write_text('Text number three. ')
+  (texts / 'one.txt').unlink()
+  assert data.changed_files() == [str(texts / f'{name}.txt') for name in ('one', 'three', 'two')]
 
 
 def test_nothing_held_out(folder):

@@ -2,6 +2,8 @@
 import json
 import pathlib
 import random
+import re
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -136,6 +138,41 @@ def test_what_a_killed_run_left_is_checked(name, path, tmp_path):
   read = []
   open_store_counting(path, part, read)
   assert files(part / 'tokens') == files(whole / 'tokens') and read
+
+
+def flip(path: pathlib.Path, bit: int) -> None:
+  content = bytearray(path.read_bytes())
+  content[bit // 8] ^= 1 << bit % 8
+  path.write_bytes(content)
+
+
+def test_no_flipped_bit_of_the_journal_builds_another_store(path, tmp_path, caplog):
+  """Wherever it is, in a count too; the line is named, and what it tells of is tokenised again."""
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  build_killed_at(path, whole, -1)
+  build_killed_at(path, killed, 20)
+  journal = find(killed, 'journal').read_bytes()
+  for bit in random.Random(0).sample(range(8 * len(journal)), 40):
+    part = shutil.copytree(killed, tmp_path / 'part')
+    flip(find(part, 'journal'), bit)
+    caplog.clear()
+    open_store_counting(path, part, [])
+    assert files(part / 'tokens') == files(whole / 'tokens')
+    assert 'is not as it was written; tokenising again from there' in caplog.text or bit // 8 == len(journal) - 1
+    shutil.rmtree(part)
+
+
+def test_the_mutation_of_the_journals_checksum(path, tmp_path, monkeypatch):
+  """Were lines believed as they are, a changed count would build another store: the test above has a point."""
+  monkeypatch.setattr(token_store, '_journal_entry', lambda line: json.loads(line.partition(b' ')[2]))
+  whole, part = tmp_path / 'whole', tmp_path / 'part'
+  build_killed_at(path, whole, -1)
+  build_killed_at(path, part, 20)
+  journal = find(part, 'journal')
+  [*_, last] = re.finditer(rb'"readers": (\d)', journal.read_bytes())
+  flip(journal, 8 * last.start(1))
+  open_store_counting(path, part, [])
+  assert files(part / 'tokens') != files(whole / 'tokens')
 
 
 @pytest.mark.parametrize('name', ['tokens', 'documents', 'meta.json'])

@@ -1,4 +1,5 @@
 """The command line of `launch.train`: what it understands, and the one line and exit code 2 it answers otherwise."""
+import copy
 import pathlib
 import re
 import subprocess
@@ -7,12 +8,14 @@ import sys
 import pytest
 
 from launch.errors import BAD_INPUT, Refused
-from launch.experiment_file import load_run
+from launch.experiment_file import call_get_config, load_run
 from launch.field_help import settings_of
 from launch.flags import parse_train
+from launch.overrides import set_field
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import WSD, Cosine
+from llm_jax.config.schema import from_json, plain
 from llm_jax.config.stage_init import Scratch
 from llm_jax.config.tokenizers import Bytes
 
@@ -257,3 +260,42 @@ def test_help_takes_no_time_and_no_jax():
           "try: launch.train.main(sys.argv)\nexcept SystemExit: print('jax' in sys.modules, 'numpy' in sys.modules)")
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
   assert out.splitlines()[-1] == 'False False'
+
+
+ODD = (
+  '', '(', '(' * 3_000, '[' * 300 + ']' * 300, '[]', '{}', "b'x'", '1j', '{1, 2}', '...', '{[]: 1}', '{1: 2}',
+  "{'kind': [1]}", "{'kind': {}}", "{'kind': None}", '[1]', '(None,)', '1' + '0' * 400, '-1' + '0' * 400, '9' * 5_000,
+  '1e400', 'nan', 'inf', '-inf', '-1', '2**70', str(2**63), '5e-324', '1.7976931348623157e308', '"', '\\', "'\\d'",
+  'a\x00b', '\ud800', 'x' * 10_000, '1if 1else 2', 'lambda: 1', '{None: 1}', "{'a': b'x'}")
+FIELDS = (
+  'seed', 'dtype', 'stages', 'stages[0]', 'stages[0].name', 'stages[0].steps', 'stages[0].batch_size', 'stages[0].ema',
+  'stages[0].learning_rate', 'stages[0].learning_rate.peak', 'stages[0].learning_rate.kind', 'stages[0].optimizer',
+  'stages[0].data.sources[0].weight', 'stages[0].data.sources[0].source', 'stages[0].evals', 'stages[0].evals[0]',
+  'stages[0].init', 'model.d_model', 'model.pattern[0].attention', 'tokenizer', 'mesh.data', 'checkpoints.every')
+
+
+@pytest.mark.parametrize('field', FIELDS)
+def test_odd_literals_are_taken_or_refused_by_the_fields_name(field, recwarn):
+  """Whatever Python makes of a text: never a traceback, nor a line without the field."""
+  tree = plain(call_get_config(f'{EXPERIMENTS}/quickstart.py'))
+  for text in ODD:
+    changed = copy.deepcopy(tree)
+    set_field(changed, field, text)
+    try:
+      from_json(changed)
+    except ConfigError as error:
+      part = 'config.' + field.split('.')[0].split('[')[0]
+      assert str(error).startswith(part) and len(str(error)) < 2_000, (text[:40], str(error)[:200])
+  assert not recwarn.list
+
+
+@pytest.mark.parametrize('name', ['x' * 129, 'é' * 65, 'a/b', 'a\nb', 'a\0b', ''])
+def test_a_stage_name_that_no_folder_can_have_is_refused_at_the_start(capsys, name):
+  line = refused(capsys, QUICKSTART, f'--config.stages[0].name={name}')
+  assert 'config.stages[0].name' in line
+
+
+def test_a_path_that_is_too_long_for_checkpoints_is_refused_at_the_start(capsys, tmp_path):
+  deep = '/'.join([str(tmp_path), *['x' * 200] * 20])
+  assert 'its path is too long for the files of a checkpoint' in refused(capsys, QUICKSTART, workdir=deep)
+  assert not list(tmp_path.iterdir())

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import pytest
 
 from launch import runtime, sampler, streaming
+from launch.saved_models import find_checkpoint, read_params
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.experiment import Bytes
 from llm_jax.data.tokenizers.base import make_tokenizer
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Greedy, Sampling
+from llm_jax.tracking.run_config import read_config
+from tests.checkpoints.checkpoint_states import assert_same, make_metadata
 from tests.launch.sample_runs import MODEL, call, decode, params, text_of, write_run
 
 
@@ -194,3 +198,14 @@ def test_help_imports_no_jax():
   code = ('import sys\nfrom launch import sample\ntry: sample.main(["--help"])\nexcept SystemExit: pass\n'
           'assert "jax" not in sys.modules and "numpy" not in sys.modules')
   subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_run_that_saves_beside_it_keeps_the_checkpoint_until_it_is_read(tmp_path):
+  run = read_config(write_run(tmp_path))
+  stage, checkpoint = find_checkpoint('checkpoint', tmp_path, run)
+  with CheckpointStore(tmp_path / 'checkpoints' / stage.name, keep=1) as store:
+    store.save(6, {'params': params(6)}, make_metadata(), wait=True)
+    assert store.steps() == [6, 5]
+    assert_same(read_params(checkpoint), jax.device_get(params(5)))
+    store.save(7, {'params': params(7)}, make_metadata(), wait=True)
+    assert store.steps() == [7]

@@ -119,3 +119,17 @@ def test_a_file_that_is_gone_changes_the_stamp(tmp_path):
   absent = stamp(files)
   (tmp_path / 'a').write_text('a')
   assert stamp(files) != absent
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o002, 0o077, 0o027])
+def test_new_files_follow_the_umask(tmp_path, umask):
+  before = os.umask(umask)
+  try:
+    write_atomic(tmp_path / 'file', 'content')
+    with hold_lock(tmp_path / 'lock'):
+      pass
+    write_atomic(tmp_path / ('x' * 250), 'a name as long as it may be')
+  finally:
+    os.umask(before)
+  modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+  assert modes == {0o666 & ~umask}

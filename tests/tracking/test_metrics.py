@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import types
 
@@ -17,7 +18,7 @@ from llm_jax.config.model.count import count_matmul_parameters, count_parameters
 from llm_jax.runtime import hardware
 from llm_jax.runtime.files import replace_file
 from llm_jax.tracking import jsonl, tensorboard
-from llm_jax.tracking.metrics import MetricsWriter, read_generations, read_metrics
+from llm_jax.tracking.metrics import MetricsWriter, read_generations, read_metrics, warn_of_damage
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path):
@@ -246,3 +247,39 @@ def test_memory_and_machine():
   machine = hardware.describe_machine()
   assert 'cpu' in machine.devices and machine.processes == 1
   assert json.loads(json.dumps(dataclasses.asdict(machine))) == dataclasses.asdict(machine)
+
+
+def test_a_damaged_line_is_named_and_passed_over(tmp_path, caplog):
+  """Whichever bit is flipped: also where the line is still JSON, and says another number."""
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    for step in range(1, 6):
+      writer.write('train', 'first', step, loss=1 / step, learning_rate=1e-3)
+  path = tmp_path / 'metrics.jsonl'
+  lines = path.read_bytes().splitlines(keepends=True)
+  whole = read_metrics(tmp_path)
+  warn_of_damage(tmp_path)
+  assert not caplog.records
+  for bit in random.Random(0).sample(range(8 * (len(lines[2]) - 1)), 60):
+    damaged = bytearray(lines[2])
+    damaged[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(b''.join([*lines[:2], damaged, *lines[3:]]))
+    caplog.clear()
+    warn_of_damage(tmp_path)
+    assert read_metrics(tmp_path) == whole[:2] + whole[3:], damaged
+    assert re.search('metrics.jsonl: damaged in line 3[, ]', caplog.text), damaged
+
+
+def test_the_mutation_of_a_lines_checksum(tmp_path, monkeypatch):
+  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    writer.write('train', 'first', 1, loss=0.5)
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(path.read_text().replace('0.5', '0.7'))
+  assert read_metrics(tmp_path) == []
+  monkeypatch.setattr('llm_jax.tracking.jsonl._checksum', lambda entry: json.loads(path.read_text())['crc32'])
+  assert read_metrics(tmp_path)[0]['loss'] == 0.7
+
+
+def test_lines_without_a_checksum_are_those_of_older_versions(tmp_path, caplog):
+  (tmp_path / 'metrics.jsonl').write_text('{"kind": "train", "stage": "a", "step": 1}\n{"kind": "tr')
+  warn_of_damage(tmp_path)
+  assert [record['step'] for record in read_metrics(tmp_path)] == [1] and not caplog.records  # half a line: a kill

@@ -1,6 +1,7 @@
 """What a run does about lost and foreign checkpoints and about divergence, as users meet it: whole runs."""
 import json
 import re
+import resource
 import shutil
 
 import pytest
@@ -83,3 +84,35 @@ def test_a_run_goes_back_to_an_earlier_step_with_another_rate(corpus, workdir):
   trained = [r for r in read_metrics(workdir) if (r['kind'], r['stage']) == ('train', 'second')]
   rates = {r['step']: r['learning_rate'] for r in trained}
   assert sorted(rates) == list(range(1, 13)) and rates[6] == pytest.approx(rates[5] / 2)
+
+
+def test_skipped_steps_are_the_same_after_a_kill(corpus, tmp_path):
+  """A rule so strict that it calls common steps spikes: a killed run skips the same ones, and saves beside them."""
+  flags = (FIRST, '--config.stages[0].skip_spikes.deviations=0.25', '--config.stages[0].max_nonfinite=99')
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  runs.run(corpus, whole, *flags)
+  for step in (6, 10, 20):
+    process = runs.start(corpus, killed, *flags, kill_at=f'before_commit@{step}')
+    process.communicate(timeout=300)
+  runs.run(corpus, killed, *flags)
+  skipped = {name: [(r['step'], r['skipped']) for r in read_metrics(name) if r['kind'] == 'train']
+             for name in (whole, killed)}
+  assert skipped[whole] == skipped[killed] and 0 < sum(was for _, was in skipped[whole]) < 24
+  assert runs.losses(whole) == runs.losses(killed)
+  assert runs.state_hash(whole, 'first') == runs.state_hash(killed, 'first')
+
+
+@pytest.mark.slow  # tests/train/test_stage.py has the message
+def test_out_of_memory_ends_with_one_line(corpus, tmp_path):
+  """A model of 8 billion parameters where a process may have 10 GiB."""
+  flags = ('--config.model.d_model=8192', '--config.model.pattern[0].attention.head_dim=2048',
+           '--config.model.pattern[0].feed_forward.d_ff=32768', '--config.model.num_layers=8')
+  limits = resource.getrlimit(resource.RLIMIT_AS)
+  resource.setrlimit(resource.RLIMIT_AS, (10 << 30, limits[1]))  # the process that is started inherits it
+  try:
+    output = runs.run(corpus, tmp_path, *flags, expect=1)
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+  line = output.splitlines()[-1]
+  assert line.startswith('error: out of memory in stage first, making or reading the state that it starts from: ')
+  assert 'GiB' in line and 'remat' in line and 'fsdp=2' in line

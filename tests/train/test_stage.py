@@ -2,16 +2,22 @@
 import dataclasses
 import types
 from pathlib import Path
+from typing import Any
 
+import flax.struct
+import jax
+import jax.numpy as jnp
 import pytest
 
 from launch.experiment_file import load_run
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.metadata import Lineage
+from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import WSD
 from llm_jax.data.batch_source import DataPosition
+from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.baselines import BaselinesEvaluation
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Moment, Result
 from llm_jax.runtime.errors import CheckpointError
@@ -21,8 +27,9 @@ from llm_jax.tracking.saved_steps import note_saved_step
 from llm_jax.train.branches import Branch
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.hooks import Diverged, SavePeriodically, check_result, divergence_hint
+from llm_jax.train.out_of_memory import OutOfMemory, activation_bytes, naming_out_of_memory, state_bytes
 from llm_jax.train.own_checkpoints import check_not_lost, check_own
-from llm_jax.train.run import check_starts, is_finished, open_data, open_session
+from llm_jax.train.run import check_starts, check_unchanged_data, is_finished, open_data, open_session
 from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
 from llm_jax.train.starting_point import Start
 from tests.checkpoints.checkpoint_states import RUN, make_metadata
@@ -261,3 +268,76 @@ def test_generations_that_a_kill_left_are_completed_and_not_repeated(built):
     evaluations.run_at_end(9, None, None, Progress(9, 'first', enabled=False), lambda: iter(()))
   written = [(record['step'], record['prompt']) for record in read_generations(session.workdir)]
   assert written == [(9, 'one'), (6, 'two'), (9, 'two')]
+
+
+def test_data_that_changed_between_the_start_of_the_run_and_of_the_stage_is_named(session):
+  split = types.SimpleNamespace(changed_files=lambda: ['b.jsonl', 'a.jsonl'])
+  same = types.SimpleNamespace(changed_files=lambda: [])
+  second = session.run.stages[1]
+  check_unchanged_data(session.run, second, StageData({32: same}, same))
+  check_unchanged_data(session.run, second, StageData({32: same}, None))
+  with pytest.raises(ConfigError, match=r"config.stages\[1\].data = 'a.jsonl, b.jsonl': changed since the run began"):
+    check_unchanged_data(session.run, second, StageData({32: same}, split))
+
+
+# ---------------------------------------------------------------------------------------------- out of memory
+def test_out_of_memory_is_one_line_with_what_would_help(session):
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  text = 'RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes.\nmore'
+  with pytest.raises(OutOfMemory) as caught, naming_out_of_memory(built):
+    raise RuntimeError(text)
+  message = str(caught.value)
+  assert message.startswith('out of memory in stage first, training: RESOURCE_EXHAUSTED: Out of memory allocating '
+                            '17179869184 bytes (16.0 GiB)')
+  assert '\n' not in message and 'or use a smaller model' in message
+  assert "config.stages[0].remat='block' saves about" in message
+  assert 'config.mesh.fsdp=2 on twice the devices about' in message
+  assert 'microbatches' not in message  # a row for each device is all that there is
+  with pytest.raises(RuntimeError, match='another'), naming_out_of_memory(built):
+    raise RuntimeError('another')
+  with pytest.raises(OutOfMemory), naming_out_of_memory(built):
+    raise MemoryError
+
+
+def test_what_the_state_takes_is_counted_from_its_arrays(session):
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  state = built.starter.create()
+  counted = sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.params)))
+  assert state_bytes(built) == counted
+
+
+def test_less_is_kept_for_the_backward_pass_with_remat_and_with_microbatches(session):
+  """Halving the rows halves all but the parameters; recomputed blocks keep their inputs alone."""
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  whole, half, quarter = (activation_bytes(built, dataclasses.replace(stage, microbatches=m)) for m in (1, 2, 4))
+  assert whole - half == pytest.approx(2 * (half - quarter), rel=0.02)
+  assert activation_bytes(built, dataclasses.replace(stage, remat='block')) < 0.6 * whole
+
+
+# ---------------------------------------------------------------------------------------------- older checkpoints
+@flax.struct.dataclass
+class OldState:
+  """A training state before spikes were skipped."""
+  step: Any
+  params: Any
+  opt_state: Any
+  ema: Any
+  nonfinite: Any
+
+
+def test_a_checkpoint_of_before_spikes_were_skipped_is_taken_up(session, tmp_path):
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  state = built.starter.create()
+  old = OldState(state.step + 5, state.params, state.opt_state, state.ema, jnp.int32(0))
+  with CheckpointStore(tmp_path / 'old') as store:
+    store.save(5, old, make_metadata(40, tokenizer=session.tokenizer.fingerprint), wait=True)
+    start = built.starter.start(store.latest_valid())
+    restored, _ = start.read()
+  expected = dataclasses.replace(state, step=state.step + 5)
+  assert jax.tree.structure(restored) == jax.tree.structure(expected)
+  for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+    assert ours.sharding == theirs.sharding and jnp.array_equal(ours, theirs)

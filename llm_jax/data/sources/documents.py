@@ -38,6 +38,7 @@ class DocumentSource:
   files: by the names that begin the keys of their documents.
   encoder: an `llm_jax.data.packing.rows.Encoder` of its documents.
   records: a fresh pass over (key, read). changed: whether a file is not as it was when the fingerprint was taken.
+  changed_files: which of them, by their paths, hold something else than then, are gone, or were added.
   num_bytes: size of the files, an estimate of the text.   whole_files: whether every file is one document.
   skips_bad: whether bad rows are left out.   skipped: how many the passes so far left out, by reason.
   """
@@ -48,6 +49,7 @@ class DocumentSource:
   encoder: Any
   records: Callable[[], Iterable[Record]]
   changed: Callable[[], bool]
+  changed_files: Callable[[], list[str]]
   num_bytes: int
   whole_files: bool = False
   skips_bad: bool = False
@@ -152,13 +154,15 @@ class Reader(abc.ABC, Generic[Config]):
     kind = type(self.config).__name__
     files = self.find()
     before = stamp(files)
+    stamps = {name: stamp({name: path}) for name, path in files.items()}
     try:
       num_bytes = sum(path.stat().st_size for path in files.values())
-      content = fingerprints.of_files(files, cache_dir)
+      digests = fingerprints.of_each_file(files, cache_dir)
     except OSError as error:
       raise ConfigError('path', error.filename, f'cannot be read: {error.strerror}') from error
     require(num_bytes > 0, 'path', self.path or kind, 'every file is empty: name files with text')
     config: Any = self.config  # every source has a val_fraction
+    content = fingerprints.of_digests(digests)
     return DocumentSource(
       kind=kind,
       fingerprint=fingerprints.of({'kind': kind, 'files': content, **self.selects(), **_left_out(files)}),
@@ -167,9 +171,26 @@ class Reader(abc.ABC, Generic[Config]):
       encoder=self.encoder(),
       records=lambda: self.records(files),
       changed=lambda: stamp(files) != before,
+      changed_files=lambda: self._changed_files(files, stamps, digests, cache_dir),
       num_bytes=self.text_bytes(num_bytes),
       whole_files=self.whole_files,
       skips_bad=self.skips_bad)
+
+  def _changed_files(self, files: Files, stamps: dict[str, str], digests: dict[str, str],
+                     cache_dir: str | os.PathLike | None) -> list[str]:
+    """A file that was only touched has not changed: where a stamp differs, contents are compared."""
+    try:
+      now = self.find()
+    except ConfigError:  # none is left
+      return sorted(str(path) for path in files.values())
+    touched = {name: path for name, path in now.items() if stamp({name: path}) != stamps.get(name)}
+    try:
+      contents = fingerprints.of_each_file(touched, cache_dir)
+    except OSError:  # one has gone meanwhile
+      contents = {}
+    changed = [path for name, path in touched.items() if contents.get(name) != digests.get(name)]
+    gone = [path for name, path in files.items() if name not in now]
+    return sorted(str(path) for path in (*changed, *gone))
 
 
 def _left_out(files: Files) -> dict[str, bool]:

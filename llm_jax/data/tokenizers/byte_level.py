@@ -15,6 +15,7 @@ import tiktoken
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.tokenizers.files import META_FILE, RANKS_FILE, encode_meta, write_files
+from llm_jax.data.tokenizers.panics import refusing_panics
 from llm_jax.data.tokenizers.pre_tokenization import cut, is_named, pattern_for
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 
@@ -206,7 +207,8 @@ class RankTokenizer(OwnTokenizer):
     return list(cut(text, self._is_named))
 
   def _encode_piece(self, piece: str) -> np.ndarray:
-    ids = self._tiktoken.encode_to_numpy(piece, disallowed_special=())
+    with refusing_panics('tokenizer.pattern', self.pattern):
+      ids = self._tiktoken.encode_to_numpy(piece, disallowed_special=())
     if not self._is_named:
       self._check_whole(piece.encode(), self._tiktoken.decode_bytes(ids.tolist()))
     return ids
@@ -276,7 +278,8 @@ def train(texts: Iterable[str], vocab_size: int, pattern: str, split_digits: boo
   sample = _Sample(texts, sample_bytes)
   trainer = rustbpe.Tokenizer()  # pyright: ignore[reportAttributeAccessIssue]: it is compiled, without stubs
   try:
-    trainer.train_from_iterator(iter(sample), vocab_size=vocab_size - len(names), pattern=expression)
+    with refusing_panics('tokenizer.pattern', expression):
+      trainer.train_from_iterator(iter(sample), vocab_size=vocab_size - len(names), pattern=expression)
   except ConfigError:  # of a source that gives the texts
     raise
   except ValueError as error:

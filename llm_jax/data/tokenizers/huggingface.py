@@ -12,6 +12,7 @@ import numpy as np
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
 from llm_jax.data.tokenizers.files import HUGGING_FACE_FILE, META_FILE, encode_meta, write_files
+from llm_jax.data.tokenizers.panics import refusing_panics
 from llm_jax.data.tokenizers.published import (
   CONFIG,
   KEPT,
@@ -28,6 +29,8 @@ REPLACEMENT = '\N{REPLACEMENT CHARACTER}'
 # What transformers' clean_up_tokenization does to a decoded text, in order.
 CLEAN_UP = ((' .', '.'), (' ?', '?'), (' !', '!'), (' ,', ','), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
             (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
+
+REFUSING = refusing_panics('tokenizer.path', 'tokenizer.json')  # decorates what calls the library
 
 
 class HuggingFaceTokenizer:
@@ -81,6 +84,7 @@ class HuggingFaceTokenizer:
   def encode(self, text: str) -> list[int]:
     return self.encode_batch([text])[0].tolist()
 
+  @REFUSING
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
     # Lone surrogates, which the library refuses, become U+FFFD.
     clean = [text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') for text in texts]
@@ -90,6 +94,7 @@ class HuggingFaceTokenizer:
       encoded.append(self._spell_special_names(text) if self._has_special(ids) else ids)
     return encoded
 
+  @REFUSING
   def encode_rendered(self, rendered: Rendered) -> tuple[list[int], list[Span]]:
     pieces = rendered.pieces
     ids, spans = self._encode_with_names(pieces[0].text)
@@ -161,6 +166,7 @@ class HuggingFaceTokenizer:
       described['files'] = {name: content.decode() for name, content in sorted(self.files.items())}
     return described
 
+  @REFUSING
   def _borders(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The ids before and behind every document."""
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.data.tokenizers.panics import refusing_panics
 
 if TYPE_CHECKING:
   import tokenizers
@@ -93,8 +94,11 @@ def read_published(content: bytes, files: Mapping[str, bytes]) -> Published:
     _check_model(description, name)
     description = {**description, **rebuild(description['model'], values), 'added_tokens': []}
   try:
-    tokenizer = tokenizers.Tokenizer.from_str(
-      json.dumps(description) if name in REBUILT else content.decode())
+    with refusing_panics('tokenizer.path', 'tokenizer.json'):
+      tokenizer = tokenizers.Tokenizer.from_str(
+        json.dumps(description) if name in REBUILT else content.decode())
+  except ConfigError:
+    raise
   except Exception as error:  # the library raises bare Exception
     raise _not_a_tokenizer(error) from error
   named = {**{role: values[role] for role in NAMED if values.get(role) is not None}, **_own_roles(values)}

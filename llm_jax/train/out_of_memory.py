@@ -1,0 +1,138 @@
+"""Out of memory, in one line: how much was wanted, by what, and which settings would save how much."""
+import contextlib
+import dataclasses
+import math
+import re
+import traceback
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from llm_jax.config.model.count import count_parameters
+from llm_jax.config.stage import Stage
+from llm_jax.runtime.errors import is_out_of_memory, one_line
+from llm_jax.sharding.check import row_shards
+from llm_jax.tracking.numbers import count, size
+from llm_jax.train.build import make_objective
+
+if TYPE_CHECKING:
+  from llm_jax.train.stage import BuiltStage
+
+REASON_CHARACTERS = 200
+NUM_BYTES = re.compile(r'(\d{5,}) bytes')
+# Functions that take much memory, and what they are doing.
+DOING = {
+  'run_stage': 'making or reading the state that it starts from',
+  '_train_and_finish': 'training',
+  'compile_step': 'compiling the step',
+  'create': 'making parameters and optimizer state',
+  'from_params': 'making the optimizer state',
+  'restore': 'reading a checkpoint',
+  'initial_params': 'reading the parameters that it starts from',
+  'read': 'reading the state that it starts from',
+  'run_at_start': 'evaluating',
+  'run_at_step': 'evaluating',
+  'run_at_end': 'evaluating',
+  'save_checkpoint': 'saving a checkpoint',
+  'train_loop': 'training',
+}
+
+
+class OutOfMemory(RuntimeError):
+  """The memory of a device, or of the host, is too small. The message is one line with the settings that help."""
+
+
+@contextlib.contextmanager
+def naming_out_of_memory(built: 'BuiltStage') -> Generator[None]:
+  """Raises OutOfMemory where the training of the stage inside runs out of memory."""
+  try:
+    yield
+  except (RuntimeError, ValueError, MemoryError) as error:
+    if is_out_of_memory(error):
+      raise OutOfMemory(_message(built, error)) from error
+    raise
+
+
+def _message(built: 'BuiltStage', error: BaseException) -> str:
+  reason = NUM_BYTES.sub(lambda found: f'{found[0]} ({size(int(found[1]))})', one_line(error)[:REASON_CHARACTERS])
+  reason = reason.rstrip('.')
+  text = f'out of memory in stage {built.stage.name}, {_doing(error)}: {reason}. {_state_text(built)}'
+  with contextlib.suppress(Exception):  # what only estimates must not hide what happened
+    text += _advice(built)
+  return text
+
+
+def _doing(error: BaseException) -> str:
+  names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+  known = [DOING[name] for name in names if name in DOING]
+  return known[-1] if known else 'training'
+
+
+def _state_text(built: 'BuiltStage') -> str:
+  parameters = count(count_parameters(built.session.run.model))
+  return (f'On each device the {parameters} parameters with optimizer state and gradients take '
+          f'{size(state_bytes(built))}')
+
+
+def _advice(built: 'BuiltStage') -> str:
+  number = built.session.run.stages.index(built.stage)
+  activations = activation_bytes(built, built.stage)
+  knobs: list[str] = []
+  for field, changed in _alternatives(built):
+    saved = activations - activation_bytes(built, changed)
+    if saved > 0:
+      value = getattr(changed, field)
+      knobs.append(f'config.stages[{number}].{field}={value!r} saves about {size(saved)}')
+  fsdp = built.session.mesh.shape['fsdp']
+  knobs.append(f'config.mesh.fsdp={2 * fsdp} on twice the devices about {size(state_bytes(built) / 2)}')
+  return (f', and what a step keeps for its backward pass, parameters included, about {size(activations)}: '
+          f'{", ".join(knobs)}; or use a smaller model')
+
+
+def _alternatives(built: 'BuiltStage') -> Iterator[tuple[str, Stage]]:
+  """(field, the stage with another value of it) for what takes less memory and may be changed."""
+  stage = built.stage
+  if stage.remat != 'block':
+    yield 'remat', dataclasses.replace(stage, remat='block')
+  shards = row_shards(built.session.run.model, built.session.run.mesh, jax.device_count())
+  more = 2 * stage.microbatches
+  if stage.batch_size % (more * shards) == 0:
+    yield 'microbatches', dataclasses.replace(stage, microbatches=more)
+
+
+def state_bytes(built: 'BuiltStage') -> int:
+  """Of parameters, averages, optimizer state and gradients on one device, and of the frozen reference."""
+  kept = _bytes_on_a_device(built.abstract)
+  copies = 2 if built.starter.is_referenced else 1
+  return kept + copies * _bytes_on_a_device(built.abstract.params)
+
+
+def activation_bytes(built: 'BuiltStage', stage: Stage) -> int:
+  """What the forward pass of one microbatch of the stage keeps for its backward pass, on one device: traced, and not
+  computed. Parameters that the backward pass reads are counted too."""
+  objective = make_objective(stage, built.session.transformer(stage), stage.data)
+  longest = max(range(len(built.phases)), key=lambda i: built.phases[i].tokens)
+  batch = jax.tree.map(lambda field: _rows(field, stage.microbatches), built.sources[longest].abstract())
+  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), built.abstract.params)
+  reference = params if built.starter.is_referenced else None
+
+  def backward(params: Any, reference: Any, batch: Any) -> Any:
+    def total(params: Any) -> jax.Array:
+      return objective(params, reference, batch, jax.random.key(0), None).total
+    return jax.vjp(total, params)[1]
+
+  kept = jax.eval_shape(backward, params, reference, batch)
+  return _bytes(kept) // built.session.mesh.size
+
+
+def _rows(field: jax.ShapeDtypeStruct, microbatches: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((field.shape[0] // microbatches, *field.shape[1:]), field.dtype)
+
+
+def _bytes(tree: Any) -> int:
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _bytes_on_a_device(tree: Any) -> int:
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
