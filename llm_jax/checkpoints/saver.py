@@ -16,6 +16,7 @@ from llm_jax.checkpoints.folders import SAVING, clear_interrupted, commit, folde
 from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import write_manifest
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
+from llm_jax.checkpoints.orbax_noise import quieten
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import MIB, CheckpointError, free_space
 from llm_jax.runtime.files import sync_folder
@@ -98,6 +99,7 @@ class BackgroundSaver:
 
   def _checkpointer(self) -> ocp.AsyncCheckpointer:
     if self._orbax is None:
+      quieten()
       options = ocp.AsyncOptions(timeout_secs=SAVE_SECONDS)
       self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
     return self._orbax
