@@ -14,7 +14,7 @@ class Routing:
   """Statistics of a router over a batch, without padding. Float32; scanned layers add an axis in front.
 
   loss_B: the weighted sum of the router's auxiliary losses, per sequence a mean over its tokens; differentiable. The
-    balance loss of a SoftmaxRouter with `layers_together` is not in it.
+    balance loss of a SoftmaxRouter is in it only where it `balances_alone`.
   balance_B, z_B: the balance loss and the squared log-sum-exp of the logits, unweighted.
   load_E: how many tokens chose each expert, those that were dropped later included.
   score_E: the sum of the tokens' scores for each expert; differentiable.
@@ -66,7 +66,7 @@ def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.
       balance = balance_of_counts(load_BE.sum(0), score_BE.sum(0), count_B.sum())
       balance_B = jnp.broadcast_to(balance, count_B.shape)  # each microbatch has its own
       loss_B = router.z_weight * z_B
-      if not router.layers_together:
+      if router.balances_alone:
         loss_B += router.balance_weight * balance_B
     case config.SigmoidRouter():
       weight_BTX *= router.scale

@@ -75,7 +75,7 @@ class ClassificationObjective(Objective):
 
     class_loss_B = sum_of_row(jax.nn.logsumexp(logits_BTC, -1) - label_logit_BT)
     texts_B = sum_of_row(jnp.ones_like(label_logit_BT))
-    lm = language.of_features(params, batch.text, features, routings)
+    lm = language.of_features(params, batch.text, features, routings, statistics)
     metrics = {
       **lm.metrics,
       'class_loss': jax.lax.stop_gradient(class_loss_B.sum()),
@@ -87,6 +87,13 @@ class ClassificationObjective(Objective):
   @property
   def language_model(self) -> LanguageModelObjective:
     return LanguageModelObjective(self.model)
+
+  @property
+  def has_statistics(self) -> bool:
+    return self.language_model.has_statistics
+
+  def statistics(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None) -> Any:
+    return self.language_model.statistics(params, frozen, batch.text, rng)
 
   def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:
     return self.language_model.after_step(params, step_sums)

@@ -1,12 +1,13 @@
 """Next-token prediction.
 
-Shapes: B batch, T time, D model width, V vocabulary, E experts.
+Shapes: B batch, T time, D model width, V vocabulary, E experts, L layers.
 """
 import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -19,6 +20,23 @@ from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
+
+
+@flax.struct.dataclass
+class BalanceStatistics:
+  """How the routers used their experts.
+
+  load_E, count: by the path of a block, as `Routing` has them.   weight: targets.
+  """
+  load_E: dict[str, jax.Array]
+  count: dict[str, jax.Array]
+  weight: jax.Array
+
+  @classmethod
+  def of(cls, routings: dict[str, Routing], weight: jax.Array) -> 'BalanceStatistics':
+    loads = {path: routing.load_E for path, routing in routings.items()}
+    counts = {path: routing.count for path, routing in routings.items()}
+    return cls(loads, counts, weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +56,18 @@ class LanguageModelObjective(Objective):
   def __call__(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     features, routings = self.features(params, batch, rng)
-    return self.of_features(params, batch, features, routings)
+    return self.of_features(params, batch, features, routings, statistics)
+
+  @property
+  def has_statistics(self) -> bool:
+    routers = [router for router, _ in shared_balances(self.model)]
+    return any(router.balance_over == 'step' for router in routers)
+
+  def statistics(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None
+                 ) -> BalanceStatistics:
+    """What the balance losses over a step need of all that it learns from."""
+    _, routings = self.features(params, batch, rng)
+    return jax.lax.stop_gradient(BalanceStatistics.of(routings, batch.weights.sum()))
 
   def features(self, params: Params, batch: LanguageModelBatch, rng: jax.Array | None
                ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
@@ -50,7 +79,7 @@ class LanguageModelObjective(Objective):
     return found
 
   def of_features(self, params: Params, batch: LanguageModelBatch, features: tuple[jax.Array, ...],
-                  routings: dict[str, Routing]) -> Loss:
+                  routings: dict[str, Routing], statistics: BalanceStatistics | None = None) -> Loss:
     """The loss, where the batch's features are at hand."""
     cross_entropy = functools.partial(chunked_cross_entropy, kernels=self.model.execution.kernel_set,
                                       soft_cap=self.model.config.logit_soft_cap)
@@ -74,20 +103,32 @@ class LanguageModelObjective(Objective):
 
     if routings:
       total += sum((routing.loss_B * weight_B).sum() for routing in routings.values())
-      total += self.balance_over_layers(routings) * weight_B.sum()
+      total += self.shared_balance(routings, weight_B.sum(), statistics)
       metrics |= jax.lax.stop_gradient(routing_metrics(routings, weight_B))
     loads = {bias_path(path): routings[path].load_E for path in balanced_blocks(self.model)}
     return Loss(total, batch.weights.sum(), metrics, jax.lax.stop_gradient(loads))
 
-  def balance_over_layers(self, routings: dict[str, Routing]) -> jax.Array:
-    """The weighted balance losses of routers with `layers_together`: of each kind of router one, over the tokens of all
-    its layers (`load_balancing_loss_func` of transformers)."""
+  def shared_balance(self, routings: dict[str, Routing], weight: jax.Array, statistics: BalanceStatistics | None
+                     ) -> jax.Array:
+    """The weighted balance losses of routers that do not balance alone, times the number of targets.
+
+    Where layers balance together, it is one loss over the tokens of all of them (`load_balancing_loss_func` of
+    transformers). Over a step, it is the part of the loss that this microbatch's scores make with the loads of all:
+    the loss is linear in the scores, so that the parts add up to that of the whole step.
+
+    weight: targets of this microbatch.   statistics: those of the step; None: the microbatch is all of it.
+    """
     total = jnp.zeros(())
-    for (router, _), found in balanced_together(self.model, routings).items():
-      stacked = [jax.tree.map(jnp.atleast_2d, (routing.load_E, routing.score_E)) for routing in found]
-      load_E, score_E = (jnp.concatenate(parts).sum(0) for parts in zip(*stacked, strict=True))
-      count = jnp.stack([routing.count.sum() for routing in found]).sum()
-      total += router.balance_weight * balance_of_counts(load_E, score_E, count)
+    of_batch = BalanceStatistics.of(routings, weight)
+    for (router, _), group in shared_balances(self.model).items():
+      used = of_batch if statistics is None or router.balance_over == 'microbatch' else statistics
+      load_LE = jnp.concatenate([jnp.atleast_2d(used.load_E[path]) for path in group])
+      score_LE = jnp.concatenate([jnp.atleast_2d(routings[path].score_E) for path in group])
+      count_L = jnp.concatenate([jnp.atleast_1d(used.count[path]) for path in group])
+      if router.layers_together:
+        load_LE, score_LE, count_L = (sums.sum(0, keepdims=True) for sums in (load_LE, score_LE, count_L))
+      balance_L = jax.vmap(balance_of_counts)(load_LE, score_LE, count_L)
+      total += router.balance_weight * balance_L.sum() * used.weight
     return total
 
   def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:
@@ -121,14 +162,15 @@ def balanced_blocks(model: Transformer) -> dict[str, SigmoidRouter]:
   return found
 
 
-def balanced_together(model: Transformer, routings: dict[str, Routing]
-                      ) -> dict[tuple[SoftmaxRouter, int], list[Routing]]:
-  """The statistics of the layers that balance together, by router and number of experts."""
-  found: dict[tuple[SoftmaxRouter, int], list[Routing]] = {}
+def shared_balances(model: Transformer) -> dict[tuple[SoftmaxRouter, int], list[str]]:
+  """The paths of the blocks whose softmax routers do not balance alone, by router and number of experts."""
+  found: dict[tuple[SoftmaxRouter, int], list[str]] = {}
   for path, block in named_blocks(model.config).items():
     layer = block.feed_forward
-    if isinstance(layer, MixtureOfExperts) and isinstance(layer.router, SoftmaxRouter) and layer.router.layers_together:
-      found.setdefault((layer.router, layer.num_experts), []).append(routings[path])
+    if not isinstance(layer, MixtureOfExperts) or not isinstance(layer.router, SoftmaxRouter):
+      continue
+    if not layer.router.balances_alone:
+      found.setdefault((layer.router, layer.num_experts), []).append(path)
   return found
 
 

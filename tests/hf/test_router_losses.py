@@ -62,7 +62,7 @@ def test_the_balance_loss_is_over_all_layers(layers, experts, chosen, unroll, tm
   (0.02 * model(tokens, attention_mask=mask).aux_loss + 0 * sum(each.sum() for each in model.parameters())).backward()
   objective = LanguageModelObjective(Transformer(architecture))
   zero = dataclasses.replace(batch, weights=np.ones_like(batch.weights) / batch.weights.size)
-  balance = lambda params: objective.balance_over_layers(objective.features(params, zero, None)[1])
+  balance = lambda params: objective.shared_balance(objective.features(params, zero, None)[1], 1.0, None)
   got = hf.state_dict_from_params(architecture, jax.jit(jax.grad(balance))(params))
   theirs = hf_models.gradient_in_files(model)
   for name in [name for name in theirs if 'gate.weight' in name]:

@@ -1,4 +1,5 @@
 """The training step: exact under accumulation and sharding, unmoved by a gradient that is not finite."""
+import dataclasses
 import functools
 import re
 
@@ -11,6 +12,7 @@ import pytest
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
+from llm_jax.config.model.architecture import GLU, Attention, Block, MixtureOfExperts, RMSNorm, SoftmaxRouter
 from llm_jax.config.objectives import LanguageModel
 from llm_jax.config.optimizers import AdamW
 from llm_jax.config.run import Mesh
@@ -82,6 +84,26 @@ def test_accumulated_is_the_full_batch(microbatches):
   assert abs(loss.total / loss.weight - whole.total / whole.weight) <= 1e-6
   assert_close(loss.metrics, whole.metrics, 1e-6)
   assert_close(got, want, 1e-6)
+
+
+@pytest.mark.parametrize('together', (False, True))
+def test_experts_balanced_over_a_step_do_not_see_its_microbatches(together):
+  """In scanned and unscanned layers: loss and gradient are those of the whole batch."""
+  def gradient(balance_over, microbatches):
+    router = SoftmaxRouter(balance_weight=1.0, layers_together=together, balance_over=balance_over)
+    block = Block(Attention(2), MixtureOfExperts(4, 2, GLU(8), router), RMSNorm())
+    model = dataclasses.replace(CONFIG, num_layers=3, prefix=(block,), pattern=(block,))
+    transformer = Transformer(model, Execution(kernels='xla', unroll=False))
+    params = transformer.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
+    params = jax.tree.map(lambda p: p * 5, params)  # loads that are far from even
+    return accumulate(LanguageModelObjective(transformer), params, None, batch(), jax.random.key(1), microbatches)
+
+  grads, loss = gradient('step', 4)
+  whole_grads, whole_loss = gradient('step', 1)
+  np.testing.assert_allclose(loss.total, whole_loss.total, rtol=1e-5)
+  assert_close(grads, whole_grads, 1e-4)
+  np.testing.assert_allclose(gradient('microbatch', 1)[1].total, whole_loss.total, rtol=1e-6)
+  assert abs(gradient('microbatch', 4)[1].total / whole_loss.total - 1) > 1e-4
 
 
 class FromTheMean(Objective):

@@ -194,11 +194,12 @@ class Architecture:
 
   @property
   def depends_on_microbatches(self) -> bool:
-    """Whether it matters how a batch is cut into microbatches: each draws its own dropout, and `SoftmaxRouter` balances
-    the experts over one."""
+    """Whether it matters how a batch is cut into microbatches: each draws its own dropout, and a `SoftmaxRouter` may
+    balance the experts over one."""
     blocks = (*self.prefix, *self.pattern, *self.multi_token)
     mixtures = [block.feed_forward for block in blocks if isinstance(block.feed_forward, MixtureOfExperts)]
-    return self.dropout > 0 or any(isinstance(mixture.router, SoftmaxRouter) for mixture in mixtures)
+    return self.dropout > 0 or any(
+      isinstance(mixture.router, SoftmaxRouter) and mixture.router.balance_over == 'microbatch' for mixture in mixtures)
 
   @property
   def as_trained(self) -> 'Architecture':

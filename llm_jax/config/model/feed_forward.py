@@ -57,19 +57,30 @@ class SoftmaxRouter:
   balance_weight: weight of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
   z_weight: weight of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
   layers_together: whether the balance loss is one over the tokens of all layers, not a sum over the layers.
+  balance_over: the tokens that the balance loss is about: 'microbatch', or 'step' for all that a step learns from.
   in_training: whether a run adds the router's losses; an objective that is called directly always does.
 
   Together, experts may be used unevenly in a layer where other layers make up for it. That is what a Mixtral's
   `router_aux_loss_coef` means to Hugging Face's `transformers`; a sum over n layers counts the weight n times.
+  Over a 'step' experts may specialise within a microbatch, and the number of microbatches does not change the gradient
+  (Qiu et al. 2025, Demons in the Detail). With several microbatches that costs one more forward pass.
   `in_training` is False for an imported model whose file says `output_router_logits: false`.
   """
   balance_weight: float = 0.01
   z_weight: float = 0.0
   layers_together: bool = False
+  balance_over: str = 'microbatch'
   in_training: bool = True
 
   def __post_init__(self):
     require_weights(self, 'balance_weight', 'z_weight')
+    require(self.balance_over in ('microbatch', 'step'), 'balance_over', self.balance_over,
+            "use 'microbatch' or 'step'")
+
+  @property
+  def balances_alone(self) -> bool:
+    """Whether a layer needs nothing but its own microbatch for its balance loss."""
+    return not self.layers_together and self.balance_over == 'microbatch'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -153,6 +153,7 @@ OTHERS: dict[type, dict[str, Other]] = {
   SoftmaxRouter: {
     'balance_weight': Other(0.5, TRAINING),
     'layers_together': Other(True, TRAINING),
+    'balance_over': Other('step', TRAINING),
     'in_training': Other(False, TRAINING),
     'z_weight': Other(0.5, TRAINING),
   },
