@@ -92,7 +92,7 @@ def _summary(c: Architecture) -> str:
 def _short(count: int) -> str:
   """Three digits and a unit: 8030261248 becomes 8.03B."""
   for unit, letter in ((10**9, 'B'), (10**6, 'M'), (10**3, 'K')):
-    if count >= unit:
+    if count >= 0.9995 * unit:  # 999,885,952 is 1.00B, not 1000M
       whole_digits = len(str(count // unit))
       return f'{count / unit:.{max(0, 3 - whole_digits)}f}{letter}'
   return str(count)
