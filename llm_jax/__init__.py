@@ -7,7 +7,7 @@ Shapes: B batch, T time, S time of the keys, D model width,
   H query heads, G key/value heads, J query heads per key/value head, Q queries of one key/value head (J x T),
   K head size, R latent rank, F feed-forward width, V vocabulary,
   E experts, X chosen experts, M tokens (B x T), A assignments of tokens to experts (M x X),
-  L chunk of time, C classes,
+  L chunk of time, C classes, I layers,
   U cache slots, P prompt time, N new tokens, W beams, Y beam candidates, Z drafted tokens.
 """
 from typing import Any

@@ -1,6 +1,6 @@
 """Next-token prediction.
 
-Shapes: B batch, T time, D model width, V vocabulary, E experts, L layers.
+Shapes: B batch, T time, D model width, V vocabulary, E experts, I layers.
 """
 import dataclasses
 import functools
@@ -122,13 +122,13 @@ class LanguageModelObjective(Objective):
     of_batch = BalanceStatistics.of(routings, weight)
     for (router, _), group in shared_balances(self.model).items():
       used = of_batch if statistics is None or router.balance_over == 'microbatch' else statistics
-      load_LE = jnp.concatenate([jnp.atleast_2d(used.load_E[path]) for path in group])
-      score_LE = jnp.concatenate([jnp.atleast_2d(routings[path].score_E) for path in group])
-      count_L = jnp.concatenate([jnp.atleast_1d(used.count[path]) for path in group])
+      load_IE = jnp.concatenate([jnp.atleast_2d(used.load_E[path]) for path in group])
+      score_IE = jnp.concatenate([jnp.atleast_2d(routings[path].score_E) for path in group])
+      count_I = jnp.concatenate([jnp.atleast_1d(used.count[path]) for path in group])
       if router.layers_together:
-        load_LE, score_LE, count_L = (sums.sum(0, keepdims=True) for sums in (load_LE, score_LE, count_L))
-      balance_L = jax.vmap(balance_of_counts)(load_LE, score_LE, count_L)
-      total += router.balance_weight * balance_L.sum() * used.weight
+        load_IE, score_IE, count_I = (sums.sum(0, keepdims=True) for sums in (load_IE, score_IE, count_I))
+      balance_I = jax.vmap(balance_of_counts)(load_IE, score_IE, count_I)
+      total += router.balance_weight * balance_I.sum() * used.weight
     return total
 
   def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:
