@@ -1,9 +1,11 @@
 """A process that hangs is ended, with a message that says where, and for whom the others wait."""
+import contextlib
 import faulthandler
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 from llm_jax.runtime import activity
 from llm_jax.runtime.peers import Behind, Peers
@@ -31,6 +33,7 @@ class Watchdog:
     self.seconds = seconds
     self.rank = rank
     self.peers: Peers | None = None
+    self._stacks = _stream_of_stacks()
     self._closed = threading.Event()
     self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
     self._thread.start()
@@ -54,7 +57,8 @@ class Watchdog:
         last, seen_at, idle = current, now, 0.0
       limit = current.patience * self.seconds
       # Where a thread keeps the interpreter to itself, this one does not run: the timer needs no interpreter.
-      faulthandler.dump_traceback_later(2 * limit + BACKSTOP_SECONDS, exit=True)
+      if self._stacks is not None:
+        faulthandler.dump_traceback_later(2 * limit + BACKSTOP_SECONDS, exit=True, file=self._stacks)
       if idle > limit:
         self._stalled(limit)
     faulthandler.cancel_dump_traceback_later()
@@ -71,7 +75,8 @@ class Watchdog:
     else:
       what = (f'StalledError: process {self.rank} has waited {limit:g} s ({doing}) for {_names(behind)}')
     tell(f'{what}; stacks follow')
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    if self._stacks is not None:
+      faulthandler.dump_traceback(file=self._stacks, all_threads=True)
     if self.peers is not None:
       self.peers.close(EXIT_STALLED, what)
     tell(f'error: {what}; its stacks are above, exit code {EXIT_STALLED}')
@@ -80,6 +85,17 @@ class Watchdog:
   def _behind(self) -> Sequence[Behind]:
     alone = [Behind(self.rank, activity.now().doing, False)]
     return alone if self.peers is None else self.peers.behind() or alone
+
+
+def _stream_of_stacks() -> TextIO | None:
+  """Where the interpreter can write stacks by itself; in a notebook `sys.stderr` is no file of the system."""
+  for stream in (sys.stderr, sys.__stderr__):
+    if stream is None:  # a program without a terminal
+      continue
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+      stream.fileno()
+      return stream
+  return None
 
 
 def _names(behind: Sequence[Behind]) -> str:

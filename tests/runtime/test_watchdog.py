@@ -1,4 +1,5 @@
 """A process that no longer moves ends itself, in every phase; one that does is left alone."""
+import io
 import os
 import subprocess
 import sys
@@ -63,3 +64,13 @@ def test_watchdog_lets_a_moving_process_live():
     time.sleep(0.1)
   watchdog.close()
   activity.begin('nothing', activity.PATIENCE)
+
+
+def test_it_watches_where_stderr_is_no_file(monkeypatch):
+  """As in a notebook: its thread goes on, and stacks go to the stderr that the interpreter began with, if to any."""
+  for stderr in (io.StringIO(), None):
+    monkeypatch.setattr('sys.stderr', stderr)
+    watchdog = Watchdog(3.0)
+    time.sleep(1.0)  # it has looked once
+    assert watchdog._thread.is_alive()
+    watchdog.close()

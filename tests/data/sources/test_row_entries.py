@@ -141,7 +141,7 @@ def test_marks_with_a_models_own_template(kind, end, tmp_path):
   for wrong in ((1,), (3,), (5,), (1, 3)):
     marked = [{**turn, 'weight': 0} if i in wrong else turn for i, turn in enumerate(turns)]
     store = stored([{'messages': marked}], tokenizer, tmp_path, template='model')
-    assert store.tokens.tolist() == want
+    assert store.tokens[:].tolist() == want
     [found] = learnt(store, tokenizer)
     for i in (1, 3, 5):
       assert (turns[i]['content'] in found) == (i not in wrong) and turns[i]['content'] in whole
