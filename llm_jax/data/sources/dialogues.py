@@ -1,8 +1,8 @@
 """Readers of conversations and of pairs of answers: each row is checked as it is read."""
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.sources import (
@@ -24,6 +24,7 @@ from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.jinja_template import Tools
 
 BESIDE = ('system', 'tools')  # entries of a row that belong to its messages
+Answers = TypeVar('Answers', Pair, Rated)
 Nothing = Literal['']
 NOTHING: Nothing = ''  # an empty document, which sources leave out
 
@@ -159,12 +160,18 @@ def read_tools(row: dict, where: str) -> Tools:
   return tools
 
 
+def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callable[..., Answers], template: str,
+                  ignore: Sequence[str]) -> Answers | Nothing:
+  """What `read` makes of a line of JSONL with these entries; NOTHING where it says that it is not to be learnt."""
+  row = formats.json_object(line, where)
+  row_entries.refuse_unknown(row, (*entries, *BESIDE), ignore, where)
+  answers = read(row, where, template, ignore)
+  return answers if row_entries.is_learnt(row, where) else NOTHING
+
+
 def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Pair | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
-  row = formats.json_object(line, where)
-  row_entries.refuse_unknown(row, ('prompt', 'chosen', 'rejected', *BESIDE), ignore, where)
-  pair = preference(row, where, template, ignore)
-  return pair if row_entries.is_learnt(row, where) else NOTHING
+  return _read_answers(line, where, ('prompt', 'chosen', 'rejected'), preference, template, ignore)
 
 
 def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Pair:
@@ -179,10 +186,7 @@ def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ())
 
 def read_rated(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Rated | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
-  row = formats.json_object(line, where)
-  row_entries.refuse_unknown(row, ('prompt', 'completion', 'label', *BESIDE), ignore, where)
-  answer = rated(row, where, template, ignore)
-  return answer if row_entries.is_learnt(row, where) else NOTHING
+  return _read_answers(line, where, ('prompt', 'completion', 'label'), rated, template, ignore)
 
 
 def rated(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Rated:

@@ -79,12 +79,10 @@ def read_gemma2(fields: Fields) -> Architecture:
   attention = read_attention(
     fields, d_model, heads=8, kv_heads=4, head_dim=256, bias=fields.flag('attention_bias', False),
     soft_cap=fields.optional_number('attn_logit_softcapping', 50.0))
-  size, scalar = attention.head_size(d_model), fields.number('query_pre_attn_scalar', 256)
-  require(scalar > 0, 'query_pre_attn_scalar', scalar, 'use a positive number')
+  attention = _scaled(fields, attention, d_model)
   feed_forward = GLU(fields.size('intermediate_size', 9_216),
                      fields.activation('hidden_activation', 'gelu_pytorch_tanh'))
   norm = ZeroCenteredRMSNorm(fields.number('rms_norm_eps', 1e-6))
-  attention = dataclasses.replace(attention, scale=None if scalar == size else scalar ** -0.5)
   window = fields.optional_size('sliding_window', 4_096)
   fields.expect('sliding_window_size', window, 'must be that of sliding_window')
   windows = read_windows(fields, num_layers, window, lambda layer: layer % 2 == 0)
@@ -131,10 +129,7 @@ def read_gemma3(fields: Fields) -> Architecture:
     fields, d_model, heads=8, kv_heads=4, head_dim=256, bias=fields.flag('attention_bias', False),
     qk_norm=PerHeadNorm(norm))
   fields.expect('attn_logit_softcapping', None, 'transformers has no cap of attention scores in this family')
-  scalar = fields.number('query_pre_attn_scalar', 256)
-  require(scalar > 0, 'query_pre_attn_scalar', scalar, 'use a positive number')
-  is_usual = scalar == attention.head_size(d_model)
-  attention = dataclasses.replace(attention, scale=None if is_usual else scalar ** -0.5)
+  attention = _scaled(fields, attention, d_model)
   feed_forward = GLU(fields.size('intermediate_size', 9_216),
                      fields.activation('hidden_activation', 'gelu_pytorch_tanh'))
   period = fields.size('sliding_window_pattern', fields.size('_sliding_window_pattern', 6))  # the older name first
@@ -160,6 +155,14 @@ GEMMA3 = GEMMA2._replace(
 
 
 # ------------------------------------------------------------------------------------------------ all
+def _scaled(fields: Fields, attention: Attention, d_model: int) -> Attention:
+  """The attention whose scores are divided by the root of `query_pre_attn_scalar`."""
+  scalar = fields.number('query_pre_attn_scalar', 256)
+  require(scalar > 0, 'query_pre_attn_scalar', scalar, 'use a positive number')
+  is_usual = scalar == attention.head_size(d_model)
+  return dataclasses.replace(attention, scale=None if is_usual else scalar ** -0.5)
+
+
 def _read(fields: Fields, d_model: int, norm: ZeroCenteredRMSNorm, rope: RoPE) -> dict[str, Any]:
   return dict(
     vocab_size=fields.size('vocab_size', 256_000), d_model=d_model, positions=rope, norm=norm,

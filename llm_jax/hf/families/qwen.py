@@ -55,8 +55,9 @@ def _read_windows(fields: Fields, num_layers: int) -> list[int | None]:
   return read_windows(fields, num_layers, window, has_window)
 
 
-def _write(config: Architecture, attention: Attention) -> dict[str, Any]:
+def write_qwen2(config: Architecture) -> dict[str, Any]:
   block = expect_kind(config.pattern[0], Block, 'pattern[0]')
+  attention = expect_kind(block.attention, Attention, 'pattern[0].attention')
   feed_forward = expect_kind(block.feed_forward, GLU, 'pattern[0].feed_forward')
   windows = write_windows(config, usual=4_096)
   uses_window = 'sliding_attention' in windows['layer_types']
@@ -65,13 +66,9 @@ def _write(config: Architecture, attention: Attention) -> dict[str, Any]:
     'rms_norm_eps': block.norm.eps, 'use_sliding_window': uses_window, 'max_window_layers': config.num_layers}
 
 
-def write_qwen2(config: Architecture) -> dict[str, Any]:
-  return _write(config, expect_kind(first_block(config).attention, Attention, 'pattern[0].attention'))
-
-
 def write_qwen3(config: Architecture) -> dict[str, Any]:
   attention = expect_kind(first_block(config).attention, Attention, 'pattern[0].attention')
-  return _write(config, attention) | {'attention_bias': attention.bias}
+  return write_qwen2(config) | {'attention_bias': attention.bias}
 
 
 def has_biases_but_of_the_output(config: Architecture) -> bool:
