@@ -59,7 +59,8 @@ def worker(folder, target):
   jax.block_until_ready(params)
   seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
   tensors = TensorFiles(sorted(pathlib.Path(folder).glob('*.safetensors')))
-  checked = float(np.mean(np.asarray(params['embedding']['w'][-1]) - tensors['model.embed_tokens.weight'][-1]))
+  embedding = np.asarray(tensors['model.embed_tokens.weight'])
+  checked = float(np.mean(np.asarray(params['embedding']['w'][-1]) - embedding[-1]))
   assert checked == 0, 'the last embedding is not what the file says'
   print(json.dumps({
     'seconds': seconds, 'cpu_seconds': cpu, 'peak_bytes': memory('VmHWM') - before,

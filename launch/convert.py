@@ -55,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   runtime.prepare()  # jax starts here, after the command line has been checked
   import jax
 
-  from llm_jax.runtime.errors import CheckpointError
+  from llm_jax.runtime.errors import CheckpointError, FileError
   jax.config.update('jax_platforms', 'cpu')  # a model may be larger than one accelerator
   try:
     with refusing():
       convert(args)
   except ModuleNotFoundError as error:
     refuse(f"{error.name} is not installed: pip install '.[hf]'")
-  except (CheckpointError, OSError) as error:
+  except (CheckpointError, FileError, OSError) as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1
   return 0

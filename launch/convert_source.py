@@ -13,7 +13,7 @@ from llm_jax.data.tokenizers.chat_templates import end_of_turn
 from llm_jax.data.tokenizers.files import META_FILE
 from llm_jax.data.tokenizers.published import MODEL, MODEL_ENTRIES, is_deciding, read_files
 from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
-from llm_jax.hf.configs import check_token_ids, listed, token_ids
+from llm_jax.hf.configs import GENERATION_IDS, check_token_ids, listed, token_ids
 from llm_jax.hf.files import inside, read_json
 from llm_jax.objectives.classification import HEAD
 from llm_jax.tracking.run_config import read_config
@@ -45,7 +45,7 @@ def read_hf(folder: pathlib.Path) -> Model:
   stated = read_json(folder, 'config.json')
   model = dataclasses.replace(model, kind={key: stated[key] for key in MODEL_ENTRIES if stated.get(key) is not None})
   check_token_ids(stated, model.config.vocab_size, 'config.json')
-  in_config = {key: token_ids(stated.get(key), f'config.json: {key}') for key in ('bos_token_id', 'eos_token_id')}
+  in_config = {key: token_ids(stated.get(key), f'config.json: {key}') for key in GENERATION_IDS}
   given = json.loads(model.files.get(GENERATION, b'{}'))
   check_token_ids(given, model.config.vocab_size, GENERATION)
   ids = {key: ids for key, ids in in_config.items() if ids is not None and not listed(given.get(key))}

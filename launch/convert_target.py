@@ -2,6 +2,7 @@
 import json
 import pathlib
 import sys
+from typing import Any
 
 from launch.convert_source import GENERATION, Model
 from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
@@ -32,7 +33,16 @@ def write_hf(folder: pathlib.Path, model: Model, dtype: str, max_shard_gb: float
   ids = generation_ids(model.files.get(GENERATION, b'{}'))
   with ByteProgress('export') as bar:
     save_pretrained(folder, model.config, model.params, dtype=dtype, progress=bar, extra=model.files,
-                    max_shard_bytes=int(max_shard_gb * 1e9), bos=ids['bos_token_id'], eos=ids['eos_token_id'])
+                    max_shard_bytes=int(max_shard_gb * 1e9), bos=ids['bos_token_id'], eos=ids['eos_token_id'],
+                    pad=padding_id(ids, model.config.vocab_size))
+
+
+def padding_id(ids: dict[str, Any], vocab_size: int) -> int | None:
+  """The token that fills up a text, where it is one of its own: transformers never trains the embedding of the one that
+  `config.json` names, and needs one to classify several texts at a time."""
+  others = listed(ids['bos_token_id']) + listed(ids['eos_token_id'])
+  own = [i for i in listed(ids['pad_token_id']) if i < vocab_size and i not in others]
+  return own[0] if own else None
 
 
 def write_meta(folder: pathlib.Path, model: Model, dtype: str) -> None:

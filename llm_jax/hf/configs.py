@@ -28,6 +28,8 @@ from llm_jax.hf.families import FAMILIES, family_of
 from llm_jax.hf.fields import FLOATS, MOST_EXPERTS, Fields
 from llm_jax.hf.rope import without_ntk, write_rope
 
+GENERATION_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+
 
 def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   """The decoder that a `config.json` (as a dict) describes.
@@ -60,19 +62,19 @@ def _refuse_shell(values: Mapping[str, Any]) -> None:
 
 
 def config_to_hf(config: Architecture, max_length: int = 2_048, bos: int | None = None,
-                 eos: int | Sequence[int] | None = None) -> dict[str, Any]:
+                 eos: int | Sequence[int] | None = None, pad: int | None = None) -> dict[str, Any]:
   """A `config.json` from which `transformers` builds the same decoder.
 
   Args:
     max_length: `max_position_embeddings` if the positions state none. Other programs do not generate beyond it.
-    bos, eos: the ids of the tokens that begin and end a text.
+    bos, eos, pad: the ids of the tokens that begin, end and fill up a text.
 
   Raises: ConfigError that names the first field that the family cannot express.
   """
   family = family_of(config)
   values = {'model_type': family.model_type, 'architectures': [family.architecture], 'dtype': 'float32',
             'vocab_size': config.vocab_size, 'tie_word_embeddings': config.tied_head,
-            'initializer_range': config.init.std, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': None}
+            'initializer_range': config.init.std, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': pad}
   attention = config.pattern[0].attention
   if isinstance(config.positions, RoPE):
     values |= write_rope(config.positions, attention.rotary_size(config.d_model), max_length, _score_factor(attention))
@@ -85,21 +87,21 @@ def config_to_hf(config: Architecture, max_length: int = 2_048, bos: int | None 
   return values
 
 
-def generation_config(bos: int | None, eos: int | Sequence[int] | None) -> dict[str, Any]:
+def generation_config(bos: int | None, eos: int | Sequence[int] | None, pad: int | None) -> dict[str, Any]:
   """A `generation_config.json`."""
-  return {'_from_model_config': True, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': None}
+  return {'_from_model_config': True, 'bos_token_id': bos, 'eos_token_id': eos, 'pad_token_id': pad}
 
 
 def generation_ids(content: bytes) -> dict[str, Any]:
-  """The ids that begin and end a text in a `generation_config.json`: `bos_token_id` and `eos_token_id`, each an id, a
-  list of ids, or None. -1, with which the first conversions of Llama say that there is none, is None.
+  """The ids that begin, end and fill up a text in a `generation_config.json`: GENERATION_IDS, each an id, a list of
+  ids, or None. -1, with which the first conversions of Llama say that there is none, is None.
 
   Raises:
     ConfigError: it is not a JSON object, or one of them is no id.
   """
   try:
     values = json.loads(content)
-    given = {key: values.get(key) for key in ('bos_token_id', 'eos_token_id')}
+    given = {key: values.get(key) for key in GENERATION_IDS}
   except (ValueError, AttributeError) as error:
     raise ConfigError('generation_config.json', type(error).__name__, f'not a JSON object: {error}') from error
   return {key: token_ids(ids, f'generation_config.json: {key}') for key, ids in given.items()}

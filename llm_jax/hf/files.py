@@ -35,11 +35,11 @@ Progress = Callable[[int, int], None]  # called with the bytes that are done, an
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
                     config: Architecture | None = None, progress: Progress | None = None, *,
                     resize_vocabulary: bool = False) -> tuple[Architecture, dict[str, Any]]:
-  """Reads a Hugging Face folder, tensor by tensor from memory-mapped files.
+  """Reads a Hugging Face folder, tensor by tensor.
 
   Args:
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory never holds more than one
-      layer of one parameter.
+      layer of one parameter, and the tensors of the files that it is made of.
     dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types. What `transformers` keeps in
       float32 is float32 whatever it says.
     config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the
@@ -52,6 +52,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
   Raises:
     ConfigError: names the file, entry or tensors that are missing, unsupported or wrong. Pickled weights, code in the
       folder, and links to files outside of the folder are refused.
+    FileError: names a file that was cut short while it was read.
   """
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
   folder, dtype = pathlib.Path(directory), float_type(dtype)
@@ -90,7 +91,7 @@ def check_pretrained(directory: str | os.PathLike, config: Architecture, *, resi
 
 
 def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = False
-          ) -> tuple[Architecture, Mapping[str, np.ndarray]]:
+          ) -> tuple[Architecture, TensorFiles | ResizedTensors]:
   """The architecture and the tensors of a folder. The architecture must be `config`, if that is given.
 
   resize: whether the vocabulary may be another one than that of `config`, which the tensors then have.
@@ -103,7 +104,7 @@ def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = Fals
   require('stages' not in values, str(folder), 'a run',
           f'it is of launch.train, not of Hugging Face: use launch.convert --checkpoint={folder}')
   found = config_from_hf(values)
-  tensors: Mapping[str, np.ndarray] = TensorFiles(_weight_files(folder))
+  tensors: TensorFiles | ResizedTensors = TensorFiles(_weight_files(folder))
   has_multi_token = any(name.endswith('.eh_proj.weight') for name in tensors)
   if not has_multi_token:  # `transformers` does not write these blocks
     found = dataclasses.replace(found, multi_token=())
@@ -126,7 +127,7 @@ def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path)
     raise ConfigError(path, value, f'{folder} has {theirs!r}: set it to that')
 
 
-def read_params(folder: pathlib.Path, config: Architecture, tensors: Mapping[str, np.ndarray],
+def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles | ResizedTensors,
                 mesh: jax.sharding.Mesh | None, dtype: Any, progress: Progress | None, family: Family | None = None
                 ) -> dict[str, Any]:
   """The parameters in opened files; errors name the folder."""
@@ -135,8 +136,7 @@ def read_params(folder: pathlib.Path, config: Architecture, tensors: Mapping[str
   def done(name: str) -> None:
     nonlocal finished
     size = tensors[name].nbytes
-    if isinstance(tensors, TensorFiles):
-      tensors.forget(name)
+    tensors.forget(name)
     finished += size
     if progress:
       progress(finished, total)
@@ -156,15 +156,15 @@ def _naming(folder: pathlib.Path) -> Iterator[None]:
 
 def save_pretrained(directory: str | os.PathLike, config: Architecture, params: Any, *, dtype: str = 'float32',
                     max_length: int = 2_048, max_shard_bytes: int = 5_000_000_000, bos: int | None = None,
-                    eos: int | Sequence[int] | None = None, extra: Mapping[str, bytes] | None = None,
-                    progress: Progress | None = None) -> None:
+                    eos: int | Sequence[int] | None = None, pad: int | None = None,
+                    extra: Mapping[str, bytes] | None = None, progress: Progress | None = None) -> None:
   """Writes a folder that `transformers` and `load_pretrained` load: `config.json`, `generation_config.json`, and
   `model.safetensors` or, beyond `max_shard_bytes`, several files with an index. The folder is written completely or not
   at all.
 
   Args:
     dtype: of the tensors, as in `load_pretrained`.
-    max_length: see `config_to_hf`.   bos, eos: the ids of the tokens that begin and end a text.
+    max_length: see `config_to_hf`.   bos, eos, pad: the ids of the tokens that begin, end and fill up a text.
     extra: further files by name, such as a tokenizer's.
 
   Raises:
@@ -172,11 +172,11 @@ def save_pretrained(directory: str | os.PathLike, config: Architecture, params: 
       numbers that are NaN, infinite or beyond the dtype. Nothing is written then.
   """
   dtype = float_type(dtype).name
-  for name, ids in (('bos', bos), ('eos', eos)):
+  for name, ids in (('bos', bos), ('eos', eos), ('pad', pad)):
     require(all(isinstance(i, int) for i in (ids if isinstance(ids, list | tuple) else [ids]) if i is not None), name,
             ids, 'give the id of a token, or None')
-  values = config_to_hf(config, max_length, bos, eos) | {'dtype': dtype}
-  texts = {'config.json': values, 'generation_config.json': generation_config(bos, eos)}
+  values = config_to_hf(config, max_length, bos, eos, pad) | {'dtype': dtype}
+  texts = {'config.json': values, 'generation_config.json': generation_config(bos, eos, pad)}
   files = {name: json.dumps(value, indent=2).encode() + b'\n' for name, value in texts.items()}
   write_folder(directory, config, params, family_of(config), {**files, **(extra or {})}, dtype=dtype,
                max_shard_bytes=max_shard_bytes, progress=progress)

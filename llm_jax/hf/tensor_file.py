@@ -1,13 +1,13 @@
-"""Safetensors files: checked and then memory-mapped for reading, written tensor by tensor.
+"""Safetensors files: checked and then read, and written, tensor by tensor.
 
 A file is the header's length (8 bytes, little endian), the header (a JSON object: name -> dtype, shape, data_offsets)
 and the tensors' bytes without gaps.
 """
 import json
 import math
-import mmap
 import os
 import struct
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.runtime.array_file import read_bytes
 
 DTYPES = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16, 'I64': np.int64,
@@ -97,47 +98,83 @@ def _slot(entry: Any, refuse: Any) -> Slot:
   return Slot(np.dtype(DTYPES[dtype]), tuple(shape), *offsets)
 
 
-class TensorFiles(Mapping[str, np.ndarray]):
-  """The tensors of several files by name, as views of memory-mapped bytes: a tensor is read when its values are used.
+class OpenFile:
+  """A file that stays open for as long as one of its tensors is there.
+
+  Raises: ConfigError if it is not a safetensors file.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    where = str(path)
+    try:
+      self._descriptor = os.open(path, os.O_RDONLY)
+      weakref.finalize(self, os.close, self._descriptor)
+      self._size = os.fstat(self._descriptor).st_size
+      head = os.pread(self._descriptor, 8, 0)
+      head += os.pread(self._descriptor, header_length(head, self._size, where), 8)
+    except OSError as error:
+      raise ConfigError(where, type(error).__name__, f'cannot be read ({error.strerror})') from error
+    self.slots = read_header(head, self._size, where)
+
+  def read(self, slot: Slot) -> np.ndarray:
+    return read_bytes(self.path, self._descriptor, slot.start, slot.end, self._size).view(slot.dtype)
+
+
+class FileTensor:
+  """A tensor of a file. `np.asarray` reads it the first time, and keeps it until it is forgotten.
+
+  Raises (where it is read): FileError: the file was cut short meanwhile, or cannot be read.
+  """
+
+  def __init__(self, file: OpenFile, slot: Slot):
+    self._file = file
+    self._slot = slot
+    self._values: np.ndarray | None = None
+    self.shape = slot.shape
+    self.dtype = slot.dtype
+    self.nbytes = slot.end - slot.start
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    if self._values is None:
+      self._values = self._file.read(self._slot).reshape(self.shape)
+      self._values.flags.writeable = False  # the next reader gets the same numbers
+    return np.array(self._values, dtype, copy=copy)
+
+  def forget(self) -> None:
+    """Releases the memory that reading took. The tensor can be read again."""
+    self._values = None
+
+
+Tensor = np.ndarray | FileTensor
+
+
+class TensorFiles(Mapping[str, FileTensor]):
+  """The tensors of several files by name.
 
   Raises: ConfigError for a file that is not a safetensors file, or for a name that is in two files.
   """
 
   def __init__(self, files: Iterable[Path]):
-    self._slots: dict[str, tuple[mmap.mmap, Slot]] = {}
-    for file in files:
-      where = str(file)
-      try:
-        with open(file, 'rb') as opened:
-          size = os.fstat(opened.fileno()).st_size
-          head = opened.read(8)
-          head += opened.read(header_length(head, size, where))
-          slots = read_header(head, size, where)
-          mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
-      except OSError as error:
-        raise ConfigError(where, type(error).__name__, f'cannot be read ({error.strerror})') from error
-      twice = sorted(self._slots.keys() & slots.keys())
-      require(not twice, where, twice, 'these tensors are in another file too')
-      self._slots |= {name: (mapped, slot) for name, slot in slots.items()}
+    self._tensors: dict[str, FileTensor] = {}
+    for path in files:
+      file = OpenFile(path)
+      twice = sorted(self._tensors.keys() & file.slots.keys())
+      require(not twice, str(path), twice, 'these tensors are in another file too')
+      self._tensors |= {name: FileTensor(file, slot) for name, slot in file.slots.items()}
 
-  def __getitem__(self, name: str) -> np.ndarray:
-    mapped, slot = self._slots[name]
-    flat = np.frombuffer(mapped, slot.dtype, math.prod(slot.shape), slot.start) if slot.end > slot.start else \
-        np.empty(0, slot.dtype)
-    return flat.reshape(slot.shape)
+  def __getitem__(self, name: str) -> FileTensor:
+    return self._tensors[name]
 
   def __iter__(self) -> Iterator[str]:
-    return iter(self._slots)
+    return iter(self._tensors)
 
   def __len__(self) -> int:
-    return len(self._slots)
+    return len(self._tensors)
 
   def forget(self, name: str) -> None:
     """Releases the memory that reading a tensor took. The tensor can be read again."""
-    mapped, slot = self._slots[name]
-    start = slot.start - slot.start % mmap.PAGESIZE
-    if slot.end > slot.start:
-      mapped.madvise(mmap.MADV_DONTNEED, start, slot.end - start)
+    self._tensors[name].forget()
 
 
 def write_file(file: Path, described: Mapping[str, tuple[np.dtype, tuple[int, ...]]],

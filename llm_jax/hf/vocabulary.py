@@ -9,6 +9,7 @@ from llm_jax import paths
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.family import Family
+from llm_jax.hf.tensor_file import Tensor, TensorFiles
 
 TABLES = ('embedding/w', 'head/w')  # [vocab, d_model]
 
@@ -30,7 +31,7 @@ def check_size(vocab_size: int) -> None:
   require(vocab_size > 0, 'vocab_size', vocab_size, 'use a positive number of tokens')
 
 
-def resize_rows(table: np.ndarray, rows: int) -> np.ndarray:
+def resize_rows(table: Tensor, rows: int) -> np.ndarray:
   """A table with `rows` rows, in its dtype: the first of the old ones, then their mean, taken in float32."""
   table = np.asarray(table)
   if rows <= len(table):
@@ -39,17 +40,18 @@ def resize_rows(table: np.ndarray, rows: int) -> np.ndarray:
   return np.concatenate([table, np.broadcast_to(mean, (rows - len(table), *mean.shape))])
 
 
-class ResizedTensors(Mapping[str, np.ndarray]):
-  """The tensors of a file by name, those with a row for each token resized. A resized one is made when it is read."""
+class ResizedTensors(Mapping[str, Tensor]):
+  """The tensors of files by name, those with a row for each token resized. A resized one is made when it is asked for.
+  """
 
-  def __init__(self, tensors: Mapping[str, np.ndarray], family: Family, rows: int):
+  def __init__(self, tensors: TensorFiles, family: Family, rows: int):
     self._tensors = tensors
     self._rows = rows
     tables = [theirs for ours, theirs, _ in (*family.model, *family.copies) if ours in TABLES]
     # In a file of the decoder alone names lack the prefix, and those of copies have the number of a layer.
     self._tables = tuple(name.removeprefix(family.base_model_prefix).rpartition('{N}')[2] for name in tables)
 
-  def __getitem__(self, name: str) -> np.ndarray:
+  def __getitem__(self, name: str) -> Tensor:
     tensor = self._tensors[name]
     return resize_rows(tensor, self._rows) if name.endswith(self._tables) else tensor
 
@@ -58,3 +60,7 @@ class ResizedTensors(Mapping[str, np.ndarray]):
 
   def __len__(self) -> int:
     return len(self._tensors)
+
+  def forget(self, name: str) -> None:
+    """Releases the memory that reading a tensor took. The tensor can be read again."""
+    self._tensors.forget(name)

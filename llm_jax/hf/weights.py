@@ -17,12 +17,13 @@ from llm_jax.hf.family import Entry, Family, entries
 from llm_jax.hf.finite import check_cast
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
 from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
+from llm_jax.hf.tensor_file import Tensor
 from llm_jax.modules.parameters import parameter_shapes
 
 FLOATS = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
 
 
-def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray],
+def params_from_state_dict(config: Architecture, state_dict: Mapping[str, Tensor],
                            mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32', *,
                            family: Family | None = None, done: Callable[[str], None] = lambda name: None
                            ) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, np.nda
   return flax.traverse_util.unflatten_dict(leaves.finish(), sep='/')
 
 
-def check_state_dict(config: Architecture, state_dict: Mapping[str, np.ndarray]) -> None:
+def check_state_dict(config: Architecture, state_dict: Mapping[str, Tensor]) -> None:
   """Refuses tensors as `params_from_state_dict` does. It reads values only of tensors that must equal others."""
   _matched(config, state_dict, None)
 
@@ -106,7 +107,7 @@ def _table(config: Architecture, family: Family, shapes: Mapping[str, Shape]) ->
 
 
 # ------------------------------------------------------------------------------------------------ one entry
-def _read(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], entry: Entry, sizes: list[Shape], part: int,
+def _read(tensors: Mapping[str, Tensor], given: Mapping[str, str], entry: Entry, sizes: list[Shape], part: int,
           index: Index, target: np.ndarray) -> None:
   """Fills `target` with the slice `index` of one parameter (of one layer)."""
   numbered = parse(entry.layout).numbered
@@ -119,10 +120,10 @@ def _read(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], entry: En
     _fill(target[at], tensors, given[name], entry, sizes, part, within)
 
 
-def _fill(target: np.ndarray, tensors: Mapping[str, np.ndarray], name: str, entry: Entry, sizes: list[Shape], part: int,
+def _fill(target: np.ndarray, tensors: Mapping[str, Tensor], name: str, entry: Entry, sizes: list[Shape], part: int,
           index: Index) -> None:
   """Fills `target` with the slice `index` of one parameter in the tensor called `name`."""
-  tensor = tensors[name]
+  tensor = np.asarray(tensors[name])
   with np.errstate(over='ignore'):
     copy(target, to_ours(tensor, entry.layout, sizes, part, entry.rotary, index))
   check_cast(name, tensor, target)
@@ -160,7 +161,7 @@ def _full_names(family: Family, table: list[Entry], names: Mapping[str, Any]) ->
   return full
 
 
-def _matched(config: Architecture, tensors: Mapping[str, np.ndarray], family: Family | None
+def _matched(config: Architecture, tensors: Mapping[str, Tensor], family: Family | None
              ) -> tuple[list[Entry], Mapping[str, Shape], dict[str, str]]:
   """Checks that the tensors are the architecture's. Returns the table, our shapes, and full name -> given name."""
   family = family or family_of(config)
@@ -171,7 +172,7 @@ def _matched(config: Architecture, tensors: Mapping[str, np.ndarray], family: Fa
   return table, shapes, given
 
 
-def _check(tensors: Mapping[str, np.ndarray], given: Mapping[str, str], table: list[Entry], shapes: Mapping[str, Shape]
+def _check(tensors: Mapping[str, Tensor], given: Mapping[str, str], table: list[Entry], shapes: Mapping[str, Shape]
            ) -> None:
   needed, copies = {}, {}
   holders = {entry.paths: entry.names[0] for entry in table if not entry.copy}

@@ -1,4 +1,8 @@
-"""A file of numbers, read piece by piece."""
+"""A file of numbers, read piece by piece.
+
+A mapped file would be quicker by a system call, but one that is cut short under a running program ends that with
+SIGBUS; here it is an error that names the file.
+"""
 import os
 import weakref
 from collections.abc import Iterator
@@ -15,9 +19,6 @@ CHUNK = 1 << 22  # numbers that are read at once where all are
 class ArrayFile:
   """A one-dimensional array in a raw file; slices, single numbers and arrays of places are read when
   they are asked for.
-
-  A mapped file would be quicker by a system call, but one that is cut short under a running program ends that with
-  SIGBUS; here it is an error that names the file.
 
   Raises (where numbers are read):
     FileError: the file no longer holds them.
@@ -58,17 +59,30 @@ class ArrayFile:
     return sum((chunk.sum(dtype=dtype) for chunk in self.chunks()), start=0)
 
   def _read(self, start: int, end: int) -> np.ndarray:
-    """Numbers `start` to `end`; a system call reads 2 GiB at most."""
+    """Numbers `start` to `end`."""
     size = self.dtype.itemsize
-    content = bytearray((end - start) * size)
-    view = memoryview(content)
-    position = start * size
-    while view:
-      count = os.preadv(self._descriptor, [view], position)
-      if count == 0:
-        raise FileError(f'{self.path}: ends at byte {position} of {self._length * size}: it was cut short while this '
-                        'run read it. The same command makes a file of the cache anew; any other one has to be brought '
-                        'back')
-      position += count
-      view = view[count:]
-    return np.frombuffer(content, self.dtype)
+    return read_bytes(self.path, self._descriptor, start * size, end * size, self._length * size).view(self.dtype)
+
+
+def read_bytes(path: Path, descriptor: int, start: int, end: int, file_size: int) -> np.ndarray:
+  """Bytes `start` to `end` of an opened file, uint8.
+
+  path: of the file, for errors.   file_size: in bytes, as it was when the file was opened.
+
+  Raises: FileError: the file no longer holds them, or the disk does not give them.
+  """
+  content = np.empty(end - start, np.uint8)
+  view = content.data
+  position = start
+  while view:  # a system call reads 2 GiB at most
+    try:
+      count = os.preadv(descriptor, [view], position)
+    except OSError as error:
+      raise FileError(f'{path}: byte {position} of {file_size} cannot be read ({error.strerror})') from error
+    if count == 0:
+      now = os.fstat(descriptor).st_size
+      raise FileError(f'{path}: ends at byte {now} of {file_size}: it was cut short while this run read it. The '
+                      'same command makes a file of the cache anew; any other one has to be brought back')
+    position += count
+    view = view[count:]
+  return content

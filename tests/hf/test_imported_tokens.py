@@ -7,12 +7,14 @@ import re
 
 import pytest
 import transformers
+from transformers.models.auto import tokenization_auto
 
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import load_tokenizer, make_tokenizer, opened
+from llm_jax.data.tokenizers.published import GENERIC, REBUILT, _class_name
 from tests.hf import published_tokenizers as published
 
 HELLO = [{'role': 'user', 'content': 'Hello'}, {'role': 'assistant', 'content': 'I am well.'}]
@@ -122,6 +124,24 @@ def test_classes_of_tokenizers(kind, name, model_type, tmp_path):
   for _ in range(30):
     said = published.text(rng)
     assert [*ours.begin, *ours.encode(said)] == theirs(said).input_ids
+
+
+def test_every_class_of_transformers_is_known_or_refused_in_one_line_that_names_it():
+  """Those with rules of their own; a class that it does not know itself reads the file as it stands."""
+  names = {name for name in dir(transformers) if name.endswith(('Tokenizer', 'TokenizerFast'))}
+  refused = set()
+  for name in names:
+    found = tokenization_auto.tokenizer_class_from_name(name)
+    is_generic = found is None or found.__name__ in GENERIC
+    try:
+      read_as = _class_name({'tokenizer_class': name}, {}, b'')
+    except ConfigError as error:
+      assert f"tokenizer_config.json = 'tokenizer_class = {name}'" in str(error) and '\n' not in str(error)
+      assert not is_generic, name
+      refused.add(name)
+    else:
+      assert is_generic or read_as in REBUILT or not issubclass(found, transformers.PreTrainedTokenizerBase), name
+  assert {'T5Tokenizer', 'CodeLlamaTokenizer', 'CohereTokenizer'} <= refused
 
 
 def test_added_tokens_of_every_kind(tmp_path):

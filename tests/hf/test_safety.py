@@ -12,6 +12,7 @@ import safetensors.numpy
 from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.hf.tensor_file import TensorFiles, read_header
+from llm_jax.runtime.errors import FileError
 from tests.hf import hf_models
 
 
@@ -205,9 +206,25 @@ def test_truncated_files_and_absent_ones(copy):
     hf.load_pretrained(copy)
 
 
-def test_files_cannot_be_changed_through_what_was_read(copy):
-  tensor = TensorFiles([copy / 'model.safetensors'])['model.norm.weight']
-  before = (copy / 'model.safetensors').read_bytes()
+def test_a_file_that_is_cut_short_while_it_is_read_is_named(copy):
+  """It was whole when it was opened. Where files are mapped, this ends the program with SIGBUS."""
+  file = copy / 'model.safetensors'
+  size = file.stat().st_size
+  cut = lambda *_: os.truncate(file, size // 2)
+  with pytest.raises(FileError, match=rf'model\.safetensors: ends at byte {size // 2} of {size}: it was cut short'):
+    hf.load_pretrained(copy, progress=cut)
+
+
+def test_a_tensor_is_kept_until_it_is_forgotten(copy, folder):
+  """One that several devices read is read from the disk once."""
+  tensors = TensorFiles([copy / 'model.safetensors'])
+  want = hf_models.tensors(folder)['model.norm.weight']
+  before = np.asarray(tensors['model.norm.weight'])
+  np.testing.assert_array_equal(before, want)
+  os.truncate(copy / 'model.safetensors', 0)
+  assert np.asarray(tensors['model.norm.weight']) is before
   with pytest.raises(ValueError, match='read-only'):
-    tensor[0] = 1
-  assert (copy / 'model.safetensors').read_bytes() == before and os.listdir(copy.parent) == ['folder']
+    before[0] = 1
+  tensors.forget('model.norm.weight')
+  with pytest.raises(FileError, match='cut short'):
+    np.asarray(tensors['model.norm.weight'])

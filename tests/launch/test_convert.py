@@ -1,5 +1,6 @@
 """launch.convert: folders to runs and back; what goes in comes out, and `transformers` reads it."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from launch import convert, sample
@@ -21,6 +23,7 @@ from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer, train
+from llm_jax.hf.tensor_file import OpenFile
 from llm_jax.hf.tokenizer import tokenizer_files
 from llm_jax.hf.weights import parameter_shapes
 from llm_jax.tracking.run_config import read_config, write_config
@@ -112,6 +115,27 @@ def test_an_id_of_minus_one_is_none(in_config, in_generation, folder, tmp_path, 
   assert sample.main([f'--checkpoint={tmp_path / "run"}', '--prompt=a', '--max_new_tokens=2', '--temperature=0']) == 0
   assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
   assert transformers.AutoConfig.from_pretrained(tmp_path / 'out').bos_token_id == (1 if in_config == 1 else None)
+
+
+@pytest.mark.parametrize('pad, in_file, expected', [
+  (5, 'config.json', 5), (5, 'generation_config.json', 5),
+  (3, 'config.json', None), (9_999, 'generation_config.json', None)])  # an end of text, and an id that is none
+def test_a_padding_token_of_its_own_is_kept(pad, in_file, expected, folder, tmp_path):
+  """Several texts can be classified at a time, which transformers refuses of a model without one."""
+  hub = tmp_path / 'hub'
+  shutil.copytree(folder, hub)
+  (hub / in_file).write_text(json.dumps(json.loads((hub / in_file).read_text()) | {'pad_token_id': pad}))
+  assert run(f'--from_hf={hub}', f'--to={tmp_path / "run"}') == 0
+  assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
+  assert json.loads((tmp_path / 'out' / 'config.json').read_text())['pad_token_id'] == expected
+  model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / 'out')
+  ids = torch.tensor([[40, 41, 42], [40, 41, 5]])
+  if expected is None:
+    with pytest.raises(ValueError, match='no padding token'):
+      model(ids)
+    return
+  alone = model(ids[1:, :2]).logits
+  torch.testing.assert_close(model(ids).logits[1:], alone)
 
 
 @pytest.mark.parametrize('file, entries, message', [
@@ -222,3 +246,19 @@ def test_help_starts_no_jax():
                         text=True, timeout=60)
   assert done.returncode == 0 and '--num_kv_heads' in done.stdout
   assert not any(line.split('|')[-1].strip() in ('jax', 'numpy') for line in done.stderr.splitlines())
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_one_line(folder, tmp_path, capsys, monkeypatch):
+  hub = tmp_path / 'hub'
+  shutil.copytree(folder, hub)
+  read = OpenFile.read
+
+  def cut_and_read(file, slot):
+    os.truncate(file.path, slot.start)
+    return read(file, slot)
+
+  monkeypatch.setattr(OpenFile, 'read', cut_and_read)
+  assert run(f'--from_hf={hub}', f'--to={tmp_path / "run"}') == 1
+  last = capsys.readouterr().err.splitlines()[-1]
+  assert last.startswith(f'error: {hub / "model.safetensors"}: ends at byte') and 'cut short' in last
+  assert not (tmp_path / 'run').exists()

@@ -42,10 +42,16 @@ OF_MODEL = {
 }
 # Classes of `transformers` that lay down rules of their own and are not rebuilt here.
 UNKNOWN = frozenset(f'{name}Tokenizer' for name in (
-  'Albert', 'Barthez', 'Bert', 'BigBird', 'Blenderbot', 'CLIP', 'Camembert', 'CodeGen', 'CodeLlama', 'Cohere',
-  'Deberta', 'DebertaV2', 'Esmc', 'Funnel', 'GPTNeoX', 'Herbert', 'Lasr', 'Luke', 'MBart', 'MBart50', 'MLuke',
-  'MPNet', 'MarkupLM', 'Nllb', 'Nougat', 'Parakeet', 'Pegasus', 'Qwen3_5', 'Reformer', 'RemBert', 'Roberta',
-  'SeamlessM4T', 'Siglip2', 'Splinter', 'T5', 'Tipsv2', 'Udop', 'VideoPrism', 'Whisper', 'XGLM', 'XLMRoberta', 'XLNet'))
+  'Albert', 'Bart', 'Barthez', 'Bartpho', 'Bert', 'BertGeneration', 'BertJapanese', 'Bertweet', 'BigBird', 'BioGpt',
+  'Blenderbot', 'BlenderbotSmall', 'ByT5', 'CLIP', 'CTRL', 'Camembert', 'Canine', 'Clvp', 'CodeGen', 'CodeLlama',
+  'Cohere', 'ConvBert', 'Cpm', 'CpmAnt', 'DPRContextEncoder', 'DPRQuestionEncoder', 'DPRReader', 'Deberta',
+  'DebertaV2', 'Dia', 'DistilBert', 'Esm', 'Esmc', 'FNet', 'FSMT', 'FastSpeech2Conformer', 'Flaubert', 'Funnel',
+  'GPTNeoX', 'GPTNeoXJapanese', 'GPTSw3', 'Herbert', 'LED', 'Lasr', 'LayoutLMv2', 'LayoutLMv3', 'LayoutXLM', 'Luke',
+  'Lxmert', 'M2M100', 'MBart', 'MBart50', 'MLuke', 'MPNet', 'Marian', 'MarkupLM', 'Mgpstr', 'MobileBert', 'Mvp',
+  'MyT5', 'Nllb', 'Nougat', 'PLBart', 'Parakeet', 'Pegasus', 'Perceiver', 'Phobert', 'Pop2Piano', 'ProphetNet',
+  'Qwen3_5', 'Reformer', 'RemBert', 'RoCBert', 'RoFormer', 'Roberta', 'SeamlessM4T', 'Siglip', 'Siglip2',
+  'Speech2Text', 'SpeechT5', 'Splinter', 'SqueezeBert', 'T5', 'Tapas', 'Tipsv2', 'Udop', 'VideoPrism', 'Vits',
+  'Wav2Vec2CTC', 'Wav2Vec2PhonemeCTC', 'Whisper', 'XGLM', 'XLM', 'XLMRoberta', 'XLNet'))
 MARK = '\N{LOWER ONE EIGHTH BLOCK}'  # SentencePiece's space
 # Decoders of SentencePiece's kind: marks are spaces again, and tokens for bytes are characters.
 SPACES_BACK = (
