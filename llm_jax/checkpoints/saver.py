@@ -25,6 +25,7 @@ from llm_jax.runtime.files import sync_folder
 # saved, and a clock that is corrected meanwhile would end the run. A process that hangs is the watchdog's to notice.
 SAVE_SECONDS = 7 * 24 * 3_600
 DISK_FULL = re.compile('No space|RESOURCE_EXHAUSTED|quota|too large')
+OUT_OF_MEMORY = re.compile('[Oo]ut of memory')  # which RESOURCE_EXHAUSTED stands for too
 REASON_CHARACTERS = 500
 
 
@@ -131,7 +132,7 @@ class BackgroundSaver:
     reason = ' '.join(str(error).split())[:REASON_CHARACTERS]
     if jax.process_index() == 0:  # half a checkpoint must not fill the disk
       shutil.rmtree(self.folder / f'{folder_name(self._step)}{SAVING}', ignore_errors=True)
-    if DISK_FULL.search(reason):
+    if DISK_FULL.search(reason) and not OUT_OF_MEMORY.search(reason):
       return CheckpointError(f'{self.folder}: step {self._step} was not saved (disk full, or a limit on file size: '
                              f'{reason}); the checkpoints before it are intact. It takes about '
                              f'{self._num_bytes / MIB:,.1f} MiB beside them; {free_space(self.folder)}: make room, and '

@@ -132,7 +132,8 @@ class CheckpointStore:
     problems: list[str] = []
     for each in self._candidates():
       try:
-        return self._verify(each.path)
+        with hold(each.path):  # a run that saves here more often than one is verified would always be ahead
+          return self._verify(each.path)
       except CheckpointError as error:
         if not each.path.is_dir():  # the run that saves here has just replaced it
           continue

@@ -8,7 +8,7 @@ from pathlib import Path
 MOST_CHARACTERS = 500
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MIB = 1 << 20
-# What jax, XLA and the system say where memory is short. A full disk is another error by then: see `CheckpointError`.
+# What jax, XLA and the system say where memory is short; Orbax says some of it of a full disk.
 OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'out of memory', 'Out of memory', 'bad_alloc', 'Cannot allocate memory')
 
 
@@ -55,5 +55,8 @@ def one_line(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether the memory of the host or of a device was too small."""
+  """Whether the memory of the host or of a device was too small. An error that names a file says itself what is wrong.
+  """
+  if isinstance(error, CheckpointError | FileError):
+    return False
   return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -1,12 +1,15 @@
 """Folders that were moved and linked back, names that are not ours, readers beside a run that saves."""
 import contextlib
+import itertools
 import os
 import shutil
 import threading
+import time
 
 import pytest
 
 from llm_jax.checkpoints import store as store_module
+from llm_jax.checkpoints.checkpoint import open_checkpoint
 from llm_jax.checkpoints.folders import CommittedFolder, Retention, hold
 from llm_jax.checkpoints.manifest import read_manifest, write_manifest
 from llm_jax.checkpoints.store import CheckpointStore
@@ -217,3 +220,33 @@ def test_a_reader_beside_a_run_that_saves_finds_a_whole_one(tmp_path):
   assert seen == sorted(seen) and len(set(seen)) > 1 and not warnings
   assert '00000021' in os.listdir(tmp_path)
   assert_same(reader.latest_valid().restore(abstract(make_state(0))), make_state(21))
+
+
+def test_a_reader_that_takes_longer_than_a_save_is_not_overtaken_for_ever(tmp_path, monkeypatch):
+  tries, has_found = [], threading.Event()
+
+  def open_slowly(path):
+    tries.append(path.name)
+    assert len(tries) < 5, 'every one of them went while it was verified'
+    time.sleep(0.5)
+    return open_checkpoint(path)
+
+  with CheckpointStore(tmp_path, keep=1) as store:
+    save(store, 1)
+
+    def keep_saving():
+      for step in itertools.count(2):
+        save(store, step)
+        if has_found.is_set():
+          return
+
+    saving = threading.Thread(target=keep_saving)
+    saving.start()
+    monkeypatch.setattr(store_module, 'open_checkpoint', open_slowly)
+    try:
+      with CheckpointStore(tmp_path).hold_newest() as found:
+        assert_same(found.restore(abstract(make_state(0))), make_state(found.step))
+    finally:
+      has_found.set()
+      saving.join()
+  assert max(CheckpointStore(tmp_path).steps()) > found.step + 1
