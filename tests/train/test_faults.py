@@ -54,6 +54,9 @@ def test_a_diverged_run_goes_on_as_its_last_line_says(corpus, tmp_path):
   """An absurd rate from the start: nothing that was saved is bad, and the same folder takes a better one."""
   output = runs.run(corpus, tmp_path, FIRST, f'{RATE}=1e4', expect=1)
   assert 'skipped, spike (' in output and '10 steps in a row were skipped' in output.splitlines()[-1]
+  skipped = re.findall(r'step (\d+) skipped, .* \(samples (\d+) to (\d+)\)', output)
+  assert skipped and all((8 * int(step) - 8, 8 * int(step) - 1) == (int(first), int(last))
+                         for step, first, last in skipped)
   assert 'the same workdir takes the change' in output.splitlines()[-1]
   assert not CheckpointStore(tmp_path / 'checkpoints' / 'first').steps()
   assert [r for r in read_metrics(tmp_path) if r['kind'] == 'event' and 'spike' in r['event']]

@@ -24,6 +24,7 @@ from llm_jax.runtime.errors import CheckpointError
 from llm_jax.tracking.metrics import read_generations
 from llm_jax.tracking.progress import Progress
 from llm_jax.tracking.saved_steps import note_saved_step
+from llm_jax.train import run as run_module
 from llm_jax.train.branches import Branch
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.hooks import Diverged, SavePeriodically, check_result, divergence_hint
@@ -280,6 +281,37 @@ def test_data_that_changed_between_the_start_of_the_run_and_of_the_stage_is_name
     check_unchanged_data(session.run, second, StageData({32: same}, split))
 
 
+# ---------------------------------------------------------------------------------------------- tokenizers and ranks
+def test_a_checkpoint_of_another_tokenizer_is_refused_with_both_fingerprints(session):
+  """The stage's own, and that of the stage that it starts from."""
+  run = session.run
+  first, second = run.stages
+  data = open_data(session, [first, second])
+  message = f'00000024 was trained with tokenizer other, this run has {session.tokenizer.fingerprint}: bring the first'
+  with pytest.raises(CheckpointError, match=message):
+    build_stage(session, first, data).starter.start(saved_by(run, 'first', 24, tokenizer='other'))
+  metadata = saved_by(run, 'first', 24, tokenizer='other', final=True).metadata
+  with session.store('first') as store:
+    store.save(24, {'params': {'w': jnp.zeros(3)}}, metadata, wait=True)
+  with pytest.raises(CheckpointError, match=message):
+    build_stage(session, second, data).starter.start(None)
+
+
+def test_processes_that_read_other_data_do_not_agree(session, corpus, tmp_path, monkeypatch):
+  """What they compare before anything compiles: a text with one letter changed is another one."""
+  said = []
+  monkeypatch.setattr(run_module.processes, 'agree', lambda name, digest: said.append((name, digest)))
+  open_data(session, session.run.stages)
+  open_data(session, session.run.stages)
+  other = tmp_path / 'other' / corpus.name
+  other.parent.mkdir()
+  other.write_text(corpus.read_text().replace('self', 'sElf', 1))
+  run = load_run(f'{EXPERIMENT}:{other}')
+  open_data(dataclasses.replace(session, run=run), run.stages)
+  assert [name for name, _ in said] == ['data'] * 3
+  assert said[0] == said[1] != said[2]
+
+
 # ---------------------------------------------------------------------------------------------- out of memory
 def test_out_of_memory_is_one_line_with_what_would_help(session):
   stage = session.run.stages[0]
@@ -298,6 +330,8 @@ def test_out_of_memory_is_one_line_with_what_would_help(session):
     raise RuntimeError('another')
   with pytest.raises(OutOfMemory), naming_out_of_memory(built):
     raise MemoryError
+  with pytest.raises(CheckpointError), naming_out_of_memory(built):
+    raise CheckpointError('step 5 was not saved (disk full: RESOURCE_EXHAUSTED: No space left on device)')
 
 
 def test_what_the_state_takes_is_counted_from_its_arrays(session):

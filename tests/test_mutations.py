@@ -1,0 +1,210 @@
+"""Every detector of a fault is needed: with one line of it changed, a test fails.
+
+Each row changes a line of a copy of the package, and runs a test there.
+"""
+import dataclasses
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TESTS_FAILED = 1  # pytest's exit code; others say that it could not run them
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+  """fault: what is no longer noticed.   file: below the root.   line: text that is in it once.   test: what fails."""
+  fault: str
+  file: str
+  line: str
+  changed: str
+  test: str
+
+
+MUTATIONS = (
+  # ---------------------------------------------------------------------------------------- killed and stopped runs
+  Mutation('steps of a killed run are written twice', 'llm_jax/train/stage.py',
+           'session.writer.rewind(stage.name, start.step)', 'pass',
+           'tests/train/test_faults.py::test_skipped_steps_are_the_same_after_a_kill'),
+  Mutation('a resumed run reads its data from the start', 'llm_jax/data/batches.py',
+           'self._samples = position.samples', 'pass',
+           'tests/data/test_batches.py::test_resumed_is_uninterrupted'),
+  Mutation('an interrupted save counts as a checkpoint', 'llm_jax/checkpoints/folders.py',
+           r"re.compile(r'(\d{8,})(\.old)?')", r"re.compile(r'(\d{8,})(\.old|\.saving)?')",
+           'tests/checkpoints/test_damage.py::test_kill_in_the_middle_of_a_save'),
+  Mutation('a process of the run dies', 'llm_jax/runtime/peers.py',
+           'if not link.is_open and other not in self._gone:', 'if False:',
+           'tests/runtime/test_peers.py::test_all_others_end_with_the_name_of_the_one_that_died'),
+  Mutation('the run is asked to stop', 'llm_jax/runtime/preemption.py',
+           'return self._stop_at is not None and self._num_checks >= self._stop_at', 'return False',
+           'tests/runtime/test_processes.py::test_requests_ask_once_and_twice_does_no_harm'),
+  Mutation('processes are asked to stop at different steps', 'llm_jax/runtime/preemption.py',
+           'return max(found) + 1 if', 'return min(found) + 1 if',
+           'tests/runtime/test_peers.py::test_all_stop_after_the_same_step_whoever_is_asked'),
+  # ---------------------------------------------------------------------------------------- checkpoints
+  Mutation('a file of a checkpoint has changed', 'llm_jax/checkpoints/manifest.py',
+           'if entry != manifest.files[name]:', 'if False:',
+           'tests/checkpoints/test_damage.py::test_damage_is_named_and_the_newest_valid_one_taken'),
+  Mutation('a manifest has changed', 'llm_jax/checkpoints/manifest.py',
+           'if raw != _encode(body):', 'if False:',
+           'tests/checkpoints/test_damage.py::test_a_thousand_flipped_bits_are_all_noticed'),
+  Mutation('a foreign file is in a checkpoint', 'llm_jax/checkpoints/manifest.py',
+           'for name in sorted(found - manifest.files.keys()):', 'for name in ():',
+           'tests/checkpoints/test_damage.py::test_a_foreign_file_is_refused'),
+  Mutation('a checkpoint has the name of another step', 'llm_jax/checkpoints/checkpoint.py',
+           'if step_of(path) != step:', 'if False:',
+           'tests/checkpoints/test_damage.py::test_whole_checkpoints_under_each_others_names'),
+  Mutation('all checkpoints are damaged', 'llm_jax/checkpoints/store.py',
+           'if problems:', 'if False:',
+           'tests/checkpoints/test_damage.py::test_all_bad_is_an_error_never_a_fresh_start'),
+  Mutation('the checkpoints of a stage are gone', 'llm_jax/train/own_checkpoints.py',
+           'if noted is not None or _was_saved(run, records):', 'if False:',
+           'tests/train/test_stage.py::test_a_stage_whose_checkpoints_are_gone_is_named'),
+  Mutation('a checkpoint is of another run', 'llm_jax/train/own_checkpoints.py',
+           'if all(differences):', 'if False:',
+           'tests/train/test_stage.py::test_a_checkpoint_of_another_run_is_named'),
+  Mutation('a checkpoint is of another tokenizer', 'llm_jax/train/starting_point.py',
+           'if checkpoint.metadata.tokenizer != tokenizer.fingerprint:', 'if False:',
+           'tests/train/test_stage.py::test_a_checkpoint_of_another_tokenizer_is_refused_with_both_fingerprints'),
+  Mutation('the clock is wrong', 'llm_jax/checkpoints/folders.py',
+           'key=lambda each: (-each.step, each.path.suffix)', 'key=lambda each: -each.path.stat().st_mtime',
+           'tests/checkpoints/test_store.py::test_latest_is_the_highest_step_whatever_the_clock_says'),
+  Mutation('a checkpoint is read onto another mesh', 'llm_jax/checkpoints/checkpoint.py',
+           "return getattr(leaf, 'sharding', None) or", 'return',
+           'tests/checkpoints/test_store.py::test_another_mesh'),
+  Mutation('a checkpoint goes while it is verified', 'llm_jax/checkpoints/store.py',
+           'with hold(each.path):', 'if True:',
+           'tests/checkpoints/test_folders.py::test_a_reader_that_takes_longer_than_a_save_is_not_overtaken_for_ever'),
+  # ---------------------------------------------------------------------------------------- disks
+  Mutation('a save fails', 'llm_jax/checkpoints/saver.py',
+           'self._error = error', 'pass',
+           'tests/checkpoints/test_store.py::test_disk_full_at_the_manifest'),
+  Mutation('the disk is full', 'llm_jax/runtime/errors.py',
+           'if error.errno not in FULL:', 'if True:',
+           'tests/train/test_full_disk.py::test_tokens_that_do_not_fit_name_the_folder_and_the_way_out'),
+  Mutation('the folder is read-only', 'llm_jax/tracking/run_folder.py',
+           'with tempfile.TemporaryFile(dir=self.path):', 'if True:',
+           'tests/tracking/test_run_folder.py::test_prepare_refuses_a_read_only_folder'),
+  Mutation('the metrics cannot be written', 'llm_jax/tracking/metrics.py',
+           'except Exception as error:  # whatever', 'except ZeroDivisionError as error:  # whatever',
+           'tests/tracking/test_metrics.py::test_a_failing_disk_warns_once_and_recovers'),
+  Mutation('a file is cut short while it is read', 'llm_jax/runtime/array_file.py',
+           'if count == 0:', 'if count == 0:\n      return content\n    if False:',
+           'tests/runtime/test_array_file.py::test_a_file_that_is_cut_short_is_named'),
+  # ---------------------------------------------------------------------------------------- configurations and ranks
+  Mutation('a second run takes the same folder', 'llm_jax/runtime/files.py',
+           "raise TimeoutError(f'{path}: another process holds this lock')", 'return',
+           'tests/tracking/test_run_folder.py::test_a_second_run_is_refused_naming_the_first'),
+  Mutation('a run goes on with another configuration', 'llm_jax/tracking/run_config.py',
+           'return field.safe is not None and not field.safe.unless(change)', 'return True',
+           'tests/tracking/test_run_config.py::test_other_changes_name_field_old_and_new_and_change_nothing'),
+  Mutation('processes differ', 'llm_jax/runtime/processes.py',
+           'if different:', 'if False:',
+           'tests/runtime/test_processes.py::test_they_agree_or_all_name_the_one_that_differs'),
+  Mutation('processes have other code', 'llm_jax/train/run.py',
+           "f'{code_digest()} {package_versions()} {execution.dtype}'", "'code'",
+           'tests/tracking/test_run_folder.py::test_processes_whose_sources_differ_do_not_agree'),
+  Mutation('processes read other data', 'llm_jax/train/run.py',
+           'fingerprints.append(None if split is None else split.fingerprint)', 'pass',
+           'tests/train/test_stage.py::test_processes_that_read_other_data_do_not_agree'),
+  Mutation('every process reads the first rows', 'llm_jax/data/batches.py',
+           'samples = start + self.rows', 'samples = start + np.arange(len(self.rows))',
+           'tests/data/test_batches.py::test_every_process_reads_only_its_rows'),
+  Mutation('a process hangs', 'llm_jax/runtime/watchdog.py',
+           'if idle > limit:', 'if False:',
+           'tests/runtime/test_watchdog.py::test_watchdog_ends_a_stuck_process_naming_the_phase_and_the_place'),
+  Mutation('a process is stopped', 'llm_jax/runtime/peers.py',
+           'if silent > SILENCE_SECONDS and', 'if False and',
+           'tests/runtime/test_peers.py::test_one_that_is_silent_is_lost'),
+  # ---------------------------------------------------------------------------------------- data
+  Mutation('a run goes on with other data', 'llm_jax/data/batches.py',
+           '    check_same_data(position.fingerprint, self.fingerprint)\n    self.close()\n    self._samples',
+           '    self.close()\n    self._samples',
+           'tests/data/test_batches.py::test_a_changed_component_is_named'),
+  Mutation('a file changes while earlier stages train', 'llm_jax/data/sources/documents.py',
+           'if contents.get(name) != digests.get(name)]', 'if False]',
+           'tests/data/test_dataset.py::test_files_that_hold_something_else_are_named'),
+  Mutation('a later stage reads what has changed', 'llm_jax/train/run.py',
+           'if changed:', 'if False:',
+           'tests/train/test_stage.py::test_data_that_changed_between_the_start_of_the_run_and_of_the_stage_is_named'),
+  Mutation('a row is longer than memory may be', 'llm_jax/data/sources/formats.py',
+           'if len(line) > LONGEST_ROW:', 'if False:',
+           'tests/data/sources/test_documents.py::test_row_longer_than_the_limit'),
+  Mutation('a row has no text', 'llm_jax/data/sources/formats.py',
+           'if not isinstance(text, str):', 'if False:',
+           'tests/data/sources/test_documents.py::test_bad_line_is_named_or_counted'),
+  Mutation('a line of the records is damaged', 'llm_jax/tracking/jsonl.py',
+           'return found if checksum == _checksum(found) else None', 'return found',
+           'tests/tracking/test_metrics.py::test_a_damaged_line_is_named_and_passed_over'),
+  Mutation('text has the name of a special token', 'llm_jax/data/tokenizers/huggingface.py',
+           'encode_special_tokens = True  # names of special tokens', 'encode_special_tokens = False  #',
+           'tests/data/tokenizers/test_base.py::test_library_alone_would_yield_control_ids'),
+  Mutation('a message has the name of a special token', 'llm_jax/data/tokenizers/byte_level.py',
+           'for found in () if piece.is_guarded else names.finditer(piece.text):',
+           'for found in names.finditer(piece.text):',
+           'tests/data/tokenizers/test_chat_templates.py::test_no_content_becomes_a_control_token'),
+  # ---------------------------------------------------------------------------------------- numbers
+  Mutation('a gradient is not finite', 'llm_jax/train/step.py',
+           'is_finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)', 'is_finite = jnp.bool_(True)',
+           'tests/train/test_step.py::test_a_step_that_is_not_finite_changes_nothing_but_counters'),
+  Mutation('steps are skipped without end', 'llm_jax/train/hooks.py',
+           'if in_a_row >= self.stage.max_nonfinite:', 'if False:',
+           'tests/train/test_faults.py::test_a_diverged_run_goes_on_as_its_last_line_says'),
+  Mutation('a loss jumps', 'llm_jax/train/step.py',
+           'is_spike = is_finite & (observed > limit).any()', 'is_spike = jnp.bool_(False)',
+           'tests/train/test_spikes.py::test_a_spike_of_100_times_is_skipped_and_only_that'),
+  Mutation('a checkpoint is due while steps are skipped', 'llm_jax/train/hooks.py',
+           'if int(state.skipped) == 0 or step in self.pinned:', 'if True:',
+           'tests/train/test_stage.py::test_no_checkpoint_is_taken_while_steps_are_skipped'),
+  # ---------------------------------------------------------------------------------------- imported models
+  Mutation('tensors are missing or of another shape', 'llm_jax/hf/weights.py',
+           'if problems:', 'if False:',
+           'tests/hf/test_files.py::test_every_wrong_tensor_is_listed'),
+  Mutation('tensors overlap or leave holes', 'llm_jax/hf/tensor_file.py',
+           'if slot.start != end:', 'if False:',
+           'tests/hf/test_safety.py::test_headers_that_lie'),
+  Mutation('a tensor is twice in a header', 'llm_jax/hf/tensor_file.py',
+           'if len(set(keys)) != len(keys):', 'if False:',
+           'tests/hf/test_safety.py::test_a_tensor_named_twice_in_one_header'),
+  Mutation('an index names a file elsewhere', 'llm_jax/hf/files.py',
+           "require(plain and name.endswith('.safetensors'),", 'require(True,',
+           'tests/hf/test_safety.py::test_bad_index'),
+  Mutation('a link leads out of the folder', 'llm_jax/hf/files.py',
+           'and file.resolve().parent in homes', '',
+           'tests/hf/test_safety.py::test_links_that_lead_out'),
+  Mutation('a folder brings code', 'llm_jax/hf/fields.py',
+           "if self.values.get('auto_map'):", 'if False:',
+           'tests/hf/test_safety.py::test_code_of_the_folder_is_not_run'),
+  Mutation('a folder brings pickles', 'llm_jax/hf/files.py',
+           'if pickled:', 'if False:',
+           'tests/hf/test_safety.py::test_pickles_are_refused'),
+  Mutation('a tensor holds NaN', 'llm_jax/hf/finite.py',
+           'if not count_not_finite(cast):', 'if True:',
+           'tests/hf/test_finite.py::test_an_import_names_the_tensor_and_counts'),
+)
+
+
+@pytest.mark.parametrize('mutation', MUTATIONS, ids=lambda mutation: mutation.fault.replace(' ', '-'))
+def test_what_is_changed_is_there_once(mutation):
+  """So that the slow test below changes what it means to."""
+  file, name = mutation.test.split('::')
+  assert (ROOT / mutation.file).read_text().count(mutation.line) == 1
+  assert f'def {name}(' in (ROOT / file).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mutation', MUTATIONS, ids=lambda mutation: mutation.fault.replace(' ', '-'))
+def test_a_test_fails_without_the_detector(mutation, tmp_path):
+  for name in ('llm_jax', 'launch', 'tests', 'experiments'):
+    shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns('__pycache__'))
+  shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+  path = tmp_path / mutation.file
+  path.write_text(path.read_text().replace(mutation.line, mutation.changed))
+  done = subprocess.run(
+    [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider', mutation.test], cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  assert done.returncode == TESTS_FAILED, done.stdout
