@@ -17,6 +17,7 @@ from launch.overrides import set_field
 from llm_jax.config import experiment, presets, schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model import architecture
+from llm_jax.config.packages import check_packages
 from llm_jax.config.run import Run
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.config.type_hints import is_sequence, suggest
@@ -179,7 +180,8 @@ def unknown_argument(error: Exception) -> str:
 
 # ---------------------------------------------------------------------------------------------- files that it names
 def check_files(run: Run, config: str) -> None:
-  """Refuses a run whose sources or tokenizer name files that do not exist, before anything starts."""
+  """Refuses a run that names files which do not exist, or needs packages that are not installed."""
+  check_packages(run)
   file = config.partition(':')[0]
   for path, value in plain_values(run, 'config'):
     if path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True):

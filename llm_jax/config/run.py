@@ -12,6 +12,7 @@ from llm_jax.config.recipe_checks import check_stages
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average
 from llm_jax.config.tokenizers import BPE, Bytes, Tokenizer
+from llm_jax.config.trackers import TensorBoard, Tracker
 
 __all__ = ['Checkpoints', 'Mesh', 'Run']
 
@@ -76,7 +77,8 @@ class Run:
     'gather' brings all keys and values to every device, and 'ring' passes them round, for sequences so long that they
     do not fit.
   stall_seconds: a process that finishes no step for so long (outside of steps: 10 times) ends with exit code 70.
-  log_every: steps between training records in metrics.jsonl and TensorBoard.
+  log_every: steps between training records in metrics.jsonl and in the trackers.
+  trackers: where the records go beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio.
   """
   model: Architecture
   stages: tuple[Stage, ...]
@@ -88,6 +90,7 @@ class Run:
   context_attention: Safe[str] = 'gather'
   stall_seconds: Safe[Seconds] = 1_800.0
   log_every: Safe[Steps] = 1
+  trackers: Safe[tuple[Tracker, ...]] = (TensorBoard(),)
 
   def __post_init__(self):
     require(-2**63 <= self.seed < 2**63, 'seed', self.seed, 'use a number of 64 bits')
@@ -97,6 +100,8 @@ class Run:
     require(self.stall_seconds > 0, 'stall_seconds', self.stall_seconds, 'use a number of seconds above 0')
     require(len(self.stages) > 0, 'stages', self.stages, 'give at least one stage')
     require(self.log_every >= 1, 'log_every', self.log_every, 'use 1 or more')
+    kinds = [type(tracker).__name__ for tracker in self.trackers]
+    require(len(set(kinds)) == len(kinds), 'trackers', kinds, 'name each kind once')
     check_stages(self)
     known_size = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE | Bytes) else 0  # the others are files
     require(self.model.vocab_size >= known_size, 'model.vocab_size', self.model.vocab_size,

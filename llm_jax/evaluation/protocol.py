@@ -93,7 +93,7 @@ class Evaluated:
 class Result:
   """What one evaluation found.
 
-  metrics: written to metrics.jsonl, and to TensorBoard where they are numbers.
+  metrics: written to metrics.jsonl, and to the trackers where they are numbers.
   lines: printed in the terminal.
   status: shown in the progress display until the next one.
   headline: a few words for the stage's box in the report's recipe; None where there is nothing to say.

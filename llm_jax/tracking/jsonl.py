@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_jax.config.type_hints import is_mapping
@@ -44,7 +44,7 @@ class JsonlFile:
     del self._unwritten[:-MOST_UNWRITTEN]
     self._write()
 
-  def rewind(self, stage: str, step: int) -> None:
+  def rewind(self, stage: str, step: int, forgotten: Sequence[Record] = ()) -> None:
     """Replaces or cuts the file at once, so that a kill leaves the old one or the new one; half a line at its end is
     dropped."""
     self._unwritten = [line for line in self._unwritten if _is_kept(json.loads(line), stage, step)]

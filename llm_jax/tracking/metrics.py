@@ -1,5 +1,5 @@
-"""The numbers of a run on disk: `metrics.jsonl` and `generations.jsonl`, one JSON object a line, and TensorBoard's
-files.
+"""The numbers of a run: `metrics.jsonl` and `generations.jsonl`, one JSON object a line, and the trackers that its
+configuration names.
 
 A record is `{"kind", "stage", "step", "time", ...numbers}` where `step` counts the finished steps of its stage and
 `time` is Unix seconds. Floats are written so that reading gives the same bits back; NaN and infinities are written as
@@ -9,47 +9,49 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from llm_jax.config.implementation import load
 from llm_jax.config.type_hints import is_mapping, is_sequence
 from llm_jax.tracking.jsonl import JsonlFile, damaged_lines, read_jsonl
-from llm_jax.tracking.tensorboard import TensorBoard
-from llm_jax.tracking.tracker import Record, Tracker
+from llm_jax.tracking.tracker import Record, TrackedRun, Tracker
 
 METRICS = 'metrics.jsonl'
 GENERATIONS = 'generations.jsonl'
-TENSORBOARD = 'tensorboard'
 MOST_LINES_NAMED = 8
 
 
+def make_trackers(tracked: TrackedRun) -> list[Tracker]:
+  """Those that the run's configuration names. Nothing is written or asked for yet."""
+  return [load(config)(config, tracked) for config in tracked.run.trackers]
+
+
 class MetricsWriter:
-  """Writes the records of a run to all trackers. Only the primary process writes; on the others every call does
-  nothing.
+  """Writes the records of a run to `metrics.jsonl` and to its trackers. Only the primary process writes; on the others
+  every call does nothing.
 
-  A disk that fails never stops training: the first failure of each tracker is logged, later records are still tried.
-
-  tensorboard: whether to write TensorBoard's files too.
+  A disk or a service that fails never stops training: the first failure of each tracker is logged, later records are
+  still tried.
   """
 
-  def __init__(self, workdir: str | os.PathLike[str], *, primary: bool = True, tensorboard: bool = True):
+  def __init__(self, workdir: str | os.PathLike[str], trackers: Sequence[Tracker] = (), *, primary: bool = True):
     folder = pathlib.Path(workdir)
     self._primary = primary
-    self._trackers: list[Tracker] = [JsonlFile(folder / METRICS)]
-    if tensorboard:
-      self._trackers.append(TensorBoard(folder / TENSORBOARD))
+    self._metrics = JsonlFile(folder / METRICS)
     self._generations = JsonlFile(folder / GENERATIONS)
+    self._trackers = trackers
     self._failed: set[str] = set()
 
   def write(self, kind: str, stage: str, step: int, **numbers: Any) -> None:
-    """Appends a record. Numbers may be Python's, NumPy's or jax scalars, or lists and mappings of them; TensorBoard
-    leaves out all that is no number."""
+    """Appends a record. Numbers may be Python's, NumPy's or jax scalars, or lists and mappings of them; trackers
+    leave out all that is no number."""
     if not self._primary:
       return
     values = {name: _plain(value) for name, value in numbers.items()}
     record = Record(kind, stage, int(step), time.time(), values)
-    for tracker in self._trackers:
+    for tracker in (self._metrics, *self._trackers):
       self._attempt(tracker, lambda tracker=tracker: tracker.write(record))
 
   def generation(self, stage: str, step: int, prompt: str, text: str) -> None:
@@ -64,14 +66,17 @@ class MetricsWriter:
     stages keep theirs."""
     if not self._primary:
       return
-    for tracker in (*self._trackers, self._generations):
-      self._attempt(tracker, lambda tracker=tracker: tracker.rewind(stage, step))
+    forgotten = [Record.from_json(entry) for entry in read_jsonl(self._metrics.path)
+                 if entry.get('stage') == stage and entry['step'] > step]
+    # The trackers first: those that cannot forget note what `metrics.jsonl` still says that they have.
+    for tracker in (*self._trackers, self._metrics, self._generations):
+      self._attempt(tracker, lambda tracker=tracker: tracker.rewind(stage, step, forgotten))
 
   def close(self) -> None:
     """Lets the trackers keep what they have not kept yet."""
     if not self._primary:
       return
-    for tracker in (*self._trackers, self._generations):
+    for tracker in (self._metrics, self._generations, *self._trackers):
       self._attempt(tracker, tracker.close)
 
   def __enter__(self) -> 'MetricsWriter':

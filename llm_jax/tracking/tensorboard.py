@@ -4,24 +4,27 @@ import pathlib
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from io import FileIO
 from typing import Any
 
+from llm_jax.config.trackers import TensorBoard
 from llm_jax.runtime.files import write_whole
-from llm_jax.tracking.tracker import Record
+from llm_jax.tracking.tracker import Record, TrackedRun
 
+FOLDER = 'tensorboard'
 FLUSH_SECONDS = 20
 MOST_BYTES = 1 << 20  # that wait to be written
 
 
-class TensorBoard:
+class TensorBoardTracker:
   """Writes the numbers of records as scalars named `kind/name`, or `kind/name/source` where they are of one source.
 
   A folder for each stage: TensorBoard shows them as runs.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self.folder = folder
+  def __init__(self, config: TensorBoard, tracked: TrackedRun):
+    self.folder = tracked.workdir / FOLDER
     self._files: dict[str, EventFile] = {}  # by stage
     self._purge_steps: dict[str, int] = {}  # the first step that TensorBoard is to forget, by stage
 
@@ -31,14 +34,11 @@ class TensorBoard:
 
   def write(self, record: Record) -> None:
     file = self._file(record.stage)
-    source = record.values.get('source')
-    suffix = '' if source is None else f'/{source}'
-    for name, value in record.values.items():
-      if isinstance(value, int | float):
-        file.add_scalar(f'{record.kind}/{name}{suffix}', float(value), record.step, record.time)
+    for name, value in record.numbers().items():
+      file.add_scalar(name, value, record.step, record.time)
     file.flush_if_due()
 
-  def rewind(self, stage: str, step: int) -> None:
+  def rewind(self, stage: str, step: int, forgotten: Sequence[Record] = ()) -> None:
     self.close()
     self._purge_steps[stage] = step + 1
     _protocol()  # loaded before a stage begins, for a step is no time to wait for a slow disk

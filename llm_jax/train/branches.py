@@ -3,6 +3,7 @@
 branches/<n>/branch.json    where the run went back to, when, and what was changed; n counts from 1
 branches/<n>/config.json    the configuration before
 branches/<n>/metrics.jsonl  the records before
+branches/<n>/trackers/      the ids of the services' runs before: a branch has others
 branches/<n>/checkpoints/   the stage's checkpoints after that step, which the run no longer takes for its own
 """
 import dataclasses
@@ -21,6 +22,7 @@ from llm_jax.tracking.metrics import METRICS, MetricsWriter, read_metrics
 from llm_jax.tracking.run_config import NAME as CONFIG
 from llm_jax.tracking.run_config import UnsafeChange, changes_between, read_config, write_config
 from llm_jax.tracking.saved_steps import forget_saved_step, note_saved_step
+from llm_jax.tracking.service import FOLDER as TRACKERS
 
 FOLDER = 'branches'
 RECORD = 'branch.json'
@@ -152,6 +154,8 @@ def _move_away(workdir: pathlib.Path, branch: Branch, number: int) -> None:
   for committed in committed_folders(_folder_of(workdir, branch.stage)):
     if committed.step > branch.step:
       shutil.move(committed.path, checkpoints / committed.path.name)
+  if (workdir / TRACKERS).is_dir() and not (folder / TRACKERS).exists():
+    shutil.move(workdir / TRACKERS, folder / TRACKERS)
   if branch.step:
     note_saved_step(workdir, branch.stage, branch.step)
   else:

@@ -12,6 +12,7 @@ import jax
 from llm_jax import hf
 from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
 from llm_jax.config.errors import ConfigError, located
+from llm_jax.config.packages import check_packages
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
@@ -32,11 +33,12 @@ from llm_jax.runtime.requests import leave, tell
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
-from llm_jax.tracking.metrics import MetricsWriter, warn_of_damage
+from llm_jax.tracking.metrics import MetricsWriter, make_trackers, warn_of_damage
 from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
 from llm_jax.tracking.task import ByteProgress
 from llm_jax.tracking.terminal import say
+from llm_jax.tracking.tracker import TrackedRun
 from llm_jax.train.branches import make_branch, read_branches
 from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
@@ -75,6 +77,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
 def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[pathlib.Path], None],
            from_step: int | None, guard: Guard) -> None:
   activity.begin('opens the run')
+  check_packages(run)
   check_mesh(run)
   go_back = lambda: None if from_step is None else make_branch(workdir, run, only, from_step)
   with open_session(run, workdir, go_back, guard.preemption) as session:
@@ -146,10 +149,11 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
     tokenizer = open_tokenizer(run, workdir)
     lineage = make_lineage()
     branches = read_branches(workdir)
+    stated = {**lineage.to_json(), 'branches': [branch.to_json() for branch in branches]}
     if primary:
-      stated = {**lineage.to_json(), 'branches': [branch.to_json() for branch in branches]}
       write_atomic(workdir / 'lineage.json', json.dumps(stated, indent=2) + '\n')
-    writer = stack.enter_context(MetricsWriter(workdir, primary=primary))
+    trackers = make_trackers(TrackedRun(run, workdir, stated))
+    writer = stack.enter_context(MetricsWriter(workdir, trackers, primary=primary))
     yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary, branches)
 
 

@@ -14,7 +14,7 @@ CONFIG = {'seed': 0, 'model': {'d_model': 8}, 'stages': [{'name': 'a', 'steps': 
 def make(folder, config=CONFIG, loss=2.0, steps=4, stage='a'):
   folder.mkdir(parents=True)
   (folder / 'config.json').write_text(json.dumps(config))
-  writer = MetricsWriter(folder, tensorboard=False)
+  writer = MetricsWriter(folder)
   for step in range(1, steps + 1):
     writer.write('train', stage, step, loss=loss + 1 / step, step_seconds=0.5, tokens_per_second=100.0 * loss)
   writer.write('eval', stage, steps // 2, loss=loss + 0.5)

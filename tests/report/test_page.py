@@ -35,7 +35,7 @@ def make_run(folder, stages=(('pretrain', 60),), finished=True):
   write_config(folder, experiment(*stages))
   (folder / 'lineage.json').write_text(json.dumps(
       {'machine': {'devices': '1 x test', 'cpu_cores': 2}, 'data': {'train': 'sha256:12'}, 'parent': None}))
-  writer = MetricsWriter(folder, tensorboard=False)
+  writer = MetricsWriter(folder)
   for name, steps in stages:
     for step in range(1, steps + 1):
       writer.write('train', name, step, loss=6 / step ** 0.3, grad_norm=1 + 1 / step, learning_rate=1e-3 * step / steps,
@@ -87,7 +87,7 @@ def test_the_loss_of_pairs_is_not_shown_in_nats_per_token(tmp_path):
 def test_what_each_stage_read(tmp_path):
   make_run(tmp_path, (('pretrain', 60), ('sft', 20)))
   assert 'Data' not in report(tmp_path).text('h2')
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     for _ in range(2):  # written again after a kill
       for source, share in (('web', 0.75), ('books', 0.25)):
         writer.write('data', 'pretrain', 60, source=source, num_rows=8, share=share, epochs=0.5, num_bytes=2**21,
@@ -115,7 +115,7 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path):
 
 def test_text_from_anyone_stays_text(tmp_path):
   make_run(tmp_path)
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.generation('pretrain', 60, HOSTILE, HOSTILE)
     writer.generation('pretrain', 60, HOSTILE, HOSTILE)  # twice, as after a kill between samples and checkpoint
     writer.write('event', 'pretrain', 60, event=HOSTILE)
@@ -179,17 +179,17 @@ def test_what_is_missing_is_left_out(tmp_path):
   assert 'no step recorded yet' in report(tmp_path).text()
   write_config(tmp_path, experiment(('pretrain', 60)))
   assert '196,928 parameters' in report(tmp_path).text()
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.write('eval', 'pretrain', 0, loss=6.0)
   assert '403.4' in report(tmp_path).text('b')
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.write('train', 'pretrain', 1, loss=6.0)
   page = report(tmp_path)
   assert 'step 1 of 60' in page.text() and len(page.all('circle')) >= 2
 
 
 def test_values_that_are_not_finite_leave_gaps(tmp_path):
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     for step in range(1, 31):
       bad = {10: math.nan, 20: math.inf}.get(step)
       writer.write('train', 'a', step, loss=bad or 2.0 + step, learning_rate=0.0, grad_norm=bad or 0.0,
@@ -200,7 +200,7 @@ def test_values_that_are_not_finite_leave_gaps(tmp_path):
   assert not {'faint'} & {a['class'].split()[-1] for a in page.all('polyline')}  # too short to need smoothing
   assert 'nan' not in ' '.join(a['points'] for a in page.all('polyline'))
   assert 'nothing recorded yet' in page.text()  # a gradient norm of zero has no place on a log scale
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     for step in range(1, 31):
       writer.write('train', 'a', step, loss=math.nan, grad_norm=math.inf, tokens_per_second=math.nan)
   assert report(tmp_path).text().count('nothing recorded yet') == 4
@@ -226,7 +226,7 @@ def test_the_same_files_give_the_same_report_and_the_command_makes_it_again(tmp_
 def test_every_class_has_its_style(tmp_path):
   """Else a part of the page would lose its looks when it is renamed."""
   make_run(tmp_path, (('pretrain', 60), ('anneal', 40)))
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.write('event', 'pretrain', 60, event='skipped')
   page = report(tmp_path)
   used = {name for _, attributes in page.tags for name in attributes.get('class', '').split()}
@@ -251,7 +251,7 @@ def test_recipe(tmp_path):
   make_run(tmp_path, finished=False)
   write_config(tmp_path, dataclasses.replace(
     experiment(('pretrain', 60)), stages=tuple(stages), checkpoints=Checkpoints(20, 3)))
-  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer = MetricsWriter(tmp_path)
   writer.write('final', 'pretrain', 60, loss=2.5, bits_per_byte=1.25)
   writer.write('display', 'pretrain', 60, evaluation='held_out', headline='1.250 bits per byte', blocks=[])
   writer.write('final', 'average', 0, loss=0.4, accuracy=0.9, reward_margin=1.5)
@@ -275,7 +275,7 @@ def test_heat_maps_are_drawn_from_the_records(tmp_path):
     ('256 tokens, before', (1.0, 1.0)), ('256 tokens, after', (1.0, 0.5)),
     ('1,024 tokens, before', (0.0, 0.125)), ('1,024 tokens, after', (0.75, 1.0))))
   words = Table('Words', '', 'long', ('word', 'count'), (('<b>', '3'),))
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.write('display', 'long', 40, evaluation='needles', headline=None,
                  blocks=[to_record(heat_map), to_record(words), {'kind': 'OfAnotherVersion'}])
   source = render(tmp_path)

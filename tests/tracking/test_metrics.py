@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llm_jax.config import presets
+from llm_jax.config import experiment, presets
 from llm_jax.config.model.count import count_matmul_parameters, count_parameters
 from llm_jax.runtime import hardware
 from llm_jax.runtime.files import replace_file
 from llm_jax.tracking import jsonl, tensorboard
-from llm_jax.tracking.metrics import MetricsWriter, read_generations, read_metrics, warn_of_damage
+from llm_jax.tracking.metrics import MetricsWriter, make_trackers, read_generations, read_metrics, warn_of_damage
+from llm_jax.tracking.tracker import TrackedRun
 
 
 def test_numbers_come_back_bit_for_bit(tmp_path):
   rng = random.Random(0)
   values = [rng.uniform(-10, 10) * 10.0 ** rng.randint(-300, 300) for _ in range(100)] + [0.1, -0.0, 5e-324, math.inf]
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     for step, x in enumerate(values, 1):
       writer.write('train', 'a', step, loss=x, array=jnp.float32(0.1), skipped=np.bool_(True), n=7)
     writer.write('train', 'a', 999, loss=math.nan)
@@ -41,6 +42,14 @@ def test_lists_and_mappings_are_written_as_they_are(tmp_path):
   writer.close()
   [record] = read_metrics(tmp_path)
   assert record['blocks'] == [{'rows': [0.5, 'words']}] and record['found'] == 1.0
+
+
+def with_board(folder, primary=True):
+  """A writer of metrics.jsonl and TensorBoard's files."""
+  rows = dict(steps=10, seq_len=8, batch_size=1, learning_rate=experiment.Constant(1e-3))
+  stages = tuple(experiment.stage(name, experiment.StandardLibrary(), **rows) for name in ('a', 'b'))
+  run = experiment.Run(presets.llama(16, 1, 1, vocab_size=257), stages)
+  return MetricsWriter(folder, make_trackers(TrackedRun(run, folder)), primary=primary)
 
 
 def write_run(writer, first=1, last=6):
@@ -60,12 +69,12 @@ def test_a_resumed_run_reads_as_one_never_stopped(tmp_path, torn):
   whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
   whole.mkdir()
   resumed.mkdir()
-  write_run(MetricsWriter(whole, tensorboard=False))
-  write_run(MetricsWriter(resumed, tensorboard=False), last=5)
+  write_run(MetricsWriter(whole))
+  write_run(MetricsWriter(resumed), last=5)
   for name in ('metrics.jsonl', 'generations.jsonl'):
     with open(resumed / name, 'ab') as f:
       f.write(torn)
-  writer = MetricsWriter(resumed, tensorboard=False)
+  writer = MetricsWriter(resumed)
   writer.rewind('a', 3)
   write_run(writer, first=4)
   assert without_time(read_metrics(resumed)) == without_time(read_metrics(whole))
@@ -74,7 +83,7 @@ def test_a_resumed_run_reads_as_one_never_stopped(tmp_path, torn):
 
 
 def test_rewinding_leaves_other_stages_alone(tmp_path):
-  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer = MetricsWriter(tmp_path)
   for stage in ('first', 'second', 'third'):
     for step in (1, 2):
       writer.write('train', stage, step)
@@ -85,14 +94,14 @@ def test_rewinding_leaves_other_stages_alone(tmp_path):
 
 def test_half_a_line_swallows_no_later_record(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"kind": "train", "stage": "a", "step": 1}\n{"kind": "tr')
-  MetricsWriter(tmp_path, tensorboard=False).write('train', 'a', 2, loss=1.0)
+  MetricsWriter(tmp_path).write('train', 'a', 2, loss=1.0)
   assert [r['step'] for r in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_a_failing_disk_warns_once_and_recovers(tmp_path, caplog):
   folder = tmp_path / 'run'
   folder.mkdir()
-  writer = MetricsWriter(folder)
+  writer = with_board(folder)
   writer.write('train', 'a', 1, loss=1.0)
   writer.close()
   shutil.rmtree(folder)
@@ -112,7 +121,7 @@ def test_a_failing_disk_warns_once_and_recovers(tmp_path, caplog):
 
 
 def test_a_full_disk_leaves_the_records_before_and_after_it(tmp_path, monkeypatch):
-  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer = with_board(tmp_path)
   writer.write('train', 'a', 1, loss=1.0)
 
   def torn(file, data):  # and the half that it wrote cannot be taken back
@@ -126,7 +135,7 @@ def test_a_full_disk_leaves_the_records_before_and_after_it(tmp_path, monkeypatc
 
 
 def test_records_that_a_full_disk_refuses_are_written_once_it_takes_them(tmp_path, monkeypatch):
-  writer = MetricsWriter(tmp_path)
+  writer = with_board(tmp_path)
   writer.write('train', 'a', 1, loss=1.0)
 
   def full(file, data):
@@ -146,7 +155,7 @@ def test_records_that_a_full_disk_refuses_are_written_once_it_takes_them(tmp_pat
 
 @pytest.mark.parametrize('later', [False, True])
 def test_rewinding_needs_no_room_where_what_is_forgotten_stands_last(tmp_path, monkeypatch, later):
-  writer = MetricsWriter(tmp_path, tensorboard=False)
+  writer = MetricsWriter(tmp_path)
   for step in (1, 2, 3):
     writer.write('train', 'a', step, loss=1.0)
   if later:
@@ -159,7 +168,7 @@ def test_rewinding_needs_no_room_where_what_is_forgotten_stands_last(tmp_path, m
 
 
 def test_only_the_primary_process_writes(tmp_path):
-  writer = MetricsWriter(tmp_path, primary=False)
+  writer = with_board(tmp_path, primary=False)
   writer.write('train', 'a', 1, loss=1.0)
   writer.generation('a', 1, '', '')
   writer.rewind('a', 0)
@@ -170,12 +179,12 @@ def test_only_the_primary_process_writes(tmp_path):
 
 def test_tensorboard_shows_a_resumed_run_once(tmp_path):
   from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-  writer = MetricsWriter(tmp_path)
+  writer = with_board(tmp_path)
   for stage in ('a', 'b'):
     for step in range(1, 6):
       writer.write('train', stage, step, loss=float(step), note='words stay in the file')
   writer.close()
-  resumed = MetricsWriter(tmp_path)
+  resumed = with_board(tmp_path)
   resumed.rewind('a', 3)
   resumed.write('train', 'a', 4, loss=40.0)
   resumed.close()
@@ -251,7 +260,7 @@ def test_memory_and_machine():
 
 def test_a_damaged_line_is_named_and_passed_over(tmp_path, caplog):
   """Whichever bit is flipped: also where the line is still JSON, and says another number."""
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     for step in range(1, 6):
       writer.write('train', 'first', step, loss=1 / step, learning_rate=1e-3)
   path = tmp_path / 'metrics.jsonl'
@@ -270,7 +279,7 @@ def test_a_damaged_line_is_named_and_passed_over(tmp_path, caplog):
 
 
 def test_the_mutation_of_a_lines_checksum(tmp_path, monkeypatch):
-  with MetricsWriter(tmp_path, tensorboard=False) as writer:
+  with MetricsWriter(tmp_path) as writer:
     writer.write('train', 'first', 1, loss=0.5)
   path = tmp_path / 'metrics.jsonl'
   path.write_text(path.read_text().replace('0.5', '0.7'))
