@@ -78,7 +78,8 @@ def git(*words: str) -> str:
 def read_records(folder: pathlib.Path = RESULTS) -> list[Record]:
   """All result files below `folder`, by benchmark, then by time."""
   records = []
-  for path in folder.glob('*/*.json'):
+  # Of one second, a file with a longer name, as '-2' makes it, is the later one.
+  for path in sorted(folder.glob('*/*.json'), key=lambda path: (len(path.name), path.name)):
     content = json.loads(path.read_text(encoding='utf-8'))
     time = datetime.datetime.fromisoformat(content['time'])
     records.append(Record(path.parent.name, time, content['commit'], content['machine']['name'], content))

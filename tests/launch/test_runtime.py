@@ -8,6 +8,8 @@ import pytest
 from launch import runtime
 from llm_jax.runtime.preemption import EXIT_PREEMPTED
 
+pytestmark = pytest.mark.usefixtures('signals_are_heard')
+
 REQUESTED = """
 import os, signal, sys, time
 from launch import runtime
@@ -16,7 +18,7 @@ if 'GLIBC_TUNABLES' not in os.environ:  # before the program starts again
     os.kill(os.getpid(), int(sys.argv[2])) if sys.argv[1] == 'before' else None, settings())
 runtime.start()
 os.kill(os.getpid(), int(sys.argv[2]))
-time.sleep(20)
+time.sleep(100)
 """
 ENDED = """
 import os, signal
@@ -37,7 +39,7 @@ for _ in range(2):  # the second waits for ever, in C, as jax does for other pro
 
 
 def run(code, *arguments):
-  return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=20)
+  return subprocess.run([sys.executable, '-c', code, *map(str, arguments)], capture_output=True, text=True, timeout=90)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -20,6 +20,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import joining, meeting
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
+pytestmark = pytest.mark.usefixtures('signals_are_heard')
 ROOT = Path(__file__).parents[2]
 
 
@@ -127,7 +128,7 @@ def test_a_process_that_cannot_write_its_arrays_ends_the_run(tmp_path):
   """The other waits for it inside of Orbax, and would for as long as a save may take."""
   process = launch(2, 'tests.checkpoints.lone_save_worker', tmp_path / 'stage', DEVICES_PER_PROCESS='1')
   try:
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=90)
   finally:
     process.terminate()
   assert process.returncode > 0  # 1, or jax's own where the other ends first
@@ -145,7 +146,7 @@ if sys.argv[1] == 'stop':
   sys.exit(75)
 if sys.argv[1] == 'fail' and os.environ['LLM_JAX_PROCESS_ID'] == '1': sys.exit(3)
 if sys.argv[1] == 'killed' and os.environ['LLM_JAX_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)
-if sys.argv[1] != 'end': time.sleep(60)
+if sys.argv[1] != 'end': time.sleep(600)
 """
 
 
@@ -157,22 +158,21 @@ def program(tmp_path):
 
 def test_local_passes_arguments_and_labels_lines(program):
   process = launch(3, 'program', 'end', '--a b', **program)
-  output, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=90)
   assert process.returncode == 0
   assert sorted(output.splitlines()) == [f"[{rank}] {rank} 3 ['end', '--a b']" for rank in range(3)]
 
 
 def test_local_returns_the_failing_code_and_ends_the_others(program):
-  began = time.monotonic()
   process = launch(2, 'program', 'fail', **program)
-  output, _ = process.communicate(timeout=30)
-  assert process.returncode == 3 and time.monotonic() - began < 30
+  output, _ = process.communicate(timeout=90)
+  assert process.returncode == 3
   assert output.splitlines()[-1].startswith('error: process 1 ended first: it ended with exit code 3, after "1 2 ')
 
 
 def test_local_names_a_process_that_was_killed_last_of_all(program):
   process = launch(3, 'program', 'killed', **program | {'GRACE': '0'})
-  output, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=90)
   last = output.splitlines()[-1]
   assert process.returncode == 137
   assert last.startswith('error: process 1 ended first: it was ended by signal 9 (SIGKILL), after "1 3 [')
@@ -181,7 +181,7 @@ def test_local_names_a_process_that_was_killed_last_of_all(program):
 
 def test_local_lets_a_slower_process_finish_its_save(program):
   process = launch(2, 'program', 'stop', **program)
-  output, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=90)
   assert process.returncode == EXIT_PREEMPTED and '[1] saved' in output
 
 
@@ -190,13 +190,13 @@ def test_local_forwards_sigterm(program):
   for _ in range(2):
     process.stdout.readline()
   process.send_signal(signal.SIGTERM)
-  process.communicate(timeout=30)
+  process.communicate(timeout=90)
   assert process.returncode == 128 + signal.SIGTERM
 
 
 def test_local_refuses_a_wrong_number():
   process = launch('none', 'program')
-  assert 'usage' in process.communicate(timeout=30)[0] and process.returncode == 2
+  assert 'usage' in process.communicate(timeout=90)[0] and process.returncode == 2
 
 
 @pytest.mark.parametrize('env, message', [

@@ -8,6 +8,8 @@ import pytest
 from tests.train import lost_ranks, runs
 from tests.train.stops import Stopper
 
+pytestmark = pytest.mark.usefixtures('signals_are_heard')
+
 
 @pytest.fixture(scope='module')
 def stopper(tmp_path_factory):
