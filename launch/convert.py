@@ -3,6 +3,9 @@
   python -m launch.convert --from_hf=DIR --to=runs/mine              a run that launch.sample reads
   python -m launch.convert --checkpoint=runs/mine --to_hf=DIR        transformers loads it
   python -m launch.convert --from_meta=DIR --to_hf=DIR
+  python -m launch.convert --checkpoint=runs/mine --merge --to_hf=DIR        adapters as part of the weights
+  python -m launch.convert --checkpoint=runs/mine --to_peft=DIR              adapters alone; peft loads them
+  python -m launch.convert --from_hf=DIR --adapter=PEFT --to_hf=NEW          merges an adapter of PEFT
   python -m launch.convert --from_hf=DIR --to=runs/gqa --num_kv_heads=8
   python -m launch.convert --from_hf=DIR --to_hf=NEW --vocab_size=32064   rows for tokens that were added
 
@@ -20,7 +23,7 @@ from launch.errors import refuse, refusing
 from llm_jax.config.errors import require
 
 SOURCES = ('from_hf', 'from_meta', 'checkpoint')
-TARGETS = ('to', 'to_hf', 'to_meta')
+TARGETS = ('to', 'to_hf', 'to_meta', 'to_peft')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,11 +36,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'to': 'target: the folder of a run',
     'to_hf': 'target: a Hugging Face folder',
     'to_meta': "target: a folder in Meta's layout",
+    'to_peft': 'target: a folder of PEFT, with the adapters of a stage alone',
+    'adapter': 'with --from_hf: a folder of PEFT, whose adapter becomes part of the weights',
   }
   for name, words in folders.items():
     parser.add_argument(f'--{name}', type=pathlib.Path, metavar='DIR', help=words)
   parser.add_argument('--stage', help='of the run; default: the last one that has a checkpoint')
   parser.add_argument('--step', type=int, help='of the run; default: the newest valid checkpoint')
+  parser.add_argument('--merge', action='store_true', help='make the adapters of a stage part of the weights')
   parser.add_argument('--num_kv_heads', type=int, metavar='G',
                       help='mean-pool key and value heads to G, to be trained on (Ainslie et al. 2023); 1: multi-query')
   parser.add_argument('--vocab_size', type=int, metavar='N',
@@ -71,12 +77,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def convert(args: argparse.Namespace) -> None:
   """Reads the source, changes it where that is wanted, and writes the target."""
   from launch import convert_source, convert_target
+  if args.to_peft is not None:
+    adapted = convert_source.read_adapters(args.checkpoint, args.stage, args.step)
+    convert_target.write_peft(args.to_peft, adapted, args.dtype)
+    return
   if args.checkpoint is not None:
-    model = convert_source.read_run(args.checkpoint, args.stage, args.step)
+    model = convert_source.read_run(args.checkpoint, args.stage, args.step, args.merge)
   elif args.from_hf is not None:
     model = convert_source.read_hf(args.from_hf)
   else:
     model = convert_source.read_meta(args.from_meta)
+  if args.adapter is not None:
+    model = convert_source.merge_adapter(model, args.adapter)
   if args.vocab_size is not None:
     from llm_jax.hf import resize_vocabulary
     config, params = resize_vocabulary(model.config, model.params, args.vocab_size)
@@ -100,6 +112,12 @@ def check(args: argparse.Namespace) -> None:
   require(source.is_dir(), 'source', str(source), 'is not a folder')
   is_new = not target.exists() or target.is_dir() and not any(target.iterdir())
   require(is_new, 'target', str(target), 'there is something already: name a new folder')
+  require(args.adapter is None or args.from_hf is not None, '--adapter', str(args.adapter), 'only with --from_hf')
+  require(args.to_peft is None or args.checkpoint is not None, '--to_peft', str(args.to_peft), 'only with --checkpoint')
+  changes = args.merge or args.vocab_size is not None or args.num_kv_heads is not None
+  require(args.to_peft is None or not changes, '--to_peft', str(args.to_peft),
+          'writes the adapters as they are: leave out --merge, --vocab_size and --num_kv_heads')
+  require(not args.merge or args.checkpoint is not None, '--merge', 'given', 'only with --checkpoint')
   require(args.vocab_size is None or args.vocab_size > 0, '--vocab_size', args.vocab_size, 'use a positive number')
   require(0 < args.max_shard_gb < math.inf, '--max_shard_gb', args.max_shard_gb, 'use a positive number')
   chooses_checkpoint = args.stage is not None or args.step is not None

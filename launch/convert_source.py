@@ -6,8 +6,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from launch.saved_models import find_checkpoint, read_params
+import jax
+
+from launch.saved_models import find_checkpoint, read_model, read_params
+from llm_jax.adapters.base import SavedModels
+from llm_jax.config.adapters import LoRA
+from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import end_of_turn
 from llm_jax.data.tokenizers.files import META_FILE
@@ -15,6 +21,8 @@ from llm_jax.data.tokenizers.published import MODEL, MODEL_ENTRIES, is_deciding,
 from llm_jax.hf import load_meta, load_pretrained, tokenizer_files
 from llm_jax.hf.configs import GENERATION_IDS, check_token_ids, listed, token_ids
 from llm_jax.hf.files import inside, read_json
+from llm_jax.hf.peft import read_adapter
+from llm_jax.modules.low_rank import merge
 from llm_jax.objectives.classification import HEAD
 from llm_jax.tracking.run_config import read_config
 from llm_jax.tracking.task import ByteProgress
@@ -37,6 +45,19 @@ class Model:
   params: Any
   files: dict[str, bytes]
   kind: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+  """Adapters of a model, to be written.
+
+  params: `query: {lora_a, lora_b}` beside each adapted weight.
+  base: the Hugging Face folder of the model, or empty.
+  """
+  config: Architecture
+  adapters: LoRA
+  params: Any
+  base: str
 
 
 def read_hf(folder: pathlib.Path) -> Model:
@@ -71,15 +92,41 @@ def _read_folder(folder: pathlib.Path, load: Callable[..., tuple[Architecture, A
 
 
 # ---------------------------------------------------------------------------------------------- runs
-def read_run(workdir: pathlib.Path, stage: str | None, step: int | None) -> Model:
-  """A checkpoint of a run: the last stage's newest one where none is named."""
+def read_run(workdir: pathlib.Path, stage: str | None, step: int | None, merge: bool = False) -> Model:
+  """A checkpoint of a run: the last stage's newest one where none is named.
+
+  merge: whether adapters may become part of the weights.
+  """
   run = read_config(workdir, '--checkpoint')
   chosen, checkpoint = find_checkpoint('checkpoint', workdir, run, stage, step)
+  require(merge or chosen.adapters is None, '--checkpoint', f'{workdir}, stage {chosen.name}',
+          'it has adapters alone: --merge makes them part of the weights, --to_peft=DIR writes them as PEFT does')
+  require(not merge or chosen.adapters is not None, '--merge', f'stage {chosen.name}',
+          'it has no adapters: leave it out')
   files = _tokenizer_files(workdir / 'tokenizer', chosen.data.template)
-  params = read_params(checkpoint)
+  params = read_model(run, workdir, chosen, checkpoint, merged=True)
   if params.pop(HEAD, None):
     print("its classifier's head is left out: what is written is the language model", file=sys.stderr)
   return Model(run.model_of(chosen), params, files)
+
+
+def read_adapters(workdir: pathlib.Path, stage: str | None, step: int | None) -> Adapted:
+  """The adapters in a checkpoint of a run."""
+  run = read_config(workdir, '--checkpoint')
+  chosen, checkpoint = find_checkpoint('checkpoint', workdir, run, stage, step)
+  if chosen.adapters is None:
+    raise ConfigError('--to_peft', f'stage {chosen.name}', 'it has no adapters: use --to_hf')
+  root = SavedModels(run, workdir).root(chosen)
+  folder = root.init.folder if isinstance(root.init, HuggingFace) else ''
+  params = read_params(checkpoint)
+  params.pop(HEAD, None)
+  return Adapted(run.model_of(chosen), chosen.adapters, params, folder)
+
+
+def merge_adapter(model: Model, folder: pathlib.Path) -> Model:
+  """The model with an adapter of PEFT in its weights."""
+  lora, trained = read_adapter(folder, model.config)
+  return dataclasses.replace(model, params=jax.device_get(merge(model.params, trained, lora)))
 
 
 def _tokenizer_files(folder: pathlib.Path, template: str | None) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import pathlib
 import sys
 from typing import Any
 
-from launch.convert_source import GENERATION, Model
+from launch.convert_source import GENERATION, Adapted, Model
 from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
@@ -19,6 +19,7 @@ from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer
 from llm_jax.data.tokenizers.published import MODEL
 from llm_jax.hf import save_meta, save_pretrained
 from llm_jax.hf.configs import generation_ids, listed
+from llm_jax.hf.peft import write_adapter
 from llm_jax.hf.tokenizer import end_of_text
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.lineage import make_lineage
@@ -43,6 +44,10 @@ def padding_id(ids: dict[str, Any], vocab_size: int) -> int | None:
   others = listed(ids['bos_token_id']) + listed(ids['eos_token_id'])
   own = [i for i in listed(ids['pad_token_id']) if i < vocab_size and i not in others]
   return own[0] if own else None
+
+
+def write_peft(folder: pathlib.Path, adapted: Adapted, dtype: str) -> None:
+  write_adapter(folder, adapted.config, adapted.adapters, adapted.params, base=adapted.base, dtype=dtype)
 
 
 def write_meta(folder: pathlib.Path, model: Model, dtype: str) -> None:

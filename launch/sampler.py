@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from launch.sample_flags import SampleFlags
-from launch.saved_models import check_tokenizer, find_checkpoint, read_params
+from launch.saved_models import check_tokenizer, find_checkpoint, read_model
 from launch.streaming import text_pieces, up_to_stop
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
@@ -54,7 +54,7 @@ class Sampler:
             'without a chat template text is continued: put it before the prompt, or name the --template')
     self.opening: list[Message] = [] if flags.system is None else [{'role': 'system', 'content': flags.system}]
     self.draft = None if draft_run is None else self._open_draft(draft_run)
-    self.params = jax.device_put(read_params(checkpoint))
+    self.params = jax.device_put(read_model(run, flags.checkpoint, stage, checkpoint))
 
   def _brought_template(self, run: Run) -> str | None:
     """The chat template that a model brought which was imported, and has not been trained here."""
@@ -70,7 +70,7 @@ class Sampler:
             'has another tokenizer than --checkpoint: use models trained with one tokenizer')
     stage, checkpoint = find_checkpoint('draft', workdir, run)
     check_tokenizer(checkpoint, self.tokenizer)
-    return run.model_of(stage), jax.device_put(read_params(checkpoint))
+    return run.model_of(stage), jax.device_put(read_model(run, workdir, stage, checkpoint))
 
   # -------------------------------------------------------------------------------------------- one prompt
   def write(self, prompt: str) -> None:

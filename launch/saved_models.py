@@ -8,6 +8,7 @@ import numpy as np
 
 from launch.errors import refuse
 from llm_jax import paths
+from llm_jax.adapters.base import SavedModels
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.checkpoints.folders import hold
 from llm_jax.checkpoints.store import CheckpointStore
@@ -73,6 +74,23 @@ def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) 
   return candidates[-1]
 
 
+def read_model(run: Run, workdir: pathlib.Path, stage: Stage, checkpoint: SavedCheckpoint, merged: bool = False) -> Any:
+  """All parameters of the model: `read_params`, or, of a stage that trained adapters, its base with them.
+
+  merged: whether adapters become part of the weights; else they stand beside those of a base that is stored as the
+    stage says.
+
+  Raises:
+    CheckpointError: as `read_params` does; or the base is gone, or another one.
+    ConfigError: the Hugging Face folder that is the base holds another model.
+  """
+  if stage.adapters is None:
+    return read_params(checkpoint)
+  read_params(checkpoint)  # which checks the adapters, and says where they are from
+  models = SavedModels(run, workdir)
+  return models.whole(stage, checkpoint) if merged else models.joined(stage, checkpoint)
+
+
 def read_params(checkpoint: SavedCheckpoint) -> Any:
   """The parameters in the memory of the host, their moving average where one is kept; prints where
   they are from.
@@ -84,9 +102,13 @@ def read_params(checkpoint: SavedCheckpoint) -> Any:
   print(f'{checkpoint.path}{which}', file=sys.stderr)
   with _held.pop(checkpoint.path, contextlib.ExitStack()):
     params = checkpoint.read_best()
+  check_finite(checkpoint, params)
+  return params
+
+
+def check_finite(checkpoint: SavedCheckpoint, params: Any) -> None:
   for path, leaf in paths.leaves(params):
     bad = count_not_finite(np.asarray(leaf))
     if bad:
       raise CheckpointError(f'{checkpoint.path}: {path} has {bad} of {leaf.size} numbers that are NaN or infinite: '
                             'take an earlier checkpoint with --step')
-  return params

@@ -172,8 +172,8 @@ def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint
 
 def _read_arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
   """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
-  item = nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
-  restore_args = nest({name: _restore_args(leaf) for name, leaf in wanted.items()})
+  item = paths.nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
+  restore_args = paths.nest({name: _restore_args(leaf) for name, leaf in wanted.items()})
   args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     return reader.restore(path.absolute() / 'state', args=args)
@@ -188,15 +188,3 @@ def _restore_args(leaf: Any) -> ocp.RestoreArgs:
 def sharding_of(leaf: Any) -> jax.sharding.Sharding:
   """Where an array that `leaf` describes is read to: as it says, else to the default device."""
   return getattr(leaf, 'sharding', None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-  """{'a/b': x} to {'a': {'b': x}}."""
-  tree: dict[str, Any] = {}
-  for name, leaf in named.items():
-    *parents, last = name.split('/')
-    node = tree
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree

@@ -41,25 +41,30 @@ class Lineage:
   run: the command, the code and the machine that made them.
   parent: what the stage started from: checkpoints as `stage/step`, or `hf:FOLDER`; None: from scratch.
   folder: digests of the Hugging Face folder's files that the stage started from; None: it started elsewhere.
+  base: digest of what the adapters of the stage were trained beside; None: the stage has none.
   branches: where the run went back to an earlier step, and what was changed there; JSON values.
   """
   run: RunLineage
   parent: str | None = None
   folder: dict[str, str] | None = None
+  base: str | None = None
   branches: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def to_json(self) -> dict[str, Any]:
     fields = {**self.run.to_json(), 'parent': self.parent}
     if self.folder is not None:
       fields['folder'] = self.folder
+    if self.base is not None:
+      fields['base'] = self.base
     if self.branches:
       fields['branches'] = self.branches
     return fields
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Lineage':
-    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder', 'branches')}
-    return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'), fields.get('branches', []))
+    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder', 'base', 'branches')}
+    return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'), fields.get('base'),
+               fields.get('branches', []))
 
 
 # What each field of a checkpoint's metadata is in JSON: a manifest may have a right checksum and say anything.

@@ -11,7 +11,6 @@ import jax
 import orbax.checkpoint as ocp
 
 from llm_jax import paths
-from llm_jax.checkpoints.checkpoint import nest
 from llm_jax.checkpoints.folders import SAVING, clear_interrupted, commit, folder_name
 from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import write_manifest
@@ -59,7 +58,7 @@ class BackgroundSaver:
     stated = _as_they_are_now(metadata, step, arrays)
     try:
       processes.on_first(lambda: self._make_room(staging))
-      self._checkpointer().save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(nest(arrays)))
+      self._checkpointer().save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(paths.nest(arrays)))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._failure(error) from error
     self._thread = threading.Thread(target=self._finish, args=(step, staging, stated), name='checkpoint')

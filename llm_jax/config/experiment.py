@@ -5,6 +5,7 @@ Every name of `__all__` in the modules below can be imported from here.
 from typing import Any
 
 from llm_jax.config import presets as presets
+from llm_jax.config.adapters import *
 from llm_jax.config.data import *
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.evaluations import *

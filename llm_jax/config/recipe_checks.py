@@ -26,6 +26,7 @@ def check_stages(run: Run) -> None:
       _check_average(run, stage.init, stage, path)
     if isinstance(stage.init, Resume):
       _check_resume(stage, _named(earlier, stage.init.stage), path)
+    _check_adapters(run, stage, path)
     _check_lengths(run, stage, path)
 
 
@@ -53,6 +54,19 @@ def _check_resume(stage: Stage, parent: Stage, path: str) -> None:
   require((stage.ema is None) == (parent.ema is None), f'{path}.ema', stage.ema,
           f'init=Resume({parent.name!r}): both stages keep a moving average or neither; set one, or use '
           f'init=Params({parent.name!r})')
+
+
+def _check_adapters(run: Run, stage: Stage, path: str) -> None:
+  """Checkpoints of adapters are read as adapters: to go on from, or one by one to be merged."""
+  for name in stage.parents:
+    adapters = _named(run.stages, name).adapters
+    goes_on = adapters == stage.adapters if adapters is None else adapters.go_on_in(stage.adapters)
+    if isinstance(stage.init, Resume):
+      require(goes_on, f'{path}.adapters', stage.adapters,
+              f'init=Resume({name!r}) needs the adapters of that stage, {adapters}: use them, or init=Params({name!r})')
+    if isinstance(stage.init, Average) and adapters is not None:
+      require(goes_on, f'{path}.adapters', stage.adapters,
+              f'the mean is of the adapters of {name}: use {adapters}, and merge them in a later stage')
 
 
 # ---------------------------------------------------------------------------------------------- averages

@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import Annotated
 
+from llm_jax.config.adapters import Adapters
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
@@ -16,7 +17,7 @@ from llm_jax.config.rows import names_with
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
 from llm_jax.config.spikes import SkipSpikes
-from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Scratch
+from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Resume, Scratch
 
 __all__ = ['Stage']
 
@@ -57,6 +58,7 @@ class Stage:
   ema: decay of an exponential moving average of the parameters, kept beside them; None keeps none.
   remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
     recomputes each block, 'dots' keeps results of matrix products.
+  adapters: low-rank matrices that alone are trained, beside frozen weights. None: all parameters are trained.
   evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
@@ -77,6 +79,7 @@ class Stage:
   max_nonfinite: Safe[Steps] = 10
   ema: float | None = None
   remat: Safe[str] = 'none'
+  adapters: Adapters | None = None
   evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
@@ -129,6 +132,9 @@ class Stage:
     has_start = isinstance(self.init, Params | Average | HuggingFace)
     require(has_start or not objective.has_reference, 'init', self.init,
             'the reference is what the stage starts from: use Params(stage), Average or HuggingFace(folder)')
+    require(has_start or isinstance(self.init, Resume) or self.adapters is None, 'adapters', self.adapters,
+            'they are trained beside what the stage starts from: use init=Params(stage), Average or '
+            'HuggingFace(folder)')
     has_one_length = all(ramp.seq_len == self.seq_len for ramp in self.ramp)
     require(has_one_length or rows.is_packed, 'ramp', self.ramp,
             f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')

@@ -17,6 +17,7 @@ from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generat
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
 from llm_jax.hf.finite import cast_checked
+from llm_jax.hf.placement import Store
 from llm_jax.hf.tensor_file import TensorFiles, write_file
 from llm_jax.hf.vocabulary import ResizedTensors
 from llm_jax.hf.weights import (
@@ -34,7 +35,8 @@ Progress = Callable[[int, int], None]  # called with the bytes that are done, an
 
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
                     config: Architecture | None = None, progress: Progress | None = None, *,
-                    resize_vocabulary: bool = False) -> tuple[Architecture, dict[str, Any]]:
+                    resize_vocabulary: bool = False, store: Store | None = None
+                    ) -> tuple[Architecture, dict[str, Any]]:
   """Reads a Hugging Face folder, tensor by tensor.
 
   Args:
@@ -45,6 +47,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
     config: the architecture to read the folder as. It may differ from the folder's in the prefix and pattern, the
       dropout and the scaling of rotary positions, and in nothing else.
     resize_vocabulary: whether `config` may have another vocabulary; see `hf.resize_vocabulary`.
+    store: makes of a parameter what is kept of it, such as a quantised weight; only with a mesh.
 
   Returns:
     The architecture, and its parameters as a nested dict.
@@ -57,7 +60,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
   folder, dtype = pathlib.Path(directory), float_type(dtype)
   found, tensors = _open(folder, config, resize_vocabulary)
-  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress)
+  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress, store)
 
 
 def float_type(dtype: Any) -> np.dtype:
@@ -128,8 +131,8 @@ def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path)
 
 
 def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles | ResizedTensors,
-                mesh: jax.sharding.Mesh | None, dtype: Any, progress: Progress | None, family: Family | None = None
-                ) -> dict[str, Any]:
+                mesh: jax.sharding.Mesh | None, dtype: Any, progress: Progress | None, store: Store | None = None,
+                family: Family | None = None) -> dict[str, Any]:
   """The parameters in opened files; errors name the folder."""
   finished, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
@@ -142,7 +145,7 @@ def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles
       progress(finished, total)
 
   with _naming(folder):
-    return params_from_state_dict(config, tensors, mesh, dtype, family=family, done=done)
+    return params_from_state_dict(config, tensors, mesh, dtype, family=family, done=done, store=store)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def load_meta(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = Non
   if values.get('vocab_size') in (None, -1) and embedding is not None:  # files of Llama 1 and 2 do not state it
     values = {**values, 'vocab_size': embedding.shape[0]}
   config = dataclasses.replace(_read(values), tied_head='output.weight' not in tensors)
-  return config, read_params(folder, config, tensors, mesh, dtype, progress, META)
+  return config, read_params(folder, config, tensors, mesh, dtype, progress, family=META)
 
 
 def save_meta(directory: str | os.PathLike, config: Architecture, params: Any, *, dtype: str = 'bfloat16',

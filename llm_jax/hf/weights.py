@@ -16,7 +16,7 @@ from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
 from llm_jax.hf.finite import check_cast
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
-from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves
+from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves, Store
 from llm_jax.hf.tensor_file import Tensor
 from llm_jax.modules.parameters import parameter_shapes
 
@@ -25,8 +25,8 @@ FLOATS = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16)
 
 def params_from_state_dict(config: Architecture, state_dict: Mapping[str, Tensor],
                            mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32', *,
-                           family: Family | None = None, done: Callable[[str], None] = lambda name: None
-                           ) -> dict[str, Any]:
+                           family: Family | None = None, done: Callable[[str], None] = lambda name: None,
+                           store: Store | None = None) -> dict[str, Any]:
   """Our parameters: a nested dict, the pattern's blocks stacked along a leading axis.
 
   Args:
@@ -36,6 +36,7 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, Tensor
     dtype: of the parameters. Those that the family never rounds are float32 whatever it says.
     family: whose names these are; None means that of `family_of`.
     done: called with the name of every tensor that will not be read again.
+    store: makes of a parameter what is kept of it, such as a quantised weight; only with a mesh.
 
   Raises:
     ConfigError: lists every tensor that is missing, not known, or of a wrong shape; or names one with numbers that are
@@ -47,7 +48,7 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, Tensor
   for entry in table:
     if any(family.float32.search(name) for name in entry.names):
       dtypes |= dict.fromkeys(entry.paths, np.dtype(np.float32))
-  leaves: Leaves = HostLeaves(shapes, dtypes) if mesh is None else MeshLeaves(shapes, dtypes, mesh)
+  leaves: Leaves = HostLeaves(shapes, dtypes) if mesh is None else MeshLeaves(shapes, dtypes, mesh, store)
   for entry in table:
     if not entry.copy:
       sizes = entry.shapes(shapes)

@@ -15,8 +15,10 @@ from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.cached_attention import cached_attention
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.layer_inputs import LayerInputs
-from llm_jax.modules.layers import Linear, Norm
+from llm_jax.modules.layers import Linear, Norm, weight
+from llm_jax.modules.low_rank import adapter_of, dropout_rng
 from llm_jax.modules.positions import rotate
+from llm_jax.modules.quantized import dense
 from llm_jax.sharding.rules import constrain
 
 
@@ -82,12 +84,16 @@ class HeadLinear(nn.Module):
   std: float
 
   def setup(self):
-    self.w = self.param('w', nn.initializers.normal(self.std), self.shape)
+    self.w = weight(self, self.std, self.shape)
 
   def __call__(self, c_BTR: jax.Array) -> jax.Array:
     """The heads of a compressed vector, [B, T, H, K]."""
-    y_BTHK = linear(c_BTR, jnp.asarray(self.w, c_BTR.dtype), 1, self.execution.kernel_set).astype(c_BTR.dtype)
-    return constrain(y_BTHK, 'batch', 'seq', 'heads', None)
+    kernels = self.execution.kernel_set
+    w = dense(self.w, c_BTR.dtype)
+    y_BTHK = linear(c_BTR, w, 1, kernels)
+    if (adapter := adapter_of(self)) is not None:
+      y_BTHK = adapter.apply(c_BTR, y_BTHK, w, 1, kernels, dropout_rng(self, adapter))
+    return constrain(y_BTHK.astype(c_BTR.dtype), 'batch', 'seq', 'heads', None)
 
   def into_latent(self, x_BTHK: jax.Array) -> jax.Array:
     """x w' of each head, [B, T, H, R]. Its product with c equals the product of x with the head made from c."""
@@ -99,5 +105,8 @@ class HeadLinear(nn.Module):
 
   def _head_by_head(self, x: jax.Array, axis: int) -> jax.Array:
     """Contracts x, [B, T, H, size], with axis `axis` of each head's weight."""
-    y = jax.lax.dot_general(x, jnp.asarray(self.w, x.dtype), (((3,), (axis,)), ((2,), (1,))))  # [H, B, T, size]
+    w = dense(self.w, x.dtype)
+    if (adapter := adapter_of(self)) is not None:
+      w = adapter.merged(w, 1).astype(x.dtype)
+    y = jax.lax.dot_general(x, w, (((3,), (axis,)), ((2,), (1,))))  # [H, B, T, size]
     return constrain(jnp.moveaxis(y, 0, 2).astype(x.dtype), 'batch', 'seq', 'heads', None)

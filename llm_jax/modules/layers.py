@@ -3,6 +3,7 @@
 Shapes: D model width, V vocabulary.
 """
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,15 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels import accum_dtype
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
+from llm_jax.modules.low_rank import adapter_of, dropout_rng
+from llm_jax.modules.quantized import dense, is_quantized
 from llm_jax.sharding.rules import constrain
+
+
+def weight(module: nn.Module, std: float, shape: tuple[int, ...]) -> Any:
+  """The module's parameter `w` of `shape`, an array or quantised; drawn with `std` at first."""
+  stored = module.get_variable('params', 'w')
+  return stored if is_quantized(stored) else module.param('w', nn.initializers.normal(std), shape)
 
 
 class Linear(nn.Module):
@@ -29,8 +38,11 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    w = self.param('w', nn.initializers.normal(self.std), self.shape)
-    y = linear(x, jnp.asarray(w, x.dtype), self.contract, self.execution.kernel_set)
+    kernels = self.execution.kernel_set
+    w = dense(weight(self, self.std, self.shape), x.dtype)
+    y = linear(x, w, self.contract, kernels)
+    if (adapter := adapter_of(self)) is not None:
+      y = adapter.apply(x, y, w, self.contract, kernels, dropout_rng(self, adapter))
     if self.bias:  # added in float32, because its gradient is a sum over all tokens
       y = y.astype(accum_dtype(y)) + self.param('b', nn.initializers.zeros, self.shape[self.contract:])
     return y.astype(x.dtype)

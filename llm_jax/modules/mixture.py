@@ -18,7 +18,9 @@ from llm_jax.modules.feed_forward import ACTIVATIONS, FeedForward
 from llm_jax.modules.kernels.experts import combine, dispatch, grouped_linear, sort_rows
 from llm_jax.modules.kernels.ordering import elementwise
 from llm_jax.modules.layer_inputs import LayerInputs
-from llm_jax.modules.layers import Linear
+from llm_jax.modules.layers import Linear, weight
+from llm_jax.modules.low_rank import A, B, adapter_of
+from llm_jax.modules.quantized import dense
 from llm_jax.modules.routing import Routing, one_hot, route, within_capacity
 from llm_jax.sharding.experts import run_on_own_experts
 
@@ -90,7 +92,8 @@ class Experts(nn.Module):
     weights = {}
     for name, shape in shapes.items():
       std = self.residual_std if name == 'down' else self.std
-      weights[name] = ExpertWeight(shape, std, name=name)().astype(x_BTD.dtype)
+      for kind, array in ExpertWeight(shape, std, x_BTD.dtype, name=name)().items():
+        weights[f'{name}/{kind}'] = array
     ffn = functools.partial(expert_ffn, act=ACTIVATIONS[self.config.activation], kernels=self.execution.kernel_set)
     return run_on_own_experts(ffn, x_BTD, expert_BTX, weight_BTX, weights).astype(x_BTD.dtype)
 
@@ -98,15 +101,23 @@ class Experts(nn.Module):
 def expert_ffn(x_BTD: jax.Array, expert_BTX: jax.Array, weight_BTX: jax.Array, weights: dict[str, jax.Array], *,
                  act: Callable, kernels: str) -> jax.Array:
   """The weighted sum of the outputs of each token's experts, float32. Experts without weights here add nothing."""
-  E = weights['up'].shape[0]
+  E = weights['up/w'].shape[0]
   M = x_BTD.shape[0] * x_BTD.shape[1]
   expert_A = expert_BTX.reshape(-1)
   is_here_A = (expert_A >= 0) & (expert_A < E)
   order_A, inverse_A = sort_rows(jnp.where(is_here_A, expert_A, E))
   sizes_E = one_hot(expert_A, E).sum(0, dtype=jnp.int32)
-  project = lambda name, x_A: grouped_linear(x_A, weights[name], sizes_E, kernels)
+
+  def project(name: str, x_A: jax.Array) -> jax.Array:
+    multiply = functools.partial(grouped_linear, sizes_E=sizes_E, kernels=kernels)
+    y_A = multiply(x_A, weights[f'{name}/w'])
+    if f'{name}/{A}' not in weights:
+      return y_A
+    low_A = multiply(x_A, weights[f'{name}/{A}'])
+    return y_A + multiply(low_A, weights[f'{name}/{B}'])
+
   x_AD = dispatch(x_BTD.reshape(M, -1), order_A, inverse_A)
-  if 'gate' in weights:
+  if 'gate/w' in weights:
     h_AF = elementwise(lambda gate, up: act(gate) * up, project('gate', x_AD), project('up', x_AD), kernels=kernels)
   else:
     h_AF = elementwise(act, project('up', x_AD), kernels=kernels)
@@ -120,7 +131,13 @@ class ExpertWeight(nn.Module):
   """The matrices of all experts, [E, in, out]."""
   shape: tuple[int, int, int]
   std: float
+  dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self) -> jax.Array:
-    return self.param('w', nn.initializers.normal(self.std), self.shape)
+  def __call__(self) -> dict[str, jax.Array]:
+    """The weight, and the two of its adapter where it has one, the second scaled."""
+    arrays = {'w': dense(weight(self, self.std, self.shape), self.dtype)}
+    if (adapter := adapter_of(self)) is not None:
+      arrays[A] = adapter.a.astype(self.dtype)
+      arrays[B] = (adapter.scale * adapter.b).astype(self.dtype)
+    return arrays

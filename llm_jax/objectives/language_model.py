@@ -15,6 +15,7 @@ from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.model.architecture import MixtureOfExperts, SigmoidRouter, SoftmaxRouter
 from llm_jax.config.objectives import LanguageModel
+from llm_jax.modules.low_rank import has_dropout
 from llm_jax.modules.routing import Routing, balance_of_counts
 from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
@@ -72,8 +73,8 @@ class LanguageModelObjective(Objective):
   def features(self, params: Params, batch: LanguageModelBatch, rng: jax.Array | None
                ) -> tuple[tuple[jax.Array, ...], dict[str, Routing]]:
     """`Transformer.features_ahead` of the batch."""
-    has_dropout = rng is not None and self.model.config.dropout
-    rngs: Any = {'dropout': rng} if has_dropout else {}
+    drops = self.model.config.dropout or has_dropout(params)
+    rngs: Any = {'dropout': rng} if rng is not None and drops else {}
     found: Any = self.model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids,
                                   method='features_ahead', rngs=rngs)
     return found

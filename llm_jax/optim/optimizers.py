@@ -12,23 +12,12 @@ from optax.contrib import MuonDimensionNumbers
 
 from llm_jax import paths
 from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.matrices import matrix_of
 
-# Weight decay applies to weights, embeddings included (GPT-2, nanoGPT), and to nothing else: no biases, no norms. The
-# rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's balance bias
-# has no gradient, so no optimizer moves it; the objective does (`LanguageModelObjective.after_step`).
-DECAYED = r'(^|/)w$'
-
-# The matrices that Muon orthogonalises: path -> input and output axes. They are counted from the end, so that the axes
-# of scanned layers and of experts come before them: every layer and every expert has a matrix of its own. AdamW updates
-# the rest: embedding, positions, head, routers (which classify, as the head does), biases, norms.
-MATRICES = (
-  (r'/attention/(query|key|value)/w$',     MuonDimensionNumbers((-3,), (-2, -1))),  # D -> H K
-  (r'/attention/out/w$',                   MuonDimensionNumbers((-3, -2), (-1,))),  # H K -> D
-  (r'/attention/(query|key|value)_up/w$',  MuonDimensionNumbers((-3,), (-2, -1))),  # rank -> H K
-  (r'/attention/(query_down|kv_down|key_rotary)/w$', MuonDimensionNumbers((-2,), (-1,))),  # D -> rank
-  (r'/feed_forward/((experts|shared)/)?(gate|up|down)/w$', MuonDimensionNumbers((-2,), (-1,))),  # D -> F, F -> D
-  (r'^multi_token_\d+/project/w$',         MuonDimensionNumbers((-2,), (-1,))),     # 2 D -> D
-)
+# Weight decay applies to weights, embeddings included (GPT-2, nanoGPT), and adapters, and to nothing else: no biases,
+# no norms. The rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's
+# balance bias has no gradient, so no optimizer moves it; the objective does (`LanguageModelObjective.after_step`).
+DECAYED = r'(^|/)(w|lora_a|lora_b)$'
 
 # The root mean square of AdamW's typical update. Muon's updates are scaled to it, so that one learning rate and one
 # weight decay suit the matrices and the rest (Liu et al. 2025, Muon is Scalable for LLM Training, section 2.2).
@@ -50,7 +39,7 @@ def make_optimizer(config: Optimizer, params: Any) -> optax.GradientTransformati
         consistent_rms=ADAMW_RMS, muon_weight_dimension_numbers=dimension_numbers)
       # Optax's muon has its own AdamW for the other parameters, but with Nesterov momentum and decay of everything. So
       # `partition` gives them to ours.
-      labels = paths.map_named(lambda path, _: 'adamw' if paths.first_match(MATRICES, path) is None else 'muon', params)
+      labels = paths.map_named(lambda path, _: 'adamw' if matrix_of(path) is None else 'muon', params)
       return optax.partition({'muon': muon, 'adamw': adamw(config)}, labels)
 
 
@@ -65,7 +54,11 @@ def decay_mask(params: Any) -> Any:
 
 def dimension_numbers(params: Any) -> Any:
   """The input and output axes of each of Muon's matrices; None for any other parameter."""
-  return paths.map_named(lambda path, _: paths.first_match(MATRICES, path), params)
+  def of(path: str, leaf: Any) -> MuonDimensionNumbers | None:
+    matrix = matrix_of(path)
+    return None if matrix is None else MuonDimensionNumbers(*matrix)
+
+  return paths.map_named(of, params)
 
 
 def clip_factor(norm: jax.Array, max_norm: float | None) -> jax.Array | float:

@@ -23,14 +23,14 @@ def run_on_own_experts(expert_ffn: Callable, x_BTD: jax.Array, expert_BTX: jax.A
     expert_ffn: numbers the experts whose weights it gets from 0; for a token that chose none of them it returns 0.
       Returns float32.
     expert_BTX: int32, index among all experts; num_experts or more means no expert.
-    weights: by name, as the rows of `rules.PARAMETER_AXES` under `experts/`.
+    weights: by their path under `experts/`, such as `up/w`.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return expert_ffn(x_BTD, expert_BTX, weight_BTX, weights)
   tokens = activation_spec(x_BTD.shape, ('batch', 'seq', None), mesh.shape)
   split = lambda logical: None if logical == 'embed' else mesh_axes(logical, 'parameters', mesh.shape) or None
-  specs = {name: PartitionSpec(*map(split, parameter_axes(f'/feed_forward/experts/{name}/w', w.ndim)))
+  specs = {name: PartitionSpec(*map(split, parameter_axes(f'/feed_forward/experts/{name}', w.ndim)))
            for name, w in weights.items()}
   expert_axes, mlp_axes = split('experts') or (), split('mlp') or ()
   gathered = tuple(axis for axis in expert_axes if axis in (tokens[0] or ()))

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import paths
 from llm_jax.config.errors import ConfigError
+from llm_jax.matrices import matrix_of
 
 # Table 1: parameter path (regular expression) -> logical axes, without the leading axis `layers` of `blocks/`, which
 # `parameter_axes` adds. Biases and norms of size d_model are `vector`, which no strategy splits: they are too small.
@@ -53,26 +54,53 @@ class Strategy(NamedTuple):
 STRATEGIES = {
   #                   parameters                               activations
   'data':    Strategy((),                                      ('batch',)),
-  'fsdp':    Strategy(('embed', 'latent'),                     ('batch',)),
+  'fsdp':    Strategy(('embed', 'latent', 'weight_blocks'),    ('batch',)),
   'tensor':  Strategy(('vocab', 'heads', 'kv_heads', 'mlp'),   ('vocab', 'heads', 'kv_heads', 'mlp')),
   'context': Strategy((),                                      ('seq',)),
   'expert':  Strategy(('experts',),                            ('batch',)),
 }
 
 LOGICAL_AXES = ('batch', 'seq', 'layers', 'vocab', 'position', 'embed', 'vector', 'heads', 'kv_heads', 'head_dim',
-                'mlp', 'experts', 'scores', 'rank', 'latent')
+                'mlp', 'experts', 'scores', 'rank', 'latent', 'weight_blocks')
+MAY_BE_WHOLE = ('kv_heads', 'weight_blocks')  # replicated where the mesh axis does not divide them
 TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
 
 
 def parameter_axes(path: str, ndim: int) -> tuple[str, ...]:
   """The logical axes of the parameter at `path`.   Raises: ConfigError if no row covers it."""
-  axes = paths.first_match(PARAMETER_AXES, path)
+  axes = _stored_axes(path)
+  if axes is None:
+    axes = paths.first_match(PARAMETER_AXES, path)
   if axes is None:
     raise ConfigError(path, 'no sharding rule', f'add a row for this parameter to {TABLE}')
   axes = ('layers', *axes) if path.startswith('blocks/') else axes
   if len(axes) != ndim:
     raise ConfigError(path, f'{ndim} dimensions', f'its row of {TABLE} names {len(axes)}: {axes}, make them agree')
   return axes
+
+
+def _stored_axes(path: str) -> tuple[str, ...] | None:
+  """The axes of what an adapter or quantisation stores for a matrix; None for a parameter as it is."""
+  layer, _, name = path.rpartition('/')
+  weight = layer if layer.endswith('/w') else f'{layer}/w'
+  matrix = matrix_of(weight)
+  if matrix is None or name in ('w', 'b'):
+    return None
+  axes = paths.first_match(PARAMETER_AXES, weight) or ()
+  num_outputs = len(matrix.outputs)
+  inputs, outputs = axes[-num_outputs - len(matrix.inputs):-num_outputs], axes[-num_outputs:]
+  experts = axes[:-num_outputs - len(matrix.inputs)]
+  return {
+    'lora_a': (*experts, *inputs, 'rank'),
+    'lora_b': (*experts, 'rank', *outputs),
+    'lora_magnitude': (*experts, *outputs),
+    'values': axes,  # of int8
+    'scales': (*experts, *('vector' for _ in inputs), *outputs),
+    'codes': ('weight_blocks', 'vector'),  # of nf4
+    'scale_codes': ('weight_blocks',),
+    'scale_maxima': ('vector',),
+    'scale_mean': (),
+  }.get(name)
 
 
 def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -84,7 +112,7 @@ def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, .
 def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
   """A NamedSharding for every leaf of `params` (arrays or shapes).
 
-  Key/value heads that their mesh axis does not divide are replicated on every device.
+  Key/value heads and blocks of quantised weights that their mesh axis does not divide are replicated on every device.
 
   Raises: ConfigError if no row covers a parameter, or a mesh axis does not divide it (`check.check_divides` detects
     that earlier, from the configuration).
@@ -94,7 +122,7 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
     for logical, size in zip(parameter_axes(path, leaf.ndim), leaf.shape, strict=True):
       axis = next(iter(mesh_axes(logical, 'parameters', mesh.shape)), None)
       if axis is not None and size % mesh.shape[axis]:
-        if logical != 'kv_heads':
+        if logical not in MAY_BE_WHOLE:
           raise ConfigError(f'mesh.{axis}', mesh.shape[axis], f'does not divide {logical}={size} of {path}')
         axis = None
       spec.append(axis)

@@ -10,7 +10,9 @@ from llm_jax.config.implementation import load
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.modules.execution import Execution
+from llm_jax.modules.low_rank import init_adapters
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.protocol import Objective
 from llm_jax.train.state import TrainState
 
@@ -26,6 +28,12 @@ def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
   return load(stage.objective)(model, stage.objective, sources)
 
 
+def make_trained_objective(stage: Stage, model: Transformer) -> Objective:
+  """The stage's objective over batches of its data, as a function of what the stage trains."""
+  objective = make_objective(stage, model, stage.data)
+  return objective if stage.adapters is None else AdaptedObjective.of(objective, stage.adapters)
+
+
 def init_params(run: Run, stage: Stage) -> Any:
   """Fresh float32 parameters, a function of the seed alone: the decoder's, and those of the stage's objective."""
   key = jax.random.key(run.seed)
@@ -33,6 +41,18 @@ def init_params(run: Run, stage: Stage) -> Any:
   decoder = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   own = make_objective(stage, model, stage.data).init_parameters(stage.data, jax.random.fold_in(key, 1))
   return {**decoder, **own}
+
+
+def init_trained(run: Run, stage: Stage, base: Any) -> Any:
+  """What a stage with adapters trains, fresh: the adapters, and the parameters of its objective.
+
+  base: the decoder's parameters, of which only DoRA reads the values.
+  """
+  assert stage.adapters is not None
+  key = jax.random.key(run.seed)
+  model = Transformer(run.model, Execution(unroll=False))
+  own = make_objective(stage, model, stage.data).init_parameters(stage.data, jax.random.fold_in(key, 1))
+  return {**init_adapters(base, stage.adapters, jax.random.fold_in(key, 2)), **own}
 
 
 def best_params(state: TrainState) -> Any:

@@ -1,4 +1,5 @@
 """Compiles the steps of a stage, one for every shape of batch that is still to come."""
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,15 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
                          skip_spikes=stage.skip_spikes)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
-  reference = built.abstract.params if built.starter.is_referenced else None
-  compiled = cpu.compile_step(jitted.lower(built.abstract, reference, source.abstract()))
+  compiled = cpu.compile_step(jitted.lower(built.abstract, built.starter.abstract_frozen, source.abstract()))
   processes.barrier('compiled')
   if session.primary:
-    say(f'{stage.name}: {count_parameters(session.run.model):,} parameters, {phase.tokens:,} tokens a step, mesh '
-        f'{dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
+    adapters = '' if stage.adapters is None else f' ({size_of(built.abstract.params):,} trained)'
+    say(f'{stage.name}: {count_parameters(session.run.model):,} parameters{adapters}, {phase.tokens:,} tokens a step, '
+        f'mesh {dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
   return compiled
+
+
+def size_of(tree: Any) -> int:
+  """How many numbers the arrays of a tree have."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -14,7 +14,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.runtime.errors import is_out_of_memory, one_line
 from llm_jax.sharding.check import row_shards
 from llm_jax.tracking.numbers import count, size
-from llm_jax.train.build import make_objective
+from llm_jax.train.build import make_trained_objective
 
 if TYPE_CHECKING:
   from llm_jax.train.stage import BuiltStage
@@ -102,27 +102,25 @@ def _alternatives(built: 'BuiltStage') -> Iterator[tuple[str, Stage]]:
 
 
 def state_bytes(built: 'BuiltStage') -> int:
-  """Of parameters, averages, optimizer state and gradients on one device, and of the frozen reference."""
-  kept = _bytes_on_a_device(built.abstract)
-  copies = 2 if built.starter.is_referenced else 1
-  return kept + copies * _bytes_on_a_device(built.abstract.params)
+  """Of parameters, averages, optimizer state and gradients on one device, and of what is frozen."""
+  gradients = _bytes_on_a_device(built.abstract.params)
+  return _bytes_on_a_device(built.abstract) + gradients + _bytes_on_a_device(built.starter.abstract_frozen)
 
 
 def activation_bytes(built: 'BuiltStage', stage: Stage) -> int:
   """What the forward pass of one microbatch of the stage keeps for its backward pass, on one device: traced, and not
   computed. Parameters that the backward pass reads are counted too."""
-  objective = make_objective(stage, built.session.transformer(stage), stage.data)
+  objective = make_trained_objective(stage, built.session.transformer(stage))
   longest = max(range(len(built.phases)), key=lambda i: built.phases[i].tokens)
   batch = jax.tree.map(lambda field: _rows(field, stage.microbatches), built.sources[longest].abstract())
-  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), built.abstract.params)
-  reference = params if built.starter.is_referenced else None
+  unplaced = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
-  def backward(params: Any, reference: Any, batch: Any) -> Any:
+  def backward(params: Any, frozen: Any, batch: Any) -> Any:
     def total(params: Any) -> jax.Array:
-      return objective(params, reference, batch, jax.random.key(0), None).total
+      return objective(params, frozen, batch, jax.random.key(0), None).total
     return jax.vjp(total, params)[1]
 
-  kept = jax.eval_shape(backward, params, reference, batch)
+  kept = jax.eval_shape(backward, unplaced(built.abstract.params), unplaced(built.starter.abstract_frozen), batch)
   return _bytes(kept) // built.session.mesh.size
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from llm_jax import hf
+from llm_jax.adapters.check import check_adapters
 from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
 from llm_jax.config.errors import ConfigError, located
 from llm_jax.config.packages import check_packages
@@ -78,7 +79,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
            from_step: int | None, guard: Guard) -> None:
   activity.begin('opens the run')
   check_packages(run)
-  check_mesh(run)
+  check_shapes(run)
   go_back = lambda: None if from_step is None else make_branch(workdir, run, only, from_step)
   with open_session(run, workdir, go_back, guard.preemption) as session:
     stages = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
@@ -104,8 +105,8 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
 
 
 # ---------------------------------------------------------------------------------------------- before the stages
-def check_mesh(run: Run) -> None:
-  """Refuses shapes that the mesh does not divide."""
+def check_shapes(run: Run) -> None:
+  """Refuses shapes that the mesh does not divide, and adapters that do not fit the model."""
   devices = jax.device_count()
   with located('config'):
     for stage in run.stages:
@@ -117,6 +118,7 @@ def check_mesh(run: Run) -> None:
         for seq_len in evaluation.row_lengths:
           check_divides(run.model, run.mesh, last.batch_size, seq_len, devices, last.microbatches,
                         f'{stage.name}.{evaluation.name}')
+    check_adapters(run)
 
 
 @contextlib.contextmanager

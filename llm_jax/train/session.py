@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 
+from llm_jax.adapters.base import SavedModels
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -49,6 +50,10 @@ class Session:
       every=self.run.checkpoints.every if is_averaged else 0, pinned=pinned,
       check=lambda checkpoint: check_own(checkpoint, self.run, stage, self.branches),
       note_saved=lambda step: note_saved_step(self.workdir, stage, step))
+
+  def saved_models(self) -> SavedModels:
+    """What reads whole models where stages have saved adapters alone."""
+    return SavedModels(self.run, self.workdir, self.mesh, self.store)
 
   def transformer(self, stage: Stage) -> Transformer:
     """The model as `stage` trains it."""

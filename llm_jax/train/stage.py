@@ -2,7 +2,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from llm_jax.data.batches import RampSource, TrainSource, check_same_data
 from llm_jax.data.mixture_stats import mixture_stats
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
+from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import activity, cpu, processes
@@ -26,7 +27,8 @@ from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, state_shardings
 from llm_jax.tracking.metrics import read_metrics
 from llm_jax.tracking.progress import Progress
-from llm_jax.train.build import best_params, init_params, make_objective
+from llm_jax.train.adapted_start import AdaptedStarter
+from llm_jax.train.build import best_params, init_params, init_trained, make_trained_objective
 from llm_jax.train.compile import compile_steps
 from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
 from llm_jax.train.hooks import Evaluate, Log, SavePeriodically, StopOnPreemption, check_result, divergence_hint
@@ -81,23 +83,40 @@ def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -
   train = data[stage.name].train
   sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)
              for phase in phases]
-  init = functools.partial(init_params, run, stage)
-  optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
-
-  def create() -> TrainState:
-    return TrainState.create(init(), optimizer, stage.ema is not None)
-
-  shapes = jax.eval_shape(create)
+  optimizer = make_optimizer(stage.optimizer, abstract_params(session, stage))
+  create = functools.partial(TrainState.create, optimizer=optimizer, ema=stage.ema is not None)
+  shapes = jax.eval_shape(create, abstract_params(session, stage))
   shardings = state_shardings(shapes, shapes.params, mesh)
   abstract = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
+  from_scratch = jax.jit(lambda: create(init_params(run, stage)), out_shardings=shardings)
+  make_starter = Starter if stage.adapters is None else AdaptedStarter
   return BuiltStage(
     session=session, stage=stage, data=data, phases=phases, sources=sources,
     source=RampSource(sources) if stage.ramp else sources[0],
-    objective=make_objective(stage, session.transformer(stage), stage.data), optimizer=optimizer, abstract=abstract,
-    shardings=shardings,
-    starter=Starter(session, stage, jax.jit(create, out_shardings=shardings), abstract, optimizer),
+    objective=make_trained_objective(stage, session.transformer(stage)), optimizer=optimizer, abstract=abstract,
+    shardings=shardings, starter=make_starter(session, stage, from_scratch, abstract, optimizer),
     store=session.store(stage.name), evaluations=make_evaluations(session, stage, data))
+
+
+def abstract_params(session: Session, stage: Stage) -> Any:
+  """The shapes of what the stage trains: all parameters, or its adapters."""
+  if stage.adapters is None:
+    return jax.eval_shape(functools.partial(init_params, session.run, stage))
+  base = session.saved_models().abstract_base(stage)
+  return jax.eval_shape(functools.partial(init_trained, session.run, stage), base)
+
+
+def whole_model(built: BuiltStage, params: Any, frozen: Any) -> Any:
+  """All parameters of the model, where `params` is what the stage trains. No array is copied."""
+  objective = built.objective
+  return objective.whole(params, frozen) if isinstance(objective, AdaptedObjective) else params
+
+
+def reference_model(built: BuiltStage, frozen: Any) -> Any:
+  """All parameters of the model that the objective compares with, or None."""
+  objective = built.objective
+  return objective.reference(frozen) if isinstance(objective, AdaptedObjective) else frozen
 
 
 def run_stage(built: BuiltStage) -> None:
@@ -114,16 +133,16 @@ def run_stage(built: BuiltStage) -> None:
     train_step = compile_steps(built, start.step, steps)
     evaluations = Evaluations(session, stage, built.evaluations, progress.start_metrics)
     activity.begin(f'reads the start of stage {stage.name}')
-    state, reference = start.read()
+    state, frozen = start.read()
     activity.begin(f'evaluates the start of stage {stage.name}')
     if start.resumed is None and built.starter.is_trained:
-      evaluations.run_at_start(best_params(state), reference)
+      evaluations.run_at_start(whole_model(built, best_params(state), frozen), reference_model(built, frozen))
     cpu.release_free_memory()
-    _train_and_finish(built, progress, evaluations, train_step, state, reference, start.step, steps)
+    _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps)
 
 
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
-                      train_step: Callable, state: TrainState, reference: Any, first: int, steps: int) -> None:
+                      train_step: Callable, state: TrainState, frozen: Any, first: int, steps: int) -> None:
   session, stage = built.session, built.stage
   activity.begin(f'begins to train stage {stage.name}')
   with Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display:
@@ -132,11 +151,12 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
     save_and_wait = functools.partial(save_checkpoint, built, progress, wait=True)
 
     def evaluate(step: int, state: TrainState) -> bool:
-      progress.stopped_early = evaluations.run_at_step(step, best_params(state), reference, display)
+      params = whole_model(built, best_params(state), frozen)
+      progress.stopped_early = evaluations.run_at_step(step, params, reference_model(built, frozen), display)
       return progress.stopped_early
 
     with session.preemption.steps():
-      state = train_loop(state, reference, built.source, train_step, steps, hooks=[
+      state = train_loop(state, frozen, built.source, train_step, steps, hooks=[
         log,
         Evaluate(evaluations, log, evaluate),
         SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
@@ -147,7 +167,7 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
       if first < steps or stage.steps == 0:
         save_and_wait(int(state.step), state)
     activity.begin(f'evaluates the end of stage {stage.name}')
-    finish(built, evaluations, int(state.step), state, reference, display)
+    finish(built, evaluations, int(state.step), state, frozen, display)
 
 
 def make_log(built: BuiltStage, display: Progress) -> Log:
@@ -174,7 +194,7 @@ def hint_of(built: BuiltStage) -> str:
 def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
   """What a checkpoint of the stage notes, its data's position restored; raises ConfigError where data has changed."""
   branches = [branch.to_json() for branch in built.session.branches]
-  lineage = Lineage(built.session.lineage, start.parent, start.folder, branches)
+  lineage = Lineage(built.session.lineage, start.parent, start.folder, start.base, branches)
   if start.resumed is None:
     return StageProgress(lineage, {})
   metadata = start.resumed.metadata
@@ -212,13 +232,19 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
   progress.saved_step = step
 
 
-def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainState, reference: Any,
+def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainState, frozen: Any,
            display: Progress) -> None:
   """Writes the stage's result, unless it is written already."""
   session, stage = built.session, built.stage
   if has_result(session, stage.name):
     return
-  found = evaluations.run_at_end(step, best_params(state), reference, display, built.starter.last_alone,
+
+  def unaveraged() -> Iterator[tuple[str, Any]]:
+    for name, params in built.starter.last_alone():
+      yield name, whole_model(built, params, frozen)
+
+  params = whole_model(built, best_params(state), frozen)
+  found = evaluations.run_at_end(step, params, reference_model(built, frozen), display, unaveraged,
                                  len(built.starter.averaged))
   write_mixture_stats(built, step)
   session.writer.write('final', stage.name, step, **found)

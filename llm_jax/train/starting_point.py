@@ -1,7 +1,6 @@
 """Where a stage starts: its own newest checkpoint, else what its `init` names. Found and checked first, read later."""
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,14 +30,17 @@ OLD_COUNTER = 'nonfinite'  # the only one that there was until spikes were skipp
 class Start:
   """Where a stage goes on from.
 
-  read: () -> (the state to train, the parameters that the objective compares with in memory of their own or None).
+  read: () -> (the state to train, what its steps read and never change). The second are the parameters that the
+    objective compares with, in memory of their own, or None; of a stage with adapters, `Frozen`.
   parent: the checkpoints or the folder that the stage started from, for its lineage; None: nothing.
   folder: digests of the Hugging Face folder that the stage started from, for its lineage; None: it started elsewhere.
+  base: digest of what the stage's adapters are trained beside, for its lineage; None: it has none.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
   read: Callable[[], tuple[TrainState, Any]]
   parent: str | None = None
   folder: dict[str, str] | None = None
+  base: str | None = None
   resumed: SavedCheckpoint | None = None
 
   @property
@@ -92,13 +94,13 @@ class Starter:
       reference = read_reference()
       self.check_folder(recorded)  # again: the folder may have changed while the step was compiled
       return self.restore(newest), reference
-    return Start(read, lineage.parent, recorded, newest)
+    return Start(read, lineage.parent, recorded, resumed=newest)
 
   def start_from_params(self) -> Start:
     """The first step of a stage that takes parameters over; its optimizer starts afresh."""
     read_params, parent = self.initial_params()
     init = self.stage.init
-    recorded = processes.on_first(lambda: digests(init.folder)) if isinstance(init, HuggingFace) else None
+    recorded = processes.on_first(lambda: hf.folder_digests(init.folder)) if isinstance(init, HuggingFace) else None
 
     def read() -> tuple[TrainState, Any]:
       params = read_params()
@@ -130,6 +132,11 @@ class Starter:
     """Whether the objective compares with the parameters that the stage starts from."""
     return self.stage.objective.has_reference
 
+  @property
+  def abstract_frozen(self) -> Any:
+    """The shapes of what the stage's steps read and never change, or None."""
+    return self.abstract.params if self.is_referenced else None
+
   def from_params(self, params: Any) -> TrainState:
     """A fresh state; a copy where the objective compares with `params`, for steps write to the state's memory."""
     def make(params: Any) -> TrainState:
@@ -145,7 +152,7 @@ class Starter:
         raise ValueError(f'{self.stage.name} starts from scratch: it takes no parameters over')
       case Params(name) | Resume(name):
         checkpoint = self.finished(name)
-        read = lambda: checkpoint.read_best(self.held_by(checkpoint))
+        read = lambda: self.read_finished(name, checkpoint)
         parent = describe(checkpoint)
       case Average():
         checkpoints = [checkpoint for checkpoint, _ in self.averaged]
@@ -158,6 +165,13 @@ class Starter:
         read = lambda: self.pretrained(folder, resize)
         parent = f'hf:{folder}'
     return lambda: self.with_own_parameters(read()), parent
+
+  def read_finished(self, name: str, checkpoint: SavedCheckpoint) -> Any:
+    """The parameters of an earlier stage, with its adapters merged where this stage trains all of them."""
+    earlier = next(stage for stage in self.session.run.stages if stage.name == name)
+    if earlier.adapters is not None and self.stage.adapters is None:
+      return self.session.saved_models().whole(earlier, checkpoint)
+    return checkpoint.read_best(self.held_by(checkpoint))
 
   def pretrained(self, folder: str, resize: bool) -> Any:
     with located('config'):
@@ -260,29 +274,10 @@ def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:
   return name if weight == 1 else f'{weight:g} x {name}'
 
 
-def digests(folder: str) -> dict[str, str]:
-  """sha256 of a Hugging Face folder's `config.json`, and of each weight file's size, header and 16 of its blocks: it
-  takes no time, and other weights of the same shapes are told apart."""
-  found = {}
-  for file in (pathlib.Path(folder) / 'config.json', *sorted(pathlib.Path(folder).glob('*.safetensors'))):
-    size = file.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(file, 'rb') as content:
-      if file.suffix == '.json':
-        digest.update(content.read())
-      else:
-        digest.update(content.read(int.from_bytes(content.read(8), 'little')))
-        for block in range(16):
-          content.seek(max(0, size - 4_096) * block // 15)  # the first and the last among them
-          digest.update(content.read(4_096))
-    found[file.name] = digest.hexdigest()
-  return found
-
-
 def check_folder(folder: str, recorded: dict[str, str]) -> None:
   """Refuses a folder that holds something else than what the stage started from. A folder that is gone is not
   compared: where it is needed once more, reading it says so."""
-  now = processes.on_first(lambda: digests(folder) if pathlib.Path(folder).is_dir() else recorded)
+  now = processes.on_first(lambda: hf.folder_digests(folder) if pathlib.Path(folder).is_dir() else recorded)
   changed = [name for name in sorted(now.keys() | recorded.keys()) if now.get(name) != recorded.get(name)]
   if changed:
     show = lambda found: ', '.join(f'{name} {found[name][:12] if name in found else "absent"}' for name in changed)

@@ -1,0 +1,140 @@
+"""Weights that are stored in fewer bits and expanded where they are used.
+
+A quantised weight stands in the tree of parameters in the place of the array. Its arrays have the axis of scanned
+layers in front, as every parameter of `blocks` has.
+
+Shapes: N numbers of one layer's weight, U blocks of 64 of them.
+"""
+import functools
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.matrices import Matrix
+
+BLOCK = 64  # weights that share a scale
+SCALE_BLOCK = 256  # scales that share a scale
+TINY = 1.2e-38  # instead of a scale of 0: the least float32 that no processor takes for 0
+
+# The 16 values of NormalFloat4, quantiles of a normal distribution (Dettmers et al. 2023, QLoRA, appendix E).
+NF4_VALUES = np.array([
+  -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+  -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+  0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)
+
+
+def dynamic_values() -> np.ndarray:
+  """The 256 values of the signed 8-bit dynamic data type, float32, rising (Dettmers et al. 2022, 8-bit Optimizers via
+  Block-wise Quantization, section 1.3): for each of 7 powers of ten the middles of equal parts of [0.1, 1]."""
+  found = [np.float32(0), np.float32(1)]
+  for exponent in range(7):
+    # Rounded to float32 where PyTorch rounds, with whose functions the published table was made.
+    parts = 2**exponent
+    count = np.arange(parts + 1)
+    first, step = np.float64(np.float32(0.1)), np.float64(np.float32(0.9) / np.float32(parts))
+    edges = np.where(2 * count < parts, first + step * count, 1 - step * (parts - count)).astype(np.float32)
+    middles = np.float32(10.0**(exponent - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+    found += [*middles, *-middles]
+  return np.sort(np.array(found, np.float32))
+
+
+@functools.cache
+def dynamic_table() -> tuple[np.ndarray, np.ndarray]:
+  """The values of the 8-bit dynamic data type, and the bounds between them."""
+  values = dynamic_values()
+  return values, (values[:-1] + values[1:]) / 2
+
+
+@flax.struct.dataclass
+class NF4Weight:
+  """4-bit NormalFloat in blocks of 64 numbers whose scales are quantised to 8 bits (QLoRA, section 3: double
+  quantisation): 0.516 bytes a number.
+
+  codes: uint8 [U, 32], two indices into the values a byte, the first in the high half.
+  scale_codes: uint8 [U], the scales less their mean, in the dynamic data type.
+  scale_maxima: float32 [U / 256], the largest absolute value of 256 scales less their mean.
+  scale_mean: float32 [].
+  shape: of the weight, of one layer.
+  """
+  codes: jax.Array
+  scale_codes: jax.Array
+  scale_maxima: jax.Array
+  scale_mean: jax.Array
+  shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def quantize(cls, w: jax.Array) -> 'NF4Weight':
+    """w: one layer's weight, float32."""
+    N = math.prod(w.shape)
+    blocks = jnp.pad(w.astype(jnp.float32).reshape(-1), (0, -N % BLOCK)).reshape(-1, BLOCK)
+    scales = jnp.abs(blocks).max(1)
+    bounds = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
+    index = jnp.searchsorted(bounds, _scaled(blocks, scales), method='compare_all').astype(jnp.uint8)
+    codes = (index[:, ::2] << 4) | index[:, 1::2]
+
+    mean = scales.mean()
+    U = len(scales)
+    rest = jnp.pad(scales - mean, (0, -U % SCALE_BLOCK)).reshape(-1, SCALE_BLOCK)
+    maxima = jnp.abs(rest).max(1)
+    _, bounds = dynamic_table()
+    scale_codes = jnp.searchsorted(bounds, _scaled(rest, maxima)).astype(jnp.uint8).reshape(-1)[:U]
+    return cls(codes, scale_codes, maxima, mean, tuple(w.shape))
+
+  def dense(self, dtype: Any) -> jax.Array:
+    """The weight that the codes stand for."""
+    values, _ = dynamic_table()
+    U = len(self.scale_codes)
+    maxima = jnp.repeat(self.scale_maxima, SCALE_BLOCK, total_repeat_length=len(self.scale_maxima) * SCALE_BLOCK)[:U]
+    scales = jnp.asarray(values)[self.scale_codes] * maxima + self.scale_mean
+    index = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1).reshape(U, BLOCK)
+    w = (jnp.asarray(NF4_VALUES)[index] * scales[:, None]).astype(dtype)
+    return w.reshape(-1)[:math.prod(self.shape)].reshape(self.shape)
+
+
+def _scaled(blocks: jax.Array, maxima: jax.Array) -> jax.Array:
+  """Each block divided by the largest absolute value in it."""
+  return jnp.clip(blocks * (1 / jnp.maximum(maxima, TINY))[:, None], -1, 1)
+
+
+@flax.struct.dataclass
+class Int8Weight:
+  """8-bit integers with a scale for each output: w = values x scales.
+
+  values: int8, of the weight's shape.
+  scales: float32, of the same shape with 1 for every input axis.
+  """
+  values: jax.Array
+  scales: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.values.shape
+
+  @classmethod
+  def quantize(cls, w: jax.Array, matrix: Matrix) -> 'Int8Weight':
+    """w: a weight, float32, of one layer or several."""
+    scales = jnp.abs(w).max(matrix.inputs, keepdims=True) / 127.5  # the largest rounds to 127 or -128
+    scales = jnp.where(scales == 0, 1, scales)
+    values = jnp.clip(jnp.round(w / scales), -128, 127).astype(jnp.int8)
+    return cls(values, scales)
+
+  def dense(self, dtype: Any) -> jax.Array:
+    """The weight that the integers stand for."""
+    return (self.values * self.scales).astype(dtype)
+
+
+QuantizedWeight = NF4Weight | Int8Weight
+
+
+def is_quantized(leaf: Any) -> bool:
+  """Whether a node of a tree of parameters is a quantised weight; for `is_leaf` of jax.tree.map."""
+  return isinstance(leaf, QuantizedWeight)
+
+
+def dense(w: Any, dtype: Any) -> jax.Array:
+  """A weight as an array of `dtype`, whether it is quantised or not."""
+  return w.dense(dtype) if is_quantized(w) else jnp.asarray(w, dtype)

@@ -1,0 +1,149 @@
+"""Quantised weights against `bitsandbytes` and `qwix`, and models that compute with them."""
+import dataclasses
+
+import bitsandbytes.functional as bitsandbytes
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import qwix
+import torch
+from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+
+from llm_jax import paths
+from llm_jax.config.adapters import LoRA
+from llm_jax.config.model.architecture import GLU, MixtureOfExperts, SoftmaxRouter
+from llm_jax.config.run import Mesh
+from llm_jax.decode.generate import generate
+from llm_jax.decode.sampling import Greedy
+from llm_jax.matrices import Matrix
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.low_rank import dense_layers, init_adapters, join, merge, stored
+from llm_jax.modules.quantized import Int8Weight, NF4Weight, dynamic_values
+from llm_jax.modules.transformer import Transformer
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import param_shardings
+from tests.modules import decoders
+
+
+@pytest.mark.parametrize('shape, spread', (((64, 96), 0.02), ((40, 10, 70), 1.0), ((7, 9), 1e-4), ((300, 256), 3.0)))
+def test_nf4_is_bitsandbytes(shape, spread):
+  """Codes and scales of both levels to the bit; the values that they stand for."""
+  rng = np.random.default_rng(0)
+  w = (rng.standard_normal(shape) * spread).astype(np.float32)
+  w[0] = 0  # blocks of zeros
+  ours = jax.jit(NF4Weight.quantize)(w)
+  codes, state = bitsandbytes.quantize_4bit(torch.tensor(w), quant_type='nf4')
+  theirs = codes.numpy().reshape(-1)
+  np.testing.assert_array_equal(np.asarray(ours.codes).reshape(-1)[:len(theirs)], theirs)
+
+  # Of float32 their library chooses a neighbour of the nearest code for 2 of 1,000 numbers; of float64 the nearest.
+  np.testing.assert_allclose(ours.scale_mean, state.absmax.mean(), rtol=1e-6)  # of sums in another order
+  mean = torch.tensor(np.asarray(ours.scale_mean))
+  values = bitsandbytes.create_dynamic_map()
+  scale_codes, maxima = torch.ops.bitsandbytes.quantize_blockwise((state.absmax - mean).double(), values, 256)
+  np.testing.assert_array_equal(dynamic_values(), values.numpy())
+  np.testing.assert_array_equal(ours.scale_maxima, maxima.numpy())
+  is_one_block = not maxima.any()  # then the scale is the mean, and its code says nothing
+  assert is_one_block or np.array_equal(ours.scale_codes, scale_codes.numpy())
+
+  scales = values[scale_codes.long()] * maxima.repeat_interleave(256)[:len(scale_codes)] + mean
+  want = _dequantize_4bit_compute(codes.reshape(-1), scales, state.code, 64, shape, torch.float32)
+  np.testing.assert_allclose(ours.dense(jnp.float32), want, rtol=1e-5, atol=1e-7 * spread)
+
+
+def test_int8_is_qwix():
+  w = np.random.default_rng(0).standard_normal((6, 4, 10, 3)).astype(np.float32)
+  w[..., 0] = 0
+  ours = Int8Weight.quantize(jnp.asarray(w), Matrix((-3,), (-2, -1)))
+  theirs = qwix.quantize(jnp.asarray(w), 'int8', channelwise_axes=(0, 2, 3))
+  np.testing.assert_array_equal(ours.values, theirs.qvalue)
+  np.testing.assert_allclose(ours.dense(jnp.float32), qwix.dequantize(theirs), rtol=1e-6)
+
+
+def test_bytes_a_number():
+  w = jax.ShapeDtypeStruct((4_096, 14_336), jnp.float32)
+  kept = jax.eval_shape(NF4Weight.quantize, w)
+  num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+  assert num_bytes / w.size < 0.517  # QLoRA, section 3: 4 + 8 / 64 + 32 / (64 x 256) bits
+
+
+# ---------------------------------------------------------------------------------------------- models
+def expanded(params):
+  """The parameters that quantised ones stand for, as arrays."""
+  flat = paths.flat(params)
+  return paths.nest({path: dense_layers(leaf, path) for path, leaf in flat.items()})
+
+
+def stored_params(config, base):
+  flat = paths.flat(decoders.make_params(config))
+  return paths.nest({path: stored(path, jnp.asarray(leaf), base) for path, leaf in flat.items()})
+
+
+def tokens(batch=4, time=12):
+  return jnp.asarray(np.random.default_rng(0).integers(0, decoders.VOCAB, (batch, time)), jnp.int32)
+
+
+MIXTURE = dataclasses.replace(decoders.decoder((dataclasses.replace(
+  decoders.LLAMA, feed_forward=MixtureOfExperts(4, 2, GLU(16), SoftmaxRouter(), shared=GLU(12))),), 2), vocab_size=54)
+CONFIGS = {'latent': decoders.DECODERS['latent'], 'everything': decoders.DECODERS['everything'], 'experts': MIXTURE}
+
+
+def moved(trained):
+  """Adapters that change something."""
+  rng = np.random.default_rng(2)
+  return jax.tree.map(lambda leaf: leaf + rng.normal(0, .1, leaf.shape).astype(np.float32), trained)
+
+
+@pytest.mark.parametrize('name, base', (('latent', 'nf4'), ('everything', 'bfloat16'), ('experts', 'int8')))
+def test_a_quantised_model_is_its_expanded_one(name, base):
+  """Also with adapters, merged and not, scanned and not, on both sets of kernels."""
+  config = CONFIGS[name]
+  params = stored_params(config, base)
+  lora = LoRA(rank=3, alpha=6.0, base=base)
+  trained = moved(init_adapters(params, lora, jax.random.key(1)))
+  want = jax.jit(lambda p: Transformer(config).apply({'params': p}, tokens()))(expanded(params))
+  for execution in (Execution(kernels='cpu', unroll=True), Execution(kernels='xla', unroll=False)):
+    apply = jax.jit(lambda p, execution=execution: Transformer(config, execution).apply({'params': p}, tokens()))
+    np.testing.assert_allclose(apply(params), want, rtol=0, atol=1e-5)
+    adapted = apply(join(params, trained, lora))
+    assert np.abs(adapted - want).max() > 1e-2
+    np.testing.assert_allclose(apply(merge(params, trained, lora)), adapted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', ('latent', 'experts'))
+def test_decoding_with_adapters(name):
+  """With a cache, where latent attention uses its weights the other way round, as without."""
+  config = CONFIGS[name]
+  params = stored_params(config, 'nf4')
+  lora = LoRA(rank=3, base='nf4')
+  trained = moved(init_adapters(params, lora, jax.random.key(1)))
+  prompts = [list(row) for row in np.asarray(tokens(2, 5))]
+  got = generate(config, join(params, trained, lora), prompts, 6, Greedy(), jax.random.key(0))
+  want = generate(config, merge(params, trained, lora), prompts, 6, Greedy(), jax.random.key(0))
+  assert [list(row) for row in got.tokens] == [list(row) for row in want.tokens]
+
+
+@pytest.mark.parametrize('name, mesh', (
+  ('latent', Mesh(data=4, fsdp=2)), ('experts', Mesh(data=2, tensor=2, expert=2)), ('experts', Mesh(data=4, fsdp=2))),
+  ids=str)
+def test_sharded_as_whole(name, mesh):
+  """Quantised weights and adapters on 8 devices: the same loss and the same gradient of every adapter."""
+  config = CONFIGS[name]
+  params = stored_params(config, 'nf4')
+  lora = LoRA(rank=4, base='nf4')
+  trained = moved(init_adapters(params, lora, jax.random.key(1)))
+
+  def loss(trained, params):
+    logits = Transformer(config, Execution(kernels='xla', unroll=False)).apply(
+      {'params': join(params, trained, lora)}, tokens(8))
+    return jnp.square(logits).mean()
+
+  want_loss, want = jax.jit(jax.value_and_grad(loss))(trained, params)
+  devices = make_mesh(mesh)
+  with jax.set_mesh(devices):
+    place = lambda tree: jax.device_put(tree, param_shardings(tree, devices))
+    got_loss, got = jax.jit(jax.value_and_grad(loss))(place(trained), place(params))
+  np.testing.assert_allclose(got_loss, want_loss, rtol=1e-5)
+  for (path, one), (_, other) in zip(paths.leaves(got), paths.leaves(want), strict=True):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max(), err_msg=path)
