@@ -50,6 +50,7 @@ def test_watchdog_ends_a_stuck_process_naming_the_phase_and_the_place(phase, mes
   assert done.stderr.splitlines()[-1] == f'error: StalledError: {message}; its stacks are above, exit code 70'
 
 
+@pytest.mark.slow
 def test_without_the_watchdog_a_stuck_process_lives_on():
   """The mutation: the test above has a point."""
   done = subprocess.run([sys.executable, '-c', BLIND, 'step'], env={**os.environ, 'PYTHONPATH': str(ROOT)},

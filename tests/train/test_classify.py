@@ -86,6 +86,7 @@ def test_the_head_comes_goes_and_stays(untouched):
     np.testing.assert_array_equal(other[name], ema[name], name)
 
 
+@pytest.mark.slow  # test_resume.py kills runs without classes
 def test_killed_and_resumed(corpus, untouched, tmp_path):
   for kill_at in ('after_commit@20', ''):
     only = () if kill_at else ('--stage=classify',)

@@ -7,6 +7,7 @@ from tests.train import runs, small_quickstart
 KTO = str(runs.ROOT / 'experiments/kto.py')
 
 
+@pytest.mark.slow  # tests/objectives/test_kto.py has the objective, tests/train/test_recipe.py a run with a reference
 def test_kto_starts_at_the_reference_and_leaves_it(tmp_path):
   workdir = tmp_path / 'run'
   output = runs.run(tmp_path / 'none', workdir, *small_quickstart.flags(KTO), experiment=KTO)

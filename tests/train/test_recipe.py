@@ -85,7 +85,7 @@ def test_a_stage_alone_needs_the_one_that_it_starts_from(recipe_corpus, tmp_path
   assert 'starts from stage sft, which has not finished' in output and not (tmp_path / 'checkpoints').exists()
 
 
-@pytest.mark.slow  # test_quickstart.py kills in all stages
+@pytest.mark.slow  # test_resume.py kills a run of two stages
 def test_killed_at_the_end_of_every_stage(recipe_corpus, untouched, tmp_path):
   """SIGKILL where the last checkpoint of a stage is committed, before (once) or after: the end is bitwise equal."""
   for kill_at in ('before_commit@12', *('after_commit@12',) * 4, ''):
