@@ -23,6 +23,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 
 VOCAB, NEW = 64, 14
+SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]
 GPT2 = presets.gpt2(32, 2, 4, vocab_size=VOCAB, max_length=21)  # of which the longest prompt leaves none unused
 LLAMA = presets.llama(32, 2, num_heads=4, num_kv_heads=2, d_ff=48, vocab_size=VOCAB)
@@ -47,13 +48,15 @@ def near(config, noise=0.03):
 
 
 CONFIGS = {'gpt2': GPT2, 'rolling': rolling(LLAMA, 4)}
+EXECUTIONS = {'gpt2': Execution(), 'rolling': SCANNED}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_greedy_tokens_are_those_without_a_draft(name):
   config = CONFIGS[name]
-  found = speculate(config, make_params(config), PROMPTS, NEW, draft=(config, near(config)))
-  assert found.tokens == generate(config, make_params(config), PROMPTS, NEW).tokens
+  execution = EXECUTIONS[name]
+  found = speculate(config, make_params(config), PROMPTS, NEW, draft=(config, near(config)), execution=execution)
+  assert found.tokens == generate(config, make_params(config), PROMPTS, NEW, execution=execution).tokens
   assert 0 < found.acceptance_rate < 1
 
 
@@ -62,10 +65,10 @@ def test_experts_of_little_capacity_serve_every_token_while_decoding():
   mixture = MixtureOfExperts(4, 2, GLU(16), capacity_factor=0.5)
   config = dataclasses.replace(LLAMA, pattern=(dataclasses.replace(LLAMA.pattern[0], feed_forward=mixture),))
   params = make_params(config)
-  alone = [generate(config, params, [prompt], NEW).tokens[0] for prompt in PROMPTS]
-  assert generate(config, params, PROMPTS, NEW).tokens == alone
-  assert generate(config, params, PROMPTS, NEW, prefill_chunk=5).tokens == alone
-  assert speculate(config, params, PROMPTS, NEW, draft=(config, near(config))).tokens == alone
+  alone = [generate(config, params, [prompt], NEW, execution=SCANNED).tokens[0] for prompt in PROMPTS]
+  assert generate(config, params, PROMPTS, NEW, execution=SCANNED).tokens == alone
+  assert generate(config, params, PROMPTS, NEW, prefill_chunk=5, execution=SCANNED).tokens == alone
+  assert speculate(config, params, PROMPTS, NEW, draft=(config, near(config)), execution=SCANNED).tokens == alone
 
 
 LATENT = Block(LatentAttention(2, 12, 6, 4, 8, q_rank=10), GLU(24), RMSNorm(1e-6))
@@ -80,10 +83,10 @@ def test_heads_draft(name):
   """The same tokens; and what the heads draft, after rounds that accepted more and fewer tokens, is what they
   predict without a cache."""
   config, params = HEADS[name], make_params(HEADS[name])
-  expected = generate(config, params, PROMPTS, NEW).tokens
-  assert speculate(config, params, PROMPTS, NEW).tokens == expected
+  expected = generate(config, params, PROMPTS, NEW, execution=SCANNED).tokens
+  assert speculate(config, params, PROMPTS, NEW, execution=SCANNED).tokens == expected
 
-  program = Program(config, Execution(unroll=False), Greedy(), (), lookahead=len(config.multi_token))
+  program = Program(config, SCANNED, Greedy(), (), lookahead=len(config.multi_token))
   drafter = HeadsDraft(program, len(config.multi_token))
   padded = np.array([[0] * (8 - len(prompt)) + prompt for prompt in PROMPTS])
   state = prefill(program, drafter, params, params, jax.random.key(0), padded, np.array([3, 1, 7]), NEW)
@@ -93,8 +96,9 @@ def test_heads_draft(name):
   pick = lambda logits_BV, seen_BV, k: (logits_BV.argmax(-1).astype(jnp.int32), logits_BV)
   draft = jax.jit(lambda state: drafter.draft(params, state.drafter_state, newest, state.positions_B, None, pick))
   _, drafts = draft(state)
-  ahead = jax.jit(lambda tokens: [Transformer(config).apply({'params': params}, x, method='logits') for x in
-                  Transformer(config).apply({'params': params}, tokens, method='features_ahead')[0][1:]])
+  model = Transformer(config, SCANNED)
+  ahead = jax.jit(lambda tokens: [model.apply({'params': params}, x, method='logits') for x in
+                  model.apply({'params': params}, tokens, method='features_ahead')[0][1:]])
   for row, prompt in enumerate(PROMPTS):
     text = [*prompt, *state.tokens_BN[row, :step].tolist(), *drafts.tokens_ZB[:, row].tolist()]
     n = len(prompt) + step - 1
@@ -107,25 +111,26 @@ def test_another_architecture_drafts():
   small = presets.gpt2(16, 1, 2, vocab_size=VOCAB, max_length=32)
   sampling = Greedy(repetition_penalty=1.3)
   found = speculate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling, draft=(small, make_params(small)),
-                    draft_tokens=2, execution=Execution(unroll=False, kernels='xla'))
-  assert found.tokens == generate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling).tokens
+                    draft_tokens=2, execution=SCANNED)
+  assert found.tokens == generate(LLAMA, make_params(LLAMA), PROMPTS, NEW, sampling, execution=SCANNED).tokens
 
 
 def test_a_draft_that_is_the_model_is_always_accepted():
   params, sampling = make_params(LLAMA), Sampling(0.8, top_k=20)
-  found = speculate(LLAMA, params, PROMPTS, NEW, sampling, jax.random.key(1), draft=(LLAMA, params))
+  found = speculate(LLAMA, params, PROMPTS, NEW, sampling, jax.random.key(1), draft=(LLAMA, params),
+                    execution=SCANNED)
   assert found.acceptance_rate == 1 and list(map(len, found.tokens)) == [NEW] * 3
 
 
 def test_stop_tokens_end_a_row():
   request = LLAMA, make_params(LLAMA), PROMPTS, NEW
-  free = generate(*request).tokens
+  free = generate(*request, execution=SCANNED).tokens
   stops = (free[0][4], free[2][0])
-  expected = generate(*request, stop_tokens=stops).tokens
+  expected = generate(*request, stop_tokens=stops, execution=SCANNED).tokens
   assert {len(row) for row in expected} != {NEW}
-  draft = LLAMA, near(LLAMA)
-  assert speculate(*request, draft=draft, stop_tokens=stops).tokens == expected
-  streamed = list(stream_speculated(*request, draft=draft, stop_tokens=stops, chunk=3))
+  how = dict(draft=(LLAMA, near(LLAMA)), stop_tokens=stops, execution=SCANNED)
+  assert speculate(*request, **how).tokens == expected
+  streamed = list(stream_speculated(*request, **how, chunk=3))
   assert [sum((new[row] for new in streamed), []) for row in range(3)] == expected and len(streamed) > 2
 
 
@@ -133,8 +138,8 @@ def test_a_mesh_changes_nothing():
   params, draft = make_params(LLAMA), near(LLAMA)
   mesh = make_mesh(Mesh(data=1, tensor=2, fsdp=4))
   spread = lambda params: jax.device_put(params, param_shardings(params, mesh))
-  found = speculate(LLAMA, spread(params), PROMPTS, NEW, draft=(LLAMA, spread(draft)))
-  assert found == speculate(LLAMA, params, PROMPTS, NEW, draft=(LLAMA, draft))
+  found = speculate(LLAMA, spread(params), PROMPTS, NEW, draft=(LLAMA, spread(draft)), execution=SCANNED)
+  assert found == speculate(LLAMA, params, PROMPTS, NEW, draft=(LLAMA, draft), execution=SCANNED)
 
 
 # ------------------------------------------------------------------------------------------- in distribution
@@ -147,7 +152,7 @@ def exact(config, params, prompt, sampling):
   """Every text that can come out, with its probability, from full forward passes."""
   texts = list(itertools.product(range(4), repeat=LENGTH))
   rows = jnp.array([[*prompt, *text] for text in texts])
-  logits = Transformer(config).apply({'params': params}, rows)
+  logits = jax.jit(Transformer(config, SCANNED).apply)({'params': params}, rows)
   total = {}
   for i in range(LENGTH):
     before = rows[:, :len(prompt) + i]
@@ -190,7 +195,7 @@ def draw_many(program, drafter, params, draft_params):
   Sampling(1.3), pytest.param(Sampling(0.9, top_k=3, repetition_penalty=1.5), marks=pytest.mark.slow)])
 def test_draws_follow_the_model(sampling):
   params, draft = make_params(TINY, scale=2.0), make_params(TINY, seed=3, scale=2.0)
-  program = Program(TINY, Execution(), sampling, (STOP,), lookahead=DRAFTED)
+  program = Program(TINY, SCANNED, sampling, (STOP,), lookahead=DRAFTED)
   texts, rate = draw_many(program, ModelDraft(program, DRAFTED), params, draft)
   assert 0.05 < rate < 0.95
   for row, prompt in zip(texts, TINY_PROMPTS, strict=True):

@@ -13,6 +13,7 @@ from llm_jax import hf, paths
 from llm_jax.batch import LabelledBatch, LanguageModelBatch
 from llm_jax.config.objectives import Classification
 from llm_jax.config.run import Mesh
+from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.classification import HEAD, ClassificationObjective, class_logits, init_head
 from llm_jax.sharding.mesh import make_mesh
@@ -59,7 +60,8 @@ def models(name):
   base.load_state_dict(decoder.base_model.state_dict())
   architecture, params = hf_models.to_ours(decoder)
   w = classifier.score.weight.detach().numpy().T.copy()
-  return classifier, decoder, Transformer(architecture), {**params, HEAD: {'w': w}}
+  model = Transformer(architecture, Execution(unroll=False, kernels='xla'))  # compiles faster
+  return classifier, decoder, model, {**params, HEAD: {'w': w}}
 
 
 @functools.cache

@@ -15,6 +15,7 @@ from llm_jax.objectives.cross_entropy import chunked_cross_entropy
 from llm_jax.objectives.log_probs import token_log_probs
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding
+from tests.combinations import each_with_one
 
 B, T, D, V = 4, 11, 6, 24
 
@@ -52,8 +53,8 @@ def numpy_cross_entropy(x, w, targets, weights, z_loss, soft_cap=None):
 
 
 @pytest.mark.parametrize('kernels', ['cpu', 'xla'])
-@pytest.mark.parametrize('chunk', [None, 1, 4, 11, 100])
-@pytest.mark.parametrize('z_loss, soft_cap', [(0.0, None), (0.1, None), (0.0, 3.0), (0.1, 30.0)])
+@pytest.mark.parametrize('z_loss, soft_cap, chunk', each_with_one(
+  [(0.0, None), (0.1, None), (0.0, 3.0), (0.1, 30.0)], [None, 1, 4, 11, 100]))
 def test_values_and_gradients_match_float64(inputs, kernels, chunk, z_loss, soft_cap):
   x, w, targets, weights = inputs
   f = lambda x, w: chunked_cross_entropy(x, w, targets, weights, z_loss, chunk, kernels, soft_cap)
@@ -72,7 +73,8 @@ def test_values_and_gradients_match_float64(inputs, kernels, chunk, z_loss, soft
 @pytest.mark.parametrize('soft_cap', [None, 2.0])
 def test_gradient_in_the_weights_is_the_loss_of_each_token(inputs, soft_cap):
   x, w, targets, weights = inputs
-  got = jax.grad(lambda weights: chunked_cross_entropy(x, w, targets, weights, chunk=3, soft_cap=soft_cap)[0])(weights)
+  total = lambda weights: chunked_cross_entropy(x, w, targets, weights, chunk=3, soft_cap=soft_cap)[0]
+  got = jax.jit(jax.grad(total))(weights)
   logits = x @ w.T if soft_cap is None else soft_cap * np.tanh(x @ w.T / soft_cap)
   close(got, optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets))
 
@@ -87,7 +89,7 @@ def test_soft_capped_bfloat16_matches_plain_autodiff(inputs, kernels):
     return jnp.sum(weights * optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets))
 
   capped = lambda x, w: chunked_cross_entropy(x, w, targets, weights, 0.0, 4, kernels, soft_cap=2.0)[0]
-  (value, grads), (want, want_grads) = (jax.value_and_grad(f, (0, 1))(x, w) for f in (capped, plain))
+  (value, grads), (want, want_grads) = (jax.jit(jax.value_and_grad(f, (0, 1)))(x, w) for f in (capped, plain))
   close(value, want)
   for g, e in zip(grads, want_grads, strict=True):
     close(g, e, 1e-2)
@@ -95,7 +97,7 @@ def test_soft_capped_bfloat16_matches_plain_autodiff(inputs, kernels):
 
 def test_sums_carry_no_gradient(inputs):
   x, w, targets, weights = inputs
-  grads = jax.grad(lambda x: sum(chunked_cross_entropy(x, w, targets, weights)[1].values()))(x)
+  grads = jax.jit(jax.grad(lambda x: sum(chunked_cross_entropy(x, w, targets, weights)[1].values())))(x)
   assert not np.asarray(grads).any()
 
 
@@ -109,9 +111,10 @@ def test_uniform_logits_give_log_vocab_and_z(inputs):
 @pytest.mark.parametrize('kernels', ['cpu', 'xla'])
 def test_large_logits_and_all_weights_zero_stay_finite(inputs, kernels):
   x, w, targets, weights = inputs
-  grad = jax.value_and_grad(lambda x, c: chunked_cross_entropy(x, 1e4 * w, targets, c * weights, 1e-4, 4, kernels)[0])
+  total = lambda x, c: chunked_cross_entropy(x, 1e4 * w, targets, c * weights, 1e-4, 4, kernels)[0]
+  grad = jax.jit(jax.value_and_grad(total))
   capped = lambda x: chunked_cross_entropy(x, 1e4 * w, targets, weights, 1e-4, 4, kernels, soft_cap=30.0)[0]
-  value, dx = jax.value_and_grad(capped)(x)
+  value, dx = jax.jit(jax.value_and_grad(capped))(x)
   assert value <= weights.sum() * (60 + np.log(V) + 1e-4 * 34**2) and np.isfinite(dx).all()
   for c in (0.0, 1.0):
     value, dx = grad(x, c)
@@ -123,7 +126,7 @@ def test_bfloat16_inputs_have_float32_logits(inputs, kernels):
   x, w, targets, weights = inputs
   x, w16 = jnp.asarray(x, jnp.bfloat16), np.asarray(jnp.asarray(w, jnp.bfloat16), np.float32)
   f = lambda x, w: chunked_cross_entropy(x, w, targets, weights, 0.1, 4, kernels)
-  (value, sums), (dx, dw) = jax.value_and_grad(f, (0, 1), has_aux=True)(x, w)
+  (value, sums), (dx, dw) = jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, w)
   total, want, want_dx, want_dw = numpy_cross_entropy(np.asarray(x, np.float32), w16, targets, weights, 0.1)
   assert (value.dtype, dx.dtype, dw.dtype) == (jnp.float32, jnp.bfloat16, jnp.float32)
   close(value, total)

@@ -11,6 +11,7 @@ from llm_jax.batch import LanguageModelBatch, RatedBatch
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.objectives import KTO
 from llm_jax.config.run import Mesh
+from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.kto import KTOObjective
 from llm_jax.sharding.mesh import make_mesh
@@ -31,7 +32,8 @@ def models():
   """Policy and reference: transformers' and ours."""
   policy, reference = (hf_models.make(hf_models.llama(pad_token_id=0, eos_token_id=1), seed) for seed in (0, 1))
   architecture, ours = hf_models.to_ours(policy)
-  return policy, reference, Transformer(architecture), ours, hf_models.to_ours(reference)[1]
+  model = Transformer(architecture, Execution(unroll=False, kernels='xla'))  # compiles faster
+  return policy, reference, model, ours, hf_models.to_ours(reference)[1]
 
 
 def side(seed: int) -> LanguageModelBatch:
@@ -110,7 +112,7 @@ def make_trainer(folder, config: KTO):
   return trainer
 
 
-@pytest.mark.parametrize('microbatches', [2, 4])
+@pytest.mark.parametrize('microbatches', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_microbatches_share_one_reference_point(microbatches):
   """Each piece alone would have another KL."""
   whole_grads, whole = ours('plain', batch())

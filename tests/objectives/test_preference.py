@@ -13,6 +13,7 @@ from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config import objectives as config
 from llm_jax.config.implementation import load
+from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
 from llm_jax.objectives.loss import as_numbers
@@ -42,7 +43,8 @@ def models():
   """Policy and reference: transformers' and ours."""
   policy, reference = (hf_models.make(hf_models.llama(pad_token_id=0, eos_token_id=1), seed) for seed in (0, 1))
   architecture, ours = hf_models.to_ours(policy)
-  return policy, reference, Transformer(architecture), ours, hf_models.to_ours(reference)[1]
+  model = Transformer(architecture, Execution(unroll=False, kernels='xla'))  # compiles faster
+  return policy, reference, model, ours, hf_models.to_ours(reference)[1]
 
 
 def pairs(rows=3, time=20):
@@ -118,14 +120,20 @@ def make_trainer(folder, **options):
   return trainer
 
 
+@functools.cache
+def log_probs_of_pairs():
+  """(chosen, rejected) by the policy, and by the reference."""
+  _, _, model, params, reference = models()
+  log_probs = jax.jit(functools.partial(sequence_log_probs, model))
+  return tuple(tuple(np.asarray(log_probs(tree, side), np.float64) for side in (pairs().chosen, pairs().rejected))
+               for tree in (params, reference))
+
+
 @pytest.mark.parametrize('name', FORMS)
 def test_formula(name):
   """Every loss from the sequences' log-probabilities, by its paper's formula in float64."""
-  _, _, model, params, reference = models()
-  batch, form = pairs(), FORMS[name][0]
-  log_prob = lambda tree, side: np.asarray(
-    jax.jit(lambda p, b: sequence_log_probs(model, p, b))(tree, side), np.float64)
-  (pc, pr), (qc, qr) = ((log_prob(tree, batch.chosen), log_prob(tree, batch.rejected)) for tree in (params, reference))
+  form = FORMS[name][0]
+  (pc, pr), (qc, qr) = log_probs_of_pairs()
   sigmoid = lambda x: 1 / (1 + np.exp(-x))
   log_sigmoid = lambda x: -np.log1p(np.exp(-x))
   n = 6.0
@@ -156,7 +164,7 @@ def test_policy_that_is_the_reference_gives_ln_2():
   assert float(loss.metrics['reward_margin']) == 0
 
 
-@pytest.mark.parametrize('form', (config.DPO(nll_weight=0.2), config.ORPO()))
+@pytest.mark.parametrize('form', (config.DPO(nll_weight=0.2), pytest.param(config.ORPO(), marks=pytest.mark.slow)))
 def test_padding_pairs_do_not_count(form):
   _, _, model, params, reference = models()
   batch = pairs()
@@ -192,8 +200,9 @@ def test_token_log_probs_in_chunks(soft_cap):
     logits = logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
     return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
 
-  want, pullback = jax.vjp(plain, x, w)
-  got, our_pullback = jax.vjp(lambda x, w: token_log_probs(x, w, targets, soft_cap=soft_cap, chunk=3), x, w)
+  chunked = functools.partial(token_log_probs, targets_BT=targets, soft_cap=soft_cap, chunk=3)
+  want, pullback = jax.vjp(jax.jit(plain), x, w)
+  got, our_pullback = jax.vjp(jax.jit(chunked), x, w)
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
   for a, b in zip(our_pullback(g), pullback(g), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -76,7 +76,7 @@ def gradients(microbatches):
   return jax.device_get((grads, loss))
 
 
-@pytest.mark.parametrize('microbatches', (2, 8))
+@pytest.mark.parametrize('microbatches', (pytest.param(2, marks=pytest.mark.slow), 8))
 def test_accumulated_is_the_full_batch(microbatches):
   """On ragged masks: sums over microbatches, divided once."""
   (got, loss), (want, whole) = gradients(microbatches), gradients(1)
@@ -89,14 +89,19 @@ def test_accumulated_is_the_full_batch(microbatches):
 @pytest.mark.parametrize('together', (False, True))
 def test_experts_balanced_over_a_step_do_not_see_its_microbatches(together):
   """In scanned and unscanned layers: loss and gradient are those of the whole batch."""
-  def gradient(balance_over, microbatches):
+  @functools.cache
+  def made(balance_over):
     router = SoftmaxRouter(balance_weight=1.0, layers_together=together, balance_over=balance_over)
     block = Block(Attention(2), MixtureOfExperts(4, 2, GLU(8), router), RMSNorm())
     model = dataclasses.replace(CONFIG, num_layers=3, prefix=(block,), pattern=(block,))
-    transformer = Transformer(model, Execution(kernels='xla', unroll=False))
-    params = transformer.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
-    params = jax.tree.map(lambda p: p * 5, params)  # loads that are far from even
-    return accumulate(LanguageModelObjective(transformer), params, None, batch(), jax.random.key(1), microbatches)
+    return Transformer(model, Execution(kernels='xla', unroll=False))
+
+  params = jax.jit(made('step').init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
+  params = jax.tree.map(lambda p: p * 5, params)  # loads that are far from even
+
+  def gradient(balance_over, microbatches):
+    run = functools.partial(accumulate, LanguageModelObjective(made(balance_over)))
+    return jax.jit(run, static_argnums=4)(params, None, batch(), jax.random.key(1), microbatches)
 
   grads, loss = gradient('step', 4)
   whole_grads, whole_loss = gradient('step', 1)
@@ -156,10 +161,10 @@ def three_steps(mesh_config, microbatches, kernels='xla'):
 
 
 @pytest.mark.parametrize('mesh, microbatches, kernels', (
-  (Mesh(data=8), 1, 'xla'),
-  (Mesh(fsdp=8, data=1), 1, 'xla'),
+  pytest.param(Mesh(data=8), 1, 'xla', marks=pytest.mark.slow),
+  pytest.param(Mesh(fsdp=8, data=1), 1, 'xla', marks=pytest.mark.slow),
   (Mesh(tensor=8, data=1), 1, 'xla'),
-  (Mesh(data=2, fsdp=2, tensor=2), 2, 'xla'),
+  pytest.param(Mesh(data=2, fsdp=2, tensor=2), 2, 'xla', marks=pytest.mark.slow),
   (Mesh(data=2, fsdp=2, tensor=2), 2, 'cpu'),
   (Mesh(data=2, fsdp=2, context=2), 2, 'xla'),
 ), ids=str)
