@@ -14,10 +14,12 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Mesh
 from llm_jax.decode.beam import beam_search
 from llm_jax.decode.generate import generate
+from llm_jax.modules.execution import Execution
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 
 VOCAB, NEW = 36, 9
+SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
 PROMPTS = [[1, 2, 3], [5], [7, 8, 9, 10, 11, 12, 13]]
 LLAMA = presets.llama(16, 2, num_heads=2, d_ff=24, vocab_size=VOCAB)
 SIZES = {
@@ -58,7 +60,7 @@ def expected(theirs, prompt, beams, stops, **settings):
 
 
 CASES = [
-  ('gpt2', 3, (), {}),
+  pytest.param('gpt2', 3, (), {}, marks=pytest.mark.slow),
   ('gpt2', 3, (4, 17, 20, 30, 8, 12), {}),
   pytest.param('gpt2', 3, (4, 17, 20, 30, 8), dict(length_penalty=-1.0), marks=pytest.mark.slow),
   ('gpt2', 7, (4, 17, 20, 30), dict(early_stopping='never', length_penalty=np.float32(0.0))),
@@ -71,7 +73,7 @@ CASES = [
 @pytest.mark.parametrize('family,beams,stops,settings', CASES)
 def test_equals_transformers(pairs, family, beams, stops, settings):
   theirs, config, params = pairs[family]
-  ours = beam_search(config, params, PROMPTS, NEW, beams, stop_tokens=stops, **settings)
+  ours = beam_search(config, params, PROMPTS, NEW, beams, stop_tokens=stops, execution=SCANNED, **settings)
   check(theirs, ours, beams, stops, **settings)
   lengths = {len(tokens) for found in ours.tokens for tokens in found}
   assert (len(lengths) > 1) == bool(stops)  # with stops, some ended before the others
@@ -87,7 +89,8 @@ def test_rolling_cache_equals_transformers():
   params = hf.params_from_state_dict(LLAMA, {k: v.numpy() for k, v in theirs.state_dict().items()})
   [block] = LLAMA.pattern
   block = dataclasses.replace(block, attention=dataclasses.replace(block.attention, window=4))
-  ours = beam_search(dataclasses.replace(LLAMA, pattern=(block,)), params, PROMPTS, NEW, 3, stop_tokens=(4, 17))
+  ours = beam_search(dataclasses.replace(LLAMA, pattern=(block,)), params, PROMPTS, NEW, 3, stop_tokens=(4, 17),
+                     execution=SCANNED)
   check(theirs, ours, 3, (4, 17))
 
 
@@ -115,7 +118,7 @@ def test_finds_the_best_of_all():
   whole = np.concatenate([np.full((343, 1), 3), every], axis=1)
   log_probs = jax.nn.log_softmax(jax.jit(llm_jax.Transformer(config).apply)({'params': params}, whole))
   sums = np.take_along_axis(np.array(log_probs)[:, :-1], every[..., None], axis=-1)[..., 0].sum(axis=1)
-  found = llm_jax.beam_search(config, params, [[3]], 3, 49, length_penalty=0.0)
+  found = llm_jax.beam_search(config, params, [[3]], 3, 49, length_penalty=0.0, execution=SCANNED)
   best = np.argsort(-sums)[:49]
   assert found.tokens[0] == every[best].tolist()
   np.testing.assert_allclose(found.scores[0], sums[best], rtol=1e-5)
@@ -123,7 +126,7 @@ def test_finds_the_best_of_all():
 
 def test_a_mesh_changes_nothing(pairs):
   _, config, params = pairs['llama']
-  request = (PROMPTS, NEW, 4), dict(stop_tokens=CASES[-2][2], early_stopping=True)  # compiled before
+  request = (PROMPTS, NEW, 4), dict(stop_tokens=CASES[-2][2], early_stopping=True, execution=SCANNED)
   expected = beam_search(config, params, *request[0], **request[1])
   mesh = make_mesh(Mesh(data=1, tensor=2, fsdp=4))
   found = beam_search(config, jax.device_put(params, param_shardings(params, mesh)), *request[0], **request[1])

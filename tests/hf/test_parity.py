@@ -31,13 +31,27 @@ def pair(case):
   return model, *hf_models.to_ours(model)
 
 
-# In turn, so that every family runs on both.
-RUNS = [(case, ('cpu', 'xla')[i % 2]) for i, case in enumerate(hf_models.CASES)]
+# The first case of every family. What the others add to it shows in their logits; their gradients are slow.
+FIRST = list({config.model_type: case for case, config in reversed(hf_models.CASES.items())}.values())
+# The kernels in turn, so that both run on half of the families.
+RUNS = [pytest.param(case, ('cpu', 'xla')[i % 2], marks=[] if case in FIRST else [pytest.mark.slow])
+        for i, case in enumerate(hf_models.CASES)]
 
 
 def compare(name, got, want):
   error = np.linalg.norm(got - want)
   assert error <= 1e-5 * np.linalg.norm(want), f'{name}: {error}'  # an expert that no token chose has no gradient
+
+
+@pytest.mark.parametrize('case', [case for case in hf_models.CASES if case not in FIRST])
+def test_logits(case):
+  torch_model, config, params = pair(case)
+  tokens = hf_models.batch().tokens
+  got = jax.jit(Transformer(config, EXECUTIONS['xla']).apply)({'params': params}, tokens)
+  with torch.no_grad():
+    want = torch_model(torch.tensor(np.asarray(tokens)).long()).logits.numpy()
+  assert got.dtype == np.float32 and np.abs(want).max() > 0.5
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('case, kernels', RUNS)
@@ -91,7 +105,7 @@ def test_objective(case, kernels, monkeypatch):
     compare(name, got[name], want[name])
 
 
-@pytest.mark.parametrize('case', ('gpt2', 'llama gqa'))
+@pytest.mark.parametrize('case', (pytest.param('gpt2', marks=pytest.mark.slow), 'llama gqa'))
 def test_hundred_training_steps(case):
   """The whole step (loss, gradient, clipping, AdamW with its decay mask, schedule) beside a plain loop in torch."""
   steps, warmup, peak, final, clip = 100, 10, 3e-3, 0.1, 1.0

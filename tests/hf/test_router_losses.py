@@ -20,10 +20,12 @@ from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.train.session import Session
 from tests.hf import hf_models
 
+SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
+
 
 def added(architecture, params, batch, execution=None):
   """What an objective adds to the cross-entropy, per target."""
-  execution = execution or Execution()
+  execution = execution or SCANNED
   objective = LanguageModelObjective(Transformer(architecture, execution))
   loss = jax.jit(lambda params: objective(params, None, batch, None))(params)
   return float((loss.total - loss.metrics['nll']) / loss.weight)
@@ -60,7 +62,7 @@ def test_the_balance_loss_is_over_all_layers(layers, experts, chosen, unroll, tm
   tokens, mask = (torch.tensor(np.asarray(x)).long() for x in (batch.tokens, batch.segment_ids))
   model.zero_grad()
   (0.02 * model(tokens, attention_mask=mask).aux_loss + 0 * sum(each.sum() for each in model.parameters())).backward()
-  objective = LanguageModelObjective(Transformer(architecture))
+  objective = LanguageModelObjective(Transformer(architecture, SCANNED))
   zero = dataclasses.replace(batch, weights=np.ones_like(batch.weights) / batch.weights.size)
   balance = lambda params: objective.shared_balance(objective.features(params, zero, None)[1], 1.0, None)
   got = hf.state_dict_from_params(architecture, jax.jit(jax.grad(balance))(params))
@@ -110,7 +112,7 @@ def test_layers_that_differ_balance_by_kind():
   kinds = [(4, 0.1), (6, 0.1), (4, 0.3)]  # of experts and of weights
   both = [dataclasses.replace(small, num_layers=3, pattern=tuple(with_router(*kind, together) for kind in kinds))
           for together in (False, True)]
-  params = Transformer(both[0]).init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
+  params = jax.jit(Transformer(both[0]).init)(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
   batch = hf_models.batch()
   np.testing.assert_allclose(*(added(each, params, batch) for each in both), rtol=1e-4)
 

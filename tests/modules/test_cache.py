@@ -40,9 +40,11 @@ def run(step, cache, tokens, sizes, padding_B=(0, 0)):
 # Few sizes, as each is a program: below, at and far beyond the window.
 SIZES = {'tokens': (1,) * T, 'a window': (WINDOW,) + (1,) * 17, 'long prompt': (17, 1, 1, 1), 'then more': (17, 3),
          'wraps': (1, 3, 3, 1, 3, 1, 1, 3, 3, 1)}
+MORE = ('a window', 'then more')  # which the others show, nearly
 
 
-@pytest.mark.parametrize('sizes', SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize('sizes', [pytest.param(sizes, marks=[pytest.mark.slow] * (name in MORE))
+                                   for name, sizes in SIZES.items()], ids=SIZES)
 @pytest.mark.parametrize('name', DECODERS)
 def test_pieces_equal_the_whole(name, sizes):
   step, full = steps(name)

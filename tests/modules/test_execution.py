@@ -1,6 +1,7 @@
 """The decoder executed differently: what that must not change."""
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +56,22 @@ def assert_same(got, want, tolerance=1e-6):
     assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b), path
 
 
-@pytest.mark.parametrize('config', (MODELS['llama'], AHEAD), ids=('llama', 'ahead'))
-@pytest.mark.parametrize('execution', (
-  pytest.param(Execution(kernels='xla', unroll=True), marks=pytest.mark.slow),
-  Execution(kernels='xla', unroll=False, remat='block'),
-  Execution(kernels='xla', unroll=False, remat='dots'),
-  pytest.param(Execution(kernels='cpu', unroll=True, remat='dots'), marks=pytest.mark.slow),
-), ids=str)
-def test_execution_changes_nothing(execution, config):
+OTHER = {
+  'unrolled': Execution(kernels='xla', unroll=True),
+  'blocks again': Execution(kernels='xla', unroll=False, remat='block'),
+  'all but products again': Execution(kernels='xla', unroll=False, remat='dots'),
+  'products kept, unrolled': Execution(kernels='cpu', unroll=True, remat='dots'),
+}
+DECODERS = {'llama': MODELS['llama'], 'ahead': AHEAD}
+QUICK = ('blocks again', 'ahead'), ('all but products again', 'llama')
+
+
+@pytest.mark.parametrize('how, name', [
+  pytest.param(*each, marks=[] if each in QUICK else [pytest.mark.slow])
+  for each in itertools.product(OTHER, DECODERS)])
+def test_execution_changes_nothing(how, name):
   """Scanned or unrolled, recomputed or kept: the same loss and gradients, routers' and further tokens' included."""
+  execution, config = OTHER[how], DECODERS[name]
   plain = Execution(kernels=execution.kernels, unroll=False)
   assert_same(loss_and_gradients(config, execution), loss_and_gradients(config, plain))
 
@@ -133,7 +141,7 @@ def test_gradients_of_bfloat16_are_sums_in_float32(kernels):
   ids = np.where(rng.random(shape) < 0.7, 3, rng.integers(0, VOCAB, shape)).astype(np.int32)
   batch = LanguageModelBatch(ids, np.full(shape, 5, np.int32), np.ones(shape, np.float32),
                              np.broadcast_to(np.arange(TIME, dtype=np.int32), shape), np.ones(shape, np.int32))
-  params = Transformer(config).init(jax.random.key(0), tokens())['params']
+  params = jax.jit(Transformer(config).init)(jax.random.key(0), tokens())['params']
 
   def gradient(dtype):
     objective = LanguageModelObjective(Transformer(config, Execution(dtype, kernels=kernels)))

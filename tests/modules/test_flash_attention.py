@@ -13,6 +13,7 @@ from llm_jax.modules.kernels import flash_attention
 from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
+from tests.combinations import each_with_one
 from tests.modules.references import close, normal, packed, torch_attention
 
 FORMS = {
@@ -30,9 +31,10 @@ def several_blocks(monkeypatch):
   monkeypatch.setattr(flash_attention, 'BLOCKS', (128,))
 
 
-@pytest.mark.parametrize('H, G, V, T, segmented', [
-  (4, 4, 16, 256, False), (6, 2, 16, 300, True), (4, 1, 24, 256, True)])
-@pytest.mark.parametrize('form', FORMS)
+SIZES = ((4, 4, 16, 256, False), (6, 2, 16, 300, True), (4, 1, 24, 256, True))  # H, G, V, T, and whether in documents
+
+
+@pytest.mark.parametrize('H, G, V, T, segmented, form', each_with_one(SIZES, FORMS))
 def test_it_and_its_gradient_match_torch(H, G, V, T, segmented, form):
   form = FORMS[form]
   q, k, v, dy = normal(0, 2, T, H, 16), normal(1, 2, T, G, 16), normal(2, 2, T, G, V), normal(3, 2, T, H, V)
@@ -58,7 +60,8 @@ def test_documents_and_the_past_are_isolated_bitwise(form):
   before, after = np.asarray(run(q, k, v)), np.asarray(run(*(np.where(other, 10 * a + 1, a) for a in (q, k, v))))
   assert (before == after)[segments != 1].all() and not (before == after)[segments == 1].any()
   later = (np.arange(T) >= 130)[:, None, None]
-  before, after = (np.asarray(attend(q, k, np.where(later, c * v, v), **FORMS[form])) for c in (1, 3))
+  run = jax.jit(functools.partial(attend, **FORMS[form]))
+  before, after = (np.asarray(run(q, k, np.where(later, c * v, v))) for c in (1, 3))
   assert (before == after)[:, :130].all() and not (before == after)[:, 130:].any()
 
 
@@ -70,12 +73,13 @@ def test_it_keeps_the_dtype(dtype):
   close(y, torch_attention(*(a.astype(jnp.float32) for a in (q, k, v))), 2e-2 if dtype == jnp.bfloat16 else 1e-6)
 
 
-@pytest.mark.parametrize('mesh', [Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, tensor=8), Mesh(fsdp=4, expert=2)])
+@pytest.mark.parametrize('mesh', [Mesh(data=2, fsdp=2, tensor=2), Mesh(data=1, tensor=8),
+                                  pytest.param(Mesh(fsdp=4, expert=2), marks=pytest.mark.slow)])
 def test_a_model_on_a_mesh(mesh):
   """Rows and heads are split; where tensor=8 the 8 query heads are and the 2 key heads are not. With scan and remat."""
   config = presets.llama(d_model=64, num_layers=2, num_heads=8, num_kv_heads=2, d_ff=64, vocab_size=64)
   tokens, segments = np.random.default_rng(0).integers(0, 64, (8, 128)), packed(8, 128)
-  params = Transformer(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
+  params = jax.jit(Transformer(config).init)(jax.random.key(0), np.zeros((1, 1), np.int32))['params']
 
   def loss(params, kernels):
     model = Transformer(config, Execution(kernels=kernels, unroll=False, remat='block'))

@@ -18,6 +18,7 @@ from llm_jax.modules.kernels.attention import causal_attention
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.kernels.norm import normalize
 from llm_jax.sharding.mesh import make_mesh
+from tests.combinations import each_with_one
 from tests.modules.references import close, normal, packed, torch_attention
 
 KERNELS = ('cpu', 'xla')
@@ -55,9 +56,11 @@ FORMS = {
 }
 
 
+SIZES = ((4, 4, 6, False), (6, 2, 6, True), (4, 1, 10, False))  # H, G, V, and whether documents are told apart
+
+
 @pytest.mark.parametrize('kernels', KERNELS)
-@pytest.mark.parametrize('H, G, V, segmented', [(4, 4, 6, False), (6, 2, 6, True), (4, 1, 10, False)])
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('H, G, V, segmented, form', each_with_one(SIZES, FORMS))
 def test_attention_and_its_gradient_match_torch(small_blocks, kernels, H, G, V, segmented, form):
   T, form = 19, FORMS[form]
   q, k, v, dy = normal(0, 2, T, H, 6), normal(1, 2, T, G, 6), normal(2, 2, T, G, V), normal(3, 2, T, H, V)
@@ -74,7 +77,8 @@ def test_attention_and_its_gradient_match_torch(small_blocks, kernels, H, G, V, 
     close(got, want, scale=float(want.abs().max()) or largest)  # with a window of 1, q and k have no gradient
 
 
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('form', ['plain', 'window over blocks', 'all', *(
+  pytest.param(form, marks=pytest.mark.slow) for form in FORMS if form not in ('plain', 'window over blocks', 'all'))])
 def test_attention_by_blocks_of_keys_matches_torch(monkeypatch, form):
   """What 'xla' does where the scores would be too many, also with rows and heads over a mesh."""
   monkeypatch.setattr(attention, 'MOST_SCORES', 0)
@@ -115,7 +119,8 @@ def test_scores_of_a_long_text_never_exist(T, mesh):
 def test_attention_of_a_text_within_one_block(kernels):
   q, k, v = normal(0, 2, 8, 4, 6), normal(1, 2, 8, 2, 6), normal(2, 2, 8, 2, 6)
   for window in (None, 3):
-    close(causal_attention(q, k, v, kernels=kernels, window=window), torch_attention(q, k, v, window=window))
+    run = jax.jit(functools.partial(causal_attention, kernels=kernels, window=window))
+    close(run(q, k, v), torch_attention(q, k, v, window=window))
 
 
 def test_a_window_costs_no_more_than_its_width(small_blocks):
@@ -130,18 +135,25 @@ def test_a_window_costs_no_more_than_its_width(small_blocks):
 
 @pytest.mark.parametrize('kernels', KERNELS)
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+@pytest.mark.parametrize('form', [pytest.param('plain', marks=pytest.mark.slow),
+                                  pytest.param('window', marks=pytest.mark.slow), 'all'])
 def test_attention_keeps_the_dtype(small_blocks, kernels, dtype, form):
   form = FORMS[form]
   q, k, v = (jnp.asarray(normal(i, 1, 16, heads, 8), dtype) for i, heads in enumerate((4, 2, 2)))
-  y, pull = jax.vjp(lambda *a: causal_attention(*a, kernels=kernels, **form), q, k, v)
-  assert [a.dtype for a in (y, *pull(y))] == [dtype] * 4
+
+  @jax.jit
+  def run(q, k, v):
+    y, pull = jax.vjp(lambda *a: causal_attention(*a, kernels=kernels, **form), q, k, v)
+    return y, *pull(y)
+
+  y, *gradients = run(q, k, v)
+  assert [a.dtype for a in (y, *gradients)] == [dtype] * 4
   want = torch_attention(*(a.astype(jnp.float32) for a in (q, k, v)), **form)
   close(y, want, 2e-2 if dtype == jnp.bfloat16 else 1e-6)
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
-@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+@pytest.mark.parametrize('form', ['plain', pytest.param('window', marks=pytest.mark.slow), 'all'])
 def test_documents_and_the_past_are_isolated_bitwise(small_blocks, kernels, form):
   form = FORMS[form]
   T, segments = 21, packed(2, 21)
@@ -169,7 +181,7 @@ def test_what_left_the_window_is_forgotten_bitwise(small_blocks, kernels):
 
 
 @pytest.mark.parametrize('kernels', KERNELS)
-@pytest.mark.parametrize('form', ['plain', 'window', 'all'])
+@pytest.mark.parametrize('form', ['plain', pytest.param('window', marks=pytest.mark.slow), 'all'])
 def test_gradients_stay_in_a_document_bitwise(small_blocks, kernels, form):
   T, segments = 21, packed(2, 21)
   q, k, v = normal(0, 2, T, 4, 6), normal(1, 2, T, 2, 6), normal(2, 2, T, 2, 6)
@@ -179,7 +191,7 @@ def test_gradients_stay_in_a_document_bitwise(small_blocks, kernels, form):
     assert not np.asarray(g)[segments != 1].any()
 
 
-@pytest.mark.parametrize('form', ['plain', 'all'])
+@pytest.mark.parametrize('form', [pytest.param('plain', marks=pytest.mark.slow), 'all'])
 def test_attention_dropout_drops_weights_and_keeps_the_mean(small_blocks, form):
   form = FORMS[form]
   q, k, v = normal(0, 1, 12, 4, 6), normal(1, 1, 12, 2, 6), np.ones((1, 12, 2, 3), np.float32)

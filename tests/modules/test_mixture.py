@@ -133,11 +133,15 @@ def dense(config, tree, x, segments):
   return y + (expert_ffn({name: leaf['w'] for name, leaf in tree['shared'].items()}, x) if 'shared' in tree else 0)
 
 
-@KERNELS
-@pytest.mark.parametrize('config', (SOFTMAX, SIGMOID, PLAIN), ids=('softmax', 'sigmoid', 'mlp'))
-def test_dropless_is_dense(config, kernels):
+LAYERS = {'softmax': SOFTMAX, 'sigmoid': SIGMOID, 'mlp': PLAIN}
+
+
+@pytest.mark.parametrize('name, kernels', [
+  ('softmax', 'cpu'), ('sigmoid', 'cpu'), ('sigmoid', 'xla'), ('mlp', 'xla'),
+  pytest.param('softmax', 'xla', marks=pytest.mark.slow), pytest.param('mlp', 'cpu', marks=pytest.mark.slow)])
+def test_dropless_is_dense(name, kernels):
   """Values and all gradients, padding included."""
-  direction = inputs(7)
+  config, direction = LAYERS[name], inputs(7)
   ours = lambda p, x: (compiled(config, kernels)(p, x, SEGMENTS)[0] * direction).sum()
   loop = lambda p, x: (dense(config, p, x, SEGMENTS) * direction).sum()
   np.testing.assert_allclose(run(config, kernels)[0], jax.jit(functools.partial(dense, config))(

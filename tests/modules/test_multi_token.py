@@ -72,7 +72,7 @@ def test_plain_forward_does_not_pay():
 
 def test_first_depth_is_the_papers():
   """Equations 21 and 22 in NumPy around the block: concatenation order, both norms, the shared embedding."""
-  tree, forward = params(), jax.jit(lambda p, t: model().apply({'params': p}, t, method='features_ahead'))
+  tree, forward = params(), jax.jit(lambda p, t: model('xla').apply({'params': p}, t, method='features_ahead'))
   rms = lambda x, scale: x / np.sqrt((x ** 2).mean(-1, keepdims=True) + 1e-6) * scale
   (features, ahead, _), _ = forward(tree, tokens())
   module = tree['multi_token_0']
@@ -83,11 +83,12 @@ def test_first_depth_is_the_papers():
   alone = dataclasses.replace(MODEL, vocab_size=B * T, num_layers=1, prefix=(SPARSE,), multi_token=(), norm=MODEL.norm)
   lone = {'embedding': {'w': inputs.reshape(-1, D)}, 'prefix_0': module['block'], 'final_norm': module['norm'],
           'head': {'w': np.zeros((B * T, D), np.float32)}}
-  want = Transformer(alone).apply({'params': lone}, np.arange(B * T).reshape(B, T), method='features')
+  run = jax.jit(lambda p, t: Transformer(alone, Execution(kernels='xla')).apply({'params': p}, t, method='features'))
+  want = run(lone, np.arange(B * T).reshape(B, T))
   np.testing.assert_allclose(ahead, want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('kernels', ('cpu', 'xla'))
+@pytest.mark.parametrize('kernels', (pytest.param('cpu', marks=pytest.mark.slow), 'xla'))
 def test_draft_is_the_training_forward(kernels):
   """A prompt at once, then one token at a time, through a cache for each depth (latent, and one that rolls)."""
   tree, ids, run = params(), tokens(), model(kernels)

@@ -2,6 +2,7 @@
 adapters."""
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,6 @@ PAIRS = {
   'olmo2': (modeling_olmo2.Olmo2Config(**SIZES), modeling_olmo2.Olmo2Attention, modeling_olmo2.Olmo2RotaryEmbedding,
             Attention(H, G, K, qk_norm=QK_NORMS['full width'])),
 }
-KERNELS = pytest.mark.parametrize('kernels', ('cpu', 'xla'))
 BOTH = pytest.mark.parametrize('qk_norm', QK_NORMS.values(), ids=QK_NORMS)
 
 
@@ -104,8 +104,9 @@ def theirs(name):
   return arrays, x.detach().numpy(), y.detach().numpy(), dy.numpy(), gradients, x.grad.numpy()
 
 
-@KERNELS
-@pytest.mark.parametrize('name', PAIRS)
+@pytest.mark.parametrize('name, kernels', [
+  ('qwen3', 'cpu'), ('gemma3', 'xla'), ('olmo2', 'cpu'), *(pytest.param(*each, marks=pytest.mark.slow) for each in (
+    ('qwen3', 'xla'), ('gemma3', 'cpu'), ('olmo2', 'xla')))])
 def test_attention_and_its_gradients_are_those_of_transformers(name, kernels):
   config = PAIRS[name][-1]
   arrays, x, want, dy, want_gradients, want_dx = theirs(name)
@@ -143,10 +144,11 @@ def decoder_with(qk_norm, **changes):
   return decoder((block, local), **changes)
 
 
-@BOTH
+@pytest.mark.parametrize('qk_norm', [
+  QK_NORMS['per head'], pytest.param(QK_NORMS['full width'], marks=pytest.mark.slow)], ids=QK_NORMS)
 def test_decoding_from_the_cache_is_the_full_forward_pass(qk_norm):
   config = decoder_with(qk_norm)
-  model, params = Transformer(config), make_params(config)
+  model, params = Transformer(config, Execution(kernels='xla')), make_params(config)
   full = jax.jit(model.apply)({'params': params}, TOKENS)
   step = jax.jit(lambda tokens, cache: model.apply({'params': params}, tokens, cache=cache))
   cache, pieces = init_cache(config, B, T), []
@@ -156,18 +158,22 @@ def test_decoding_from_the_cache_is_the_full_forward_pass(qk_norm):
   np.testing.assert_allclose(np.concatenate(pieces, 1), full, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('mesh', (Mesh(data=1, tensor=2, fsdp=4), Mesh(data=2, tensor=4)), ids=('tensor 2', 'tensor 4'))
-@KERNELS
-@BOTH
-def test_heads_split_over_devices_change_nothing(qk_norm, kernels, mesh):
+MESHES = {'tensor 2': Mesh(data=1, tensor=2, fsdp=4), 'tensor 4': Mesh(data=2, tensor=4)}
+SPLITS = list(itertools.product(QK_NORMS, ('cpu', 'xla'), MESHES))
+QUICK = ('per head', 'cpu', 'tensor 4'), ('full width', 'xla', 'tensor 2')
+
+
+@pytest.mark.parametrize('kind, kernels, mesh', [
+  pytest.param(*each, marks=[] if each in QUICK else [pytest.mark.slow]) for each in SPLITS])
+def test_heads_split_over_devices_change_nothing(kind, kernels, mesh):
   """With tensor=4 the four query heads are split and the two key heads are not."""
-  config = dataclasses.replace(decoder_with(qk_norm), vocab_size=64)  # which the mesh divides
+  config = dataclasses.replace(decoder_with(QK_NORMS[kind]), vocab_size=64)  # which the mesh divides
   model, params = Transformer(config, Execution(kernels=kernels, unroll=False)), make_params(config)
   tokens = np.tile(TOKENS, (2, 1))
   weights = jnp.asarray(np.random.default_rng(1).normal(size=(len(tokens), T, 64)), jnp.float32)
   loss = jax.jit(jax.value_and_grad(lambda params: (model.apply({'params': params}, tokens) * weights).sum()))
   want, want_gradient = loss(params)
-  mesh = make_mesh(mesh)
+  mesh = make_mesh(MESHES[mesh])
   with jax.set_mesh(mesh):
     got, gradient = loss(jax.device_put(params, param_shardings(params, mesh)))
   np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -182,7 +188,7 @@ def test_adapters_and_int8_weights_apply(qk_norm):
   model, params = Transformer(config, Execution(kernels='xla', unroll=False)), make_params(config)
   adapted = qwix.apply_lora_to_model(model, qwix.LoraProvider(module_path='blocks/.*', rank=3, alpha=6.0))
   with jax.set_mesh(make_mesh(Mesh(data=2, fsdp=2, tensor=2))):
-    made = jax.jit(adapted.init)(jax.random.key(0), np.tile(TOKENS, (2, 1)))['params']
+    made = jax.eval_shape(adapted.init, jax.random.key(0), np.tile(TOKENS, (2, 1)))['params']
   with_pair = {path.rsplit('/', 1)[0] for path, _ in paths.leaves(made) if 'lora' in path}
   linears = {path.removesuffix('/w') for path, _ in paths.leaves(params)
              if path.startswith('blocks') and path.endswith('/w')}

@@ -28,7 +28,7 @@ class Base(NamedTuple):
   logits: jax.Array
 
 
-@pytest.fixture(scope='module', params=('float32', 'bfloat16'))
+@pytest.fixture(scope='module', params=('float32', pytest.param('bfloat16', marks=pytest.mark.slow)))
 def base(request) -> Base:
   """One in each compute dtype."""
   model = Transformer(CONFIG, Execution(dtype=request.param, kernels='xla', unroll=False))

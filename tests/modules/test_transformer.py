@@ -135,7 +135,7 @@ def test_initialisation(residual_std):
 def test_what_are_no_tokens_is_refused(given, line):
   """Behind the learned positions the last would stand in for all that follow, without a word."""
   model = Transformer(presets.gpt2(16, 1, 2, vocab_size=20, max_length=8))
-  params = model.init(jax.random.key(0), np.ones((1, 8), int))
+  params = jax.jit(model.init)(jax.random.key(0), np.ones((1, 8), int))
   with pytest.raises(ConfigError, match=line):
     model.apply(params, given)
   for name in ('positions', 'segment_ids'):
