@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -26,11 +27,13 @@ FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.s
 """
 FIELD_HINT = 'a field of the experiment is set by --config.FIELD=VALUE, and --config=FILE --help lists them'
 LONGEST_PATH = f'00000000.saving/state/{"x" * 100}'  # about that of the longest file of a checkpoint
+PROFILE = re.compile(r'(\d{1,18}):(\d{1,18})')
 HELP = ('help', 'h', 'helpfull', 'helpshort')
 STRINGS = {
   'config': 'the experiment: FILE.py or FILE.py:argument',
   'workdir': 'the folder of the run',
   'stage': 'run this stage only',
+  'profile': 'START:STOP, steps of the stage to trace: prints where their time went',
   'coordinator': "many processes: host:port of process 0, or 'auto': jax finds it by itself",
 }
 INTEGERS = {
@@ -56,6 +59,7 @@ class TrainFlags:
   num_processes: int | None
   process_id: int | None
   from_step: int | None
+  profile: tuple[int, int] | None
 
 
 def parse_train(argv: Sequence[str], usage: str) -> TrainFlags:
@@ -128,6 +132,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
     num_processes=values.num_processes,
     process_id=values.process_id,
     from_step=values.from_step,
+    profile=None if values.profile is None else parse_profile(run, values.stage, values.profile),
   )
 
 
@@ -135,6 +140,21 @@ def check_stage(run: Run, name: str | None) -> None:
   names = [stage.name for stage in run.stages]
   if name is not None and name not in names:
     raise Refused(f'--stage={name}: no such stage; {suggest(name, names)}')
+
+
+def parse_profile(run: Run, stage: str | None, text: str) -> tuple[int, int]:
+  """`100:110` as numbers: the steps behind the first 100, until 110 are done."""
+  match = PROFILE.fullmatch(text)
+  if match is None:
+    raise Refused(f'--profile={text}: write it as START:STOP, such as --profile=10:15')
+  start, stop = int(match[1]), int(match[2])
+  if start >= stop:
+    raise Refused(f'--profile={text}: there is no step between them: let STOP be above START')
+  most = max(each.steps for each in run.stages if stage in (None, each.name))
+  if stop > most:
+    raise Refused(f'--profile={text}: {f"stage {stage} has" if stage else "the longest stage has"} {most} steps: let '
+                  'STOP be at most that')
+  return start, stop
 
 
 def check_from_step(step: int | None) -> None:

@@ -40,7 +40,8 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   from llm_jax.train.run import train
   try:
     joining.join(flags.coordinator, flags.num_processes, flags.process_id, guard.connect)
-    train(flags.run, flags.workdir, flags.stage, at_end=report, from_step=flags.from_step, guard=guard)
+    train(flags.run, flags.workdir, flags.stage, at_end=report, from_step=flags.from_step, guard=guard,
+          profile=flags.profile)
     guard.close()
     return 0
   except Preempted as stopped:

@@ -21,22 +21,31 @@ if TYPE_CHECKING:
   from llm_jax.train.stage import BuiltStage
 
 
-def compile_steps(built: 'BuiltStage', first: int, last: int
-                  ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Any]]:
-  """The train step for the steps from `first` to `last`; the batch's shape chooses the compiled program."""
+class CompiledStep:
+  """The train step of a stage: the batch's shape chooses the program."""
+
+  def __init__(self, programs: dict[tuple[int, ...], Any]):
+    self.programs = programs
+
+  def __call__(self, state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+    activity.mark()  # so that a process that still waits for its batch is behind one that computes
+    shape = jax.tree.leaves(batch)[0].shape
+    return self.programs[shape](state, frozen, batch)
+
+  def texts(self) -> list[str]:
+    """HLO of the programs."""
+    return [program.as_text() for program in self.programs.values()]
+
+
+def compile_steps(built: 'BuiltStage', first: int, last: int) -> CompiledStep:
+  """The train step for the steps from `first` to `last`."""
   compiled = {}
   ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
   for phase, source, end in zip(built.phases, built.sources, ends, strict=True):
     is_to_come = max(first, phase.first_step) < min(end, last)
     if is_to_come:
       compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, source)
-
-  def step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
-    activity.mark()  # so that a process that still waits for its batch is behind one that computes
-    shape = jax.tree.leaves(batch)[0].shape
-    return compiled[shape](state, frozen, batch)
-
-  return step
+  return CompiledStep(compiled)
 
 
 def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Callable:

@@ -45,17 +45,20 @@ from llm_jax.train.build import stage_seed
 from llm_jax.train.evaluations import has_result, make_evaluations
 from llm_jax.train.out_of_memory import naming_out_of_memory
 from llm_jax.train.own_checkpoints import check_not_lost
+from llm_jax.train.profile import FLAG as PROFILE
+from llm_jax.train.profile import Window
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
 
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None,
           at_end: Callable[[pathlib.Path], None] = lambda workdir: None, from_step: int | None = None,
-          guard: Guard | None = None) -> None:
+          guard: Guard | None = None, profile: tuple[int, int] | None = None) -> None:
   """Runs or resumes the stages of `run` (or the one called `only`) in `workdir`. Every process of a run calls this.
 
   from_step: go back to this step of `only`, or else of the stage that is not finished, see `branches.py`; None: go on
     from the newest checkpoint.
+  profile: (start, stop) of the steps that are traced of the first stage that is trained, see `profile.py`.
   at_end: called by the primary process with the workdir when the stages have ended, however that was.
   guard: what looks after this process; None, for one process inside of another program: made here.
 
@@ -67,16 +70,16 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
     CheckpointError: a checkpoint cannot be written or believed.
   """
   if guard is not None:
-    return _train(run, workdir, only, at_end, from_step, guard)
+    return _train(run, workdir, only, at_end, from_step, guard, profile)
   guard = Guard(Preemption(), Watchdog(run.stall_seconds))
   try:
-    _train(run, workdir, only, at_end, from_step, guard)
+    _train(run, workdir, only, at_end, from_step, guard, profile)
   finally:
     guard.close()
 
 
 def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[pathlib.Path], None],
-           from_step: int | None, guard: Guard) -> None:
+           from_step: int | None, guard: Guard, profile: tuple[int, int] | None) -> None:
   activity.begin('opens the run')
   check_packages(run)
   check_shapes(run)
@@ -86,6 +89,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
     for stage in stages:
       processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
     check_starts(session, stages)
+    window = None if profile is None else choose_window(profile, stages)
     activity.begin('opens the data')
     data = open_data(session, stages)
     check_evaluations(session, stages, data)
@@ -96,7 +100,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
         check_unchanged_data(run, stage, data[stage.name])
         built = build_stage(session, stage, data)
         with naming_out_of_memory(built):
-          run_stage(built)
+          run_stage(built, window if stage is stages[0] else None)
     finally:
       activity.begin('ends the run')
       if session.primary:
@@ -243,6 +247,15 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
     for parent in stage.parents:
       if parent not in names:
         check_parent_finished(session, stage, parent)
+
+
+def choose_window(profile: tuple[int, int], stages: list[Stage]) -> Window:
+  """The steps of the first stage that are traced."""
+  window = Window(*profile)
+  if not stages:
+    raise ConfigError(PROFILE, str(window), 'every stage is finished: leave the flag out')
+  window.check(stages[0], 0)
+  return window
 
 
 def check_parent_finished(session: Session, stage: Stage, parent: str) -> None:

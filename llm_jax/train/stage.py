@@ -2,7 +2,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -29,10 +29,11 @@ from llm_jax.tracking.metrics import read_metrics
 from llm_jax.tracking.progress import Progress
 from llm_jax.train.adapted_start import AdaptedStarter
 from llm_jax.train.build import best_params, init_params, init_trained, make_trained_objective
-from llm_jax.train.compile import compile_steps
+from llm_jax.train.compile import CompiledStep, compile_steps
 from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
 from llm_jax.train.hooks import Evaluate, Log, SavePeriodically, StopOnPreemption, check_result, divergence_hint
-from llm_jax.train.loop import train_loop
+from llm_jax.train.loop import Hook, train_loop
+from llm_jax.train.profile import Profiler, Window
 from llm_jax.train.session import Session
 from llm_jax.train.starting_point import Start, Starter
 from llm_jax.train.state import TrainState
@@ -119,12 +120,17 @@ def reference_model(built: BuiltStage, frozen: Any) -> Any:
   return objective.reference(frozen) if isinstance(objective, AdaptedObjective) else frozen
 
 
-def run_stage(built: BuiltStage) -> None:
-  """Trains from wherever the newest checkpoint left the stage to its last step, saves, and evaluates."""
+def run_stage(built: BuiltStage, profile: Window | None = None) -> None:
+  """Trains from wherever the newest checkpoint left the stage to its last step, saves, and evaluates.
+
+  profile: steps that are traced.
+  """
   session, stage = built.session, built.stage
   activity.begin(f'finds the start of stage {stage.name}')
   with built.store, contextlib.closing(built.source):
     start = built.starter.start(built.store.latest_valid())
+    if profile is not None:
+      profile.check(stage, start.step)
     progress = restore_progress(built, start)
     session.writer.rewind(stage.name, start.step)
     steps = start.step if progress.stopped_early else stage.steps
@@ -138,11 +144,12 @@ def run_stage(built: BuiltStage) -> None:
     if start.resumed is None and built.starter.is_trained:
       evaluations.run_at_start(whole_model(built, best_params(state), frozen), reference_model(built, frozen))
     cpu.release_free_memory()
-    _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps)
+    _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps, profile)
 
 
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
-                      train_step: Callable, state: TrainState, frozen: Any, first: int, steps: int) -> None:
+                      train_step: CompiledStep, state: TrainState, frozen: Any, first: int, steps: int,
+                      profile: Window | None) -> None:
   session, stage = built.session, built.stage
   activity.begin(f'begins to train stage {stage.name}')
   with Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display:
@@ -155,13 +162,19 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
       progress.stopped_early = evaluations.run_at_step(step, params, reference_model(built, frozen), display)
       return progress.stopped_early
 
-    with session.preemption.steps():
-      state = train_loop(state, frozen, built.source, train_step, steps, hooks=[
-        log,
-        Evaluate(evaluations, log, evaluate),
-        SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
-        StopOnPreemption(session.preemption, log, save_and_wait),
-      ])
+    hooks: list[Hook] = [
+      log,
+      Evaluate(evaluations, log, evaluate),
+      SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
+      StopOnPreemption(session.preemption, log, save_and_wait),
+    ]
+    with session.preemption.steps(), contextlib.ExitStack() as stack:
+      if profile is not None and session.primary:
+        profiler = Profiler(profile, session.workdir, stage.name, log, display.message, train_step.texts)
+        stack.callback(profiler.close)
+        hooks = [log, profiler.after_step, *hooks[1:], profiler.before_step]
+        profiler.before_step(first)
+      state = train_loop(state, frozen, built.source, train_step, steps, hooks)
       log.pause('saves the end')
       check_result(stage, int(state.skipped), hint_of(built))
       if first < steps or stage.steps == 0:

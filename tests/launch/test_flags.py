@@ -92,6 +92,9 @@ def test_kinds_can_be_changed():
   ('--wrkdir=x', "Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
   ('--num_processes=two', "flag --num_processes=two: invalid literal for int() with base 10: 'two'"),
   ('--num_processes=2', '--coordinator is missing: --coordinator, --num_processes and --process_id go together'),
+  ('--profile=5', '--profile=5: write it as START:STOP, such as --profile=10:15'),
+  ('--profile=5:5', '--profile=5:5: there is no step between them: let STOP be above START'),
+  ('--profile=0:99999', '--profile=0:99999: the longest stage has 330 steps: let STOP be at most that'),
   ('resume', "'resume' is not a flag: flags look like --workdir=runs/quickstart"),
 ])
 def test_wrong_arguments_are_one_line(capsys, argument, line):
