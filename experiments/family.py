@@ -28,6 +28,7 @@ FAMILIES = {
   'gpt1': presets.gpt1(**GPT),
   'gpt2': presets.gpt2(**GPT),
   'gpt3': presets.gpt3(**GPT, window=64),
+  'gpt_neox': presets.gpt_neox(**GPT),
   'llama': presets.llama(**SIZE),
   'llama2': presets.llama(**GROUPED),
   'llama3': presets.llama(**GROUPED, rope_theta=500_000.0, scaling=Llama3Scaling(original_length=256),

@@ -159,7 +159,8 @@ def resolved(config: Architecture) -> Architecture:
     size = part.head_size(config.d_model)
     own = None if part.positions is None or positions_of(part) == positions else positions_of(part)
     return dataclasses.replace(part, num_kv_heads=part.kv_heads, head_dim=size, scale=part.scale or size ** -0.5,
-                               out_bias=part.has_out_bias, positions=own)
+                               out_bias=part.has_out_bias, positions=own,
+                               rotary_dim=None if part.rotary_dim == size else part.rotary_dim)
 
   def router(part: Router) -> Router:
     match part:

@@ -8,8 +8,8 @@ from typing import Any, TypeGuard, overload
 
 from llm_jax.config.errors import ConfigError, require
 
-ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu', 'quick_gelu': 'gelu_sigmoid',
-               'silu': 'silu', 'swish': 'silu', 'relu': 'relu'}
+ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh', 'gelu': 'gelu',
+               'quick_gelu': 'gelu_sigmoid', 'silu': 'silu', 'swish': 'silu', 'relu': 'relu'}
 ACTIVATION_NAMES = {'gelu_tanh': 'gelu_new', 'gelu': 'gelu', 'gelu_sigmoid': 'quick_gelu', 'silu': 'silu',
                     'relu': 'relu'}
 
@@ -40,8 +40,8 @@ COMPUTES = re.compile(
   r'xpos|yarn)')
 
 # Numbers that `transformers` refuses if a file writes them as integers.
-FLOATS = ('initializer_range', 'layer_norm_epsilon', 'rms_norm_eps', 'router_aux_loss_coef', 'routed_scaling_factor',
-          'attn_logit_softcapping', 'final_logit_softcapping')
+FLOATS = ('initializer_range', 'layer_norm_epsilon', 'layer_norm_eps', 'rms_norm_eps', 'router_aux_loss_coef',
+          'routed_scaling_factor', 'attn_logit_softcapping', 'final_logit_softcapping')
 
 # The table of names has as many rows: a file that states billions of layers must not take all memory.
 MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,

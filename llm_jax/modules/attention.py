@@ -41,7 +41,7 @@ class Attention(nn.Module):
     v_BTGK = project(G, 'value')
     q_BTHK = self.normalize('query_norm', q_BTHK)
     k_BTGK = self.normalize('key_norm', k_BTGK)
-    rotation = inputs.rotation_of(c.positions, K)
+    rotation = inputs.rotation_of(c.positions, c.rotary_size(D))
     if rotation is not None:
       q_BTHK = rotate(q_BTHK, rotation)
       k_BTGK = rotate(k_BTGK, rotation)

@@ -70,4 +70,8 @@ class Block(nn.Module):
         x_BTD = add(x_BTD, norm('attention_out_norm', h_BTD))
         h_BTD, routing = feed_forward(x_BTD, inputs)
         x_BTD = add(x_BTD, norm('feed_forward_out_norm', h_BTD))
+      case config.ParallelBlock():
+        h_BTD, cache = attention(norm('attention_norm', x_BTD), inputs, cache, layer)
+        y_BTD, routing = feed_forward(norm('feed_forward_norm', x_BTD), inputs)
+        x_BTD = add(x_BTD + drop(h_BTD), y_BTD)
     return x_BTD, cache, routing

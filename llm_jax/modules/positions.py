@@ -77,10 +77,15 @@ def sinusoids(positions: SinusoidalPositions, d_model: int, positions_BT: jax.Ar
 
 
 def rotate(x_BTHK: jax.Array, angles: Rotation) -> jax.Array:
-  """Turns each pair (i, i + K/2) of every head (half-split layout); float32 inside, x's dtype outside."""
+  """Turns each pair (i, i + n) of the first 2 n numbers of every head, where there are n angles (half-split layout).
+  Other numbers stay as they are. float32 inside, x's dtype outside."""
   cos, sin = (a[:, :, None, :] for a in angles)
-  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+  half = cos.shape[-1]
+  first, second = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:2 * half].astype(jnp.float32)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x_BTHK.dtype)
+  if 2 * half == x_BTHK.shape[-1]:
+    return turned
+  return jnp.concatenate([turned, x_BTHK[..., 2 * half:]], axis=-1)
 
 
 def _geometric(base, size):

@@ -1,10 +1,12 @@
 """The shapes of `model_diagram.py`. The picture grows upwards from y = 0; `Canvas.y` is its top."""
+from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 BOX, GAP = 340, 14                       # width of a box, length of a short arrow
 LEFT = 16                                # of a block's frame
 STREAM = LEFT + 34 + BOX // 2            # x of the residual stream
 RESIDUAL, ROTARY = LEFT + 16, LEFT + 52 + BOX  # x of the lanes left and right of the boxes
+OUTPUT = LEFT + 43 + BOX                 # x of a lane between the boxes and that of the rotary positions
 FRAME = 68 + BOX                         # width of a block's frame
 SIDE = LEFT + FRAME + 36                 # x of what stands beside the blocks
 SIDE_BOX = 196
@@ -56,9 +58,22 @@ class Canvas:
     self.arrow()
     return split
 
-  def plus(self, split: float) -> None:
-    """The sum of the stream and the branch that left at `split`, which runs left of the boxes."""
+  def beside(self) -> float:
+    """Leaves the newest box's output for a sum above the next box, which reads the stream that runs left of the boxes.
+    Returns where that output is."""
+    self.line(GAP / 2)
+    out = self.y
+    self.y -= GAP
+    self._path(f'M{RESIDUAL} {self.y:g}H{STREAM}', 'wire')
+    self.arrow()
+    return out
+
+  def plus(self, split: float, outputs: Sequence[float] = ()) -> None:
+    """The sum of the stream and the branch that left at `split`, which runs left of the boxes, and of the outputs that
+    `beside` left, which run right of them."""
     middle = self.y - 8
+    for out in outputs:
+      self._path(f'M{STREAM} {out:g}H{OUTPUT - 8}q8 0 8 -8V{middle + 8:g}q0 -8 -8 -8H{STREAM + 10}', 'arrow')
     self._path(f'M{STREAM} {split:g}H{RESIDUAL + 8}q-8 0 -8 -8V{middle + 8:g}q0 -8 8 -8H{STREAM - 10}', 'arrow')
     self._sum(middle)
 

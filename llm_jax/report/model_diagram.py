@@ -4,6 +4,7 @@ python -m llm_jax.report.model_diagram llama3_8b > llama3_8b.svg
 """
 import itertools
 import sys
+from collections.abc import Callable, Sequence
 
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
@@ -26,6 +27,7 @@ from llm_jax.config.model.architecture import (
   Norm,
   NTKScaling,
   OutputNormBlock,
+  ParallelBlock,
   Positions,
   PostNormBlock,
   RMSNorm,
@@ -144,6 +146,10 @@ def _draw_block(canvas: Canvas, block: AnyBlock, c: Architecture) -> None:
   canvas.line(GAP / 2)
   halves = (lambda: _draw_attention(canvas, block.attention, c),
             lambda: _draw_feed_forward(canvas, block.feed_forward, c.d_model))
+  if isinstance(block, ParallelBlock):
+    _draw_parallel(canvas, _norm(block.norm), halves)
+    canvas.frame(bottom)
+    return
   for draw_half in halves:
     split = canvas.residual()
     if isinstance(block, Block | SandwichBlock):
@@ -160,6 +166,21 @@ def _draw_block(canvas: Canvas, block: AnyBlock, c: Architecture) -> None:
       canvas.norm(_norm(block.norm))
     canvas.line(GAP)
   canvas.frame(bottom)
+
+
+def _draw_parallel(canvas: Canvas, norm: str, halves: Sequence[Callable[[], None]]) -> None:
+  """Halves that read the same stream: each branches off where the first does, and their sums stand above both."""
+  split = canvas.residual()
+  outputs: list[float] = []
+  for number, draw_half in enumerate(halves):
+    if number:
+      outputs.append(canvas.beside())
+    canvas.norm(norm)
+    canvas.arrow()
+    draw_half()
+  canvas.arrow()
+  canvas.plus(split, outputs)
+  canvas.line(GAP)
 
 
 def _sharing(heads: int, groups: int) -> str:
@@ -194,7 +215,7 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
     lines = [in_one_line]
   else:
     lines.append(' · '.join(more))
-  return title, lines + _qk_norm(attention) + _own_positions(attention)
+  return title, lines + _qk_norm(attention) + _own_positions(attention) + _turned(attention, d_model)
 
 
 def _biases(attention: Attention) -> str:
@@ -211,6 +232,13 @@ def _own_positions(attention: AnyAttention) -> list[str]:
     case Attention(positions=NoPositions()):
       return ['no positions']
   return []
+
+
+def _turned(attention: AnyAttention, d_model: int) -> list[str]:
+  """How much of a head rotary positions turn, where it is a part."""
+  if not isinstance(attention, Attention) or attention.rotary_dim is None:
+    return []
+  return [f'{attention.rotary_dim} of the {attention.head_size(d_model)} numbers of a head turned']
 
 
 def _qk_norm(attention: AnyAttention) -> list[str]:

@@ -28,6 +28,7 @@ PRINTED = {
   'gpt1_117m': '117M', 'gpt2_124m': '124M', 'gpt2_355m': '355M', 'gpt2_774m': '774M', 'gpt2_1_5b': '1558M',
   'gpt3_125m': '125M', 'gpt3_350m': '356M', 'gpt3_760m': '760M', 'gpt3_1_3b': '1320M', 'gpt3_2_7b': '2650M',
   'gpt3_6_7b': '6660M', 'gpt3_13b': '12850M', 'gpt3_175b': '174600M',
+  'gpt_neox_20b': '20B',
   'llama_7b': '6.7B', 'llama_13b': '13.0B', 'llama_33b': '32.5B', 'llama_65b': '65.2B',
   'llama2_7b': '7B', 'llama2_13b': '13B', 'llama2_34b': '34B', 'llama2_70b': '70B',
   'code_llama_7b': '7B', 'code_llama_13b': '13B', 'code_llama_34b': '34B', 'code_llama_70b': '70B',
@@ -42,7 +43,8 @@ PRINTED = {
   'mistral_7b': '7B', 'mixtral_8x7b': '46.7B', 'mixtral_8x22b': '141B', 'deepseek_v3': '671B',
 }
 # Printed with the further digits cut, not rounded.
-CUT = ('llama_65b', 'llama3_1_405b', 'llama3_2_1b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b', 'olmo2_13b')
+CUT = ('gpt_neox_20b', 'llama_65b', 'llama3_1_405b', 'llama3_2_1b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b',
+       'olmo2_13b')
 
 # Gemma's papers print embeddings and the rest apart, with a vocabulary of 256,128; the checkpoints hold 256,000.
 GEMMA = {
@@ -53,6 +55,14 @@ GEMMA = {
 
 # Gemma 3's paper prints its embeddings rounded otherwise; the rest agrees.
 GEMMA3 = {'gemma3_1b': '698M', 'gemma3_4b': '3209M', 'gemma3_12b': '10759M', 'gemma3_27b': '25600M'}
+
+# Pythia's paper prints the parameters without the embedding and the head to the last one; its model cards all of them.
+PYTHIA = {
+  'pythia_70m': (18_915_328, 70_426_624), 'pythia_160m': (85_056_000, 162_322_944),
+  'pythia_410m': (302_311_424, 405_334_016), 'pythia_1b': (805_736_448, 1_011_781_632),
+  'pythia_1_4b': (1_208_602_624, 1_414_647_808), 'pythia_2_8b': (2_517_652_480, 2_775_208_960),
+  'pythia_6_9b': (6_444_163_072, 6_857_302_016), 'pythia_12b': (11_327_027_200, 11_846_072_320),
+}
 
 ACTIVE = {'mixtral_8x7b': '12.9B', 'mixtral_8x22b': '39B'}
 
@@ -67,7 +77,7 @@ def agrees(count: int, printed: str, cut: bool = False) -> bool:
 
 
 def test_every_printed_size_is_in_the_tables():
-  assert set(presets.NAMES) == set(PRINTED) | set(GEMMA) | set(GEMMA3)
+  assert set(presets.NAMES) == set(PRINTED) | set(GEMMA) | set(GEMMA3) | set(PYTHIA)
 
 
 @pytest.mark.parametrize('name', PRINTED)
@@ -87,6 +97,16 @@ def test_gemma_counts_are_the_papers(name):
 def test_gemma3_counts_are_the_papers(name):
   model = getattr(presets, name)()
   assert agrees(count_parameters(model) - model.vocab_size * model.d_model, GEMMA3[name])
+
+
+@pytest.mark.parametrize('name', PYTHIA)
+def test_pythia_counts_are_the_papers(name):
+  model = getattr(presets, name)()
+  assert PYTHIA[name] == (count_parameters(model) - 2 * model.vocab_size * model.d_model, count_parameters(model))
+
+
+def test_gpt_neox_has_the_parameters_of_its_model_card():
+  assert count_parameters(presets.gpt_neox_20b()) == 20_554_567_680
 
 
 @pytest.mark.parametrize('name', presets.NAMES)
@@ -114,12 +134,30 @@ LLAMA_70B = {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 28_672, 'num_hi
 QWEN2 = {'model_type': 'qwen2'}
 QWEN3 = {'model_type': 'qwen3', 'num_key_value_heads': 8}
 GEMMA3_TEXT = {'model_type': 'gemma3_text', 'vocab_size': 262_144}
+NEOX = {'model_type': 'gpt_neox', 'vocab_size': 50_304}
+PYTHIA_1B = {**NEOX, 'hidden_size': 2_048, 'intermediate_size': 8_192, 'num_hidden_layers': 16,
+             'num_attention_heads': 8}
 RELEASED = {
   'gpt1_117m': {'model_type': 'openai-gpt'},
   'gpt2_124m': {'model_type': 'gpt2'},
   'gpt2_355m': {'model_type': 'gpt2', 'n_embd': 1_024, 'n_layer': 24, 'n_head': 16},
   'gpt2_774m': {'model_type': 'gpt2', 'n_embd': 1_280, 'n_layer': 36, 'n_head': 20},
   'gpt2_1_5b': {'model_type': 'gpt2', 'n_embd': 1_600, 'n_layer': 48, 'n_head': 25},
+  'gpt_neox_20b': {'model_type': 'gpt_neox'},
+  'pythia_70m': {**NEOX, 'hidden_size': 512, 'intermediate_size': 2_048, 'num_hidden_layers': 6,
+                 'num_attention_heads': 8},
+  'pythia_160m': {**NEOX, 'hidden_size': 768, 'intermediate_size': 3_072, 'num_hidden_layers': 12,
+                  'num_attention_heads': 12},
+  'pythia_410m': {**NEOX, 'hidden_size': 1_024, 'intermediate_size': 4_096, 'num_hidden_layers': 24,
+                  'num_attention_heads': 16},
+  'pythia_1b': PYTHIA_1B,
+  'pythia_1_4b': {**PYTHIA_1B, 'num_hidden_layers': 24, 'num_attention_heads': 16},
+  'pythia_2_8b': {**NEOX, 'hidden_size': 2_560, 'intermediate_size': 10_240, 'num_hidden_layers': 32,
+                  'num_attention_heads': 32},
+  'pythia_6_9b': {**NEOX, 'vocab_size': 50_432, 'hidden_size': 4_096, 'intermediate_size': 16_384,
+                  'num_hidden_layers': 32, 'num_attention_heads': 32},
+  'pythia_12b': {**NEOX, 'vocab_size': 50_688, 'hidden_size': 5_120, 'intermediate_size': 20_480,
+                 'num_hidden_layers': 36, 'num_attention_heads': 40},
   'llama_7b': LLAMA,
   'llama_13b': {**LLAMA, 'hidden_size': 5_120, 'intermediate_size': 13_824, 'num_hidden_layers': 40,
                 'num_attention_heads': 40},
@@ -193,10 +231,16 @@ YARN = {'type': 'yarn', 'factor': 40, 'original_max_position_embeddings': 4_096,
         'mscale': 1.0, 'mscale_all_dim': 1.0}
 GEMMA2 = {'query_pre_attn_scalar': 256, 'sliding_window': 4_096, 'sliding_window_size': 4_096, 'rms_norm_eps': 1e-6,
           'max_position_embeddings': 8_192, 'hidden_act': 'gelu_pytorch_tanh', 'cache_implementation': 'hybrid'}
+ROTARY_QUARTER = {'rotary_pct': 0.25, 'rotary_emb_base': 10_000, 'max_position_embeddings': 2_048,
+                  'layer_norm_eps': 1e-5, 'use_parallel_residual': True, 'tie_word_embeddings': False}
+PYTHIA_STATED = {**ROTARY_QUARTER, 'hidden_act': 'gelu'}
 QWEN_1E6 = {'rope_theta': 1_000_000.0, 'use_sliding_window': False, 'sliding_window': None}
 STATED = {
   'gpt1_117m': {'afn': 'gelu', 'resid_pdrop': 0.1, 'n_ctx': 512},
   'gpt2_1_5b': {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0},
+  'gpt_neox_20b': {**ROTARY_QUARTER, 'hidden_act': 'gelu_fast', 'attention_probs_dropout_prob': 0,
+                   'hidden_dropout_prob': 0},
+  **{name: PYTHIA_STATED for name in PYTHIA},
   'llama_7b': {'rms_norm_eps': 1e-6, 'max_position_embeddings': 2_048, 'max_sequence_length': 2_048},
   'llama_65b': {'rms_norm_eps': 1e-5, 'max_position_embeddings': 2_048, 'max_sequence_length': 2_048},
   'llama2_70b': {'rms_norm_eps': 1e-5, 'max_position_embeddings': 4_096},

@@ -38,6 +38,12 @@ def openai(**changes):
     **NO_CONTROL) | changes))
 
 
+def gpt_neox(**changes):
+  return transformers.GPTNeoXConfig(**(dict(
+    vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=72,
+    **NO_CONTROL) | changes))
+
+
 def llama(**changes):
   return transformers.LlamaConfig(**(SMALL | rope() | changes))
 
@@ -101,6 +107,14 @@ CASES = {
   'gpt2 untied, exact gelu, narrow': gpt2(tie_word_embeddings=False, activation_function='gelu', n_inner=56),
   'openai gpt': openai(),
   'openai gpt untied, silu': openai(tie_word_embeddings=False, afn='silu'),
+  'gpt_neox': gpt_neox(),
+  'gpt_neox in sequence, half turned, tanh, tied': gpt_neox(
+    use_parallel_residual=False, rotary_pct=0.5, rotary_emb_base=500, hidden_act='gelu_new', tie_word_embeddings=True),
+  'gpt_neox whole heads, no biases, linear': gpt_neox(
+    attention_bias=False, layer_norm_eps=1e-3, **rope('linear', factor=4.0, partial_rotary_factor=1.0)),
+  'gpt_neox yarn, odd heads': gpt_neox(
+    hidden_size=30, num_attention_heads=3, max_position_embeddings=64,
+    **rope('yarn', **YARN, partial_rotary_factor=0.6)),
   'llama gqa': llama(),
   'llama mqa, large head, theta 500000': llama(num_key_value_heads=1, head_dim=24, **rope(theta=500_000.0)),
   'llama biases, linear': llama(attention_bias=True, mlp_bias=True, **rope('linear', factor=4.0)),

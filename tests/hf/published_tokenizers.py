@@ -115,6 +115,20 @@ def gpt2(add_prefix_space: bool = False) -> tuple[library.Tokenizer, dict[str, A
   return tokenizer, config, 'gpt2'
 
 
+def gpt_neox() -> tuple[library.Tokenizer, dict[str, Any], str]:
+  """As Pythia's: <|padding|> is among the added tokens, and runs of spaces are added tokens that are not special. The
+  file would put a token before a text, which the class does not."""
+  tokenizer = _byte_level()
+  tokenizer.normalizer = library.normalizers.NFC()
+  tokenizer.add_special_tokens([special('<|endoftext|>'), special('<|padding|>')])
+  tokenizer.add_tokens([library.AddedToken(' ' * n, normalized=True) for n in (4, 3, 2)])
+  tokenizer.add_special_tokens([special(name) for name in ('<|im_start|>', '<|im_end|>')])
+  tokenizer.post_processor = before_text('<|endoftext|>', tokenizer.token_to_id('<|endoftext|>'))
+  config = {'tokenizer_class': 'GPTNeoXTokenizer', 'unk_token': '<|endoftext|>', 'bos_token': '<|endoftext|>',
+            'eos_token': '<|endoftext|>', 'add_prefix_space': False, 'chat_template': CHATML}
+  return tokenizer, config, 'gpt_neox'
+
+
 def qwen2() -> tuple[library.Tokenizer, dict[str, Any], str]:
   tokenizer = _byte_level()
   tokenizer.add_special_tokens([special(name) for name in ('<|endoftext|>', '<|im_start|>', '<|im_end|>')])
@@ -149,6 +163,7 @@ KINDS = {
   'mistral': mistral,
   'gemma': gemma,
   'gpt2': gpt2,
+  'gpt_neox': gpt_neox,
   'qwen2': qwen2,
   'gpt2_space': lambda: gpt2(add_prefix_space=True),
   'flagged': flagged,

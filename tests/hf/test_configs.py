@@ -3,6 +3,7 @@ import dataclasses
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -11,9 +12,11 @@ from llm_jax import hf
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model import architecture as arch
+from llm_jax.hf import fields
 from llm_jax.hf.configs import resolved
 from llm_jax.hf.parts import arrange
 from llm_jax.hf.weights import parameter_shapes
+from llm_jax.modules.feed_forward import ACTIVATIONS
 from tests.hf import hf_models
 
 GPT2_ENTRIES = dict(
@@ -73,7 +76,22 @@ DEEPSEEK_ENTRIES = dict(
   rope_theta=10000, routed_scaling_factor=2.5, scoring_func='sigmoid', seq_aux=True, tie_word_embeddings=False,
   topk_group=4, topk_method='noaux_tc', torch_dtype='bfloat16', use_cache=True, v_head_dim=128, vocab_size=129280)
 
+PYTHIA_ENTRIES = dict(
+  architectures=['GPTNeoXForCausalLM'], bos_token_id=0, eos_token_id=0, hidden_act='gelu', hidden_size=512,
+  initializer_range=0.02, intermediate_size=2048, layer_norm_eps=1e-05, max_position_embeddings=2048,
+  model_type='gpt_neox', num_attention_heads=8, num_hidden_layers=6, rotary_emb_base=10000, rotary_pct=0.25,
+  tie_word_embeddings=False, torch_dtype='float16', transformers_version='4.24.0', use_cache=True,
+  use_parallel_residual=True, vocab_size=50304)
+NEOX_ENTRIES = dict(
+  architectures=['GPTNeoXForCausalLM'], attention_probs_dropout_prob=0, bos_token_id=0, eos_token_id=0,
+  hidden_act='gelu_fast', hidden_dropout_prob=0, hidden_size=6144, initializer_range=0.02, intermediate_size=24576,
+  layer_norm_eps=1e-05, max_position_embeddings=2048, model_type='gpt_neox', num_attention_heads=64,
+  num_hidden_layers=44, rotary_emb_base=10000, rotary_pct=0.25, tie_word_embeddings=False, torch_dtype='float16',
+  transformers_version='4.19.0.dev0', use_cache=True, vocab_size=50432)
+
 PUBLISHED = {
+  'EleutherAI/pythia-70m': (PYTHIA_ENTRIES, presets.pythia_70m()),
+  'EleutherAI/gpt-neox-20b': (NEOX_ENTRIES, presets.gpt_neox_20b()),
   'openai-community/openai-gpt': (GPT_ENTRIES, presets.gpt1_117m(dropout=0.1)),
   'openai-community/gpt2': (GPT2_ENTRIES, presets.gpt2_124m(dropout=0.1)),
   'meta-llama/Meta-Llama-3-8B': (LLAMA_ENTRIES, presets.llama3_8b()),
@@ -93,6 +111,37 @@ def test_published_configs_are_the_presets(name):
   got = hf.config_from_hf(entries)
   assert resolved(got) == resolved(preset) and got.max_length == preset.max_length
   assert parameter_shapes(got) == parameter_shapes(preset)
+
+
+# Others in GPT-NeoX's form: how they differ from Pythia-70M; how much of a head is turned; the kind of block.
+RELATED = {
+  'EleutherAI/polyglot-ko-1.3b': (dict(
+    hidden_size=2048, intermediate_size=8192, num_attention_heads=16, num_hidden_layers=24, rotary_pct=0.5,
+    vocab_size=30080), 64, arch.ParallelBlock),
+  'togethercomputer/RedPajama-INCITE-Base-3B-v1': (dict(
+    hidden_size=2560, intermediate_size=10240, num_attention_heads=32, num_hidden_layers=32, rotary_pct=1.0,
+    use_parallel_residual=False, vocab_size=50432), 80, arch.Block),
+  'databricks/dolly-v2-3b': (dict(
+    custom_pipelines={'text-generation': {'impl': 'instruct_pipeline.InstructionTextGenerationPipeline'}},
+    hidden_size=2560, intermediate_size=10240, num_attention_heads=32, num_hidden_layers=32, vocab_size=50280), 20,
+    arch.ParallelBlock),
+  'stabilityai/stablelm-base-alpha-3b': (dict(
+    hidden_size=4096, intermediate_size=16384, max_position_embeddings=4096, num_attention_heads=32,
+    num_hidden_layers=16, vocab_size=50688), 32, arch.ParallelBlock),
+}
+
+
+@pytest.mark.parametrize('name', RELATED)
+def test_models_in_the_form_of_gpt_neox(name):
+  changes, turned, kind = RELATED[name]
+  config = hf.config_from_hf(PYTHIA_ENTRIES | changes)
+  [block] = config.pattern
+  assert isinstance(block, kind) and block.attention.rotary_size(config.d_model) == turned
+  theirs = transformers.AutoConfig.for_model(**hf.config_to_hf(config))
+  assert theirs.rope_parameters['partial_rotary_factor'] == changes.get('rotary_pct', 0.25)
+  with torch.device('meta'):
+    count = transformers.AutoModelForCausalLM.from_config(theirs).num_parameters()
+  assert count == sum(map(math.prod, parameter_shapes(config).values()))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -119,6 +168,13 @@ def test_configs_round_trip(case):
   again = transformers.AutoConfig.for_model(**values).to_dict()
   assert again['model_type'] == theirs.model_type
   assert resolved(hf.config_from_hf(again)) == resolved(config)
+
+
+@pytest.mark.parametrize('name', fields.ACTIVATIONS)
+def test_activations_are_those_of_transformers(name):
+  x = np.linspace(-6, 6, 241, dtype=np.float32)
+  want = transformers.activations.ACT2FN[name](torch.tensor(x)).numpy()
+  np.testing.assert_allclose(ACTIVATIONS[fields.ACTIVATIONS[name]](x), want, rtol=0, atol=1e-6)
 
 
 def test_what_old_files_say_of_the_output_changes_no_decoder():
@@ -204,7 +260,7 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('llama', dict(rope_parameters=dict(rope_type='llama3', rope_theta=5e5, factor=8.0)),
    r'rope_parameters\.original_max_position_embeddings'),
   ('llama', dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), 'rope_parameters'),
-  ('llama', dict(hidden_act='gelu_fast'), 'hidden_act'),
+  ('llama', dict(hidden_act='gelu_10'), 'hidden_act'),
   ('llama', dict(attention_dropout=0.1), 'attention_dropout'),
   ('llama', dict(sliding_window=4096), 'sliding_window'),
   ('llama', dict(quantization_config=dict(bits=4)), 'quantization_config'),
@@ -222,6 +278,19 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('gpt2', dict(add_cross_attention=True), 'add_cross_attention'),
   ('gpt2', dict(attn_pdrop=0.2), 'attn_pdrop'),
   ('openai-gpt', dict(afn='gelu_new'), 'afn'),
+  ('gpt_neox', dict(rotary_pct=0), 'rotary_pct'),
+  ('gpt_neox', dict(rotary_pct=0.01), 'rotary_pct'),
+  ('gpt_neox', dict(rotary_pct=1.5), 'rotary_pct'),
+  ('gpt_neox', dict(rotary_pct=0.1), r'pattern\[0\].attention.rotary_dim'),
+  ('gpt_neox', dict(rotary_pct=0.25, rope_parameters=dict(partial_rotary_factor=0.5)),
+   r'rope_parameters\.partial_rotary_factor'),
+  ('gpt_neox', dict(hidden_dropout=0.1), 'attention_dropout'),
+  ('gpt_neox', dict(attention_probs_dropout_prob=0.1), 'attention_probs_dropout_prob'),
+  ('gpt_neox', dict(num_attention_heads=7), 'num_attention_heads'),
+  ('gpt_neox', dict(rope_scaling=dict(type='dynamic', factor=2.0)), 'rope_scaling'),
+  # Families that look alike: GPT-J, Falcon, StableLM, OPT, BLOOM, Phi.
+  *((name, {}, 'model_type') for name in ('gptj', 'gpt_neo', 'falcon', 'stablelm', 'stablelm_epoch', 'opt', 'bloom',
+                                          'mpt', 'codegen', 'gpt_neox_japanese')),
   ('mistral', dict(attention_bias=True), 'attention_bias'),
   ('mixtral', dict(router_jitter_noise=0.1), 'router_jitter_noise'),
   ('mixtral', dict(num_experts_per_tok=9), 'top_k'),
@@ -254,6 +323,7 @@ def test_unsupported_entries_are_refused(model_type, entries, names):
 
 
 LLAMA, GPT2, GEMMA2 = presets.llama(32, 2, 4), presets.gpt2(32, 2, 4), presets.gemma2(32, 2, 4, 2, 64, head_dim=8)
+NEOX = presets.gpt_neox(32, 2, 4)
 MIXTRAL = presets.mixtral(32, 2, 4, 2, 64, num_experts=4, top_k=2)
 
 
@@ -263,6 +333,10 @@ def with_attention(config, **changes):
     dataclasses.replace(block, attention=dataclasses.replace(block.attention, **changes)), *config.pattern[1:]))
 
 
+def in_sequence(block):
+  return arch.Block(block.attention, block.feed_forward, block.norm)
+
+
 def with_feed_forward(config, **changes):
   block = config.pattern[0]
   return dataclasses.replace(config, pattern=(
@@ -270,7 +344,14 @@ def with_feed_forward(config, **changes):
 
 
 @pytest.mark.parametrize('config, names', (
-  (dataclasses.replace(LLAMA, pattern=GPT2.pattern), 'model.pattern[0].feed_forward'),
+  (dataclasses.replace(LLAMA, pattern=GPT2.pattern), 'model.norm'),
+  (with_attention(NEOX, rotary_dim=None, num_kv_heads=2), 'model.pattern[0].attention.num_kv_heads'),
+  (with_attention(NEOX, window=8), 'model.pattern[0].attention.window'),
+  (with_attention(NEOX, out_bias=False), 'model.pattern[0].attention.out_bias'),
+  (with_feed_forward(NEOX, bias=False), 'model.pattern[0].feed_forward.bias'),
+  (dataclasses.replace(NEOX, pattern=(*NEOX.pattern, in_sequence(NEOX.pattern[0]))),
+   'model.pattern[1]'),
+  (with_attention(LLAMA, rotary_dim=4), 'model.pattern[0].attention.rotary_dim'),
   (dataclasses.replace(LLAMA, norm=arch.RMSNorm(1e-3)), 'model.norm.eps'),
   (dataclasses.replace(LLAMA, dropout=0.1), 'model.dropout'),
   (dataclasses.replace(LLAMA, embedding_scale=2.0), 'model.embedding_scale'),

@@ -149,6 +149,19 @@ def test_names_of_the_bare_decoder_buffers_and_a_repeated_head(folders):
     hf.params_from_state_dict(config, state)
 
 
+def test_buffers_of_the_first_pythias_are_passed_over(folders):
+  """The causal mask, the score of what it hides, and the frequencies stand beside the weights, in float16."""
+  config, params = hf.load_pretrained(folders['gpt_neox'])
+  state = {name: tensor.astype(np.float16) for name, tensor in hf.state_dict_from_params(config, params).items()}
+  rounded = hf.params_from_state_dict(config, state)
+  for layer in range(config.num_layers):
+    place = f'gpt_neox.layers.{layer}.attention.'
+    state |= {f'{place}bias': np.ones((1, 1, 8, 8), bool), f'{place}masked_bias': np.float16(-np.inf).reshape(()),
+              f'{place}rotary_emb.inv_freq': np.ones(1, np.float16)}
+  jax.tree.map(np.testing.assert_array_equal, hf.params_from_state_dict(config, state), rounded)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), rounded, params)
+
+
 def test_parameters_work_as_they_come(folders):
   """As an argument and as constants of a jitted function."""
   config, params = hf.load_pretrained(folders['gpt2'])

@@ -17,6 +17,7 @@ from llm_jax.config.model.architecture import (
   LearnedPositions,
   NoPositions,
   OutputNormBlock,
+  ParallelBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -48,6 +49,7 @@ GPT = Block(Attention(4, bias=True), MLP(48, bias=True), LayerNorm())
 GEMMA = SandwichBlock(Attention(4, 2, head_dim=6, soft_cap=2.0, scale=0.5), GLU(48, 'gelu_tanh'), ZeroCenteredRMSNorm())
 LATENT = Block(LatentAttention(4, kv_rank=12, nope_dim=6, rope_dim=4, v_dim=5, q_rank=10), GLU(48), RMSNorm())
 OUTPUT = OutputNormBlock(Attention(4, 2, bias=True, out_bias=False, qk_norm=FullWidthNorm()), GLU(48), RMSNorm())
+PARALLEL = ParallelBlock(Attention(4, 2, bias=True, rotary_dim=2), MLP(48, bias=True), LayerNorm())
 POST = PostNormBlock(Attention(2), MLP(48, bias=True), LayerNorm())
 
 DECODERS = {
@@ -59,6 +61,7 @@ DECODERS = {
     'post-norm': decoder((windowed(POST),), positions=SinusoidalPositions(), norm=None),
     'output-norm, own positions': decoder(
       (windowed(turned(OUTPUT, RoPE(500.0))), turned(OUTPUT, NoPositions()), OUTPUT), 3),
+    'parallel': decoder((PARALLEL, windowed(PARALLEL)), 3, prefix=(PARALLEL,), norm=LayerNorm()),
     'latent': decoder((LATENT,)),
     'everything': decoder((LATENT, windowed(LLAMA)), 3, prefix=(LLAMA,)),
 }

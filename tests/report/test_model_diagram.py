@@ -17,6 +17,7 @@ from llm_jax.config.model.architecture import (
   LinearScaling,
   NTKScaling,
   OutputNormBlock,
+  ParallelBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -71,6 +72,7 @@ def test_norms_stand_where_the_type_says():
   assert stack(Block) == ends('norm', 'attention', 'norm', 'dense', 'norm')
   assert stack(PostNormBlock) == ends('attention', 'norm', 'dense', 'norm')
   assert stack(OutputNormBlock) == ends('attention', 'norm', 'dense', 'norm', 'norm')
+  assert stack(ParallelBlock) == stack(Block)
   assert stack(SandwichBlock) == ends('norm', 'attention', 'norm', 'norm', 'dense', 'norm', 'norm')
 
 

@@ -33,9 +33,9 @@ from llm_jax.config.model.positions import (
 __all__ = [
   'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'FeedForward', 'GLU',
   'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP', 'MixtureOfExperts',
-  'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE',
-  'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling',
-  'ZeroCenteredRMSNorm',
+  'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'ParallelBlock', 'Positions', 'PostNormBlock',
+  'RMSNorm', 'RoPE', 'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter',
+  'YaRNScaling', 'ZeroCenteredRMSNorm',
 ]
 
 
@@ -92,7 +92,21 @@ class OutputNormBlock:
   norm: Norm
 
 
-AnyBlock = Block | PostNormBlock | SandwichBlock | OutputNormBlock
+@dataclasses.dataclass(frozen=True)
+class ParallelBlock:
+  """x + attention(norm(x)) + feed_forward(norm(x)), each with a norm of its own: both read the block's input (GPT-NeoX,
+  Black et al. 2022, section 2.1.2).
+
+  attention: how tokens read each other.
+  feed_forward: what each token passes through.
+  norm: the kind of normalisation.
+  """
+  attention: AnyAttention
+  feed_forward: FeedForward
+  norm: Norm
+
+
+AnyBlock = Block | PostNormBlock | SandwichBlock | OutputNormBlock | ParallelBlock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,10 +190,15 @@ class Architecture:
     else:
       require(rotary, f'{where}', 'LatentAttention', 'it needs rotary positions: use positions=RoPE(...)')
     size = attention.rotary_size(self.d_model)
-    field = 'head_dim' if isinstance(attention, Attention) else 'rope_dim'
-    require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even head size')
-    require(not ntk or size > 2, f'{where}.{field}', size,
-            'NTKScaling needs a head size above 2')
+    field = 'rope_dim'
+    if isinstance(attention, Attention):
+      field = 'head_dim' if attention.rotary_dim is None else 'rotary_dim'
+    require(not rotary or size % 2 == 0, f'{where}.{field}', size, 'rotary positions need an even size')
+    require(not ntk or size > 2, f'{where}.{field}', size, 'NTKScaling needs a size above 2')
+    if isinstance(attention, Attention) and attention.rotary_dim is not None:
+      head_size = attention.head_size(self.d_model)
+      require(size <= head_size, f'{where}.rotary_dim', size, f'use at most the head size, {head_size}')
+      require(rotary, f'{where}.rotary_dim', size, 'nothing turns queries and keys here: use None')
 
   def rope_of(self, attention: AnyAttention) -> RoPE | None:
     """The rotary positions that turn queries and keys of a layer; None where nothing does."""

@@ -46,6 +46,7 @@ class Attention:
   scale: the factor of q k'; None means 1 / sqrt(head_dim).
   qk_norm: how queries and keys are normalised before rotary positions turn them; None means not at all.
   positions: rotary positions of this layer in place of the model's, or none at all; None means the model's.
+  rotary_dim: how many numbers at the beginning of a head rotary positions turn; None means all (GPT-NeoX, 2.1.1).
   """
   num_heads: int
   num_kv_heads: int | None = None
@@ -57,13 +58,14 @@ class Attention:
   scale: float | None = None
   qk_norm: QKNorm | None = None
   positions: RoPE | NoPositions | None = None
+  rotary_dim: int | None = None
 
   def __post_init__(self):
     require(self.num_heads > 0, 'num_heads', self.num_heads, 'use at least one head')
     require(self.kv_heads > 0 and self.num_heads % self.kv_heads == 0, 'num_kv_heads', self.num_kv_heads,
             f'use a divisor of num_heads={self.num_heads}')
     require(self.window is None or self.window > 0, 'window', self.window, 'use 1 or more, or None for all positions')
-    require_sizes(self, 'head_dim', 'soft_cap', 'scale')
+    require_sizes(self, 'head_dim', 'soft_cap', 'scale', 'rotary_dim')
 
   @property
   def kv_heads(self) -> int:
@@ -78,7 +80,7 @@ class Attention:
 
   def rotary_size(self, d_model: int) -> int:
     """The part of a head that rotary positions turn."""
-    return self.head_size(d_model)
+    return self.rotary_dim or self.head_size(d_model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,18 @@ from llm_jax.config.presets.gpt3 import (
   gpt3_350m,
   gpt3_760m,
 )
+from llm_jax.config.presets.gpt_neox import (
+  gpt_neox,
+  gpt_neox_20b,
+  pythia_1_4b,
+  pythia_1b,
+  pythia_2_8b,
+  pythia_6_9b,
+  pythia_12b,
+  pythia_70m,
+  pythia_160m,
+  pythia_410m,
+)
 from llm_jax.config.presets.llama import (
   code_llama_7b,
   code_llama_13b,
@@ -70,8 +82,10 @@ from llm_jax.config.presets.smollm3 import smollm3, smollm3_3b
 __all__ = [
   'gpt1', 'gpt1_117m', 'gpt2', 'gpt2_124m', 'gpt2_355m', 'gpt2_774m', 'gpt2_1_5b',
   'gpt3', 'gpt3_125m', 'gpt3_350m', 'gpt3_760m', 'gpt3_1_3b', 'gpt3_2_7b', 'gpt3_6_7b', 'gpt3_13b', 'gpt3_175b',
+  'gpt_neox', 'gpt_neox_20b',
   'llama', 'llama_7b', 'llama_13b', 'llama_33b', 'llama_65b', 'llama2_7b', 'llama2_13b', 'llama2_34b', 'llama2_70b',
   'code_llama_7b', 'code_llama_13b', 'code_llama_34b', 'code_llama_70b',
+  'pythia_70m', 'pythia_160m', 'pythia_410m', 'pythia_1b', 'pythia_1_4b', 'pythia_2_8b', 'pythia_6_9b', 'pythia_12b',
   'llama3_8b', 'llama3_70b', 'llama3_1_8b', 'llama3_1_70b', 'llama3_1_405b', 'llama3_2_1b', 'llama3_2_3b',
   'llama3_3_70b',
   'mistral', 'mistral_7b', 'mixtral', 'mixtral_8x7b', 'mixtral_8x22b',

@@ -36,7 +36,8 @@ GENERIC = ('TokenizersBackend', 'PythonBackend', 'PreTrainedTokenizerFast', 'Pre
 # What `transformers` takes for a model type where the files name another class, or none.
 OF_MODEL = {
   'gemma': 'GemmaTokenizer', 'gemma2': 'GemmaTokenizer', 'gemma3': 'GemmaTokenizer', 'gemma3_text': 'GemmaTokenizer',
-  'gpt2': 'GPT2Tokenizer', 'openai-gpt': 'OpenAIGPTTokenizer', 'mistral': 'TokenizersBackend',
+  'gpt2': 'GPT2Tokenizer', 'gpt_neox': 'GPTNeoXTokenizer', 'openai-gpt': 'OpenAIGPTTokenizer',
+  'mistral': 'TokenizersBackend',
   'mixtral': 'TokenizersBackend', 'olmo2': 'TokenizersBackend', 'olmo3': 'TokenizersBackend',
   'qwen2': 'Qwen2Tokenizer', 'qwen3': 'Qwen2Tokenizer',
 }
@@ -46,7 +47,7 @@ UNKNOWN = frozenset(f'{name}Tokenizer' for name in (
   'Blenderbot', 'BlenderbotSmall', 'ByT5', 'CLIP', 'CTRL', 'Camembert', 'Canine', 'Clvp', 'CodeGen', 'CodeLlama',
   'Cohere', 'ConvBert', 'Cpm', 'CpmAnt', 'DPRContextEncoder', 'DPRQuestionEncoder', 'DPRReader', 'Deberta',
   'DebertaV2', 'Dia', 'DistilBert', 'Esm', 'Esmc', 'FNet', 'FSMT', 'FastSpeech2Conformer', 'Flaubert', 'Funnel',
-  'GPTNeoX', 'GPTNeoXJapanese', 'GPTSw3', 'Herbert', 'LED', 'Lasr', 'LayoutLMv2', 'LayoutLMv3', 'LayoutXLM', 'Luke',
+  'GPTNeoXJapanese', 'GPTSw3', 'Herbert', 'LED', 'Lasr', 'LayoutLMv2', 'LayoutLMv3', 'LayoutXLM', 'Luke',
   'Lxmert', 'M2M100', 'MBart', 'MBart50', 'MLuke', 'MPNet', 'Marian', 'MarkupLM', 'Mgpstr', 'MobileBert', 'Mvp',
   'MyT5', 'Nllb', 'Nougat', 'PLBart', 'Parakeet', 'Pegasus', 'Perceiver', 'Phobert', 'Pop2Piano', 'ProphetNet',
   'Qwen3_5', 'Reformer', 'RemBert', 'RoCBert', 'RoFormer', 'Roberta', 'SeamlessM4T', 'Siglip', 'Siglip2',
@@ -237,6 +238,11 @@ def _gpt2(model: Json, values: Json) -> Json:
   }
 
 
+def _gpt_neox(model: Json, values: Json) -> Json:
+  """As GPT-2's; and whatever the file says, nothing is put before or after a text."""
+  return {**_gpt2(model, values), 'normalizer': {'type': 'NFC'}, 'post_processor': None}
+
+
 # How Qwen's tokenizers cut a text before they merge: contractions, words, single digits, punctuation, white space.
 QWEN_PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
                r"\s*[\r\n]+|\s+(?!\S)|\s+")
@@ -270,6 +276,8 @@ REBUILT: dict[str, tuple[Callable[[Json, Json], Json], Json]] = {
   'GemmaTokenizer': (_gemma, {'unk_token': '<unk>', 'bos_token': '<bos>', 'eos_token': '<eos>', 'pad_token': '<pad>',
                               'mask_token': '<mask>'}),
   'GPT2Tokenizer': (_gpt2, dict.fromkeys(('unk_token', 'bos_token', 'eos_token'), '<|endoftext|>')),
+  'GPTNeoXTokenizer': (_gpt_neox, {**dict.fromkeys(('unk_token', 'bos_token', 'eos_token'), '<|endoftext|>'),
+                                   'pad_token': '<|padding|>'}),
   'Qwen2Tokenizer': (_qwen2, dict.fromkeys(('unk_token', 'eos_token', 'pad_token'), '<|endoftext|>')),
   'OpenAIGPTTokenizer': (_gpt1, {'unk_token': '<unk>'}),
 }

@@ -26,6 +26,7 @@ from llm_jax.config.model.architecture import (
   NormalInit,
   NTKScaling,
   OutputNormBlock,
+  ParallelBlock,
   PostNormBlock,
   RMSNorm,
   RoPE,
@@ -57,6 +58,7 @@ EXAMPLES = {type(example): example for example in (
   PostNormBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   SandwichBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   OutputNormBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
+  ParallelBlock(Attention(4, 2, 6), GLU(24), RMSNorm()),
   Attention(4, 2, 6),
   PerHeadNorm(),
   FullWidthNorm(),
@@ -113,7 +115,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'attention': Other(LatentAttention(4, 6, 4, 2, 5)),
     'feed_forward': Other(MLP(20)),
     'norm': Other(LayerNorm()),
-  } for block in (Block, PostNormBlock, SandwichBlock, OutputNormBlock)},
+  } for block in (Block, PostNormBlock, SandwichBlock, OutputNormBlock, ParallelBlock)},
   Attention: {
     'num_heads': Other(6),
     'num_kv_heads': Other(1),
@@ -125,6 +127,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'scale': Other(0.5, DETAIL),
     'qk_norm': Other(PerHeadNorm()),
     'positions': Other(NoPositions()),
+    'rotary_dim': Other(4),
   },
   **{qk_norm: {'norm': Other(LayerNorm(), DETAIL)} for qk_norm in (PerHeadNorm, FullWidthNorm)},
   LatentAttention: {
@@ -201,7 +204,7 @@ def place(part: Any) -> Architecture:
   match part:
     case Architecture():
       return part
-    case Block() | PostNormBlock() | SandwichBlock() | OutputNormBlock():
+    case Block() | PostNormBlock() | SandwichBlock() | OutputNormBlock() | ParallelBlock():
       return dataclasses.replace(model, pattern=(part,))
     case Attention() | LatentAttention():
       return place(dataclasses.replace(block, attention=part))
