@@ -54,16 +54,18 @@ def check_against_full_forward(config, **options):
     np.testing.assert_allclose(log_probs, expected_row.max(-1), atol=1e-5)
 
 
-EXECUTIONS = {'unrolled': Execution(unroll=True), 'scanned': Execution(unroll=False, kernels='xla')}
+SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
+EXECUTIONS = {'unrolled': Execution(unroll=True), 'scanned': SCANNED}
 
 
-@pytest.mark.parametrize('execution', EXECUTIONS.values(), ids=EXECUTIONS)
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name, execution', [
+  ('gpt2', 'unrolled'), ('mixed', 'scanned'), pytest.param('gpt2', 'scanned', marks=pytest.mark.slow),
+  pytest.param('mixed', 'unrolled', marks=pytest.mark.slow)])
 def test_cached_equals_full_forward(name, execution):
-  check_against_full_forward(CONFIGS[name], execution=execution)
+  check_against_full_forward(CONFIGS[name], execution=EXECUTIONS[execution])
 
 
-@pytest.mark.parametrize('name', ['rolling', 'local-global', 'everything'])
+@pytest.mark.parametrize('name', [pytest.param('rolling', marks=pytest.mark.slow), 'local-global', 'everything'])
 def test_every_cache_equals_full_forward(name):
   """Six windows long; read in pieces, of which the first hold nothing but padding."""
   check_against_full_forward(DECODERS[name], prefill_chunk=5)
@@ -77,9 +79,9 @@ def test_weights_outside_of_the_pattern_are_not_copied():
 
 def test_ragged_prompts_equal_the_same_prompts_alone():
   config, params = DECODERS['rolling'], make_params(DECODERS['rolling'])
-  together = generate(config, params, PROMPTS, NEW, log_probs=True)
+  together = generate(config, params, PROMPTS, NEW, log_probs=True, execution=SCANNED)
   for row, prompt in enumerate(PROMPTS):
-    alone = generate(config, params, [prompt], NEW, log_probs=True)
+    alone = generate(config, params, [prompt], NEW, log_probs=True, execution=SCANNED)
     assert alone.tokens == [together.tokens[row]]
     np.testing.assert_allclose(alone.log_probs, [together.log_probs[row]], atol=1e-5)
 
@@ -88,7 +90,7 @@ def test_pieces_of_a_prompt_bound_its_memory():
   params = make_params(LLAMA)
 
   def beside_the_cache(chunk):
-    program = Program(LLAMA, Execution(kernels='xla'), GREEDY, (), prefill_chunk=chunk)
+    program = Program(LLAMA, SCANNED, GREEDY, (), prefill_chunk=chunk)
     shape = lambda *size: jax.ShapeDtypeStruct(size, jnp.int32)
     return prefill.lower(program, params, jax.random.key(0), shape(1, 1_024), shape(1), 16).compile(
         ).memory_analysis().temp_size_in_bytes
@@ -97,7 +99,7 @@ def test_pieces_of_a_prompt_bound_its_memory():
 
 
 def test_bfloat16_follows_the_full_forward():
-  execution = Execution(dtype='bfloat16')
+  execution = Execution(dtype='bfloat16', unroll=False, kernels='xla')
   out = generate(LLAMA, make_params(LLAMA, 0.05), PROMPTS, NEW, execution=execution, log_probs=True)
   expected = full_log_probs(LLAMA, make_params(LLAMA, 0.05), [p + t for p, t in zip(PROMPTS, out.tokens, strict=True)])
   for row, (prompt, tokens, log_probs) in enumerate(zip(PROMPTS, out.tokens, out.log_probs, strict=True)):
@@ -109,9 +111,11 @@ PEERS = {'gpt2': hf_models.gpt2(), 'openai': hf_models.openai(), 'llama': hf_mod
          'mistral': hf_models.mistral(),
          'mixtral': hf_models.mixtral(sliding_window=7), 'gemma': hf_models.gemma(num_key_value_heads=1),
          'gemma2': hf_models.gemma2(), 'deepseek': hf_models.deepseek()}
+UNLIKE = ('gpt2', 'mistral', 'gemma2', 'deepseek')  # in positions and caches; the others are slow
 
 
-@pytest.mark.parametrize('name', PEERS)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name in UNLIKE else [pytest.mark.slow])
+                                  for name in PEERS])
 def test_greedy_tokens_equal_transformers(name):
   """Past four windows of 7, from prompts below, at and beyond one."""
   theirs, new = hf_models.make(PEERS[name]), 30
@@ -145,23 +149,25 @@ def test_seed_alone_decides_the_draw():
 
 def test_stop_tokens_end_a_row():
   params, sampling, key = make_params(LLAMA, 0.05), Sampling(1.0), jax.random.key(0)
-  free = generate(LLAMA, params, PROMPTS, NEW, sampling, key).tokens
+  free = generate(LLAMA, params, PROMPTS, NEW, sampling, key, execution=SCANNED).tokens
   stops = (free[0][4], free[2][0])
-  stopped = generate(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops)
+  stopped = generate(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops, execution=SCANNED)
   for row, tokens in zip(free, stopped.tokens, strict=True):
     end = next((i + 1 for i, token in enumerate(row) if token in stops), NEW)
     assert tokens == row[:end]
   assert stopped.lengths[2] == 1
-  streamed = list(stream(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops, chunk=2))
+  streamed = list(stream(LLAMA, params, PROMPTS, NEW, sampling, key, stop_tokens=stops, chunk=2, execution=SCANNED))
   assert [sum((new[row] for new in streamed), []) for row in range(3)] == stopped.tokens
 
 
-@pytest.mark.parametrize('axes', [dict(data=1, tensor=2, fsdp=4), dict(data=8)], ids=['fsdp-tensor', 'data'])
+@pytest.mark.parametrize('axes', [dict(data=1, tensor=2, fsdp=4), pytest.param(dict(data=8), marks=pytest.mark.slow)],
+                         ids=['fsdp-tensor', 'data'])
 def test_a_mesh_changes_nothing(axes):
   params = make_params(LLAMA)
-  expected = generate(LLAMA, params, PROMPTS, NEW, log_probs=True)
+  expected = generate(LLAMA, params, PROMPTS, NEW, log_probs=True, execution=SCANNED)
   mesh = make_mesh(Mesh(**axes))
-  out = generate(LLAMA, jax.device_put(params, param_shardings(params, mesh)), PROMPTS, NEW, log_probs=True)
+  placed = jax.device_put(params, param_shardings(params, mesh))
+  out = generate(LLAMA, placed, PROMPTS, NEW, log_probs=True, execution=SCANNED)
   assert out.tokens == expected.tokens
   np.testing.assert_allclose(out.log_probs, expected.log_probs, atol=1e-5)
 

@@ -16,6 +16,7 @@ from llm_jax import paths
 from llm_jax.checkpoints.store import CheckpointStore
 
 ROOT = pathlib.Path(__file__).parents[2]
+WITHOUT_TORCH = pathlib.Path(__file__).parent / 'without_torch'
 
 
 def write_corpus(folder: pathlib.Path) -> pathlib.Path:
@@ -34,7 +35,7 @@ def write_corpus(folder: pathlib.Path) -> pathlib.Path:
 def environment(cache: pathlib.Path, devices: int) -> dict[str, str]:
   keep = {k: v for k, v in os.environ.items() if not k.startswith('LLM_JAX')}
   return {**keep, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-          'LLM_JAX_CACHE': str(cache), 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+          'LLM_JAX_CACHE': str(cache), 'PYTHONPATH': f'{WITHOUT_TORCH}:{ROOT}', 'PYTHONUNBUFFERED': '1'}
 
 
 def write_recipe(folder: pathlib.Path) -> pathlib.Path:

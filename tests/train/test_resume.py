@@ -8,8 +8,6 @@ import pytest
 
 from tests.train import runs
 
-KILLS = 20
-
 
 @pytest.fixture(scope='module')
 def untouched(corpus, tmp_path_factory):
@@ -23,11 +21,12 @@ def untouched(corpus, tmp_path_factory):
   return workdir, time.monotonic() - begun
 
 
-def test_sigkill_at_random_moments(corpus, untouched, tmp_path):
+@pytest.mark.parametrize('wanted', [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments(corpus, untouched, tmp_path, wanted):
   """Runs killed again and again: each resumes and ends bitwise equal, every loss included."""
   reference, seconds = untouched
-  kills, attempt, rng = 0, 0, random.Random(0)
-  while kills < KILLS:
+  kills, attempt, rng = 0, 0, random.Random(wanted)
+  while kills < wanted:
     workdir = tmp_path / f'{attempt}'
     attempt += 1
     for _ in range(6):
@@ -84,23 +83,44 @@ def test_a_damaged_last_checkpoint_is_named_and_its_steps_are_done_again(corpus,
   assert runs.state_hash(workdir, 'first') == runs.state_hash(untouched[0], 'first')
 
 
-def test_other_numbers_of_processes_see_the_same_documents(corpus, tmp_path):
-  """1 process x 8 devices = 2 x 4; moved from 2 processes to 1 to 4, a run reads the same rows in the same order."""
-  flags = ('--stage=first', '--config.stages[0].optimizer.kind=AdamW',
+# Of the first stage, on 8 devices, with an evaluation and samples in the middle.
+SHARDED = ('--stage=first', '--config.stages[0].optimizer.kind=AdamW',
            '--config.stages[0].evals[1].kind=Generations', '--config.stages[0].evals[1].prompts=("def ", "class ")',
            '--config.stages[0].evals[1].max_new_tokens=8',
            '--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
-  runs.run(corpus, tmp_path / 'one', *flags, devices=8)
-  runs.run_processes(corpus, tmp_path / 'two', 2, *flags, devices=4)
-  expected = runs.losses(tmp_path / 'one')
-  assert runs.losses(tmp_path / 'two') == pytest.approx(expected, rel=1e-6, abs=0)
-  assert runs.losses(tmp_path / 'two', 'eval') == pytest.approx(runs.losses(tmp_path / 'one', 'eval'), rel=1e-6, abs=0)
+
+
+@pytest.fixture(scope='module')
+def one_process(corpus, tmp_path_factory):
+  """A run of one process with 8 devices."""
+  workdir = tmp_path_factory.mktemp('one')
+  runs.run(corpus, workdir, *SHARDED, devices=8)
+  return workdir
+
+
+def assert_close(workdir, reference, rel):
+  for kind in ('train', 'eval'):
+    assert runs.losses(workdir, kind) == pytest.approx(runs.losses(reference, kind), rel=rel, abs=0)
+
+
+def test_moved_from_two_processes_to_one(corpus, one_process, tmp_path):
+  """2 x 4 devices, past an evaluation, then 1 x 8: the same rows in the same order."""
+  stop_after(15, runs.start_processes(corpus, tmp_path, 2, *SHARDED, devices=4), tmp_path)
+  runs.run(corpus, tmp_path, *SHARDED, devices=8)
+  assert_close(tmp_path, one_process, 1e-5)
+
+
+@pytest.mark.slow
+def test_other_numbers_of_processes_see_the_same_documents(corpus, one_process, tmp_path):
+  """1 process x 8 devices = 2 x 4; moved from 2 processes to 1 to 4, a run reads the same rows in the same order."""
+  runs.run_processes(corpus, tmp_path / 'two', 2, *SHARDED, devices=4)
+  assert_close(tmp_path / 'two', one_process, 1e-6)
 
   moved = tmp_path / 'moved'
-  stop_after(6, runs.start_processes(corpus, moved, 2, *flags, devices=4), moved)
-  stop_after(15, [runs.start(corpus, moved, *flags, devices=8)], moved)
-  runs.run_processes(corpus, moved, 4, *flags, devices=2)
-  assert runs.losses(moved) == pytest.approx(expected, rel=1e-5, abs=0)
+  stop_after(6, runs.start_processes(corpus, moved, 2, *SHARDED, devices=4), moved)
+  stop_after(15, [runs.start(corpus, moved, *SHARDED, devices=8)], moved)
+  runs.run_processes(corpus, moved, 4, *SHARDED, devices=2)
+  assert_close(moved, one_process, 1e-5)
 
 
 def stop_after(lines: int, processes, workdir) -> None:
