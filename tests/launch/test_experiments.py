@@ -29,8 +29,9 @@ def differences(one, other, path=''):
   return [] if one == other else [path]
 
 
-# finetune.py reads a folder: test_finetune.py
-@pytest.mark.parametrize('name', sorted(path.stem for path in EXPERIMENTS.glob('[!_]*.py') if path.stem != 'finetune'))
+# finetune.py and finetune_dpo.py read a folder: test_finetune.py
+@pytest.mark.parametrize('name', sorted(path.stem for path in EXPERIMENTS.glob('[!_]*.py')
+                                        if not path.stem.startswith('finetune')))
 def test_sound(name):
   check_mesh(load(name))
 

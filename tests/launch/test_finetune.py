@@ -11,6 +11,9 @@ import llm_jax
 from launch import convert, train
 from launch.experiment_file import load_run
 from llm_jax import hf
+from llm_jax.adapters import choose
+from llm_jax.adapters.choose import choose_adapters
+from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.sources import Conversations
 from llm_jax.config.tokenizers import HuggingFaceFile
@@ -150,3 +153,30 @@ def test_the_end_of_text_is_found_or_asked_for(folder):
   (folder / 'generation_config.json').unlink()
   with pytest.raises(ConfigError, match=r'eos_token_id = 3: none of the added tokens in tokenizer\.json: give Hugging'):
     hf.read_tokenizer(folder)
+
+
+@pytest.mark.parametrize('name, memory, want', (
+  ('llama3_2_1b', 80, None), ('llama3_2_1b', 15, 'bfloat16'), ('llama3_1_8b', 24, 'bfloat16'),
+  ('llama3_1_8b', 15, 'nf4'), ('llama3_1_70b', 80, 'nf4')))
+def test_the_memory_decides_what_is_trained(name, memory, want, capsys):
+  """80 GiB are those of an H100, 24 of an L4, 15 of a T4."""
+  found = choose_adapters(getattr(presets, name)(), memory=memory * 2**30)
+  assert (found and found.base) == want
+  assert f'{memory}.0 GiB of memory' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sft_and_dpo_with_adapters(folder, tmp_path, monkeypatch):
+  """experiments/finetune_dpo.py where the memory is small, then merged."""
+  monkeypatch.setattr(choose, 'device_memory', lambda: 1e6)
+  pairs = [{'prompt': f'What is {i} plus one?', 'chosen': f'It is {i + 1}.', 'rejected': 'No.'} for i in range(100)]
+  (folder / 'pairs.jsonl').write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
+  run = tmp_path / 'run'
+  small = [f'--config.stages[{stage}].{field}' for stage in (0, 1) for field in SMALL]
+  small += [f'--config.stages[{stage}].adapters.rank=4' for stage in (0, 1)]
+  assert train.main(['launch.train', f'--config={EXPERIMENT.with_name("finetune_dpo.py")}:{folder}', f'--workdir={run}',
+                     *small]) == 0
+  losses = [row['loss'] for row in read_metrics(run) if row['kind'] == 'train' and row['stage'] == 'dpo']
+  assert losses[0] == pytest.approx(np.log(2), abs=1e-6) and losses[-1] < losses[0]
+  assert convert.main([f'--checkpoint={run}', '--merge', f'--to_hf={tmp_path / "aligned"}']) == 0
+  transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'aligned')

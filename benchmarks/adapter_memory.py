@@ -1,0 +1,136 @@
+"""Memory of a training step with QLoRA, for one H100 and one TPU v5e that are not there.
+
+pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
+PYTHONPATH=chips python -m benchmarks.adapter_memory [--chips v5e h100] [--models llama3_2_1b llama3_2_3b llama3_1_8b]
+
+(For jax 0.10.2; see accelerator_memory.py for 0.11.2.) Compiled and never run: rank 16 in all matrices of the blocks,
+one sequence of 2,048 tokens, AdamW, bfloat16, blocks rematerialised. `frozen` is the base as it is stored; `a number`
+its bytes for each number of the quantised matrices. What does not fit is refused by the compiler, which says by how
+much.
+"""
+import argparse
+import importlib.metadata
+import math
+import re
+import time
+from unittest import mock
+
+from benchmarks.accelerator_memory import CHIPS, GIB
+
+CHIPS = {
+    'v5e': (dict(platform='tpu', topology_name='v5e:2x2', chips_per_host_bounds=(2, 2, 1)), 'tpu'),
+    'h100': CHIPS['h100'],
+}
+
+
+def compile_step(device, platform, architecture, lora, seq_len):
+  """The compiled step, and the shapes of the base."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from llm_jax import paths
+  from llm_jax.batch import LanguageModelBatch
+  from llm_jax.config.optimizers import AdamW
+  from llm_jax.config.run import Mesh
+  from llm_jax.config.schedules import Constant
+  from llm_jax.modules.execution import Execution
+  from llm_jax.modules.low_rank import init_adapters, stored
+  from llm_jax.modules.parameters import parameter_shapes
+  from llm_jax.modules.transformer import Transformer
+  from llm_jax.objectives.adapted import AdaptedObjective, Frozen
+  from llm_jax.objectives.language_model import LanguageModelObjective
+  from llm_jax.optim.optimizers import make_optimizer
+  from llm_jax.optim.schedules import make_schedule
+  from llm_jax.sharding.mesh import make_mesh
+  from llm_jax.sharding.rules import batch_sharding, param_shardings, replicated, state_shardings
+  from llm_jax.train.state import TrainState
+  from llm_jax.train.step import make_train_step
+
+  mesh = make_mesh(Mesh(data=1), [device])
+  model = Transformer(architecture, Execution('bfloat16', remat='block', unroll=False))
+  full = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in parameter_shapes(architecture).items()}
+  store = lambda leaves: paths.nest({path: stored(path, leaf, lora.base) for path, leaf in leaves.items()})
+  place = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+  with jax.set_mesh(mesh):
+    base = jax.eval_shape(store, full)
+    base = jax.tree.map(place, base, param_shardings(base, mesh))
+    trained = jax.eval_shape(lambda base: init_adapters(base, lora, jax.random.key(0)), base)
+    optimizer = make_optimizer(AdamW(), trained)
+    state = jax.eval_shape(lambda trained: TrainState.create(trained, optimizer, ema=False), trained)
+    shardings = state_shardings(state, state.params, mesh)
+    ids, weights = (np.zeros((1, seq_len), dtype) for dtype in (np.int32, np.float32))
+    batch = LanguageModelBatch(*(place(a, batch_sharding(mesh)) for a in (ids, ids, weights, ids, ids)))
+    objective = AdaptedObjective.of(LanguageModelObjective(model), lora)
+    step = make_train_step(objective, optimizer, make_schedule(Constant(2e-4), 1_000))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    traced = jitted.trace(jax.tree.map(place, state, shardings), Frozen(base, None), batch)
+    return traced.lower(lowering_platforms=(platform,)).compile(), base, state
+
+
+def num_bytes(tree):
+  import jax
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def bytes_a_number(base):
+  """Of the quantised matrices."""
+  import jax
+
+  from llm_jax.modules.low_rank import full_shape
+  from llm_jax.modules.quantized import is_quantized
+  weights = [leaf for leaf in jax.tree.leaves(base, is_leaf=is_quantized) if is_quantized(leaf)]
+  numbers = sum(math.prod(full_shape(weight, '')) for weight in weights)
+  return num_bytes(weights) / numbers
+
+
+def measure(chip, models, seq_len):
+  """{model: what was found}."""
+  import jax
+  from jax.experimental import topologies
+
+  from llm_jax.config import presets
+  from llm_jax.config.adapters import LoRA
+  described, backend = CHIPS[chip]
+  device, found = topologies.get_topology_desc(**described).devices[0], {}
+  lora = LoRA(rank=16, alpha=32, base='nf4')
+  for name in models:
+    begun = time.perf_counter()
+    try:
+      with mock.patch('jax.default_backend', lambda: backend):  # what the code asks for before it chooses
+        step, base, state = compile_step(device, described['platform'], getattr(presets, name)(), lora, seq_len)
+      memory = {'peak_gib': step.memory_analysis().peak_memory_in_bytes / GIB, 'frozen_gib': num_bytes(base) / GIB,
+                'state_gib': num_bytes(state) / GIB, 'bytes_a_number': bytes_a_number(base)}
+      shown = ', '.join(f'{key} {value:.3f}' for key, value in memory.items())
+    except jax.errors.JaxRuntimeError as error:
+      memory = {'refused': re.sub(r'\s+', ' ', str(error))[:300]}
+      shown = memory['refused']
+    memory['compile_seconds'] = time.perf_counter() - begun
+    found[name] = memory
+    print(f'{chip:5} {name:12} {shown}  ({memory["compile_seconds"]:.0f} s)', flush=True)
+  return found
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--chips', nargs='+', default=list(CHIPS), choices=list(CHIPS))
+  parser.add_argument('--models', nargs='+', default=['llama3_2_1b', 'llama3_2_3b', 'llama3_1_8b'])
+  parser.add_argument('--seq_len', type=int, default=2_048)
+  args = parser.parse_args()
+
+  import jax
+
+  from benchmarks.machine import machine
+  from benchmarks.records import write_results
+  for chip in args.chips:
+    write_results('adapter_memory', {
+      'machine': machine() | {'name': chip},
+      'jax': jax.__version__,
+      'compiler': importlib.metadata.version('libtpu' if chip == 'v5e' else 'jax-cuda12-pjrt'),
+      'seq_len': args.seq_len,
+      'models': measure(chip, args.models, args.seq_len),
+    })
+
+
+if __name__ == '__main__':
+  main()
