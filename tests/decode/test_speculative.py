@@ -78,7 +78,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('name', [pytest.param('latent, one', marks=pytest.mark.slow), 'rolling, three'])
 def test_heads_draft(name):
   """The same tokens; and what the heads draft, after rounds that accepted more and fewer tokens, is what they
   predict without a cache."""

@@ -152,8 +152,8 @@ def test_loads_and_losses_add_up_over_microbatches():
     assert np.linalg.norm(a - b) <= 2e-6 * max(np.linalg.norm(b), 1e-3), path
 
 
-@pytest.mark.parametrize('optimizer, microbatches', ((AdamW(weight_decay=0.5), 1), (Muon(weight_decay=0.5), 2)),
-                         ids=('adamw', 'muon'))
+@pytest.mark.parametrize('optimizer, microbatches', (
+  pytest.param(AdamW(weight_decay=0.5), 1, marks=pytest.mark.slow), (Muon(weight_decay=0.5), 2)), ids=('adamw', 'muon'))
 def test_step_moves_balance_biases_against_the_load_and_nothing_else_does(optimizer, microbatches):
   transformation = make_optimizer(optimizer, params())
   step = jax.jit(make_train_step(objective(), transformation, make_schedule(Constant(0.01), 9), ema=0.5,

@@ -86,7 +86,7 @@ def test_accumulated_is_the_full_batch(microbatches):
   assert_close(got, want, 1e-6)
 
 
-@pytest.mark.parametrize('together', (False, True))
+@pytest.mark.parametrize('together', (pytest.param(False, marks=pytest.mark.slow), True))
 def test_experts_balanced_over_a_step_do_not_see_its_microbatches(together):
   """In scanned and unscanned layers: loss and gradient are those of the whole batch."""
   @functools.cache
