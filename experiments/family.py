@@ -47,6 +47,8 @@ FAMILIES = {
                            scaling=LinearScaling(8.0)),
   'qwen3': presets.qwen3(**GROUPED, d_ff=512, head_dim=32, tied_head=True),
   'smollm3': presets.smollm3(**GROUPED, d_ff=512),
+  'gpt_oss': presets.gpt_oss(**GROUPED, d_ff=128, num_experts=8, top_k=2, head_dim=32, window=64,
+                             scaling=YaRNScaling(4.0, original_length=256, truncate=False), max_length=1_024),
   'olmo3': presets.olmo3(**SIZE, d_ff=512, window=64, scaling=YaRNScaling(4.0, original_length=256),
                          max_length=1_024),
 }

@@ -12,6 +12,7 @@ from llm_jax.config.model.architecture import (
   AnyBlock,
   Architecture,
   Attention,
+  ClampedGLU,
   FeedForward,
   LatentAttention,
   MixtureOfExperts,
@@ -165,7 +166,7 @@ def resolved(config: Architecture) -> Architecture:
   def router(part: Router) -> Router:
     match part:
       case SoftmaxRouter():
-        return SoftmaxRouter()
+        return SoftmaxRouter(bias=part.bias)
       case SigmoidRouter():
         return dataclasses.replace(part, bias_rate=0.0, sequence_balance_weight=0.0)
 
@@ -176,7 +177,7 @@ def resolved(config: Architecture) -> Architecture:
       case MixtureOfExperts():
         return dataclasses.replace(part, router=router(part.router), expert=feed_forward(part.expert),
                                    shared=feed_forward(part.shared))
-      case MLP() | GLU():
+      case MLP() | GLU() | ClampedGLU():
         return dataclasses.replace(part, d_ff=part.width(config.d_model))
 
   def resolve(block: AnyBlock) -> AnyBlock:

@@ -41,7 +41,7 @@ COMPUTES = re.compile(
 
 # Numbers that `transformers` refuses if a file writes them as integers.
 FLOATS = ('initializer_range', 'layer_norm_epsilon', 'layer_norm_eps', 'rms_norm_eps', 'router_aux_loss_coef',
-          'routed_scaling_factor', 'attn_logit_softcapping', 'final_logit_softcapping')
+          'routed_scaling_factor', 'swiglu_limit', 'swiglu_alpha', 'attn_logit_softcapping', 'final_logit_softcapping')
 
 # The table of names has as many rows: a file that states billions of layers must not take all memory.
 MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,
@@ -65,6 +65,12 @@ class Fields:
   def with_defaults(self, defaults: Mapping[str, Any]) -> 'Fields':
     """The same entries with values for some that are absent. What is read of them counts as read here."""
     fields = Fields({**defaults, **self.values})
+    fields.read = self.read
+    return fields
+
+  def with_values(self, values: Mapping[str, Any]) -> 'Fields':
+    """The same entries with these in place of those that are there. What is read of them counts as read here."""
+    fields = Fields({**self.values, **values})
     fields.read = self.read
     return fields
 

@@ -17,6 +17,7 @@ from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generat
 from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Family
 from llm_jax.hf.finite import cast_checked
+from llm_jax.hf.mxfp4 import UnpackedTensors, is_mxfp4
 from llm_jax.hf.placement import Store
 from llm_jax.hf.tensor_file import TensorFiles, write_file
 from llm_jax.hf.vocabulary import ResizedTensors
@@ -30,6 +31,7 @@ from llm_jax.hf.weights import (
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
+Files = TensorFiles | UnpackedTensors | ResizedTensors
 Progress = Callable[[int, int], None]  # called with the bytes that are done, and the bytes of all
 
 
@@ -94,7 +96,7 @@ def check_pretrained(directory: str | os.PathLike, config: Architecture, *, resi
 
 
 def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = False
-          ) -> tuple[Architecture, TensorFiles | ResizedTensors]:
+          ) -> tuple[Architecture, Files]:
   """The architecture and the tensors of a folder. The architecture must be `config`, if that is given.
 
   resize: whether the vocabulary may be another one than that of `config`, which the tensors then have.
@@ -107,7 +109,9 @@ def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = Fals
   require('stages' not in values, str(folder), 'a run',
           f'it is of launch.train, not of Hugging Face: use launch.convert --checkpoint={folder}')
   found = config_from_hf(values)
-  tensors: TensorFiles | ResizedTensors = TensorFiles(_weight_files(folder))
+  tensors: Files = TensorFiles(_weight_files(folder))
+  if is_mxfp4(values):
+    tensors = UnpackedTensors(tensors)
   has_multi_token = any(name.endswith('.eh_proj.weight') for name in tensors)
   if not has_multi_token:  # `transformers` does not write these blocks
     found = dataclasses.replace(found, multi_token=())
@@ -130,7 +134,7 @@ def _check_same(wanted: Architecture, found: Architecture, folder: pathlib.Path)
     raise ConfigError(path, value, f'{folder} has {theirs!r}: set it to that')
 
 
-def read_params(folder: pathlib.Path, config: Architecture, tensors: TensorFiles | ResizedTensors,
+def read_params(folder: pathlib.Path, config: Architecture, tensors: Files,
                 mesh: jax.sharding.Mesh | None, dtype: Any, progress: Progress | None, store: Store | None = None,
                 family: Family | None = None) -> dict[str, Any]:
   """The parameters in opened files; errors name the folder."""

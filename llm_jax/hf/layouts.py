@@ -4,6 +4,7 @@
   'D H K -> D (H K)+'    the tensor holds several of our parameters, concatenated along the axis with the +:
   'R H K -> (H K+) R'    all heads of the first, then all of the second. With the + inside, it alternates between the
                          two in every head.
+  'E F -> E (F 1+)'      ... and number by number.
   'E D F -> F D'         an axis that their tensors lack is numbered in their names: one tensor per expert.
   'D H K -> (H K~) D'    the last numbers of the axis, which rotary positions turn, are in pairs (0 1, 2 3, ...) in
                          their tensor, and in two halves in ours. Of several parameters, the last one has them.
@@ -27,8 +28,8 @@ class Layout(NamedTuple):
   numbered: the index of our axis that their names number, or None. The other fields do not count this axis.
   pieces: for each axis of theirs, the indices of our axes in it.
   order: for each axis of ours '', '~' or '^'.
-  joined: along which axis of theirs parameters are concatenated, and at which of our axes in it (None: outside of all);
-    or None.
+  joined: along which axis of theirs parameters are concatenated, and at which of our axes in it (None: outside of all;
+    their count: behind the last, number by number); or None.
   """
   numbered: int | None
   pieces: tuple[tuple[int, ...], ...]
@@ -57,6 +58,8 @@ def parse(line: str) -> Layout:
         joined = (len(pieces), None)
       pieces.append(tuple(group or ()))
       group = None
+    elif word == '1+':
+      joined = (len(pieces), len(group or ()))
     else:
       axis = ours.index(word.strip('+~^'))
       order[axis] = word.replace('+', '')[1:]
@@ -143,7 +146,7 @@ def _unfold(layout: Layout, shapes: Sequence[Shape], part: int) -> tuple[list[in
         widths = [math.prod(size) for size in sizes]
         own, before = [sum(widths)], len(unfolded)
       else:
-        widths = [size[inner] for size in sizes]
+        widths = [[*size, 1][inner] for size in sizes]
         own, before = [*own[:inner], sum(widths), *own[inner + 1:]], len(unfolded) + inner
       start = sum(widths[:part])
       cut = (slice(None),) * before + (slice(start, start + widths[part]),)

@@ -61,7 +61,8 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
   require(kind in KINDS, key, kind, f'rope_type must be one of {tuple(KINDS)}')
   unknown = sorted(given.keys() - set(KINDS[kind]))
   require(not unknown, key, given, f'{unknown} is not supported with rope_type {kind}')
-  require(given.pop('truncate', True) is True, key, given, 'YaRN without truncate is not supported')
+  truncate = given.pop('truncate', True)
+  require(isinstance(truncate, bool), f'{key}.truncate', truncate, 'use true or false')
   for name, value in given.items():
     require(is_number(value) and value >= 0, f'{key}.{name}', value, 'use a finite number of 0 or more')
   if kind in ('llama3', 'yarn'):
@@ -73,10 +74,10 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
   needed = () if kind == 'default' else KINDS[kind][:1] if kind == 'yarn' else KINDS[kind]
   missing = [name for name in needed if name not in given]
   require(not missing, key, given, f'rope_type {kind} needs {missing}')
-  return RoPE(float(theta), _scaling(kind, given), length), _score_factor(kind, given)
+  return RoPE(float(theta), _scaling(kind, given, truncate), length), _score_factor(kind, given)
 
 
-def _scaling(kind: str, given: dict[str, Any]) -> Scaling | None:
+def _scaling(kind: str, given: dict[str, Any], truncate: bool) -> Scaling | None:
   match kind:
     case 'default':
       return None
@@ -90,7 +91,7 @@ def _scaling(kind: str, given: dict[str, Any]) -> Scaling | None:
       if attention_factor is None and given.get('mscale') and given.get('mscale_all_dim'):
         attention_factor = _mscale(factor, given['mscale']) / _mscale(factor, given['mscale_all_dim'])
       return YaRNScaling(factor, given['original_max_position_embeddings'], float(given.get('beta_fast') or 32),
-                         float(given.get('beta_slow') or 1), attention_factor)
+                         float(given.get('beta_slow') or 1), attention_factor, truncate)
 
 
 def _score_factor(kind: str, given: dict[str, Any]) -> float:
@@ -174,6 +175,8 @@ def write_rope(rope: RoPE, size: int, max_length: int, score_factor: float = 1.0
         given['mscale'] = weight(rope.scaling.magnitude * math.sqrt(score_factor))
       elif rope.scaling.attention_factor is not None:
         given['attention_factor'] = float(rope.scaling.attention_factor)
+      if not rope.scaling.truncate:
+        given['truncate'] = False
   old = None if rope.scaling is None else {'type': given['rope_type'], **given}
   return {'rope_parameters': {**given, 'rope_theta': rope.theta}, 'rope_theta': rope.theta, 'rope_scaling': old,
           'max_position_embeddings': rope.max_length or max_length}

@@ -146,9 +146,6 @@ class FileTensor:
     self._values = None
 
 
-Tensor = np.ndarray | FileTensor
-
-
 class TensorFiles(Mapping[str, FileTensor]):
   """The tensors of several files by name.
 

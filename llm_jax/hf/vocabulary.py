@@ -9,7 +9,8 @@ from llm_jax import paths
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.hf.family import Family
-from llm_jax.hf.tensor_file import Tensor, TensorFiles
+from llm_jax.hf.mxfp4 import Tensor, UnpackedTensors
+from llm_jax.hf.tensor_file import TensorFiles
 
 TABLES = ('embedding/w', 'head/w')  # [vocab, d_model]
 
@@ -44,7 +45,7 @@ class ResizedTensors(Mapping[str, Tensor]):
   """The tensors of files by name, those with a row for each token resized. A resized one is made when it is asked for.
   """
 
-  def __init__(self, tensors: TensorFiles, family: Family, rows: int):
+  def __init__(self, tensors: TensorFiles | UnpackedTensors, family: Family, rows: int):
     self._tensors = tensors
     self._rows = rows
     tables = [theirs for ours, theirs, _ in (*family.model, *family.copies) if ours in TABLES]

@@ -16,8 +16,8 @@ from llm_jax.hf.families import family_of
 from llm_jax.hf.family import Entry, Family, entries
 from llm_jax.hf.finite import check_cast
 from llm_jax.hf.layouts import Index, Shape, copy, parse, their_shape, to_ours, to_theirs
+from llm_jax.hf.mxfp4 import PackedTensor, Tensor
 from llm_jax.hf.placement import HostLeaves, Leaves, MeshLeaves, Store
-from llm_jax.hf.tensor_file import Tensor
 from llm_jax.modules.parameters import parameter_shapes
 
 FLOATS = tuple(np.dtype(t) for t in (np.float32, np.float16, ml_dtypes.bfloat16))
@@ -124,10 +124,26 @@ def _read(tensors: Mapping[str, Tensor], given: Mapping[str, str], entry: Entry,
 def _fill(target: np.ndarray, tensors: Mapping[str, Tensor], name: str, entry: Entry, sizes: list[Shape], part: int,
           index: Index) -> None:
   """Fills `target` with the slice `index` of one parameter in the tensor called `name`."""
-  tensor = np.asarray(tensors[name])
+  tensor = tensors[name]
+  if isinstance(tensor, PackedTensor):
+    _unpack(target, tensor, name, entry, sizes, part, index)
+    return
+  tensor = np.asarray(tensor)
   with np.errstate(over='ignore'):
     copy(target, to_ours(tensor, entry.layout, sizes, part, entry.rotary, index))
   check_cast(name, tensor, target)
+
+
+def _unpack(target: np.ndarray, tensor: PackedTensor, name: str, entry: Entry, sizes: list[Shape], part: int,
+            index: Index) -> None:
+  """As `_fill`, one number of the first axis (an expert) at a time, so that host memory holds the floats of one."""
+  one = [(1, *size[1:]) for size in sizes]
+  experts = range(*index[0].indices(tensor.shape[0]))
+  for place, expert in enumerate(experts):
+    floats, own = tensor.part(expert, expert + 1), target[place:place + 1]
+    with np.errstate(over='ignore'):
+      copy(own, to_ours(floats, entry.layout, one, part, entry.rotary, (slice(None), *index[1:])))
+    check_cast(name, floats, own)
 
 
 def _write(entry: Entry, parts: list[np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:

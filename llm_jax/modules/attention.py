@@ -46,16 +46,17 @@ class Attention(nn.Module):
       q_BTHK = rotate(q_BTHK, rotation)
       k_BTGK = rotate(k_BTGK, rotation)
 
+    sinks_H = Sinks(H, self.std, name='sinks')() if c.sinks else None
     if cache is None:
       rng = self.make_rng('dropout') if self.dropout and self.has_rng('dropout') else None
       y_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT, kernels=self.execution.kernel_set,
-                                window=c.window, soft_cap=c.soft_cap, scale=c.scale, dropout_rate=self.dropout,
-                                dropout_rng=rng, split=inputs.split)
+                                window=c.window, soft_cap=c.soft_cap, scale=c.scale, sinks_H=sinks_H,
+                                dropout_rate=self.dropout, dropout_rng=rng, split=inputs.split)
     else:
       slots = inputs.slots_of(cache)
       cache, (k_BGSK, v_BGSK) = cache.update(layer, (k_BTGK, v_BTGK), slots)
       y_BTHK = cached_attention(q_BTHK, k_BGSK, v_BGSK, inputs.positions_BT, slots.positions_BS,
-                                window=c.window, soft_cap=c.soft_cap, scale=c.scale)
+                                window=c.window, soft_cap=c.soft_cap, scale=c.scale, sinks_H=sinks_H)
     y_BTHK = constrain(y_BTHK, 'batch', 'seq', 'heads', None)
     out = Linear((H, K, D), self.execution, contract=2, bias=c.has_out_bias, std=self.residual_std, name='out')
     return out(y_BTHK), cache
@@ -71,3 +72,13 @@ class Attention(nn.Module):
         B, T, H, K = x_BTHK.shape
         y_BTHK = Norm(norm, self.execution, name=name)(x_BTHK.reshape(B, T, H * K)).reshape(B, T, H, K)
         return constrain(y_BTHK, 'batch', 'seq', 'heads', None)
+
+
+class Sinks(nn.Module):
+  """A score of each query head that no key has."""
+  heads: int
+  std: float
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    return self.param('logit', nn.initializers.normal(self.std), (self.heads,))

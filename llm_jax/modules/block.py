@@ -45,7 +45,7 @@ class Block(nn.Module):
     match c.feed_forward:
       case config.MixtureOfExperts():
         feed_forward = MixtureOfExperts(c.feed_forward, *init, name='feed_forward')
-      case config.MLP() | config.GLU():
+      case config.MLP() | config.GLU() | config.ClampedGLU():
         dense = FeedForward(c.feed_forward, *init, name='feed_forward')
         feed_forward = lambda h_BTD, _: (dense(h_BTD), None)
 

@@ -3,9 +3,11 @@
 Shapes: B batch, T time, D model width, F feed-forward width.
 """
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.execution import Execution
@@ -22,12 +24,28 @@ ACTIVATIONS = {
 }
 
 
-class FeedForward(nn.Module):
-  """MLP: down(act(up x)).   GLU: down(act(gate x) * up x).
+def inner(part: config.Dense) -> tuple[tuple[str, ...], Callable[..., jax.Array]]:
+  """The projections of the input, and the function of them that is projected down.
 
+  MLP: act(up).   GLU: act(gate) * up.   ClampedGLU: (up + 1) * gate * sigmoid(alpha gate), both cut.
   'gelu' is exact; 'gelu_tanh' and 'gelu_sigmoid' are its approximations (Hendrycks & Gimpel 2016, section 2).
   """
-  config: config.MLP | config.GLU
+  match part:
+    case config.MLP(activation=activation):
+      return ('up',), ACTIVATIONS[activation]
+    case config.GLU(activation=activation):
+      act = ACTIVATIONS[activation]
+      return ('gate', 'up'), lambda gate, up: act(gate) * up
+    case config.ClampedGLU(limit=limit, alpha=alpha):
+      def clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
+        gate = jnp.minimum(gate, limit)
+        return (jnp.clip(up, -limit, limit) + 1) * gate * jax.nn.sigmoid(alpha * gate)
+      return ('gate', 'up'), clamped
+
+
+class FeedForward(nn.Module):
+  """down(f(projections of x)), with the f of `inner`."""
+  config: config.Dense
   execution: Execution
   std: float
   residual_std: float
@@ -36,16 +54,12 @@ class FeedForward(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     D = x_BTD.shape[-1]
     F = self.config.width(D)
-    bias, act = self.config.bias, ACTIVATIONS[self.config.activation]
-    kernels = self.execution.kernel_set
+    bias = self.config.bias
 
     def project(name: str) -> jax.Array:
       y_BTF = Linear((D, F), self.execution, bias=bias, std=self.std, name=name)(x_BTD)
       return constrain(y_BTF, 'batch', 'seq', 'mlp')
 
-    match self.config:
-      case config.MLP():
-        h_BTF = elementwise(act, project('up'), kernels=kernels)
-      case config.GLU():
-        h_BTF = elementwise(lambda gate, up: act(gate) * up, project('gate'), project('up'), kernels=kernels)
+    names, f = inner(self.config)
+    h_BTF = elementwise(f, *map(project, names), kernels=self.execution.kernel_set)
     return Linear((F, D), self.execution, bias=bias, std=self.residual_std, name='down')(h_BTF)

@@ -5,7 +5,7 @@ Shapes: B batch, T time, D model width, F feed-forward width, E experts, X chose
 """
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.execution import Execution
-from llm_jax.modules.feed_forward import ACTIVATIONS, FeedForward
-from llm_jax.modules.kernels.experts import combine, dispatch, grouped_linear, sort_rows
+from llm_jax.modules.feed_forward import FeedForward, inner
+from llm_jax.modules.kernels import accum_dtype
+from llm_jax.modules.kernels.experts import combine, dispatch, grouped_linear, rows_of, sort_rows
 from llm_jax.modules.kernels.ordering import elementwise
 from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Linear, weight
@@ -43,7 +44,8 @@ class MixtureOfExperts(nn.Module):
     real_BT = jnp.ones((B, T), bool) if inputs.segment_ids_BT is None else inputs.segment_ids_BT != 0
     # Full float32 precision on every accelerator, because small differences between scores decide the choice.
     with jax.default_matmul_precision('float32'):
-      router = Linear((D, c.num_experts), self.execution, std=self.std, name='router')
+      has_bias = isinstance(c.router, config.SoftmaxRouter) and c.router.bias
+      router = Linear((D, c.num_experts), self.execution, bias=has_bias, std=self.std, name='router')
       logits_BTE = router(x_BTD.astype(jnp.float32))
     bias_E = Balance(c.num_experts, name='balance')() if isinstance(c.router, config.SigmoidRouter) else None
     expert_BTX, weight_BTX, routing = route(c.router, c.top_k, logits_BTE, bias_E, real_BT)
@@ -77,7 +79,7 @@ class Experts(nn.Module):
   Copies of the tokens are sorted by expert, so that each expert computes one matrix product and no token is dropped.
   """
   num_experts: int
-  config: config.MLP | config.GLU
+  config: config.Dense
   execution: Execution
   std: float
   residual_std: float
@@ -86,41 +88,46 @@ class Experts(nn.Module):
   def __call__(self, x_BTD: jax.Array, expert_BTX: jax.Array, weight_BTX: jax.Array) -> jax.Array:
     """expert_BTX: an index of `num_experts` or more means no expert. Returns x's dtype."""
     E, D, F = self.num_experts, x_BTD.shape[-1], self.config.width(x_BTD.shape[-1])
-    shapes = {'up': (E, D, F), 'down': (E, F, D)}
-    if isinstance(self.config, config.GLU):
-      shapes['gate'] = (E, D, F)
+    inward, f = inner(self.config)
     weights = {}
-    for name, shape in shapes.items():
-      std = self.residual_std if name == 'down' else self.std
-      for kind, array in ExpertWeight(shape, std, x_BTD.dtype, name=name)().items():
+    for name in (*inward, 'down'):
+      shape, std = ((E, F, D), self.residual_std) if name == 'down' else ((E, D, F), self.std)
+      for kind, array in ExpertWeight(shape, std, self.config.bias, x_BTD.dtype, name=name)().items():
         weights[f'{name}/{kind}'] = array
-    ffn = functools.partial(expert_ffn, act=ACTIVATIONS[self.config.activation], kernels=self.execution.kernel_set)
+    ffn = functools.partial(expert_ffn, inward=inward, f=f, kernels=self.execution.kernel_set)
     return run_on_own_experts(ffn, x_BTD, expert_BTX, weight_BTX, weights).astype(x_BTD.dtype)
 
 
 def expert_ffn(x_BTD: jax.Array, expert_BTX: jax.Array, weight_BTX: jax.Array, weights: dict[str, jax.Array], *,
-                 act: Callable, kernels: str) -> jax.Array:
-  """The weighted sum of the outputs of each token's experts, float32. Experts without weights here add nothing."""
+                 inward: Sequence[str], f: Callable[..., jax.Array], kernels: str) -> jax.Array:
+  """The weighted sum of the outputs of each token's experts, float32. Experts without weights here add nothing.
+
+  Args:
+    weights: by path, such as 'up/w' [E, D, F] and 'up/b' [E, F], which may be absent.
+    inward, f: see `feed_forward.inner`.
+  """
   E = weights['up/w'].shape[0]
   M = x_BTD.shape[0] * x_BTD.shape[1]
   expert_A = expert_BTX.reshape(-1)
   is_here_A = (expert_A >= 0) & (expert_A < E)
-  order_A, inverse_A = sort_rows(jnp.where(is_here_A, expert_A, E))
+  here_or_none_A = jnp.where(is_here_A, expert_A, E)
+  order_A, inverse_A = sort_rows(here_or_none_A)
+  sorted_A = here_or_none_A[order_A]
   sizes_E = one_hot(expert_A, E).sum(0, dtype=jnp.int32)
 
   def project(name: str, x_A: jax.Array) -> jax.Array:
     multiply = functools.partial(grouped_linear, sizes_E=sizes_E, kernels=kernels)
     y_A = multiply(x_A, weights[f'{name}/w'])
-    if f'{name}/{A}' not in weights:
-      return y_A
-    low_A = multiply(x_A, weights[f'{name}/{A}'])
-    return y_A + multiply(low_A, weights[f'{name}/{B}'])
+    if f'{name}/{A}' in weights:
+      low_A = multiply(x_A, weights[f'{name}/{A}'])
+      y_A += multiply(low_A, weights[f'{name}/{B}'])
+    if f'{name}/b' in weights:  # added in float32, because its gradient is a sum over all tokens
+      b_A = rows_of(weights[f'{name}/b'], sorted_A)
+      y_A = (y_A.astype(accum_dtype(y_A)) + b_A).astype(x_A.dtype)
+    return y_A
 
   x_AD = dispatch(x_BTD.reshape(M, -1), order_A, inverse_A)
-  if 'gate/w' in weights:
-    h_AF = elementwise(lambda gate, up: act(gate) * up, project('gate', x_AD), project('up', x_AD), kernels=kernels)
-  else:
-    h_AF = elementwise(act, project('up', x_AD), kernels=kernels)
+  h_AF = elementwise(f, *(project(name, x_AD) for name in inward), kernels=kernels)
   weight_A1 = dispatch(weight_BTX.reshape(-1, 1), order_A, inverse_A)
   y_AD = project('down', h_AF) * weight_A1
   y_MD: Any = combine(y_AD, order_A, inverse_A, M)  # Any as in kernels/context_attention.py
@@ -128,15 +135,19 @@ def expert_ffn(x_BTD: jax.Array, expert_BTX: jax.Array, weight_BTX: jax.Array, w
 
 
 class ExpertWeight(nn.Module):
-  """The matrices of all experts, [E, in, out]."""
+  """The matrices of all experts, [E, in, out], and their biases, [E, out]."""
   shape: tuple[int, int, int]
   std: float
+  bias: bool
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self) -> dict[str, jax.Array]:
-    """The weight, and the two of its adapter where it has one, the second scaled."""
+    """The weight, the float32 bias if there is one, and the two of its adapter where it has one, the second scaled."""
     arrays = {'w': dense(weight(self, self.std, self.shape), self.dtype)}
+    if self.bias:
+      experts, _, size = self.shape
+      arrays['b'] = self.param('b', nn.initializers.zeros, (experts, size))
     if (adapter := adapter_of(self)) is not None:
       arrays[A] = adapter.a.astype(self.dtype)
       arrays[B] = (adapter.scale * adapter.b).astype(self.dtype)

@@ -62,10 +62,12 @@ def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
       kept = np.clip((turns - low) / (high - low), 0, 1)
     case YaRNScaling() as scaling:
       # In the paper the ramp is linear in the number of turns. In its code, and so in every model, it is linear in i,
-      # between the i that turn beta_fast and beta_slow times, rounded outward.
+      # between the i that turn beta_fast and beta_slow times, rounded outward where `truncate` says so.
       index = lambda turns: head_dim / 2 * math.log(scaling.original_length / (2 * math.pi * turns), rope.theta)
-      low = max(math.floor(index(scaling.beta_fast)), 0)
-      high = min(math.ceil(index(scaling.beta_slow)), head_dim - 1)
+      low, high = index(scaling.beta_fast), index(scaling.beta_slow)
+      if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+      low, high = max(low, 0), min(high, head_dim - 1)
       kept = 1 - np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
   return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 

@@ -16,6 +16,8 @@ from llm_jax.config.model.architecture import (
   Architecture,
   Attention,
   Block,
+  ClampedGLU,
+  Dense,
   FeedForward,
   LatentAttention,
   LayerNorm,
@@ -36,6 +38,7 @@ from llm_jax.config.model.architecture import (
   Scaling,
   SigmoidRouter,
   SinusoidalPositions,
+  SoftmaxRouter,
   YaRNScaling,
   ZeroCenteredRMSNorm,
 )
@@ -215,7 +218,8 @@ def _attention(attention: AnyAttention, d_model: int) -> tuple[str, list[str]]:
     lines = [in_one_line]
   else:
     lines.append(' · '.join(more))
-  return title, lines + _qk_norm(attention) + _own_positions(attention) + _turned(attention, d_model)
+  lines += _sinks(attention) + _qk_norm(attention) + _own_positions(attention) + _turned(attention, d_model)
+  return title, lines
 
 
 def _biases(attention: Attention) -> str:
@@ -241,6 +245,10 @@ def _turned(attention: AnyAttention, d_model: int) -> list[str]:
   return [f'{attention.rotary_dim} of the {attention.head_size(d_model)} numbers of a head turned']
 
 
+def _sinks(attention: AnyAttention) -> list[str]:
+  return ['a sink in each head'] if isinstance(attention, Attention) and attention.sinks else []
+
+
 def _qk_norm(attention: AnyAttention) -> list[str]:
   match attention:
     case Attention(qk_norm=PerHeadNorm()):
@@ -259,12 +267,17 @@ def _draw_attention(canvas: Canvas, attention: AnyAttention, c: Architecture) ->
     canvas.rotate()
 
 
-def _dense(feed_forward: MLP | GLU, d_model: int) -> tuple[str, str]:
+def _dense(feed_forward: Dense, d_model: int) -> tuple[str, str]:
   """Title and sizes."""
   width = feed_forward.width(d_model)
-  if isinstance(feed_forward, GLU):
-    return GATED[feed_forward.activation], f'{d_model:,} → gate and up of {width:,} → {d_model:,}'
-  return f'Feed-forward, {ACTIVATIONS[feed_forward.activation]}', f'{d_model:,} → {width:,} → {d_model:,}'
+  gated = f'{d_model:,} → gate and up of {width:,} → {d_model:,}'
+  match feed_forward:
+    case MLP(activation=activation):
+      return f'Feed-forward, {ACTIVATIONS[activation]}', f'{d_model:,} → {width:,} → {d_model:,}'
+    case GLU(activation=activation):
+      return GATED[activation], gated
+    case ClampedGLU(limit=limit):
+      return f'SwiGLU, clamped at {limit:g}', gated
 
 
 def _feed_forward(feed_forward: FeedForward, d_model: int) -> tuple[str, list[str]]:
@@ -272,12 +285,17 @@ def _feed_forward(feed_forward: FeedForward, d_model: int) -> tuple[str, list[st
   if isinstance(feed_forward, MixtureOfExperts):
     router = 'sigmoid' if isinstance(feed_forward.router, SigmoidRouter) else 'softmax'
     name, sizes = _dense(feed_forward.expert, d_model)
-    lines = [f'{feed_forward.top_k} of {feed_forward.num_experts} experts by a {router} router', f'{name}: {sizes}']
+    lines = [f'{feed_forward.top_k} of {feed_forward.num_experts} experts by a {router} router']
+    lines += [f'{name}: {sizes}'] if len(name + sizes) < 46 else [name, sizes]
     if isinstance(feed_forward.router, SigmoidRouter) and feed_forward.router.groups > 1:
       lines.insert(1, f'from {feed_forward.router.top_groups} of {feed_forward.router.groups} groups, '
                       'balanced by a bias')
     if feed_forward.shared is not None:
       lines.append(f'and one for all tokens of {feed_forward.shared.width(d_model):,}')
+    biased = ['router'] if isinstance(feed_forward.router, SoftmaxRouter) and feed_forward.router.bias else []
+    biased += ['experts'] if feed_forward.expert.bias else []
+    if biased:
+      lines.append(f'biases of {" and ".join(biased)}')
     return 'Mixture of experts', lines
   title, sizes = _dense(feed_forward, d_model)
   return title, [sizes + (' · biases' if feed_forward.bias else '')]
@@ -291,7 +309,7 @@ def _draw_feed_forward(canvas: Canvas, feed_forward: FeedForward, d_model: int) 
       canvas.box('experts', title, lines, icon='router', below=canvas.experts_height(experts))
       canvas.experts(experts, top_k, *groups)
     case _:
-      canvas.box('dense', title, lines, icon='gated' if isinstance(feed_forward, GLU) else 'mlp')
+      canvas.box('dense', title, lines, icon='mlp' if isinstance(feed_forward, MLP) else 'gated')
 
 
 def _draw_mtp(canvas: Canvas, block: AnyBlock, d_model: int, start: tuple[float, float], depth: int

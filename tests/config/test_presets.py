@@ -40,6 +40,7 @@ PRINTED = {
   'qwen3_32b': '32.8B',
   'olmo2_1b': '1B', 'olmo2_7b': '7B', 'olmo2_13b': '13B', 'olmo2_32b': '32B', 'olmo3_7b': '7B', 'olmo3_32b': '32B',
   'smollm3_3b': '3B',
+  'gpt_oss_20b': '20.91B', 'gpt_oss_120b': '116.83B',
   'mistral_7b': '7B', 'mixtral_8x7b': '46.7B', 'mixtral_8x22b': '141B', 'deepseek_v3': '671B',
 }
 # Printed with the further digits cut, not rounded.
@@ -65,6 +66,7 @@ PYTHIA = {
 }
 
 ACTIVE = {'mixtral_8x7b': '12.9B', 'mixtral_8x22b': '39B'}
+ACTIVE_BUT_THE_EMBEDDING = {'deepseek_v3': '37B', 'gpt_oss_20b': '3.61B', 'gpt_oss_120b': '5.13B'}
 
 
 def agrees(count: int, printed: str, cut: bool = False) -> bool:
@@ -113,8 +115,8 @@ def test_gpt_neox_has_the_parameters_of_its_model_card():
 def test_active_parameters_are_the_papers(name):
   architecture = getattr(presets, name)()
   active = count_active_parameters(architecture)
-  if name == 'deepseek_v3':
-    assert agrees(active - architecture.vocab_size * architecture.d_model, '37B')
+  if name in ACTIVE_BUT_THE_EMBEDDING:
+    assert agrees(active - architecture.vocab_size * architecture.d_model, ACTIVE_BUT_THE_EMBEDDING[name])
   elif name in ACTIVE:
     assert agrees(active, ACTIVE[name])
   else:
@@ -212,6 +214,8 @@ RELEASED = {
   'gemma3_27b': {**GEMMA3_TEXT, 'hidden_size': 5_376, 'intermediate_size': 21_504, 'num_hidden_layers': 62,
                  'num_attention_heads': 32, 'num_key_value_heads': 16, 'head_dim': 128},
   'smollm3_3b': {'model_type': 'smollm3'},
+  'gpt_oss_20b': {'model_type': 'gpt_oss', 'num_hidden_layers': 24, 'num_local_experts': 32},
+  'gpt_oss_120b': {'model_type': 'gpt_oss'},
 }
 
 
@@ -235,6 +239,12 @@ ROTARY_QUARTER = {'rotary_pct': 0.25, 'rotary_emb_base': 10_000, 'max_position_e
                   'layer_norm_eps': 1e-5, 'use_parallel_residual': True, 'tie_word_embeddings': False}
 PYTHIA_STATED = {**ROTARY_QUARTER, 'hidden_act': 'gelu'}
 QWEN_1E6 = {'rope_theta': 1_000_000.0, 'use_sliding_window': False, 'sliding_window': None}
+GPT_OSS = {
+  'rope_theta': 150_000, 'max_position_embeddings': 131_072, 'initial_context_length': 4_096, 'sliding_window': 128,
+  'rope_scaling': {'beta_fast': 32.0, 'beta_slow': 1.0, 'factor': 32.0, 'original_max_position_embeddings': 4_096,
+                   'rope_type': 'yarn', 'truncate': False},
+  'swiglu_limit': 7.0, 'router_aux_loss_coef': 0.9, 'experts_per_token': 4, 'num_experts_per_tok': 4,
+  'rms_norm_eps': 1e-5, 'attention_bias': True, 'quantization_config': {'quant_method': 'mxfp4'}}
 STATED = {
   'gpt1_117m': {'afn': 'gelu', 'resid_pdrop': 0.1, 'n_ctx': 512},
   'gpt2_1_5b': {'resid_pdrop': 0.0, 'embd_pdrop': 0.0, 'attn_pdrop': 0.0},
@@ -271,6 +281,8 @@ STATED = {
                 'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'query_pre_attn_scalar': 256},
   'gemma3_27b': {'sliding_window': 1_024, 'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
                  'query_pre_attn_scalar': 168, 'max_position_embeddings': 131_072},
+  **{f'gpt_oss_{size}': GPT_OSS | {'layer_types': ['sliding_attention', 'full_attention'] * (layers // 2)}
+     for size, layers in (('20b', 24), ('120b', 36))},
   'smollm3_3b': {'rope_theta': 5_000_000.0, 'max_position_embeddings': 65_536, 'no_rope_layer_interval': 4,
                  'no_rope_layers': [1, 1, 1, 0] * 9, 'max_window_layers': 28, 'pretraining_tp': 2,
                  'layer_types': ['full_attention'] * 36},

@@ -26,6 +26,10 @@ def rope(kind='default', theta=10_000.0, **rest):
   return dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **rest))
 
 
+LLAMA3 = rope('llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
+YARN = dict(factor=4.0, original_max_position_embeddings=16)
+
+
 def gpt2(**changes):
   return transformers.GPT2Config(**(dict(
     vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=48, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
@@ -50,6 +54,13 @@ def llama(**changes):
 
 def mistral(**changes):
   return transformers.MistralConfig(**(SMALL | rope() | dict(sliding_window=7) | changes))
+
+
+def gpt_oss(**changes):
+  """The clamped SwiGLU cuts some values, and the window rolls."""
+  return transformers.GptOssConfig(**(SMALL | dict(
+    head_dim=12, sliding_window=7, num_local_experts=5, num_experts_per_tok=2, intermediate_size=40, swiglu_limit=0.4,
+    max_position_embeddings=64, **rope('yarn', 150_000.0, **YARN, truncate=False)) | changes))
 
 
 def mixtral(**changes):
@@ -99,9 +110,6 @@ def deepseek(**changes):
     n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3, routed_scaling_factor=1.5) | changes))
 
 
-LLAMA3 = rope('llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
-YARN = dict(factor=4.0, original_max_position_embeddings=16)
-
 CASES = {
   'gpt2': gpt2(),
   'gpt2 untied, exact gelu, narrow': gpt2(tie_word_embeddings=False, activation_function='gelu', n_inner=56),
@@ -127,6 +135,11 @@ CASES = {
                                            tie_word_embeddings=True),
   'mixtral': mixtral(),
   'mixtral window, tied': mixtral(sliding_window=7, num_experts_per_tok=3, head_dim=12, tie_word_embeddings=True),
+  'gpt_oss': gpt_oss(),
+  'gpt_oss no biases of attention, other layers, plain positions, tied': gpt_oss(
+    num_hidden_layers=3, layer_types=['full_attention', 'full_attention', 'sliding_attention'], attention_bias=False,
+    num_key_value_heads=1, num_experts_per_tok=4, swiglu_limit=1.5, swiglu_alpha=1.0, tie_word_embeddings=True,
+    **rope(theta=500.0)),
   'gemma': gemma(),
   'gemma one head, untied, silu': gemma(num_key_value_heads=1, tie_word_embeddings=False, hidden_act='silu'),
   'gemma2': gemma2(),

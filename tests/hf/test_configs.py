@@ -89,7 +89,26 @@ NEOX_ENTRIES = dict(
   num_hidden_layers=44, rotary_emb_base=10000, rotary_pct=0.25, tie_word_embeddings=False, torch_dtype='float16',
   transformers_version='4.19.0.dev0', use_cache=True, vocab_size=50432)
 
+GPT_OSS_ENTRIES = dict(
+  architectures=['GptOssForCausalLM'], attention_bias=True, attention_dropout=0.0, eos_token_id=200002,
+  experts_per_token=4, head_dim=64, hidden_act='silu', hidden_size=2880, initial_context_length=4096,
+  initializer_range=0.02, intermediate_size=2880, layer_types=['sliding_attention', 'full_attention'] * 12,
+  max_position_embeddings=131072, model_type='gpt_oss', num_attention_heads=64, num_experts_per_tok=4,
+  num_hidden_layers=24, num_key_value_heads=8, num_local_experts=32, output_router_logits=False, pad_token_id=199999,
+  quantization_config=dict(
+    modules_to_not_convert=['model.layers.*.self_attn', 'model.layers.*.mlp.router', 'model.embed_tokens', 'lm_head'],
+    quant_method='mxfp4'),
+  rms_norm_eps=1e-05, rope_scaling=dict(
+    beta_fast=32.0, beta_slow=1.0, factor=32.0, original_max_position_embeddings=4096, rope_type='yarn',
+    truncate=False),
+  rope_theta=150000, router_aux_loss_coef=0.9, sliding_window=128, swiglu_limit=7.0, tie_word_embeddings=False,
+  transformers_version='4.55.0.dev0', use_cache=True, vocab_size=201088)
+
 PUBLISHED = {
+  'openai/gpt-oss-20b': (GPT_OSS_ENTRIES, presets.gpt_oss_20b()),
+  'openai/gpt-oss-120b': (GPT_OSS_ENTRIES | dict(
+    layer_types=['sliding_attention', 'full_attention'] * 18, num_hidden_layers=36, num_local_experts=128),
+    presets.gpt_oss_120b()),
   'EleutherAI/pythia-70m': (PYTHIA_ENTRIES, presets.pythia_70m()),
   'EleutherAI/gpt-neox-20b': (NEOX_ENTRIES, presets.gpt_neox_20b()),
   'openai-community/openai-gpt': (GPT_ENTRIES, presets.gpt1_117m(dropout=0.1)),
@@ -256,7 +275,7 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('llama', dict(rope_scaling=dict(type='default'), rope_parameters=dict(rope_type='linear', factor=2.0)),
    'rope_parameters'),
   ('llama', dict(rope_parameters=dict(rope_type='yarn', factor=2.0, original_max_position_embeddings=9,
-                                      truncate=False)), 'rope_parameters'),
+                                      truncate='no')), r'rope_parameters\.truncate'),
   ('llama', dict(rope_parameters=dict(rope_type='llama3', rope_theta=5e5, factor=8.0)),
    r'rope_parameters\.original_max_position_embeddings'),
   ('llama', dict(rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.5)), 'rope_parameters'),
@@ -278,6 +297,14 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('gpt2', dict(add_cross_attention=True), 'add_cross_attention'),
   ('gpt2', dict(attn_pdrop=0.2), 'attn_pdrop'),
   ('openai-gpt', dict(afn='gelu_new'), 'afn'),
+  ('gpt_oss', dict(quantization_config=dict(quant_method='gptq')), 'quantization_config'),
+  ('gpt_oss', dict(experts_per_token=3), 'experts_per_token'),
+  ('gpt_oss', dict(initial_context_length=8192), 'initial_context_length'),
+  ('gpt_oss', dict(layer_types=['full_attention']), 'layer_types'),
+  ('gpt_oss', dict(swiglu_limit=0), 'limit'),
+  ('gpt_oss', dict(num_experts=4), 'num_experts'),
+  ('gpt_oss', dict(rope_scaling=dict(type='longrope', factor=2.0)), 'rope_scaling'),
+  ('mixtral', dict(quantization_config=dict(quant_method='mxfp4')), 'quantization_config'),
   ('gpt_neox', dict(rotary_pct=0), 'rotary_pct'),
   ('gpt_neox', dict(rotary_pct=0.01), 'rotary_pct'),
   ('gpt_neox', dict(rotary_pct=1.5), 'rotary_pct'),
@@ -324,6 +351,7 @@ def test_unsupported_entries_are_refused(model_type, entries, names):
 
 LLAMA, GPT2, GEMMA2 = presets.llama(32, 2, 4), presets.gpt2(32, 2, 4), presets.gemma2(32, 2, 4, 2, 64, head_dim=8)
 NEOX = presets.gpt_neox(32, 2, 4)
+GPT_OSS = presets.gpt_oss(32, 2, 4, 2, 64, num_experts=4, head_dim=8)
 MIXTRAL = presets.mixtral(32, 2, 4, 2, 64, num_experts=4, top_k=2)
 
 
@@ -352,6 +380,13 @@ def with_feed_forward(config, **changes):
   (dataclasses.replace(NEOX, pattern=(*NEOX.pattern, in_sequence(NEOX.pattern[0]))),
    'model.pattern[1]'),
   (with_attention(LLAMA, rotary_dim=4), 'model.pattern[0].attention.rotary_dim'),
+  (with_attention(LLAMA, sinks=True), 'model.pattern[0].feed_forward'),
+  (with_feed_forward(MIXTRAL, router=arch.SoftmaxRouter(bias=True)), 'model.pattern[0].feed_forward.router.bias'),
+  (with_feed_forward(MIXTRAL, expert=arch.ClampedGLU(64)), 'model.pattern[0].feed_forward.expert'),
+  (with_feed_forward(MIXTRAL, expert=arch.GLU(64, bias=True)), 'model.pattern[0].feed_forward.expert.bias'),
+  (with_feed_forward(GPT_OSS, expert=arch.ClampedGLU(64)), 'model.pattern[0].feed_forward.expert.bias'),
+  (with_feed_forward(GPT_OSS, router=arch.SoftmaxRouter()), 'model.pattern[0].feed_forward.router.bias'),
+  (with_attention(GPT_OSS, rotary_dim=4), 'model.pattern[0].attention.rotary_dim'),
   (dataclasses.replace(LLAMA, norm=arch.RMSNorm(1e-3)), 'model.norm.eps'),
   (dataclasses.replace(LLAMA, dropout=0.1), 'model.dropout'),
   (dataclasses.replace(LLAMA, embedding_scale=2.0), 'model.embedding_scale'),

@@ -385,6 +385,36 @@ def test_published_templates(name, tmp_path):
     assert all(message['content'].split()[-1] in learnt for message in messages[1::2])
 
 
+HARMONY_TOOLS = [{'type': 'function', 'function': {'name': 'add', 'description': 'Adds.', 'parameters': {
+  'type': 'object', 'properties': {'a': {'type': 'number', 'description': 'first'}}, 'required': ['a']}}}]
+CALL = {'type': 'function', 'function': {'name': 'add', 'arguments': {'a': 1}}}
+
+
+def test_harmony_with_instructions_tools_and_channels(tmp_path):
+  """gpt-oss: thoughts in a channel of their own, a call of a tool and its answer. Ids are transformers'. Thoughts that
+  the template leaves out of earlier turns cannot be learnt, which is said; with marks the rest of such turns is."""
+  ours, theirs = open_published('gptoss', tmp_path / 'plain')
+  question = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'one and two?'}]
+  answered = [*question, {'role': 'assistant', 'thinking': 'add them', 'content': 'Three.'}]
+  ids, counts = chat_templates.render(answered, 'model', ours)
+  assert ids.tolist() == applied(theirs, answered)
+  assert ours.decode(ids[counts]) == (
+    '<|channel|>analysis<|message|>add them<|end|><|start|>assistant<|channel|>final<|message|>Three.<|return|>')
+
+  called = [*question, {'role': 'assistant', 'thinking': 'add them', 'tool_calls': [CALL]},
+            {'role': 'tool', 'content': '3'}]
+  prompt = chat_templates.prompt_ids(called, 'model', ours, HARMONY_TOOLS).tolist()
+  assert prompt == applied(theirs, called, tools=HARMONY_TOOLS, add_generation_prompt=True)
+  whole = [*called, {'role': 'assistant', 'thinking': 'easy', 'content': 'Three.'}]
+  with pytest.raises(ConfigError, match=r'^messages\[2\] = .*does not write this answer.*put {% generation %} marks'):
+    chat_templates.render(whole, 'model', ours, tools=HARMONY_TOOLS)
+  ours, theirs = open_published('gptoss_training', tmp_path / 'marked')
+  ids, counts = chat_templates.render(whole, 'model', ours, tools=HARMONY_TOOLS)
+  assert ids.tolist() == applied(theirs, whole, tools=HARMONY_TOOLS)
+  learnt = ours.decode(ids[counts])
+  assert 'functions.add' in learnt and learnt.endswith('Three.<|return|>') and 'one and two?' not in learnt
+
+
 @pytest.mark.parametrize('name', ('llama3', 'gemma3', 'qwen3_instruct_2507', 'cohere2'))
 def test_turns_that_are_found_are_those_that_trl_marks(name, tmp_path):
   """TRL has the same templates with {% generation %} marks, some of which take in a line break behind a turn."""

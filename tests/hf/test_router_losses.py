@@ -71,6 +71,18 @@ def test_the_balance_loss_is_over_all_layers(layers, experts, chosen, unroll, tm
     np.testing.assert_allclose(got[name], theirs[name], atol=1e-4 * np.abs(theirs[name]).max())
 
 
+@pytest.mark.parametrize('stated', [True, False])
+def test_gpt_oss_balances_as_the_file_says(stated, tmp_path):
+  """Its weights are those over the chosen, and its balance is by the probabilities of all experts."""
+  model = hf_models.make(hf_models.gpt_oss(router_aux_loss_coef=0.9, output_router_logits=stated))
+  model.save_pretrained(tmp_path)
+  architecture, params = hf.load_pretrained(tmp_path)
+  batch = hf_models.batch()
+  want = added_by_theirs(model, batch)
+  assert (want > 0.5) == stated
+  np.testing.assert_allclose(added(architecture.as_trained, params, batch), want, rtol=2e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize('stated', [False, None])
 def test_training_adds_nothing_where_the_file_says_so(stated, tmp_path):
   model = save(tmp_path, router_aux_loss_coef=0.02)

@@ -12,9 +12,11 @@ from llm_jax.config.model.architecture import (
   Architecture,
   Attention,
   Block,
+  ClampedGLU,
   LatentAttention,
   LayerNorm,
   LearnedPositions,
+  MixtureOfExperts,
   NoPositions,
   OutputNormBlock,
   ParallelBlock,
@@ -23,6 +25,7 @@ from llm_jax.config.model.architecture import (
   RoPE,
   SandwichBlock,
   SinusoidalPositions,
+  SoftmaxRouter,
   ZeroCenteredRMSNorm,
 )
 from llm_jax.config.model.attention import FullWidthNorm
@@ -50,6 +53,8 @@ GEMMA = SandwichBlock(Attention(4, 2, head_dim=6, soft_cap=2.0, scale=0.5), GLU(
 LATENT = Block(LatentAttention(4, kv_rank=12, nope_dim=6, rope_dim=4, v_dim=5, q_rank=10), GLU(48), RMSNorm())
 OUTPUT = OutputNormBlock(Attention(4, 2, bias=True, out_bias=False, qk_norm=FullWidthNorm()), GLU(48), RMSNorm())
 PARALLEL = ParallelBlock(Attention(4, 2, bias=True, rotary_dim=2), MLP(48, bias=True), LayerNorm())
+SINKS = Block(Attention(4, 2, bias=True, sinks=True),
+              MixtureOfExperts(4, 2, ClampedGLU(12, limit=0.5, bias=True), SoftmaxRouter(bias=True)), RMSNorm())
 POST = PostNormBlock(Attention(2), MLP(48, bias=True), LayerNorm())
 
 DECODERS = {
@@ -62,6 +67,7 @@ DECODERS = {
     'output-norm, own positions': decoder(
       (windowed(turned(OUTPUT, RoPE(500.0))), turned(OUTPUT, NoPositions()), OUTPUT), 3),
     'parallel': decoder((PARALLEL, windowed(PARALLEL)), 3, prefix=(PARALLEL,), norm=LayerNorm()),
+    'sinks': decoder((windowed(SINKS), SINKS)),
     'latent': decoder((LATENT,)),
     'everything': decoder((LATENT, windowed(LLAMA)), 3, prefix=(LLAMA,)),
 }

@@ -14,8 +14,11 @@ def close(got, want, tolerance=1e-6, scale=None):
   assert np.abs(got - want).max() <= tolerance * (np.abs(want).max() if scale is None else scale)
 
 
-def torch_attention(q, k, v, segments=None, dy=None, window=None, soft_cap=None, scale=None):
-  """float64, all scores at once: the result and, with dy, the gradients in q, k and v."""
+def torch_attention(q, k, v, segments=None, dy=None, window=None, soft_cap=None, scale=None, sinks=None):
+  """float64, all scores at once: the result and, with dy, the gradients in q, k, v and the sinks, where there are some.
+
+  As gpt-oss in transformers does it: the sinks are one more column of scores, which is dropped after the softmax.
+  """
   q, k, v = (torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in (q, k, v))
   T, repeats = q.shape[1], q.shape[2] // k.shape[2]
   keys, values = (a.repeat_interleave(repeats, dim=2) for a in (k, v))
@@ -27,10 +30,18 @@ def torch_attention(q, k, v, segments=None, dy=None, window=None, soft_cap=None,
   if segments is not None:
     segments = torch.tensor(segments)
     mask = mask & (segments[:, :, None] == segments[:, None])[:, None]
-  y = torch.einsum('bhts,bshk->bthk', scores.masked_fill(~mask, -torch.inf).softmax(-1), values)
+  scores = scores.masked_fill(~mask, -torch.inf)
+  inputs = [q, k, v]
+  if sinks is not None:
+    sinks = torch.tensor(np.asarray(sinks, np.float64), requires_grad=True)
+    inputs.append(sinks)
+    column = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+    scores = torch.cat([scores, column], -1)
+  weights = scores.softmax(-1)[..., :T]
+  y = torch.einsum('bhts,bshk->bthk', weights, values)
   if dy is None:
     return y.detach()
-  return [y.detach(), *torch.autograd.grad(y, (q, k, v), torch.tensor(np.asarray(dy, np.float64)))]
+  return [y.detach(), *torch.autograd.grad(y, inputs, torch.tensor(np.asarray(dy, np.float64)))]
 
 
 def packed(B, T):

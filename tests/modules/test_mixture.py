@@ -6,15 +6,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import DeepseekV3Config, MixtralConfig
+from transformers import DeepseekV3Config, GptOssConfig, MixtralConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
 
 from llm_jax import paths
-from llm_jax.config.model.architecture import GLU, MLP, MixtureOfExperts, SigmoidRouter, SoftmaxRouter
+from llm_jax.config.model.architecture import (
+  GLU,
+  MLP,
+  ClampedGLU,
+  MixtureOfExperts,
+  SigmoidRouter,
+  SoftmaxRouter,
+)
 from llm_jax.modules import mixture
 from llm_jax.modules.execution import Execution
-from llm_jax.modules.feed_forward import ACTIVATIONS
+from llm_jax.modules.feed_forward import inner
 from llm_jax.modules.kernels.experts import combine, dispatch, grouped_linear, sort_rows
 from llm_jax.modules.layer_inputs import LayerInputs
 
@@ -22,6 +30,8 @@ B, T, D, F, E = 3, 12, 16, 24, 8
 KERNELS = pytest.mark.parametrize('kernels', ('cpu', 'xla'))
 SOFTMAX = MixtureOfExperts(E, 2, GLU(F), SoftmaxRouter(0.02, 0.003))
 SIGMOID = MixtureOfExperts(E, 3, GLU(F), SigmoidRouter(groups=4, top_groups=2, scale=2.5), shared=GLU(20))
+BIASED = MixtureOfExperts(E, 3, ClampedGLU(F, limit=0.4, bias=True), SoftmaxRouter(bias=True),
+                          shared=MLP(20, bias=True))
 PLAIN = MixtureOfExperts(E, 2, MLP(F, 'relu'), SigmoidRouter())
 # Two documents and padding in the first row, padding alone in the last.
 SEGMENTS = np.array([[1] * 5 + [2] * 4 + [0] * 3, [1] * T, [0] * T], np.int32)
@@ -107,10 +117,31 @@ def test_deepseek(kernels):
   assert (compiled(SIGMOID, kernels)(unbiased, inputs(), np.ones_like(SEGMENTS))[1].load_E != routing.load_E).any()
 
 
+@KERNELS
+def test_gpt_oss(kernels):
+  """Biases, the clamped SwiGLU at values that are cut, and the softmax over the chosen."""
+  expert = ClampedGLU(F, limit=0.6, alpha=1.5, bias=True)
+  ours = MixtureOfExperts(E, 4, expert, SoftmaxRouter(bias=True))
+  block = GptOssMLP(GptOssConfig(hidden_size=D, intermediate_size=F, num_local_experts=E, num_experts_per_tok=4,
+                                 swiglu_limit=0.6, swiglu_alpha=1.5))
+  tree = params(ours)
+  with torch.no_grad():
+    for leaf in ('w', 'b'):
+      gate, up = (torch.tensor(tree['experts'][name][leaf]) for name in ('gate', 'up'))
+      target = block.experts.gate_up_proj if leaf == 'w' else block.experts.gate_up_proj_bias
+      target.copy_(torch.stack([gate, up], -1).flatten(-2))
+    block.experts.down_proj.copy_(torch.tensor(tree['experts']['down']['w']))
+    block.experts.down_proj_bias.copy_(torch.tensor(tree['experts']['down']['b']))
+    block.router.weight.copy_(torch.tensor(tree['router']['w'].T))
+    block.router.bias.copy_(torch.tensor(tree['router']['b']))
+    want, _ = block(torch.tensor(inputs()))
+  np.testing.assert_allclose(run(ours, kernels, np.ones_like(SEGMENTS))[0], want, rtol=0, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ loops
 def dense(config, tree, x, segments):
   """Every expert on every token, then the chosen ones' sum."""
-  logits = x @ tree['router']['w']
+  logits = x @ tree['router']['w'] + tree['router'].get('b', 0)
   if isinstance(config.router, SoftmaxRouter):
     score = choose = jax.nn.softmax(logits)
   else:
@@ -123,21 +154,21 @@ def dense(config, tree, x, segments):
   score = jnp.where(choose >= jnp.sort(choose)[..., -config.top_k, None], score, 0)
   weight = score / score.sum(-1, keepdims=True) * getattr(config.router, 'scale', 1)
   weight = jnp.where(segments[..., None] > 0, weight, 0)
-  act = ACTIVATIONS[config.expert.activation]
-  weights = {name: tree['experts'][name]['w'] for name in tree['experts']}
 
-  def expert_ffn(leaves, x):
-    up = x @ leaves['up']
-    return (act(x @ leaves['gate']) * up if 'gate' in leaves else act(up)) @ leaves['down']
-  y = sum(weight[..., e, None] * expert_ffn({name: w[e] for name, w in weights.items()}, x) for e in range(E))
-  return y + (expert_ffn({name: leaf['w'] for name, leaf in tree['shared'].items()}, x) if 'shared' in tree else 0)
+  def expert_ffn(part, leaves, x):
+    names, f = inner(part)
+    project = lambda name, x: x @ leaves[name]['w'] + leaves[name].get('b', 0)
+    return project('down', f(*(project(name, x) for name in names)))
+  y = sum(weight[..., e, None] * expert_ffn(config.expert, jax.tree.map(lambda leaf: leaf[e], tree['experts']), x)  # noqa: B023
+          for e in range(E))
+  return y + (expert_ffn(config.shared, tree['shared'], x) if 'shared' in tree else 0)
 
 
-LAYERS = {'softmax': SOFTMAX, 'sigmoid': SIGMOID, 'mlp': PLAIN}
+LAYERS = {'softmax': SOFTMAX, 'sigmoid': SIGMOID, 'mlp': PLAIN, 'biases': BIASED}
 
 
 @pytest.mark.parametrize('name, kernels', [
-  ('softmax', 'cpu'), ('sigmoid', 'cpu'), ('sigmoid', 'xla'), ('mlp', 'xla'),
+  ('softmax', 'cpu'), ('sigmoid', 'cpu'), ('sigmoid', 'xla'), ('mlp', 'xla'), ('biases', 'cpu'), ('biases', 'xla'),
   pytest.param('softmax', 'xla', marks=pytest.mark.slow), pytest.param('mlp', 'cpu', marks=pytest.mark.slow)])
 def test_dropless_is_dense(name, kernels):
   """Values and all gradients, padding included."""

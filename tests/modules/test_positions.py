@@ -38,6 +38,9 @@ CASES = {  # ours, theta, transformers' rope_parameters
   'yarn of DeepSeek-V3': (YaRNScaling(40.0, 4096, attention_factor=1.0), 10_000.0, {
     'rope_type': 'yarn', 'factor': 40.0, 'original_max_position_embeddings': 4096, 'beta_fast': 32, 'beta_slow': 1,
     'mscale': 1.0, 'mscale_all_dim': 1.0}),
+  'yarn of gpt-oss': (YaRNScaling(32.0, 4096, truncate=False), 150_000.0, {
+    'rope_type': 'yarn', 'factor': 32.0, 'original_max_position_embeddings': 4096, 'beta_fast': 32.0, 'beta_slow': 1.0,
+    'truncate': False}),
   'yarn by 1': (YaRNScaling(1.0, 4096), 10_000.0, {
     'rope_type': 'yarn', 'factor': 1.0, 'original_max_position_embeddings': 4096}),
 }

@@ -20,6 +20,7 @@ from llm_jax.config.model.architecture import (
 )
 from llm_jax.config.optimizers import AdamW, Muon
 from llm_jax.config.schedules import Constant
+from llm_jax.matrices import matrix_of
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.loss import Loss
 from llm_jax.objectives.protocol import Objective
@@ -156,6 +157,20 @@ def test_muon_of_experts_latents_and_further_tokens():
   want = dict(paths.leaves(adamw.update(grads, adamw.init(params), params)[0]))
   for path in ('blocks/block_0/feed_forward/router/w', 'blocks/block_0/feed_forward/balance/bias'):
     np.testing.assert_allclose(updates[path], want[path], rtol=1e-5)
+
+
+def test_muon_of_gpt_oss():
+  """Matrices of attention and experts are orthogonalised; sinks, biases and the router are AdamW's, and only weights
+  decay."""
+  params = init(presets.gpt_oss(32, 2, 4, 2, 24, num_experts=3, top_k=2, vocab_size=33))
+  of_muon = {path for path, _ in paths.leaves(params) if matrix_of(path)}
+  decayed = {path for path, each in paths.leaves(decay_mask(params)) if each}
+  blocks = {f'blocks/block_{i}/{part}/w' for i in (0, 1) for part in (
+    'attention/query', 'attention/key', 'attention/value', 'attention/out', 'feed_forward/experts/gate',
+    'feed_forward/experts/up', 'feed_forward/experts/down')}
+  assert of_muon == blocks
+  assert decayed == blocks | {f'blocks/block_{i}/feed_forward/router/w' for i in (0, 1)} | {'embedding/w', 'head/w'}
+  assert 'blocks/block_0/attention/sinks/logit' in dict(paths.leaves(params))
 
 
 def test_muons_first_step_is_torchs():

@@ -16,6 +16,7 @@ from llm_jax.config.model.architecture import (
   Architecture,
   Attention,
   Block,
+  ClampedGLU,
   LatentAttention,
   MixtureOfExperts,
   RMSNorm,
@@ -40,7 +41,9 @@ from llm_jax.train.step import make_train_step
 VOCAB, B, T, D, F, E = 64, 8, 12, 16, 24, 8
 LATENT = LatentAttention(2, 8, 6, 4, 8, q_rank=12)
 SIGMOID = Block(Attention(2), MixtureOfExperts(E, 3, GLU(F), SigmoidRouter(4, 2), GLU(12)), RMSNorm())
-SOFTMAX = Block(LATENT, MixtureOfExperts(E, 2, GLU(F), SoftmaxRouter(0.1, 0.1), capacity_factor=1.0), RMSNorm())
+BIASED = ClampedGLU(F, limit=0.5, bias=True)
+ROUTER = SoftmaxRouter(0.1, 0.1, bias=True)
+SOFTMAX = Block(LATENT, MixtureOfExperts(E, 2, BIASED, ROUTER, capacity_factor=1.0), RMSNorm())
 MODEL = Architecture(VOCAB, D, 3, prefix=(SOFTMAX,), pattern=(SIGMOID,), positions=RoPE(), norm=RMSNorm(),
                      tied_head=False, multi_token=(SIGMOID,))
 TRUNK = dataclasses.replace(MODEL, multi_token=())
@@ -114,7 +117,9 @@ def test_parameters_are_split():
   spec = {path.removeprefix('prefix_0/'): tuple(s.spec) for path, s in found.items() if path.startswith('prefix_0')}
   assert spec['feed_forward/experts/gate/w'] == ('expert', 'fsdp', 'tensor')
   assert spec['feed_forward/experts/down/w'] == ('expert', 'tensor', 'fsdp')
-  assert spec['feed_forward/router/w'] == ('fsdp', None)
+  assert spec['feed_forward/experts/up/b'] == ('expert', 'tensor')
+  assert spec['feed_forward/experts/down/b'] == ('expert', None)
+  assert spec['feed_forward/router/w'] == ('fsdp', None) and spec['feed_forward/router/b'] == (None,)
   assert spec['attention/query_down/w'] == ('fsdp', None) and spec['attention/kv_down/w'] == ('fsdp', None)
   assert spec['attention/query_up/w'] == spec['attention/value_up/w'] == ('fsdp', 'tensor', None)
   assert spec['attention/key_rotary/w'] == ('fsdp', None) and spec['attention/kv_norm/scale'] == (None,)

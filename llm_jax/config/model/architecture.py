@@ -10,6 +10,8 @@ from llm_jax.config.model.feed_forward import (
   ACTIVATIONS,
   GLU,
   MLP,
+  ClampedGLU,
+  Dense,
   FeedForward,
   MixtureOfExperts,
   Router,
@@ -31,11 +33,11 @@ from llm_jax.config.model.positions import (
 )
 
 __all__ = [
-  'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'FeedForward', 'GLU',
-  'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP', 'MixtureOfExperts',
-  'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'ParallelBlock', 'Positions', 'PostNormBlock',
-  'RMSNorm', 'RoPE', 'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter', 'SinusoidalPositions', 'SoftmaxRouter',
-  'YaRNScaling', 'ZeroCenteredRMSNorm',
+  'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'ClampedGLU', 'Dense', 'FeedForward',
+  'GLU', 'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP',
+  'MixtureOfExperts', 'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'ParallelBlock',
+  'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE', 'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter',
+  'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling', 'ZeroCenteredRMSNorm',
 ]
 
 

@@ -47,6 +47,8 @@ class Attention:
   qk_norm: how queries and keys are normalised before rotary positions turn them; None means not at all.
   positions: rotary positions of this layer in place of the model's, or none at all; None means the model's.
   rotary_dim: how many numbers at the beginning of a head rotary positions turn; None means all (GPT-NeoX, 2.1.1).
+  sinks: whether each query head has a learned score of its own beside those of the keys. It takes weight from them and
+    gives nothing, so a head may look at nothing (gpt-oss, OpenAI 2025, section 2.3).
   """
   num_heads: int
   num_kv_heads: int | None = None
@@ -59,6 +61,7 @@ class Attention:
   qk_norm: QKNorm | None = None
   positions: RoPE | NoPositions | None = None
   rotary_dim: int | None = None
+  sinks: bool = False
 
   def __post_init__(self):
     require(self.num_heads > 0, 'num_heads', self.num_heads, 'use at least one head')

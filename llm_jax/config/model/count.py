@@ -6,6 +6,7 @@ from llm_jax.config.model.architecture import (
   AnyBlock,
   Architecture,
   Attention,
+  ClampedGLU,
   FeedForward,
   LatentAttention,
   LayerNorm,
@@ -13,7 +14,7 @@ from llm_jax.config.model.architecture import (
   MixtureOfExperts,
   Norm,
   SandwichBlock,
-  SigmoidRouter,
+  SoftmaxRouter,
 )
 from llm_jax.config.model.attention import FullWidthNorm, PerHeadNorm
 
@@ -98,7 +99,8 @@ def _attention(attention: AnyAttention, d_model: int) -> int:
       query = attention.num_heads * attention.head_size(d_model)
       key_value = 2 * attention.kv_heads * attention.head_size(d_model)
       biases = (query + key_value if attention.bias else 0) + (d_model if attention.has_out_bias else 0)
-      return d_model * (2 * query + key_value) + biases + _qk_norm(attention, d_model)
+      sinks = attention.num_heads if attention.sinks else 0
+      return d_model * (2 * query + key_value) + biases + sinks + _qk_norm(attention, d_model)
     case LatentAttention(num_heads=heads, kv_rank=kv_rank, q_rank=q_rank, nope_dim=nope, rope_dim=rope, v_dim=v):
       query = heads * (nope + rope)
       queries = d_model * query if q_rank is None else q_rank * (d_model + query) + _norm(attention.norm, q_rank)
@@ -119,12 +121,12 @@ def _qk_norm(attention: Attention, d_model: int) -> int:
 
 def _feed_forward(feed_forward: FeedForward, d_model: int, active: bool) -> int:
   match feed_forward:
-    case MLP() | GLU():
+    case MLP() | GLU() | ClampedGLU():
       width = feed_forward.width(d_model)
-      inward = 2 if isinstance(feed_forward, GLU) else 1
+      inward = 1 if isinstance(feed_forward, MLP) else 2
       return (inward + 1) * d_model * width + (inward * width + d_model if feed_forward.bias else 0)
     case MixtureOfExperts(num_experts=experts, top_k=top_k, expert=expert, shared=shared, router=router):
-      balance = experts if isinstance(router, SigmoidRouter) else 0
+      has_bias = router.bias if isinstance(router, SoftmaxRouter) else True
       routed = (top_k if active else experts) * _feed_forward(expert, d_model, active)
       always = 0 if shared is None else _feed_forward(shared, d_model, active)
-      return d_model * experts + balance + routed + always
+      return d_model * experts + (experts if has_bias else 0) + routed + always

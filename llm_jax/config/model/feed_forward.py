@@ -51,6 +51,31 @@ class GLU:
 
 
 @dataclasses.dataclass(frozen=True)
+class ClampedGLU:
+  """down((up + 1) * gate * sigmoid(alpha gate)), with gate at most `limit` and up between -limit and limit: the SwiGLU
+  of gpt-oss (OpenAI 2025, section 2.2, and its code).
+
+  d_ff: width before down; None means 8/3 d_model rounded up to a multiple of 256, as in `GLU`.
+  limit: where gate and up are cut.
+  alpha: factor inside of the sigmoid; with 1.702 it is close to GELU's.
+  bias: whether the projections have one.
+  """
+  d_ff: int | None = None
+  limit: float = 7.0
+  alpha: float = 1.702
+  bias: bool = False
+
+  def __post_init__(self):
+    require_sizes(self, 'd_ff', 'limit', 'alpha')
+
+  def width(self, d_model: int) -> int:
+    return self.d_ff or 256 * math.ceil(8 * d_model / 3 / 256)
+
+
+Dense = MLP | GLU | ClampedGLU
+
+
+@dataclasses.dataclass(frozen=True)
 class SoftmaxRouter:
   """The top_k experts of softmax(router x), weighted by their probabilities over the chosen (Mixtral, section 2.1).
 
@@ -59,6 +84,7 @@ class SoftmaxRouter:
   layers_together: whether the balance loss is one over the tokens of all layers, not a sum over the layers.
   balance_over: the tokens that the balance loss is about: 'microbatch', or 'step' for all that a step learns from.
   in_training: whether a run adds the router's losses; an objective that is called directly always does.
+  bias: whether the router's map has one.
 
   Together, experts may be used unevenly in a layer where other layers make up for it. That is what a Mixtral's
   `router_aux_loss_coef` means to Hugging Face's `transformers`; a sum over n layers counts the weight n times.
@@ -71,6 +97,7 @@ class SoftmaxRouter:
   layers_together: bool = False
   balance_over: str = 'microbatch'
   in_training: bool = True
+  bias: bool = False
 
   def __post_init__(self):
     require_weights(self, 'balance_weight', 'z_weight')
@@ -127,15 +154,14 @@ class MixtureOfExperts:
   """
   num_experts: int
   top_k: int
-  expert: MLP | GLU
+  expert: Dense
   router: Router = SoftmaxRouter()
-  shared: MLP | GLU | None = None
+  shared: Dense | None = None
   capacity_factor: float | None = None
 
   def __post_init__(self):
     require(self.num_experts > 0, 'num_experts', self.num_experts, 'use a positive integer')
     require(0 < self.top_k <= self.num_experts, 'top_k', self.top_k, f'use 1 to num_experts={self.num_experts}')
-    require(not self.expert.bias, 'expert.bias', self.expert.bias, 'routed experts have none: use False')
     require(self.capacity_factor is None or self.capacity_factor > 0, 'capacity_factor', self.capacity_factor,
             'use a positive number, or None to drop no token')
     if isinstance(self.router, SigmoidRouter):
@@ -146,4 +172,4 @@ class MixtureOfExperts:
       require(self.top_k <= reachable, 'top_k', self.top_k, f'{top} of {groups} groups hold only {reachable} experts')
 
 
-FeedForward = MLP | GLU | MixtureOfExperts
+FeedForward = Dense | MixtureOfExperts

@@ -87,12 +87,14 @@ class YaRNScaling:
   beta_fast: dimensions with more turns are kept.
   beta_slow: dimensions with fewer turns are stretched in full.
   attention_factor: what cosines and sines are multiplied by; None means 0.1 ln(factor) + 1 (their equation 22).
+  truncate: whether the ends of the ramp are rounded to whole dimensions, as in their code (gpt-oss rounds none).
   """
   factor: float
   original_length: Tokens
   beta_fast: float = 32.0
   beta_slow: float = 1.0
   attention_factor: float | None = None
+  truncate: bool = True
 
   def __post_init__(self):
     _check_factor(self.factor)

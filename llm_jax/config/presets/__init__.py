@@ -34,6 +34,7 @@ from llm_jax.config.presets.gpt_neox import (
   pythia_160m,
   pythia_410m,
 )
+from llm_jax.config.presets.gpt_oss import gpt_oss, gpt_oss_20b, gpt_oss_120b
 from llm_jax.config.presets.llama import (
   code_llama_7b,
   code_llama_13b,
@@ -95,7 +96,7 @@ __all__ = [
   'olmo2', 'olmo2_1b', 'olmo2_7b', 'olmo2_13b', 'olmo2_32b',
   'gemma3', 'gemma3_1b', 'gemma3_4b', 'gemma3_12b', 'gemma3_27b',
   'qwen3', 'qwen3_0_6b', 'qwen3_1_7b', 'qwen3_4b', 'qwen3_8b', 'qwen3_14b', 'qwen3_32b',
-  'smollm3', 'smollm3_3b', 'olmo3', 'olmo3_7b', 'olmo3_32b',
+  'smollm3', 'smollm3_3b', 'gpt_oss', 'gpt_oss_20b', 'gpt_oss_120b', 'olmo3', 'olmo3_7b', 'olmo3_32b',
 ]
 
 # The printed rows, families in the order of their papers.

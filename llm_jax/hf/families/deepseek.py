@@ -102,7 +102,8 @@ def write(config: Architecture) -> dict[str, Any]:
   dense = [block.feed_forward for block in layers if isinstance(block.feed_forward, GLU)]
   require(bool(sparse), 'model.pattern[0].feed_forward', type(layers[0].feed_forward).__name__,
           'a deepseek_v3 model has a mixture of experts in its last layers, so this cannot be exported')
-  mixture, width = sparse[0], sparse[0].expert.width(config.d_model)
+  mixture, expert = sparse[0], expect_kind(sparse[0].expert, GLU, 'pattern[0].feed_forward.expert')
+  width = expert.width(config.d_model)
   router = expect_kind(mixture.router, SigmoidRouter, 'pattern[0].feed_forward.router')
   shared = expect_kind(mixture.shared, GLU, 'pattern[0].feed_forward.shared').width(config.d_model)
   return {
@@ -111,7 +112,7 @@ def write(config: Architecture) -> dict[str, Any]:
     'kv_lora_rank': attention.kv_rank, 'q_lora_rank': attention.q_rank, 'qk_nope_head_dim': attention.nope_dim,
     'qk_rope_head_dim': attention.rope_dim, 'v_head_dim': attention.v_dim, 'rope_interleave': True,
     'intermediate_size': dense[0].width(config.d_model) if dense else width, 'moe_intermediate_size': width,
-    'hidden_act': ACTIVATION_NAMES[mixture.expert.activation], 'n_routed_experts': mixture.num_experts,
+    'hidden_act': ACTIVATION_NAMES[expert.activation], 'n_routed_experts': mixture.num_experts,
     'n_shared_experts': max(1, shared // width), 'num_experts_per_tok': mixture.top_k, 'n_group': router.groups,
     'topk_group': router.top_groups, 'routed_scaling_factor': router.scale, 'norm_topk_prob': True,
     'num_nextn_predict_layers': len(config.multi_token), 'rms_norm_eps': layers[0].norm.eps}

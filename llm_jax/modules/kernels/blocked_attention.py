@@ -21,16 +21,17 @@ from llm_jax.modules.kernels.scores import MASKED, Scoring, same_segment
 BLOCK = 128  # queries computed at a time
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def blocked_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None,
-                      scoring: Scoring) -> jax.Array:
+                      sinks_H: jax.Array | None, scoring: Scoring) -> jax.Array:
   """`causal_attention` with the score's arguments in `scoring`."""
-  return _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, scoring)[0]
+  return _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H, scoring)[0]
 
 
-def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, scoring):
+def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H, scoring):
   B, T, H, _ = q_BTHK.shape
   G = k_BSGK.shape[2]
+  sinks_G1J1 = _sinks(sinks_H, G, accum_dtype(q_BTHK))
   k_BGSK = k_BSGK.swapaxes(1, 2)
   v_BGSK = v_BSGK.swapaxes(1, 2)
   v_BGKS = v_BSGK.transpose(0, 2, 3, 1)
@@ -40,17 +41,21 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, scoring):
   for block, keys in _blocks(T, scoring):
     s, _ = _scores(_queries(q_BTHK[:, block], G), k_BGSK[:, :, keys], segment_ids_BT, block, keys, scoring)
     top = s.max(2, keepdims=True)
+    if sinks_G1J1 is not None:
+      top = jnp.maximum(top, sinks_G1J1)
     p = jnp.exp(s - top)
     total = p.sum(2, keepdims=True)
+    if sinks_G1J1 is not None:
+      total += jnp.exp(sinks_G1J1 - top)
     lse.append(top + jnp.log(total))
     # Keys and values have S last here: XLA then calls YNNPACK, which is twice as fast as Eigen, used for S first.
     out_BGKQ = _dot(v_BGKS[:, :, :, keys], _flat(p.astype(v_BGSK.dtype)), (3, 2), p.dtype) / _flat(total)
     out_BTHK = out_BTHK.at[:, block].set(_tokens(out_BGKQ.astype(v_BGSK.dtype), block))
-  return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse)
+  return out_BTHK, (q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, sinks_H, out_BTHK, lse)
 
 
 def _backward(scoring, saved, d_BTHK):
-  q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, out_BTHK, lse = saved
+  q_BTHK, k_BGSK, v_BGSK, segment_ids_BT, sinks_H, out_BTHK, lse = saved
   G = k_BGSK.shape[1]
   dtype, sum_dtype = q_BTHK.dtype, accum_dtype(d_BTHK)
   delta_BTH1 = (d_BTHK.astype(sum_dtype) * out_BTHK).sum(-1, keepdims=True)
@@ -61,6 +66,8 @@ def _backward(scoring, saved, d_BTHK):
   dq = []
   dk = jnp.zeros_like(k_BGSK, sum_dtype)
   dv = jnp.zeros_like(v_BGSK, sum_dtype)
+  sinks_G1J1 = _sinks(sinks_H, G, sum_dtype)
+  dsinks = None if sinks_G1J1 is None else jnp.zeros_like(sinks_G1J1)
   for (block, keys), lse_BG1JT in zip(_blocks(q_BTHK.shape[1], scoring), lse, strict=True):
     k, v = k_BGSK[:, :, keys], v_BGSK[:, :, keys]
     d = _queries(d_BTHK[:, block], G)
@@ -70,12 +77,15 @@ def _backward(scoring, saved, d_BTHK):
     delta = _queries(delta_BTH1[:, block], G).reshape(lse_BG1JT.shape)
     dp = _dot(v, d, (3, 3), accum_dtype(d)).reshape(p.shape)
     ds = p * (dp - delta) * derivative
+    if dsinks is not None:  # the value of a sink is 0
+      dsinks -= (jnp.exp(sinks_G1J1 - lse_BG1JT) * delta).sum((0, 4), keepdims=True)[0]
     p, ds = _flat(p.astype(dtype)), _flat(ds.astype(dtype))
     dv = dv.at[:, :, keys].add(_dot(p, d, (3, 2), dv.dtype))
     dk = dk.at[:, :, keys].add(_dot(ds, q, (3, 2), dk.dtype))
     dq.append(_tokens(_dot(k_BGKS[:, :, :, keys], ds, (3, 2)), block))
   dk, dv = (x.astype(dtype).swapaxes(1, 2) for x in (dk, dv))
-  return jnp.concatenate(dq, 1), dk, dv, None
+  dsinks_H = None if dsinks is None else dsinks.reshape(-1).astype(sinks_H.dtype)
+  return jnp.concatenate(dq, 1), dk, dv, None, dsinks_H
 
 
 blocked_attention.defvjp(_forward, _backward)
@@ -101,6 +111,11 @@ def _scores(q_BGQK, k_BGSK, segment_ids_BT, block, keys, scoring):
   if segment_ids_BT is not None:
     mask = mask & same_segment(segment_ids_BT[:, keys], segment_ids_BT[:, block])
   return jnp.where(mask[:, None, :, None], s_BGSJT, MASKED), scoring.derivative(s_BGSJT)
+
+
+def _sinks(sinks_H, G, dtype):
+  """[G, 1, J, 1], which broadcasts with the scores."""
+  return None if sinks_H is None else sinks_H.reshape(G, 1, -1, 1).astype(dtype)
 
 
 def _dot(a, b, contract, dtype=None):

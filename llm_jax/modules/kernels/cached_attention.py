@@ -6,14 +6,15 @@ Shapes: B batch, T time, S time of the keys, H query heads, G key/value heads, J
 import jax
 import jax.numpy as jnp
 
-from llm_jax.modules.kernels.scores import MASKED, Scoring
+from llm_jax.modules.kernels.scores import MASKED, Scoring, softmax
 
 BLOCK = 256  # queries computed at a time: bounds the scores of a long prompt to [B, H, BLOCK, S]
 
 
 def cached_attention(q_BTHK: jax.Array | tuple[jax.Array, ...], k_BGSK: jax.Array | tuple[jax.Array, ...],
                      v_BGSK: jax.Array, positions_BT: jax.Array, positions_BS: jax.Array, *, window: int | None = None,
-                     soft_cap: float | None = None, scale: float | None = None) -> jax.Array:
+                     soft_cap: float | None = None, scale: float | None = None,
+                     sinks_H: jax.Array | None = None) -> jax.Array:
   """Softmax attention in float32 over the entries whose positions are not later than the query's.
 
   Args:
@@ -25,6 +26,7 @@ def cached_attention(q_BTHK: jax.Array | tuple[jax.Array, ...], k_BGSK: jax.Arra
     window: how many positions a query sees, its own included; None means all.
     soft_cap: scores become soft_cap tanh(score / soft_cap).
     scale: factor of the scores; None means 1 / sqrt(K), with K the size of all parts together.
+    sinks_H: see `causal_attention`.
 
   Returns:
     [B, T, H, size of a value] in q's dtype. A query that sees no entry (padding) gets finite numbers.
@@ -43,7 +45,10 @@ def cached_attention(q_BTHK: jax.Array | tuple[jax.Array, ...], k_BGSK: jax.Arra
     visible_BTS = scoring.is_visible(positions_BT[..., None], positions_BS[:, None])
     visible_BQS = jnp.repeat(visible_BTS, H // G, axis=1)
     scores_BGQS = jnp.where(visible_BQS[:, None], scoring.scores(products), MASKED)
-    weights_BGQS = jax.nn.softmax(scores_BGQS, axis=-1).astype(v_BGSK.dtype)
+    sinks_GQ1 = None
+    if sinks_H is not None:
+      sinks_GQ1 = jnp.tile(sinks_H.reshape(G, H // G), (1, T))[..., None].astype(jnp.float32)
+    weights_BGQS = softmax(scores_BGQS, sinks_GQ1).astype(v_BGSK.dtype)
     y_BGQK = jnp.einsum('BGQS,BGSK->BGQK', weights_BGQS, v_BGSK)
     y_BTGJK = y_BGQK.reshape(B, G, T, H // G, -1).transpose(0, 2, 1, 3, 4)
     return y_BTGJK.reshape(B, T, H, -1).astype(queries[0].dtype)

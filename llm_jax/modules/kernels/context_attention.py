@@ -45,25 +45,27 @@ class Keys(NamedTuple):
 
 
 def context_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None,
-                      scoring: Scoring, split: ContextSplit) -> jax.Array:
+                      sinks_H: jax.Array | None, scoring: Scoring, split: ContextSplit) -> jax.Array:
   """`causal_attention` of rows in the order of `split.arrange`; the result is in that order too."""
-  def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
+  def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H):
     B, T, H, K = q_BTHK.shape
-    q_BGJTK = q_BTHK.reshape(B, T, k_BSGK.shape[2], -1, K).transpose(0, 2, 3, 1, 4)
+    G = k_BSGK.shape[2]
+    q_BGJTK = q_BTHK.reshape(B, T, G, -1, K).transpose(0, 2, 3, 1, 4)
+    sinks_GJ1 = None if sinks_H is None else sinks_H.reshape(G, -1, 1).astype(accum_dtype(q_BTHK))
     # Any, because the type of what a custom_vjp with options returns is lost on the way.
-    y_BGJTK: Any = _attend(q_BGJTK, k_BSGK, v_BSGK, segment_ids_BT, scoring, split)
+    y_BGJTK: Any = _attend(q_BGJTK, k_BSGK, v_BSGK, segment_ids_BT, sinks_GJ1, scoring, split)
     return y_BGJTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, -1)
 
-  return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, split)
+  return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H, split)
 
 
 # ------------------------------------------------------------------------------------------- on one device
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q_BGJTK, k_BSGK, v_BSGK, segments_BT, scoring, split):
-  return _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, scoring, split)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q_BGJTK, k_BSGK, v_BSGK, segments_BT, sinks_GJ1, scoring, split):
+  return _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, sinks_GJ1, scoring, split)[0]
 
 
-def _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, scoring, split):
+def _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, sinks_GJ1, scoring, split):
   queries = _chunks_of_queries(split, q_BGJTK, segments_BT)
 
   def attend_to(states, chunks_of_keys):
@@ -71,7 +73,7 @@ def _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, scoring, split):
       states = tuple(_softmax_over(scoring, chunk, keys, state) for chunk, state in zip(queries, states, strict=True))
     return states
 
-  states = tuple(_initial_state(chunk, v_BSGK) for chunk in queries)
+  states = tuple(_initial_state(chunk, v_BSGK, sinks_GJ1) for chunk in queries)
   if split.method == 'gather':
     states = attend_to(states, (_gathered(split, k_BSGK, v_BSGK, segments_BT),))
   else:
@@ -86,11 +88,11 @@ def _forward(q_BGJTK, k_BSGK, v_BSGK, segments_BT, scoring, split):
 
   out = jnp.concatenate([total / weight[..., None] for _, weight, total in states], axis=3).astype(q_BGJTK.dtype)
   lse = [top + jnp.log(weight) for top, weight, _ in states]
-  return out, (q_BGJTK, k_BSGK, v_BSGK, segments_BT, out, lse)
+  return out, (q_BGJTK, k_BSGK, v_BSGK, segments_BT, sinks_GJ1, out, lse)
 
 
 def _backward(scoring, split, saved, d_BGJTK):
-  q_BGJTK, k_BSGK, v_BSGK, segments_BT, out, lse = saved
+  q_BGJTK, k_BSGK, v_BSGK, segments_BT, sinks_GJ1, out, lse = saved
   queries = _chunks_of_queries(split, q_BGJTK, segments_BT)
   delta = jnp.split((d_BGJTK.astype(accum_dtype(out)) * out).sum(-1), 2, axis=-1)
   chunks = tuple(zip(queries, jnp.split(d_BGJTK, 2, axis=3), delta, lse, strict=True))
@@ -123,17 +125,25 @@ def _backward(scoring, split, saved, d_BGJTK):
     # After n steps the gradients are back at the device that holds their keys.
     (dqs, _, (dk, dv)), _ = jax.lax.scan(turn, carry, jnp.arange(split.devices))
   dq = jnp.concatenate(dqs, axis=3)
-  return dq.astype(q_BGJTK.dtype), dk.astype(k_BSGK.dtype), dv.astype(v_BSGK.dtype), None
+  dsinks_GJ1 = None
+  if sinks_GJ1 is not None:  # the value of a sink is 0
+    shares = (jnp.exp(sinks_GJ1 - lse) * delta for _, _, delta, lse in chunks)
+    dsinks_GJ1 = -sum(share.sum((0, 3))[..., None] for share in shares)
+  return dq.astype(q_BGJTK.dtype), dk.astype(k_BSGK.dtype), dv.astype(v_BSGK.dtype), None, dsinks_GJ1
 
 
 _attend.defvjp(_forward, _backward)
 
 
 # ------------------------------------------------------------------------------------- one chunk of queries, some keys
-def _initial_state(queries, v_BSGK):
-  """The largest score so far, the sum of exp(score - largest), and the sum of exp(score - largest) v."""
+def _initial_state(queries, v_BSGK, sinks_GJ1):
+  """The largest score so far, the sum of exp(score - largest), and the sum of exp(score - largest) v. Before all keys
+  there are only the sinks, whose value is 0."""
   shape, dtype = queries.q_BGJTK.shape[:-1], accum_dtype(v_BSGK)
-  return jnp.full(shape, MASKED, dtype), jnp.zeros(shape, dtype), jnp.zeros((*shape, v_BSGK.shape[-1]), dtype)
+  total = jnp.zeros((*shape, v_BSGK.shape[-1]), dtype)
+  if sinks_GJ1 is None:
+    return jnp.full(shape, MASKED, dtype), jnp.zeros(shape, dtype), total
+  return jnp.broadcast_to(sinks_GJ1.astype(dtype), shape), jnp.ones(shape, dtype), total
 
 
 def _softmax_over(scoring: Scoring, queries: Queries, keys: Keys, state):

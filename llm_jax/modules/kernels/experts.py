@@ -39,6 +39,28 @@ def sort_rows(key_A: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_vjp
+def rows_of(b_EF: jax.Array, expert_A: jax.Array) -> jax.Array:
+  """The row of each assignment's expert, [A, F], in b's dtype; zeros where the index is E.
+
+  Its derivative is a product with ones and zeros; automatic differentiation would make a scatter.
+  """
+  return b_EF.at[expert_A].get(mode='fill', fill_value=0)
+
+
+def _rows_of_forward(b_EF, expert_A):
+  return rows_of(b_EF, expert_A), (b_EF[:, :0], expert_A)
+
+
+def _rows_of_backward(saved, d_AF):
+  empty_E0, expert_A = saved
+  is_of_AE = (expert_A[:, None] == jnp.arange(len(empty_E0))).astype(d_AF.dtype)
+  return jnp.einsum('AE,AF->EF', is_of_AE, d_AF, precision=jax.lax.Precision.HIGHEST), None
+
+
+rows_of.defvjp(_rows_of_forward, _rows_of_backward)
+
+
+@jax.custom_vjp
 def dispatch(x_MD: jax.Array, order_A: jax.Array, inverse_A: jax.Array) -> jax.Array:
   """Copies each row once per chosen expert, in the order of `sort_rows`: x[order // X], [A, D].
 

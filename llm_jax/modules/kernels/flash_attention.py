@@ -5,6 +5,7 @@ causal mask and the window hide.
 
 Shapes: B batch, T time, S time of the keys, H query heads, G key/value heads, K head size.
 """
+import functools
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ BLOCKS = 512, 256, 128  # sizes of a block of queries and keys; the first that d
 
 
 def flash_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segment_ids_BT: jax.Array | None,
-                    scoring: Scoring) -> jax.Array:
+                    sinks_H: jax.Array | None, scoring: Scoring) -> jax.Array:
   """`causal_attention` with the score's arguments in `scoring`. Off TPU the kernel is interpreted, which is slow."""
-  def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT):
+  def attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H):
     T = q_BTHK.shape[1]
     # The kernel has no scale of its own, so the queries are scaled.
     scaled_BTHK = (q_BTHK.astype(accum_dtype(q_BTHK)) * scoring.scale).astype(q_BTHK.dtype)
@@ -30,14 +31,33 @@ def flash_attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, seg
     ids_BT = padded[3]
     ids = None if ids_BT is None else splash.SegmentIds(ids_BT, ids_BT)
     heads, length = q_BHTK.shape[1:3]
-    y_BHTK = jax.vmap(_kernel(heads, length, scoring))(q_BHTK, k_BGSK, v_BGSK, ids)
+    sinks_H = None if sinks_H is None else _with_own_dtype(sinks_H)
+    run = functools.partial(_kernel(heads, length, scoring), sinks=sinks_H)
+    y_BHTK = jax.vmap(run)(q_BHTK, k_BGSK, v_BGSK, ids)
     return y_BHTK.swapaxes(1, 2)[:, :T]
 
-  return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT)
+  return on_each_device(attend, q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H)
+
+
+@jax.custom_vjp
+def _with_own_dtype(x: jax.Array) -> jax.Array:
+  """x, whose gradient is cast to x's dtype: the kernel gives that of the sinks in the dtype of the queries."""
+  return x
+
+
+def _own_dtype_forward(x):
+  return x, x[:0]
+
+
+def _own_dtype_backward(empty, d):
+  return (d.astype(empty.dtype),)
+
+
+_with_own_dtype.defvjp(_own_dtype_forward, _own_dtype_backward)
 
 
 def _kernel(heads: int, length: int, scoring: Scoring) -> Any:
-  """A function of (q_HTK, k_GSK, v_GSK, segment ids) that returns [H, T, the values' head size]."""
+  """A function of (q_HTK, k_GSK, v_GSK, segment ids, sinks) that returns [H, T, the values' head size]."""
   shape = (length, length)
   block = next(size for size in BLOCKS if length % size == 0)
   if scoring.window is None:

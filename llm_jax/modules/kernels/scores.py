@@ -43,6 +43,15 @@ class Scoring(NamedTuple):
     return 0 if self.window is None else max(0, query - self.window + 1)
 
 
+def softmax(scores: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
+  """Over the last axis. `sinks`, of size 1 there, are scores that take weight and are not in the result."""
+  if sinks is None:
+    return jax.nn.softmax(scores, axis=-1)
+  top = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sinks))
+  weights = jnp.exp(scores - top)
+  return weights / (weights.sum(-1, keepdims=True) + jnp.exp(sinks - top))
+
+
 def same_segment(rows_BT: jax.Array, columns_BS: jax.Array) -> jax.Array:
   """bool [B, T, S]: whether two positions belong to one document."""
   return rows_BT[:, :, None] == columns_BS[:, None, :]

@@ -16,6 +16,7 @@ from llm_jax.config.model.architecture import (
   Architecture,
   Attention,
   Block,
+  ClampedGLU,
   LatentAttention,
   LayerNorm,
   LearnedPositions,
@@ -65,6 +66,7 @@ EXAMPLES = {type(example): example for example in (
   LatentAttention(num_heads=4, kv_rank=6, nope_dim=4, rope_dim=2, v_dim=5),
   MLP(24),
   GLU(24),
+  ClampedGLU(24),
   MixtureOfExperts(num_experts=4, top_k=2, expert=GLU(12)),
   SoftmaxRouter(),
   SigmoidRouter(groups=2, top_groups=2),
@@ -128,6 +130,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'qk_norm': Other(PerHeadNorm()),
     'positions': Other(NoPositions()),
     'rotary_dim': Other(4),
+    'sinks': Other(True),
   },
   **{qk_norm: {'norm': Other(LayerNorm(), DETAIL)} for qk_norm in (PerHeadNorm, FullWidthNorm)},
   LatentAttention: {
@@ -145,10 +148,16 @@ OTHERS: dict[type, dict[str, Other]] = {
     'activation': Other('relu'),
     'bias': Other(True),
   } for dense in (MLP, GLU)},
+  ClampedGLU: {
+    'd_ff': Other(20),
+    'limit': Other(3.0),
+    'alpha': Other(1.0, DETAIL),
+    'bias': Other(True),
+  },
   MixtureOfExperts: {
     'num_experts': Other(6),
     'top_k': Other(1),
-    'expert': Other(MLP(20)),
+    'expert': Other(MLP(20, bias=True)),
     'router': Other(SigmoidRouter()),
     'shared': Other(GLU(10, bias=True)),
     'capacity_factor': Other(1.5, TRAINING),
@@ -158,6 +167,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'layers_together': Other(True, TRAINING),
     'balance_over': Other('step', TRAINING),
     'in_training': Other(False, TRAINING),
+    'bias': Other(True),
     'z_weight': Other(0.5, TRAINING),
   },
   SigmoidRouter: {
@@ -189,6 +199,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'beta_fast': Other(8.0, DETAIL),
     'beta_slow': Other(2.0, DETAIL),
     'attention_factor': Other(1.5, DETAIL),
+    'truncate': Other(False, DETAIL),
   },
   NormalInit: {
     'std': Other(0.1, TRAINING),
@@ -210,7 +221,7 @@ def place(part: Any) -> Architecture:
       return place(dataclasses.replace(block, attention=part))
     case PerHeadNorm() | FullWidthNorm():
       return place(dataclasses.replace(EXAMPLES[Attention], qk_norm=part))
-    case MLP() | GLU() | MixtureOfExperts():
+    case MLP() | GLU() | ClampedGLU() | MixtureOfExperts():
       return place(dataclasses.replace(block, feed_forward=part))
     case SoftmaxRouter() | SigmoidRouter():
       return place(dataclasses.replace(experts, router=part))
