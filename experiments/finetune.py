@@ -6,10 +6,11 @@ python -m launch.convert --checkpoint=runs/finetune --to_hf=FOLDER-chat         
 All parameters are trained where the device's memory holds them, else LoRA or QLoRA is; one line says which and why.
 
 FOLDER holds config.json, *.safetensors and tokenizer.json, and chats.jsonl beside them ({"messages": [{"role",
-"content"}, ...]}; '--config.stages[0].data.sources[0].source.path=FILE' names another). A model that brings a chat
-template is trained on it; any other on 'plain', which asks nothing of the tokenizer. Of a model that has the special
-tokens of another, say so: '--config.stages[0].data.sources[0].source.template=llama3'. Sequences are as long as the
-model's positions are meant for, 1,024 tokens at most.
+"content"}, ...]}; '--config.stages[0].data.sources[0].source.path=FILE' names another). FOLDER may be the name of a
+model on the Hugging Face hub, such as Qwen/Qwen3-0.6B; then that flag names the conversations. A model that brings a
+chat template is trained on it; any other on 'plain', which asks nothing of the tokenizer. Of a model that has the
+special tokens of another, say so: '--config.stages[0].data.sources[0].source.template=llama3'. Sequences are as long as
+the model's positions are meant for, 1,024 tokens at most.
 """
 from llm_jax import hf
 from llm_jax.adapters.choose import choose_adapters

@@ -8,6 +8,8 @@
   python -m launch.convert --from_hf=DIR --adapter=PEFT --to_hf=NEW          merges an adapter of PEFT
   python -m launch.convert --from_hf=DIR --to=runs/gqa --num_kv_heads=8
   python -m launch.convert --from_hf=DIR --to_hf=NEW --vocab_size=32064   rows for tokens that were added
+  python -m launch.convert --from_hf=Qwen/Qwen3-0.6B --to=runs/qwen       from the Hugging Face hub
+  python -m launch.convert --checkpoint=runs/mine --push=OWNER/NAME       to it; --dry_run shows what would be written
 
 One source, one target, which must be new. Nothing is executed that a folder brings: pickles and code are refused.
 """
@@ -16,21 +18,28 @@ import dataclasses
 import math
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from launch import runtime
 from launch.errors import refuse, refusing
 from llm_jax.config.errors import require
+from llm_jax.config.hub_names import REPOSITORY, is_hub_name
+from llm_jax.config.packages import is_installed
+
+if TYPE_CHECKING:
+  from launch.convert_source import Model
 
 SOURCES = ('from_hf', 'from_meta', 'checkpoint')
-TARGETS = ('to', 'to_hf', 'to_meta', 'to_peft')
+TARGETS = ('to', 'to_hf', 'to_meta', 'to_peft', 'push')
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog='python -m launch.convert', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   folders = {
-    'from_hf': 'source: a Hugging Face folder with safetensors',
+    'from_hf': 'source: a Hugging Face folder with safetensors, or the name of a model on the hub',
     'from_meta': "source: params.json and consolidated*.safetensors, in Meta's layout",
     'checkpoint': 'source: the folder of a run',
     'to': 'target: the folder of a run',
@@ -41,6 +50,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   }
   for name, words in folders.items():
     parser.add_argument(f'--{name}', type=pathlib.Path, metavar='DIR', help=words)
+  parser.add_argument('--push', metavar='OWNER/NAME', help='target: a model on the Hugging Face hub, with a model card')
+  parser.add_argument('--private', action='store_true', help='--push: make a private repository where there is none')
+  parser.add_argument('--dry_run', action='store_true', help='--push: show the files and the card, and send nothing')
+  parser.add_argument('--revision', help='of --from_hf on the hub: branch, tag or commit; default: the newest commit')
   parser.add_argument('--stage', help='of the run; default: the last one that has a checkpoint')
   parser.add_argument('--step', type=int, help='of the run; default: the newest valid checkpoint')
   parser.add_argument('--merge', action='store_true', help='make the adapters of a stage part of the weights')
@@ -84,7 +97,8 @@ def convert(args: argparse.Namespace) -> None:
   if args.checkpoint is not None:
     model = convert_source.read_run(args.checkpoint, args.stage, args.step, args.merge)
   elif args.from_hf is not None:
-    model = convert_source.read_hf(args.from_hf)
+    from llm_jax.runtime.hub import model_folder
+    model = convert_source.read_hf(model_folder(args.from_hf, args.revision))
   else:
     model = convert_source.read_meta(args.from_meta)
   if args.adapter is not None:
@@ -101,17 +115,42 @@ def convert(args: argparse.Namespace) -> None:
     convert_target.write_run(args.to, model)
   elif args.to_hf is not None:
     convert_target.write_hf(args.to_hf, model, args.dtype, args.max_shard_gb)
+  elif args.push is not None:
+    push(args, model)
   else:
     convert_target.write_meta(args.to_meta, model, args.dtype)
+
+
+def push(args: argparse.Namespace, model: 'Model') -> None:
+  """Writes a folder for the hub, with its card, and sends it."""
+  from launch import convert_target, hub_push
+  from launch.model_card import card_of_model, card_of_run
+  if args.checkpoint is None:
+    card = card_of_model(args.push, model.config, str(args.from_hf or args.from_meta))
+  else:
+    card = card_of_run(args.push, args.checkpoint, model.config, args.stage, args.step)
+  with tempfile.TemporaryDirectory() as parent:
+    folder = pathlib.Path(parent) / 'model'
+    convert_target.write_hf(folder, model, args.dtype, args.max_shard_gb)
+    (folder / 'README.md').write_text(card, encoding='utf-8')
+    if args.dry_run:
+      hub_push.show(folder, args.push)
+    else:
+      print(hub_push.send(folder, args.push, args.private))
 
 
 def check(args: argparse.Namespace) -> None:
   """Refuses what can be seen to fail."""
   source = the_one(args, SOURCES)
   target = the_one(args, TARGETS)
-  require(source.is_dir(), 'source', str(source), 'is not a folder')
-  is_new = not target.exists() or target.is_dir() and not any(target.iterdir())
-  require(is_new, 'target', str(target), 'there is something already: name a new folder')
+  check_source(args, source)
+  if args.push is None:
+    is_new = not target.exists() or target.is_dir() and not any(target.iterdir())
+    require(is_new, 'target', str(target), 'there is something already: name a new folder')
+  else:
+    check_push(args.push, args.dry_run)
+  for flag in ('private', 'dry_run'):
+    require(args.push is not None or not getattr(args, flag), f'--{flag}', True, 'only with --push')
   require(args.adapter is None or args.from_hf is not None, '--adapter', str(args.adapter), 'only with --from_hf')
   require(args.to_peft is None or args.checkpoint is not None, '--to_peft', str(args.to_peft), 'only with --checkpoint')
   changes = args.merge or args.vocab_size is not None or args.num_kv_heads is not None
@@ -125,7 +164,23 @@ def check(args: argparse.Namespace) -> None:
           'only with --checkpoint')
 
 
-def the_one(args: argparse.Namespace, names: Sequence[str]) -> pathlib.Path:
+def check_source(args: argparse.Namespace, source: pathlib.Path) -> None:
+  on_hub = args.from_hf is not None and is_hub_name(str(source))
+  if on_hub:
+    require(is_installed('huggingface_hub'), '--from_hf', str(source), "is no folder here, and what asks the Hugging "
+            "Face hub for it is not installed: pip install 'llm_jax[hub]', or name a folder")
+  else:
+    require(source.is_dir(), 'source', str(source), 'is not a folder')
+  require(args.revision is None or on_hub, '--revision', args.revision, 'only with the name of a model on the hub')
+
+
+def check_push(name: str, dry_run: bool) -> None:
+  require(REPOSITORY.fullmatch(name) is not None, '--push', name, 'write it as OWNER/NAME')
+  require(dry_run or is_installed('huggingface_hub'), '--push', name,
+          "needs huggingface_hub, which is not installed: pip install 'llm_jax[hub]'")
+
+
+def the_one(args: argparse.Namespace, names: Sequence[str]) -> Any:
   """The value of the one flag of `names` that is given."""
   given = [name for name in names if getattr(args, name) is not None]
   if len(given) != 1:

@@ -16,8 +16,9 @@ from launch.errors import Refused
 from launch.overrides import set_field
 from llm_jax.config import experiment, presets, schema
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.hub_names import hub_names
 from llm_jax.config.model import architecture
-from llm_jax.config.packages import check_packages
+from llm_jax.config.packages import check_packages, is_installed
 from llm_jax.config.run import Run
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.config.type_hints import is_sequence, suggest
@@ -183,13 +184,20 @@ def check_files(run: Run, config: str) -> None:
   """Refuses a run that names files which do not exist, or needs packages that are not installed."""
   check_packages(run)
   file = config.partition(':')[0]
+  on_hub = [name.name for name in hub_names(run)]
+  if on_hub and not is_installed('huggingface_hub'):
+    raise ConfigError('config', on_hub[0], "is no folder here, and what asks the Hugging Face hub for it is not "
+                      "installed: pip install 'llm_jax[hub]', or name a folder")
   for path, value in plain_values(run, 'config'):
-    if path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True):
+    is_missing = path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True)
+    if is_missing and not (path == 'config.tokenizer.path' and value in on_hub):
       raise ConfigError(path, value, f'no such file: name one by --config={file}:FILE or --{path}=FILE')
   for i, stage in enumerate(run.stages):
-    if isinstance(stage.init, HuggingFace) and not os.path.isdir(stage.init.folder):
+    if not isinstance(stage.init, HuggingFace) or stage.init.hub_name is not None:
+      continue
+    if not os.path.isdir(stage.init.folder):
       raise ConfigError(f'config.stages[{i}].init.folder', stage.init.folder,
-                        'no such folder: name one with config.json and weights')
+                        'no such folder: name one with config.json and weights, or a model on the hub, OWNER/NAME')
 
 
 def plain_values(value: Any, path: str) -> Iterator[tuple[str, Any]]:

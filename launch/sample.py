@@ -1,6 +1,7 @@
 """Continues text with a trained model.
 
   python -m launch.sample --checkpoint=runs/quickstart --stage=average --prompt='def '
+  python -m launch.sample --checkpoint=Qwen/Qwen3-0.6B     a model on the Hugging Face hub, or a folder of one
 
 A model whose last stage learnt from conversations answers the prompt, in its chat template; with --raw it continues the
 text like any other model. For a chat model that was imported, name its template: --template=llama3.
@@ -9,12 +10,14 @@ Without --prompt it chats: each line that is typed, or comes through a pipe, is 
 answers, or goes on from there. /reset starts a new conversation, /quit or Ctrl-D ends, Ctrl-C stops the current answer.
 A model that continues text goes on after an empty line.
 """
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
 from launch import runtime
 from launch.errors import refusing
+from launch.imported import run_folder
 from launch.sample_flags import SampleFlags, check, check_models, parse
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   flags = parse(argv, __doc__ or '')
   with refusing():
     check(flags)
+    flags = with_runs(flags)
     run = read_config(flags.checkpoint, '--checkpoint')
     draft_run = read_config(flags.draft_workdir, '--draft') if flags.draft_workdir else None
     check_models(flags, run, draft_run)
@@ -40,6 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return NO_READER
   return code
+
+
+def with_runs(flags: SampleFlags) -> SampleFlags:
+  """The same with folders of runs, where models of Hugging Face are named."""
+  draft = flags.draft_workdir
+  return dataclasses.replace(
+    flags, checkpoint=run_folder('--checkpoint', flags.checkpoint),
+    draft=flags.draft if draft is None else str(run_folder('--draft', draft)))
 
 
 def answer(flags: SampleFlags, run: Run, draft_run: Run | None) -> int:

@@ -51,7 +51,8 @@ def parse(argv: Sequence[str] | None, description: str) -> SampleFlags:
   parser = argparse.ArgumentParser(prog='python -m launch.sample', description=description,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=pathlib.Path, metavar='WORKDIR', help='the folder of the run')
+  add('--checkpoint', required=True, type=pathlib.Path, metavar='WORKDIR',
+      help='the folder of the run; or a Hugging Face folder, or the name of a model on the hub')
   add('--prompt', help="the text to continue, which may be empty, or to answer; '-' reads it from standard input")
   add('--max_new_tokens', type=int, default=256, help='default 256')
   add('--stop', action='append', default=[], metavar='TEXT',

@@ -23,7 +23,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, HuggingFace, Params
 from llm_jax.modules.low_rank import join, merge, stored
 from llm_jax.modules.parameters import parameter_shapes
-from llm_jax.runtime import processes
+from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.sharding.rules import param_shardings
 
@@ -81,9 +81,9 @@ class SavedModels:
     assert root.adapters is not None
     kind = root.adapters.base
     match root.init:
-      case HuggingFace(folder, resize):
+      case HuggingFace(folder, resize, revision):
         model = self.run.model_of(root)
-        return hf.load_pretrained(folder, self._mesh, config=model, resize_vocabulary=resize,
+        return hf.load_pretrained(folder, self._mesh, config=model, resize_vocabulary=resize, revision=revision,
                                   store=functools.partial(stored, base=kind))[1]
       case Params(name):
         parent = self._stage(name)
@@ -114,8 +114,8 @@ class SavedModels:
     """sha256 of what tells the base of `stage` from others: of a folder's files, or of the manifests of checkpoints."""
     root = self.root(stage)
     match root.init:
-      case HuggingFace(folder):
-        digests = processes.on_first(lambda: hf.folder_digests(folder))
+      case HuggingFace(name, revision=revision):
+        digests = processes.on_first(lambda: hf.folder_digests(str(hub.model_folder(name, revision))))
         parts = [f'{name} {digest}' for name, digest in digests.items()]
       case Params(name):
         parts = [_manifest_digest(self._last(name))]

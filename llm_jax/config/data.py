@@ -94,10 +94,11 @@ class Data:
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of its sources, no two alike: the first word of the file's or folder's name, else the kind."""
+    """Of its sources, no two alike: the first word of the file's, folder's or data set's name, else the kind."""
     names: list[str] = []
     for part in self.sources:
-      places = getattr(part.source, 'path', '').replace('*', '').split('/')
+      place = getattr(part.source, 'path', '') or getattr(part.source, 'name', '')
+      places = place.replace('*', '').split('/')
       words = [re.split(r'[^\w-]', place, maxsplit=1)[0].strip('_-') for place in reversed(places)]
       name = next(filter(None, words), type(part.source).__name__)
       counted = (f'{name}_{k}' if k > 1 else name for k in itertools.count(1))

@@ -10,11 +10,12 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
+from llm_jax.config.hub_names import HubName
 from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
 
 __all__ = [
-  'ArrayRecord', 'Conversations', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences',
-  'RatedAnswers', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'ArrayRecord', 'Conversations', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain',
+  'Preferences', 'RatedAnswers', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
   'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
 
@@ -67,7 +68,7 @@ class Text(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Jsonl(SourceConfig):
-  """One JSON object a line (optionally .gz), the text under `field`.
+  """One JSON object a line (optionally .gz or .zst), the text under `field`.
 
   on_error: what becomes of a bad row, 'fail' or 'skip' (counted).
   """
@@ -117,7 +118,32 @@ class TokenFile(SourceConfig):
             'use the id that ends a document, or None')
 
 
-Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile
+@dataclasses.dataclass(frozen=True)
+class HuggingFaceData(SourceConfig):
+  """A data set of the Hugging Face hub, its Parquet or JSON-lines files; each row is one document.
+
+  name: such as 'HuggingFaceFW/fineweb-edu'.
+  config: its configuration, such as 'sample-10BT'; None: its default.
+  split: such as 'train'.
+  column: the one that holds the text.
+  revision: branch, tag or commit; None: the newest commit when the run begins, which it keeps.
+  """
+  name: str
+  config: str | None = None
+  split: str = 'train'
+  column: str = 'text'
+  revision: str | None = None
+  val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.data.sources.hub:HuggingFaceDataReader'
+  packages: ClassVar[tuple[str, ...]] = ('huggingface_hub', 'datasets', 'pyarrow')
+  extra: ClassVar[str] = 'hub'
+
+  @property
+  def hub_name(self) -> HubName:
+    return HubName('dataset', self.name, self.revision)
+
+
+Plain = StandardLibrary | Text | Jsonl | Parquet | ArrayRecord | TokenFile | HuggingFaceData
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +182,9 @@ class DialogueSource(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Conversations(DialogueSource):
-  """JSON lines (optionally .gz) with a list of {"role", "content"} under `field`; "system" beside it is its first
-  message. With template='model' a row may have "tools", and messages have whatever the model's chat template reads.
+  """JSON lines (optionally .gz or .zst) with a list of {"role", "content"} under `field`; "system" beside it is its
+  first message. With template='model' a row may have "tools", and messages have whatever the model's chat template
+  reads.
 
   A message of the assistant, or a row, with "weight": 0, "train": false or "trainable": false is not learnt. Any other
   entry that holds something is refused, for nothing would read it.
@@ -184,8 +211,8 @@ class StandardLibraryChats(DialogueSource):
 
 @dataclasses.dataclass(frozen=True)
 class Preferences(DialogueSource):
-  """JSON lines (optionally .gz) of two answers to the same: {"prompt", "chosen", "rejected"}, each a text or a list of
-  {"role", "content"}.
+  """JSON lines (optionally .gz or .zst) of two answers to the same: {"prompt", "chosen", "rejected"}, each a text or a
+  list of {"role", "content"}.
 
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
@@ -201,8 +228,8 @@ class Preferences(DialogueSource):
 
 @dataclasses.dataclass(frozen=True)
 class RatedAnswers(DialogueSource):
-  """JSON lines (optionally .gz) of an answer and whether it is desirable, {"prompt", "completion", "label": true}; the
-  prompt and the completion are each a text or a list of {"role", "content"}.
+  """JSON lines (optionally .gz or .zst) of an answer and whether it is desirable, {"prompt", "completion", "label":
+  true}; the prompt and the completion are each a text or a list of {"role", "content"}.
 
   path: file, folder or glob.
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
@@ -264,8 +291,8 @@ class LabelledSource(SourceConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledJsonl(LabelledSource):
-  """JSON lines (optionally .gz) of a text and its class, {"text", "label"}, or of two texts and theirs (premise and
-  hypothesis), {"text", "pair", "label"} with pair='pair'.
+  """JSON lines (optionally .gz or .zst) of a text and its class, {"text", "label"}, or of two texts and theirs (premise
+  and hypothesis), {"text", "pair", "label"} with pair='pair'.
 
   labels: a row has one of them, or a whole number that reads as one.
   text, pair, label: the fields; pair=None: a row has one text.

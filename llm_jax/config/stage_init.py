@@ -4,6 +4,7 @@ import math
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Steps
+from llm_jax.config.hub_names import HubName, is_hub_name
 
 __all__ = ['Average', 'Checkpoint', 'HuggingFace', 'Init', 'Params', 'Resume', 'Scratch']
 
@@ -142,11 +143,17 @@ class Average(StageInit):
 class HuggingFace(StageInit):
   """The weights in a Hugging Face folder, which holds the run's model; the optimizer starts afresh.
 
-  folder: path of the folder with `config.json` and `*.safetensors`.
+  folder: path of the folder with `config.json` and `*.safetensors`, or the name of a model on the hub.
   resize_vocabulary: whether embedding and head get `model.vocab_size` rows, the new ones the mean of the old.
+  revision: branch, tag or commit on the hub; None: the newest commit when the run begins, which it keeps.
   """
   folder: str
   resize_vocabulary: bool = False
+  revision: str | None = None
+
+  @property
+  def hub_name(self) -> HubName | None:
+    return HubName('model', self.folder, self.revision) if is_hub_name(self.folder) else None
 
   @property
   def origin(self) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe, Unit
+from llm_jax.config.hub_names import HubName, is_hub_name
 
 __all__ = ['BPE', 'Bytes', 'HuggingFaceFile', 'TiktokenFile', 'Tokenizer']
 
@@ -65,11 +66,17 @@ class TiktokenFile:
 class HuggingFaceFile:
   """A `tokenizer.json`, with the files that stand beside it in a model's folder, read as `transformers` reads them.
 
-  path: the file.
+  path: the file, or the name of a model on the hub.
   end_of_text: its special token that ends a document.
+  revision: branch, tag or commit on the hub; None: the newest commit when the run begins, which it keeps.
   """
   path: Safe[str]
   end_of_text: str = '<|endoftext|>'
+  revision: str | None = None
+
+  @property
+  def hub_name(self) -> HubName | None:
+    return HubName('model', self.path, self.revision) if is_hub_name(self.path) else None
 
 
 def _check_pattern(pattern: str) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.hub_names import is_hub_name
 from llm_jax.config.model.architecture import Architecture, RoPE
 from llm_jax.hf.configs import config_from_hf, config_to_hf, difference, generation_config, resolved
 from llm_jax.hf.families import family_of
@@ -28,6 +29,7 @@ from llm_jax.hf.weights import (
   params_from_state_dict,
   tensors_from_params,
 )
+from llm_jax.runtime.hub import model_folder
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 PICKLES = ('*.bin', '*.pt', '*.pth', '*.ckpt', '*.pkl')
@@ -37,11 +39,13 @@ Progress = Callable[[int, int], None]  # called with the bytes that are done, an
 
 def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: Any = 'float32',
                     config: Architecture | None = None, progress: Progress | None = None, *,
-                    resize_vocabulary: bool = False, store: Store | None = None
+                    resize_vocabulary: bool = False, store: Store | None = None, revision: str | None = None
                     ) -> tuple[Architecture, dict[str, Any]]:
   """Reads a Hugging Face folder, tensor by tensor.
 
   Args:
+    directory: the folder, or the name of a model on the hub, which is fetched into the hub's cache.
+    revision: branch, tag or commit on the hub; None: the newest commit.
     mesh: None gives NumPy arrays; else every parameter is made on its shards, and host memory never holds more than one
       layer of one parameter, and the tensors of the files that it is made of.
     dtype: of the parameters: 'float32', 'bfloat16' or 'float16', or the NumPy types. What `transformers` keeps in
@@ -60,7 +64,7 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
     FileError: names a file that was cut short while it was read.
   """
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
-  folder, dtype = pathlib.Path(directory), float_type(dtype)
+  folder, dtype = model_folder(directory, revision), float_type(dtype)
   found, tensors = _open(folder, config, resize_vocabulary)
   return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress, store)
 
@@ -76,12 +80,21 @@ def float_type(dtype: Any) -> np.dtype:
   return found
 
 
-def read_config(directory: str | os.PathLike) -> Architecture:
+def read_config(directory: str | os.PathLike, revision: str | None = None) -> Architecture:
   """The architecture of a Hugging Face folder, for the `model` of an experiment that begins with `HuggingFace(folder)`.
 
-  No weight is read. Raises as `load_pretrained`.
+  Args:
+    directory: the folder, or the name of a model on the hub.
+    revision: branch, tag or commit on the hub; None: the newest commit.
+
+  No weight is read, and none fetched where that can be avoided. Raises as `load_pretrained`.
   """
-  return _open(pathlib.Path(directory), None)[0]
+  if not is_hub_name(os.fspath(directory)):
+    return _open(pathlib.Path(directory), None)[0]
+  folder = model_folder(directory, revision, weights=False)
+  found = config_from_hf(read_json(folder, 'config.json'))
+  # Only the weights say whether it has blocks for further tokens.
+  return _open(model_folder(directory, revision), None)[0] if found.multi_token else found
 
 
 def check_pretrained(directory: str | os.PathLike, config: Architecture, *, resize_vocabulary: bool = False) -> None:

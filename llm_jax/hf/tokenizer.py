@@ -1,12 +1,12 @@
 """Writes our tokenizers as files that `transformers.AutoTokenizer` reads, and reads the tokenizer of a folder."""
 import json
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.hub_names import is_hub_name
 from llm_jax.config.sources import OWN_TEMPLATE
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.tokenizers.base import Tokenizer
@@ -16,6 +16,7 @@ from llm_jax.data.tokenizers.huggingface import HuggingFaceTokenizer, byte_alpha
 from llm_jax.data.tokenizers.published import CONFIG, MORE_TEMPLATES, read_chat_templates, read_files, read_object
 from llm_jax.hf.configs import listed
 from llm_jax.hf.files import read_json
+from llm_jax.runtime.hub import model_folder
 
 # The templates of `data/tokenizers/chat_templates.py` in Jinja, which transformers applies.
 JINJA = {
@@ -105,13 +106,17 @@ def _encoded(config: dict[str, Any]) -> bytes:
   return json.dumps(config, indent=2).encode() + b'\n'
 
 
-def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
+def read_tokenizer(directory: str | os.PathLike, revision: str | None = None) -> HuggingFaceFile:
   """The tokenizer of a Hugging Face folder, for an experiment. Its end of text is the first id that ends a text there.
+
+  Args:
+    directory: the folder, or the name of a model on the hub.
+    revision: branch, tag or commit on the hub; None: the newest commit.
 
   Raises:
     ConfigError: names the file that is missing or that does not state it.
   """
-  folder = pathlib.Path(directory)
+  folder = model_folder(directory, revision, weights=False)
   values = read_json(folder, 'config.json')
   if (folder / 'generation_config.json').is_file():
     values |= {key: ids for key, ids in read_json(folder, 'generation_config.json').items() if listed(ids)}
@@ -122,13 +127,15 @@ def read_tokenizer(directory: str | os.PathLike) -> HuggingFaceFile:
   if found is None:
     raise ConfigError(f'{folder}/config.json: eos_token_id', values.get('eos_token_id'), 'none of the added tokens in '
                       f'tokenizer.json: give HuggingFaceFile(path, end_of_text), one of {added_names(files)}')
+  if is_hub_name(os.fspath(directory)):
+    return HuggingFaceFile(os.fspath(directory), found, revision)
   return HuggingFaceFile(str(folder / 'tokenizer.json'), found)
 
 
-def template_of(directory: str | os.PathLike) -> str:
-  """The chat template for conversations with the model of a Hugging Face folder: its own where it brings one, else
-  'plain', which asks nothing of the tokenizer."""
-  folder = pathlib.Path(directory)
+def template_of(directory: str | os.PathLike, revision: str | None = None) -> str:
+  """The chat template for conversations with the model of a Hugging Face folder, or of a name on the hub: its own where
+  it brings one, else 'plain', which asks nothing of the tokenizer."""
+  folder = model_folder(directory, revision, weights=False)
   files = read_files(folder)
   config = read_object(CONFIG, files.get(CONFIG, b'{}'))
   return OWN_TEMPLATE if 'default' in read_chat_templates(config, files) else 'plain'

@@ -1,11 +1,13 @@
 """A run: its stages one after the other. What is finished is skipped, what was interrupted goes on."""
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -13,6 +15,7 @@ from llm_jax import hf
 from llm_jax.adapters.check import check_adapters
 from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
 from llm_jax.config.errors import ConfigError, located
+from llm_jax.config.hub_names import HubName, hub_names, pinned
 from llm_jax.config.packages import check_packages
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -23,7 +26,7 @@ from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
-from llm_jax.runtime import activity, cpu, processes
+from llm_jax.runtime import activity, cpu, hub, processes
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.guard import Guard
@@ -49,6 +52,9 @@ from llm_jax.train.profile import FLAG as PROFILE
 from llm_jax.train.profile import Window
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
+
+LINEAGE = 'lineage.json'
+HUB = 'hub'  # its entry: what the run names on the hub, with the commits that it began with
 
 
 def train(run: Run, workdir: pathlib.Path, only: str | None = None,
@@ -83,8 +89,9 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
   activity.begin('opens the run')
   check_packages(run)
   check_shapes(run)
-  go_back = lambda: None if from_step is None else make_branch(workdir, run, only, from_step)
+  go_back = lambda run: None if from_step is None else make_branch(workdir, run, only, from_step)
   with open_session(run, workdir, go_back, guard.preemption) as session:
+    run = session.run
     stages = [stage for stage in run.stages if only in (None, stage.name) and not is_finished(session, stage)]
     for stage in stages:
       processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
@@ -126,11 +133,13 @@ def check_shapes(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = lambda: None,
+def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[Run], None] = lambda run: None,
                  preemption: Preemption | None = None) -> Iterator[Session]:
   """The services of the run in this process, with the workdir locked and bound to the run's configuration.
 
-  prepare: called by process 0 before the folder is bound.
+  What the run names on the hub is pinned: the session's run has commits.
+
+  prepare: called by process 0 with that run, before the folder is bound.
   """
   with located('config'):
     mesh = make_mesh(run.mesh)
@@ -148,7 +157,9 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
     processes.on_first(lambda: make_room(folder))
     stack.enter_context(explaining_full_disk(workdir, 'a file of the run', MAKE_ROOM))
     processes.on_first(lambda: warn_of_damage(workdir))
-    processes.on_first(prepare)
+    commits = dict(zip(hub_names(run), processes.on_first(lambda: pin(run, workdir)), strict=True))
+    run = pinned(run, commits)
+    processes.on_first(lambda: prepare(run))
     processes.on_first(lambda: bind(folder, run))
     preemption = stack.enter_context(preemption or Preemption())
     stack.enter_context(jax.set_mesh(mesh))
@@ -156,8 +167,10 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[], None] = 
     lineage = make_lineage()
     branches = read_branches(workdir)
     stated = {**lineage.to_json(), 'branches': [branch.to_json() for branch in branches]}
+    if commits:
+      stated[HUB] = [{**dataclasses.asdict(name), 'commit': commit} for name, commit in commits.items()]
     if primary:
-      write_atomic(workdir / 'lineage.json', json.dumps(stated, indent=2) + '\n')
+      write_atomic(workdir / LINEAGE, json.dumps(stated, indent=2) + '\n')
     trackers = make_trackers(TrackedRun(run, workdir, stated))
     writer = stack.enter_context(MetricsWriter(workdir, trackers, primary=primary))
     yield Session(run, workdir, mesh, execution, tokenizer, writer, preemption, lineage, peak_flops, primary, branches)
@@ -184,9 +197,39 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
   return Execution(dtype_of(run.dtype), context_attention=run.context_attention)
 
 
+def pin(run: Run, workdir: pathlib.Path) -> list[str]:
+  """The commit of each thing that the run names on the hub, in the order of `hub_names`: the one that the run in this
+  folder began with, as its lineage has it, or else the one that the name stands for now.
+
+  Raises:
+    ConfigError: there is no such thing, or the hub cannot be asked; one line says what to do.
+  """
+  noted = read_lineage(workdir).get(HUB, ()) if has_checkpoints(workdir) else ()
+  kept = {HubName(each['kind'], each['name'], each['revision']): each['commit'] for each in noted}
+  commits: list[str] = []
+  for name in hub_names(run):
+    with located('config'):
+      commits.append(kept.get(name) or hub.commit_of(name))
+  return commits
+
+
+def read_lineage(workdir: pathlib.Path) -> dict[str, Any]:
+  """What `lineage.json` says; nothing where it is gone or damaged."""
+  try:
+    found = json.loads((workdir / LINEAGE).read_bytes())
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
+def has_checkpoints(workdir: pathlib.Path) -> bool:
+  """Whether the folder is bound to its configuration."""
+  return any(COMMITTED_NAME.fullmatch(path.name) for path in workdir.glob('checkpoints/*/*'))
+
+
 def bind(folder: Workdir, run: Run) -> None:
   """Ties the folder to the run's configuration, which begins with the first checkpoint: until then nothing is lost."""
-  if not any(COMMITTED_NAME.fullmatch(path.name) for path in folder.path.glob('checkpoints/*/*')):
+  if not has_checkpoints(folder.path):
     for stage in run.stages:
       check_not_lost(folder.path, run, stage, ())
     (folder.path / 'config.json').unlink(missing_ok=True)
@@ -242,7 +285,7 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
       continue
     if isinstance(stage.init, HuggingFace):
       with located('config'):
-        hf.check_pretrained(stage.init.folder, session.run.model,
+        hf.check_pretrained(hub.model_folder(stage.init.folder, stage.init.revision), session.run.model,
                             resize_vocabulary=stage.init.resize_vocabulary)
     for parent in stage.parents:
       if parent not in names:

@@ -17,7 +17,7 @@ from llm_jax.config.implementation import load
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, HuggingFace, Params, Resume, Scratch
 from llm_jax.data.tokenizers.base import Tokenizer
-from llm_jax.runtime import processes
+from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState, fresh_counters
@@ -100,7 +100,7 @@ class Starter:
     """The first step of a stage that takes parameters over; its optimizer starts afresh."""
     read_params, parent = self.initial_params()
     init = self.stage.init
-    recorded = processes.on_first(lambda: hf.folder_digests(init.folder)) if isinstance(init, HuggingFace) else None
+    recorded = processes.on_first(lambda: hf.folder_digests(folder_of(init))) if isinstance(init, HuggingFace) else None
 
     def read() -> tuple[TrainState, Any]:
       params = read_params()
@@ -120,7 +120,7 @@ class Starter:
   def check_folder(self, recorded: dict[str, str] | None) -> None:
     """Refuses a Hugging Face folder whose digests are no longer those that were recorded at the stage's start."""
     if recorded is not None and isinstance(self.stage.init, HuggingFace):
-      check_folder(self.stage.init.folder, recorded)
+      check_folder(folder_of(self.stage.init), recorded)
 
   @property
   def is_trained(self) -> bool:
@@ -159,11 +159,12 @@ class Starter:
         weights = [weight for _, weight in self.averaged]
         read = lambda: average_params(checkpoints, self.held_by(*checkpoints), weights)
         parent = ' + '.join(describe(checkpoint, weight) for checkpoint, weight in self.averaged)
-      case HuggingFace(folder, resize):
+      case HuggingFace(name, resize, revision):
         with located('config'):
+          folder = folder_of(init)
           hf.check_pretrained(folder, self.session.run.model, resize_vocabulary=resize)
         read = lambda: self.pretrained(folder, resize)
-        parent = f'hf:{folder}'
+        parent = f'hf:{name}' if init.hub_name is None else f'hf:{name}@{revision}'
     return lambda: self.with_own_parameters(read()), parent
 
   def read_finished(self, name: str, checkpoint: SavedCheckpoint) -> Any:
@@ -272,6 +273,11 @@ def describe(checkpoint: SavedCheckpoint, weight: float = 1.0) -> str:
   """`stage/step` or `2 x stage/step`, as the lineage has it."""
   name = f'{checkpoint.metadata.stage}/{checkpoint.step}'
   return name if weight == 1 else f'{weight:g} x {name}'
+
+
+def folder_of(init: HuggingFace) -> str:
+  """The folder with the weights; of a model on the hub that in the hub's cache."""
+  return str(hub.model_folder(init.folder, init.revision))
 
 
 def check_folder(folder: str, recorded: dict[str, str]) -> None:

@@ -16,8 +16,10 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import Constant, Run, StandardLibrary, TensorBoard, Trackio, WandB, stage
 from llm_jax.tracking import wandb as wandb_tracker
 from llm_jax.tracking.metrics import MetricsWriter, make_trackers
+from llm_jax.tracking.run_config import write_config
 from llm_jax.tracking.service import ServiceTracker
 from llm_jax.tracking.tracker import TrackedRun
+from llm_jax.train.branches import make_branch
 
 BLOCK = 32_768  # bytes, of a file of Weights & Biases
 
@@ -281,3 +283,19 @@ def test_a_folder_of_runs_is_no_package(tmp_path, monkeypatch):
 def test_wrong_trackers_are_refused(make, words):
   with pytest.raises(ConfigError, match=words):
     make()
+
+
+def test_a_run_that_goes_back_begins_another_one_of_the_service(tmp_path):
+  """It has the records until that step; the old one stays as it was."""
+  workdir = tmp_path / 'mine'
+  before, after = Memory(), Memory()
+  with writer_to(before, workdir) as writer:
+    train(writer, 'first', 1, 8)
+  write_config(workdir, make_run())
+  make_branch(workdir, make_run(), 'first', 0)
+  assert (workdir / 'branches' / '1' / 'trackers' / 'memory.json').exists()
+  with writer_to(after, workdir) as writer:
+    writer.rewind('first', 0)
+    train(writer, 'first', 1, 3)
+  assert [is_new for _, is_new in after.opened] == [True] and after.opened[0][0] != before.opened[0][0]
+  assert [step for step, numbers in after.rows if 'first/train/loss' in numbers] == [1, 2, 3]

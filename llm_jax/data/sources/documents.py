@@ -27,7 +27,7 @@ Split = Literal['train', 'validation']
 Record = tuple[str, Callable[[], Any]]  # a document's key, and what reads it
 Config = TypeVar('Config', bound=SourceConfig)
 
-JSONL = ('.jsonl', '.jsonl.gz')
+JSONL = ('.jsonl', '.jsonl.gz', '.jsonl.zst')
 
 
 @dataclasses.dataclass

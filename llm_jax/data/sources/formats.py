@@ -5,6 +5,7 @@ A bad row raises ConfigError with the file and the line, row or record, when it 
 import codecs
 import functools
 import gzip
+import io
 import json
 import pathlib
 import zlib
@@ -14,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.data.sources import zst
 from llm_jax.runtime.array_file import ArrayFile
 
 if TYPE_CHECKING:
@@ -77,7 +79,10 @@ def text_of_json(line: bytes, where: str, field: str) -> str:
 
 
 def jsonl(files: Files, parse: Callable[[bytes, str], T]) -> Records[T]:
-  """One JSON object a line, `.gz` or plain; blank lines do not count as documents. `parse(line, where)` reads one."""
+  """One JSON object a line, `.gz`, `.zst` or plain; blank lines do not count as documents.
+
+  parse: (line, where) -> what it says.
+  """
   for name, path in files.items():
     for number, line in _lines(path):
       if line.strip():
@@ -88,7 +93,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
   """(number from 1 on, line). Of a line that is too long its beginning, more than LONGEST_ROW bytes: it is refused."""
   number = 0
   try:
-    with gzip.open(path) if path.name.endswith('.gz') else open(path, 'rb') as file:
+    with _open_lines(path) as file:
       while line := file.readline(LONGEST_ROW + 1):
         number += 1
         if number == 1:
@@ -97,11 +102,18 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
         if is_cut:
           _skip_line(file)
         yield number, line
-  except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise bad(f'{path}:{number + 1}', 'damaged gzip file', f'{error}; fetch it again') from error
+  except (EOFError, gzip.BadGzipFile, zlib.error, zst.DamagedError) as error:
+    kind = 'zst' if path.name.endswith('.zst') else 'gzip'
+    raise bad(f'{path}:{number + 1}', f'damaged {kind} file', f'{error}; fetch it again') from error
 
 
-def _skip_line(file: IO[bytes] | gzip.GzipFile) -> None:
+def _open_lines(path: pathlib.Path) -> IO[bytes] | gzip.GzipFile | io.BufferedReader:
+  if path.name.endswith('.gz'):
+    return gzip.open(path)
+  return zst.open_file(path) if path.name.endswith('.zst') else open(path, 'rb')
+
+
+def _skip_line(file: IO[bytes] | gzip.GzipFile | io.BufferedReader) -> None:
   """Reads on to the end of a line, a piece at a time."""
   while (piece := file.readline(CHUNK)) and not piece.endswith(b'\n'):
     pass

@@ -21,6 +21,7 @@ from llm_jax.data.tokenizers.pre_tokenization import pattern_for
 from llm_jax.data.tokenizers.published import CONFIG, read_files
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 from llm_jax.runtime.array_file import ArrayFile
+from llm_jax.runtime.hub import model_folder
 
 PIECE_IDS = 1 << 24  # looked at in one go
 
@@ -91,7 +92,9 @@ def make_tokenizer(tokenizer: config.Tokenizer, texts: Callable[[], Iterator[str
     case config.TiktokenFile(path, pattern, special_tokens, split_digits):
       end_of_text = _end_of_text(tokenizer)
       return RankTokenizer(load_ranks(path), pattern_for(pattern, split_digits), special_tokens, end_of_text)
-    case config.HuggingFaceFile(path, end_of_text):
+    case config.HuggingFaceFile(path, end_of_text, revision):
+      if tokenizer.hub_name is not None:
+        return _read_hugging_face(model_folder(path, revision, weights=False) / HUGGING_FACE_FILE, end_of_text)
       return _read_hugging_face(pathlib.Path(path), end_of_text)
     case _:
       raise ConfigError('tokenizer', tokenizer, 'use Bytes, BPE, TiktokenFile or HuggingFaceFile')

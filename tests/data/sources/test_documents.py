@@ -10,6 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import zstandard
 
 from llm_jax.config import experiment as config
 from llm_jax.config.errors import ConfigError
@@ -21,7 +22,8 @@ TEXTS = [f'document {i}: naïve "text"\nwith lines\n' * (1 + i % 3) for i in ran
 
 def write_jsonl(path: pathlib.Path, texts=TEXTS, field='text') -> str:
   content = ''.join(json.dumps({'id': i, field: text}) + '\n' for i, text in enumerate(texts)).encode()
-  path.write_bytes(gzip.compress(content) if path.suffix == '.gz' else content)
+  pack = {'.gz': gzip.compress, '.zst': zstandard.compress}.get(path.suffix, bytes)
+  path.write_bytes(pack(content))
   return str(path)
 
 
@@ -58,6 +60,7 @@ FORMATS = {
   'txt_glob': lambda p: config.Text(write_folder(p / 'texts') + '/*/*.txt', 0.3),
   'jsonl': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl'), val_fraction=0.3),
   'jsonl_gz': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl.gz', field='body'), 'body', val_fraction=0.3),
+  'jsonl_zst': lambda p: config.Jsonl(write_jsonl(p / 'a.jsonl.zst'), val_fraction=0.3),
   'parquet': lambda p: config.Parquet(write_parquet(p / 'a.parquet'), val_fraction=0.3),
   'array_record': lambda p: config.ArrayRecord(write_array_record(p / 'a.array_record'), 0.3),
 }
@@ -330,3 +333,22 @@ def test_the_standard_librarys_sources_hold_out_the_same_files_by_default(tmp_pa
   made = [opened(kind(), tmp_path) for kind in kinds]
   assert not any(mine.trains_on(other) for mine in made for other in made)
   assert made[0].trains_on(opened(config.StandardLibraryChats(val_fraction=0.1), tmp_path))
+
+
+def test_several_frames_of_zstandard_are_one_file(tmp_path):
+  lines = [json.dumps({'text': text}).encode() + b'\n' for text in TEXTS]
+  frames = [zstandard.compress(b''.join(lines[i:i + 7])) for i in range(0, len(lines), 7)]
+  (tmp_path / 'a.jsonl.zst').write_bytes(b''.join(frames))
+  source = opened(config.Jsonl(str(tmp_path / 'a.jsonl.zst'), val_fraction=0.0), tmp_path)
+  assert [text for _, text in source.documents('train')] == TEXTS
+
+
+@pytest.mark.parametrize('damage', [lambda body: body[:-9], lambda body: body[:40] + b'\0\1\2\3' + body[44:],
+                                    lambda body: body + b'more', lambda body: b'{"text": "not packed"}\n'])
+def test_a_damaged_file_of_zstandard_is_named(tmp_path, damage):
+  path = tmp_path / 'a.jsonl.zst'
+  write_jsonl(path)
+  path.write_bytes(damage(path.read_bytes()))
+  source = opened(config.Jsonl(str(path), val_fraction=0.0), tmp_path)
+  with pytest.raises(ConfigError, match=r'a\.jsonl\.zst:\d+.*damaged zst file.*fetch it again'):
+    list(source.documents('train'))
