@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from llm_jax.runtime import activity
 from llm_jax.runtime.activity import Activity
 from llm_jax.runtime.links import Link, Message
-from llm_jax.runtime.requests import leave, tell
+from llm_jax.runtime.requests import leave
 
 EXIT_LOST = 70  # EX_SOFTWARE, as a process that stalls: the same command goes on from the newest checkpoint
 NO_FAILURE = (0, 75)  # exit codes of a process that ended as it should
@@ -114,6 +114,8 @@ class Peers:
     """Waits a while for news that another process is lost, which may be why something has failed here; such news ends
     this process."""
     time.sleep(GRACE_SECONDS)
+    if self._is_lost:  # it is about to be shown
+      time.sleep(GRACE_SECONDS + FAREWELL_SECONDS)
 
   def _await_others(self) -> None:
     deadline = time.monotonic() + FAREWELL_SECONDS
@@ -210,6 +212,5 @@ class Peers:
 
 
 def _end_process(code: int, line: str, await_others: Callable[[], None]) -> None:
-  tell(line)
-  await_others()
-  leave(code)
+  await_others()  # the main thread may still print steps, or a report
+  leave(code, line)

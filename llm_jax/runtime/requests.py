@@ -55,15 +55,19 @@ class Requests:
         self.answer(number)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, last: str = '') -> NoReturn:
   """Ends the process at once, without tearing anything down under threads that still compute; what was printed is kept.
 
   Nothing else may follow: locks, temporary files and background threads are left to the kernel.
+
+  last: a line for stderr, after what other threads have printed meanwhile.
   """
   # In a thread of its own: another one may hold the lock of a file whose reader is gone, or sleeps.
   flushing = threading.Thread(target=_flush, daemon=True)
   flushing.start()
   flushing.join(FLUSH_SECONDS)
+  if last:
+    tell(last)
   os._exit(code)
 
 

@@ -79,8 +79,7 @@ class Watchdog:
       faulthandler.dump_traceback(file=self._stacks, all_threads=True)
     if self.peers is not None:
       self.peers.close(EXIT_STALLED, what)
-    tell(f'error: {what}; its stacks are above, exit code {EXIT_STALLED}')
-    leave(EXIT_STALLED)
+    leave(EXIT_STALLED, f'error: {what}; its stacks are above, exit code {EXIT_STALLED}')
 
   def _behind(self) -> Sequence[Behind]:
     alone = [Behind(self.rank, activity.now().doing, False)]

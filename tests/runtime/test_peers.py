@@ -3,7 +3,10 @@
 The links are real sockets, in one process.
 """
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -151,3 +154,23 @@ def test_all_leave_where_one_has_nothing_to_save(three):
   found[2].request(1)
   wait_until(lambda: sorted(left) == [0, 1, 2])
   context.gen.close()
+
+
+ENDS = """
+import threading
+from llm_jax.runtime import peers
+printed = threading.Event()
+def go_on():
+  for _ in range(9):
+    print('step', flush=True)
+  printed.set()
+threading.Thread(target=go_on, daemon=True).start()
+peers._end_process(70, 'error: process 3 has died', printed.wait)
+"""
+
+
+def test_the_line_that_names_it_comes_after_what_is_printed_while_the_others_end():
+  done = subprocess.run([sys.executable, '-c', ENDS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                        env={**os.environ, 'PYTHONPATH': os.getcwd()})
+  assert done.returncode == 70
+  assert done.stdout.splitlines() == [*['step'] * 9, 'error: process 3 has died']
