@@ -2,8 +2,6 @@
 
 A quantised weight stands in the tree of parameters in the place of the array. Its arrays have the axis of scanned
 layers in front, as every parameter of `blocks` has.
-
-Shapes: N numbers of one layer's weight, U blocks of 64 of them.
 """
 import functools
 import math
@@ -54,9 +52,9 @@ class NF4Weight:
   """4-bit NormalFloat in blocks of 64 numbers whose scales are quantised to 8 bits (QLoRA, section 3: double
   quantisation): 0.516 bytes a number.
 
-  codes: uint8 [U, 32], two indices into the values a byte, the first in the high half.
-  scale_codes: uint8 [U], the scales less their mean, in the dynamic data type.
-  scale_maxima: float32 [U / 256], the largest absolute value of 256 scales less their mean.
+  codes: uint8 [blocks, 32], two indices into the values a byte, the first in the high half.
+  scale_codes: uint8 [blocks], the scales less their mean, in the dynamic data type.
+  scale_maxima: float32 [blocks / 256], the largest absolute value of 256 scales less their mean.
   scale_mean: float32 [].
   shape: of the weight, of one layer.
   """
@@ -69,28 +67,29 @@ class NF4Weight:
   @classmethod
   def quantize(cls, w: jax.Array) -> 'NF4Weight':
     """w: one layer's weight, float32."""
-    N = math.prod(w.shape)
-    blocks = jnp.pad(w.astype(jnp.float32).reshape(-1), (0, -N % BLOCK)).reshape(-1, BLOCK)
+    size = math.prod(w.shape)
+    blocks = jnp.pad(w.astype(jnp.float32).reshape(-1), (0, -size % BLOCK)).reshape(-1, BLOCK)
     scales = jnp.abs(blocks).max(1)
     bounds = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
     index = jnp.searchsorted(bounds, _scaled(blocks, scales), method='compare_all').astype(jnp.uint8)
     codes = (index[:, ::2] << 4) | index[:, 1::2]
 
     mean = scales.mean()
-    U = len(scales)
-    rest = jnp.pad(scales - mean, (0, -U % SCALE_BLOCK)).reshape(-1, SCALE_BLOCK)
+    num_blocks = len(scales)
+    rest = jnp.pad(scales - mean, (0, -num_blocks % SCALE_BLOCK)).reshape(-1, SCALE_BLOCK)
     maxima = jnp.abs(rest).max(1)
     _, bounds = dynamic_table()
-    scale_codes = jnp.searchsorted(bounds, _scaled(rest, maxima)).astype(jnp.uint8).reshape(-1)[:U]
+    scale_codes = jnp.searchsorted(bounds, _scaled(rest, maxima)).astype(jnp.uint8).reshape(-1)[:num_blocks]
     return cls(codes, scale_codes, maxima, mean, tuple(w.shape))
 
   def dense(self, dtype: Any) -> jax.Array:
     """The weight that the codes stand for."""
     values, _ = dynamic_table()
-    U = len(self.scale_codes)
-    maxima = jnp.repeat(self.scale_maxima, SCALE_BLOCK, total_repeat_length=len(self.scale_maxima) * SCALE_BLOCK)[:U]
+    num_blocks = len(self.scale_codes)
+    total = len(self.scale_maxima) * SCALE_BLOCK
+    maxima = jnp.repeat(self.scale_maxima, SCALE_BLOCK, total_repeat_length=total)[:num_blocks]
     scales = jnp.asarray(values)[self.scale_codes] * maxima + self.scale_mean
-    index = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1).reshape(U, BLOCK)
+    index = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1).reshape(num_blocks, BLOCK)
     w = (jnp.asarray(NF4_VALUES)[index] * scales[:, None]).astype(dtype)
     return w.reshape(-1)[:math.prod(self.shape)].reshape(self.shape)
 

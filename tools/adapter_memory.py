@@ -1,15 +1,13 @@
 """Memory of a training step with QLoRA, for one H100 and one TPU v5e that are not there.
 
 pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
-PYTHONPATH=chips python -m benchmarks.adapter_memory [--chips v5e h100] [--models llama3_2_1b llama3_2_3b llama3_1_8b]
+PYTHONPATH=chips python -m tools.adapter_memory [--chips v5e h100] [--models llama3_2_1b llama3_2_3b llama3_1_8b]
 
-(For jax 0.10.2; see accelerator_memory.py for 0.11.2.) Compiled and never run: rank 16 in all matrices of the blocks,
-one sequence of 2,048 tokens, AdamW, bfloat16, blocks rematerialised. `frozen` is the base as it is stored; `a number`
-its bytes for each number of the quantised matrices. What does not fit is refused by the compiler, which says by how
-much.
+(For jax 0.10.2; see benchmarks/accelerator_memory.py for 0.11.2.) Compiled and never run: rank 16 in all matrices of
+the blocks, one sequence of 2,048 tokens, AdamW, bfloat16, blocks rematerialised. `frozen` is the base as it is stored.
+What does not fit is refused by the compiler, which says by how much.
 """
 import argparse
-import importlib.metadata
 import math
 import re
 import time
@@ -85,30 +83,27 @@ def bytes_a_number(base):
 
 
 def measure(chip, models, seq_len):
-  """{model: what was found}."""
+  """Prints what was found of each model."""
   import jax
   from jax.experimental import topologies
 
   from llm_jax.config import presets
   from llm_jax.config.adapters import LoRA
   described, backend = CHIPS[chip]
-  device, found = topologies.get_topology_desc(**described).devices[0], {}
+  device = topologies.get_topology_desc(**described).devices[0]
   lora = LoRA(rank=16, alpha=32, base='nf4')
   for name in models:
     begun = time.perf_counter()
     try:
       with mock.patch('jax.default_backend', lambda: backend):  # what the code asks for before it chooses
         step, base, state = compile_step(device, described['platform'], getattr(presets, name)(), lora, seq_len)
-      memory = {'peak_gib': step.memory_analysis().peak_memory_in_bytes / GIB, 'frozen_gib': num_bytes(base) / GIB,
-                'state_gib': num_bytes(state) / GIB, 'bytes_a_number': bytes_a_number(base)}
-      shown = ', '.join(f'{key} {value:.3f}' for key, value in memory.items())
+      analysis = step.memory_analysis()
+      assert analysis is not None
+      shown = (f'peak {analysis.peak_memory_in_bytes / GIB:.2f} GiB, frozen {num_bytes(base) / GIB:.2f} GiB, state '
+               f'{num_bytes(state) / GIB:.2f} GiB, {bytes_a_number(base):.3f} bytes a quantised number')
     except jax.errors.JaxRuntimeError as error:
-      memory = {'refused': re.sub(r'\s+', ' ', str(error))[:300]}
-      shown = memory['refused']
-    memory['compile_seconds'] = time.perf_counter() - begun
-    found[name] = memory
-    print(f'{chip:5} {name:12} {shown}  ({memory["compile_seconds"]:.0f} s)', flush=True)
-  return found
+      shown = re.sub(r'\s+', ' ', str(error))[:300]
+    print(f'{chip:5} {name:12} {shown}  ({time.perf_counter() - begun:.0f} s)', flush=True)
 
 
 def main():
@@ -118,18 +113,8 @@ def main():
   parser.add_argument('--seq_len', type=int, default=2_048)
   args = parser.parse_args()
 
-  import jax
-
-  from benchmarks.machine import machine
-  from benchmarks.records import write_results
   for chip in args.chips:
-    write_results('adapter_memory', {
-      'machine': machine() | {'name': chip},
-      'jax': jax.__version__,
-      'compiler': importlib.metadata.version('libtpu' if chip == 'v5e' else 'jax-cuda12-pjrt'),
-      'seq_len': args.seq_len,
-      'models': measure(chip, args.models, args.seq_len),
-    })
+    measure(chip, args.models, args.seq_len)
 
 
 if __name__ == '__main__':
