@@ -46,6 +46,7 @@ FAMILIES = {
   'gemma3': presets.gemma3(**dict(GROUPED, num_layers=8), d_ff=512, head_dim=32, window=64,
                            scaling=LinearScaling(8.0)),
   'qwen3': presets.qwen3(**GROUPED, d_ff=512, head_dim=32, tied_head=True),
+  'qwen3_moe': presets.qwen3_moe(**GROUPED, d_ff=128, head_dim=32, num_experts=16, top_k=4),
   'smollm3': presets.smollm3(**GROUPED, d_ff=512),
   'gpt_oss': presets.gpt_oss(**GROUPED, d_ff=128, num_experts=8, top_k=2, head_dim=32, window=64,
                              scaling=YaRNScaling(4.0, original_length=256, truncate=False), max_length=1_024),

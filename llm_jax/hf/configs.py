@@ -166,7 +166,7 @@ def resolved(config: Architecture) -> Architecture:
   def router(part: Router) -> Router:
     match part:
       case SoftmaxRouter():
-        return SoftmaxRouter(bias=part.bias)
+        return SoftmaxRouter(bias=part.bias, weights_over=part.weights_over)
       case SigmoidRouter():
         return dataclasses.replace(part, bias_rate=0.0, sequence_balance_weight=0.0)
 

@@ -45,7 +45,7 @@ FLOATS = ('initializer_range', 'layer_norm_epsilon', 'layer_norm_eps', 'rms_norm
 
 # The table of names has as many rows: a file that states billions of layers must not take all memory.
 MOST = {'num_hidden_layers': 1_000, 'n_layer': 1_000, 'num_nextn_predict_layers': 1_000, 'num_local_experts': 10_000,
-        'n_routed_experts': 10_000}
+        'num_experts': 10_000, 'n_routed_experts': 10_000}
 MOST_EXPERTS = 1_000_000  # of all layers together
 
 

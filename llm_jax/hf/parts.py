@@ -41,6 +41,13 @@ GATED = (
   ('feed_forward/down/b',     'model.layers.{N}.mlp.down_proj.bias',                'D'),
 )
 
+EXPERTS = (
+  ('feed_forward/router/w',       'model.layers.{N}.mlp.gate.weight',                         'D E -> E D'),
+  ('feed_forward/experts/gate/w', 'model.layers.{N}.mlp.experts.{E}.gate_proj.weight',        'E D F -> F D'),
+  ('feed_forward/experts/up/w',   'model.layers.{N}.mlp.experts.{E}.up_proj.weight',          'E D F -> F D'),
+  ('feed_forward/experts/down/w', 'model.layers.{N}.mlp.experts.{E}.down_proj.weight',        'E F D -> D F'),
+)
+
 
 def read_attention(fields: Fields, d_model: int, *, heads: int, kv_heads: int | None, head_dim: int | None = None,
                    **rest: Any) -> Attention:

@@ -52,8 +52,10 @@ def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.
       expert_BTX = _choose_in_groups(router, top_k, jax.lax.stop_gradient(score_BTE + bias_E))
   is_chosen_BTXE = one_hot(expert_BTX, logits_BTE.shape[-1])
   weight_BTX = jnp.where(is_chosen_BTXE, score_BTE[:, :, None], 0).sum(-1)
-  # 1e-20 as in DeepSeek-V3's code: it avoids 0 / 0 if all sigmoids underflow, and changes nothing else.
-  weight_BTX = weight_BTX / (weight_BTX.sum(-1, keepdims=True) + 1e-20)
+  sums_over_chosen = isinstance(router, config.SigmoidRouter) or router.weights_over == 'chosen'
+  if sums_over_chosen:
+    # 1e-20 as in DeepSeek-V3's code: it avoids 0 / 0 if all sigmoids underflow, and changes nothing else.
+    weight_BTX = weight_BTX / (weight_BTX.sum(-1, keepdims=True) + 1e-20)
 
   chosen_BTE = is_chosen_BTXE.any(2) & real_BT[:, :, None]
   load_BE = chosen_BTE.sum(1, dtype=jnp.float32)

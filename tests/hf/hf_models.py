@@ -91,6 +91,11 @@ def qwen3(**changes):
   return transformers.Qwen3Config(**(SMALL | rope() | dict(head_dim=12) | changes))
 
 
+def qwen3_moe(**changes):
+  return transformers.Qwen3MoeConfig(**(SMALL | rope() | dict(
+    head_dim=12, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True) | changes))
+
+
 def olmo2(**changes):
   return transformers.Olmo2Config(**(SMALL | rope() | changes))
 
@@ -161,6 +166,13 @@ CASES = {
   'qwen3': qwen3(),
   'qwen3 biases, yarn, tied': qwen3(attention_bias=True, tie_word_embeddings=True, num_key_value_heads=4,
                                     max_position_embeddings=64, **rope('yarn', **YARN)),
+  'qwen3_moe': qwen3_moe(),
+  'qwen3_moe probabilities as weights, dense layers, biases, window': qwen3_moe(
+    norm_topk_prob=False, num_hidden_layers=5, mlp_only_layers=[1], decoder_sparse_step=2, attention_bias=True,
+    use_sliding_window=True, sliding_window=7, num_experts=5, num_key_value_heads=1),
+  'qwen3_moe dense first, other heads, yarn, tied': qwen3_moe(
+    mlp_only_layers=[0], num_hidden_layers=3, head_dim=8, num_experts_per_tok=2, num_key_value_heads=4,
+    tie_word_embeddings=True, max_position_embeddings=64, **rope('yarn', **YARN)),
   'olmo2': olmo2(),
   'olmo2 biases, silu': olmo2(attention_bias=True, num_key_value_heads=4, rms_norm_eps=1e-6,
                               **rope(theta=500_000.0)),

@@ -17,7 +17,7 @@ from llm_jax.hf.configs import resolved
 from llm_jax.hf.parts import arrange
 from llm_jax.hf.weights import parameter_shapes
 from llm_jax.modules.feed_forward import ACTIVATIONS
-from tests.hf import hf_models
+from tests.hf import hf_models, published_configs
 
 GPT2_ENTRIES = dict(
   activation_function='gelu_new', architectures=['GPT2LMHeadModel'], attn_pdrop=0.1, bos_token_id=50256,
@@ -120,6 +120,7 @@ PUBLISHED = {
   'google/gemma-2b': (GEMMA_ENTRIES, presets.gemma_2b()),
   'google/gemma-2-27b': (GEMMA2_ENTRIES, presets.gemma2_27b()),
   'deepseek-ai/DeepSeek-V3': (DEEPSEEK_ENTRIES, presets.deepseek_v3()),
+  **published_configs.PUBLISHED,
 }
 
 
@@ -321,6 +322,16 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('mistral', dict(attention_bias=True), 'attention_bias'),
   ('mixtral', dict(router_jitter_noise=0.1), 'router_jitter_noise'),
   ('mixtral', dict(num_experts_per_tok=9), 'top_k'),
+  ('qwen3_moe', dict(use_qk_norm=False), 'use_qk_norm'),
+  ('qwen3_moe', dict(num_experts=8, num_local_experts=16), 'num_experts'),
+  ('qwen3_moe', dict(num_experts=0), 'num_experts'),
+  ('qwen3_moe', dict(num_experts=10**9), 'num_experts'),
+  ('qwen3_moe', dict(num_experts_per_tok=129), 'top_k'),
+  ('qwen3_moe', dict(mlp_only_layers=[-1]), 'mlp_only_layers'),
+  ('qwen3_moe', dict(mlp_only_layers=3), 'mlp_only_layers'),
+  ('qwen3_moe', dict(decoder_sparse_step=0), 'decoder_sparse_step'),
+  ('qwen3_moe', dict(shared_expert_intermediate_size=512), 'shared_expert_intermediate_size'),
+  ('qwen3_moe', dict(moe_intermediate_size=0), 'moe_intermediate_size'),
   ('gemma', dict(use_bidirectional_attention=True), 'use_bidirectional_attention'),
   ('gemma', dict(hidden_act='silu', hidden_activation='gelu_pytorch_tanh'), 'hidden_activation'),
   ('gemma', dict(hidden_act='gelu', hidden_activation='relu'), 'hidden_activation'),

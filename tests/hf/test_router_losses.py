@@ -1,5 +1,6 @@
 """What training adds for the balance of an imported model's experts: as much as `transformers` adds."""
 import dataclasses
+import functools
 import json
 import types
 from typing import Any
@@ -39,16 +40,20 @@ def added_by_theirs(model, batch, **options):
   return (found.loss - plain.loss).item()
 
 
-def save(folder, **changes):
-  model = hf_models.make(hf_models.mixtral(**changes))
+def save(folder, make=hf_models.mixtral, **changes):
+  model = hf_models.make(make(**changes))
   model.save_pretrained(folder)
   return model
 
 
-@pytest.mark.parametrize('layers, experts, chosen, unroll', [(1, 5, 2, None), (3, 8, 3, False)])
-def test_the_balance_loss_is_over_all_layers(layers, experts, chosen, unroll, tmp_path):
+@pytest.mark.parametrize('make, layers, experts, chosen, unroll', [
+  (hf_models.mixtral, 1, 5, 2, None),
+  (hf_models.mixtral, 3, 8, 3, False),
+  (functools.partial(hf_models.qwen3_moe, norm_topk_prob=False, mlp_only_layers=[0]), 3, 6, 2, False),
+], ids=['mixtral', 'mixtral, scanned', 'qwen3_moe, a dense layer'])
+def test_the_balance_loss_is_over_all_layers(make, layers, experts, chosen, unroll, tmp_path):
   """load_balancing_loss_func: padding left out, and the gradient of every router."""
-  model = save(tmp_path, num_hidden_layers=layers, num_local_experts=experts, num_experts_per_tok=chosen,
+  model = save(tmp_path, make, num_hidden_layers=layers, num_local_experts=experts, num_experts_per_tok=chosen,
                router_aux_loss_coef=0.02, output_router_logits=True)
   architecture, params = hf.load_pretrained(tmp_path)
   batch = hf_models.batch()

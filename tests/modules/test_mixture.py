@@ -1,4 +1,5 @@
 """Mixture of experts against `transformers`, against loops over tokens and experts, and against the papers' sums."""
+import dataclasses
 import functools
 
 import jax
@@ -6,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import DeepseekV3Config, GptOssConfig, MixtralConfig
+from transformers import DeepseekV3Config, GptOssConfig, MixtralConfig, Qwen3MoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock, load_balancing_loss_func
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from llm_jax import paths
 from llm_jax.config.model.architecture import (
@@ -95,6 +97,18 @@ def test_mixtral(kernels):
   mask = SEGMENTS > 0
   balance = load_balancing_loss_func((logits,), E, 2, torch.tensor(mask)).item()
   np.testing.assert_allclose(run(SOFTMAX, kernels)[1].balance_B, [balance] * B, rtol=1e-6)
+
+
+@KERNELS
+@pytest.mark.parametrize('weights_over', ('chosen', 'all'))
+def test_qwen3(kernels, weights_over):
+  """With the probabilities over the chosen, and as they are."""
+  layer = dataclasses.replace(SOFTMAX, router=SoftmaxRouter(weights_over=weights_over))
+  block = load(Qwen3MoeSparseMoeBlock(Qwen3MoeConfig(
+    hidden_size=D, moe_intermediate_size=F, num_experts=E, num_experts_per_tok=2,
+    norm_topk_prob=weights_over == 'chosen')), params(layer))
+  want = block(torch.tensor(inputs())).detach().numpy()
+  np.testing.assert_allclose(run(layer, kernels, np.ones_like(SEGMENTS))[0], want, rtol=0, atol=1e-5)
 
 
 @KERNELS

@@ -77,7 +77,7 @@ Dense = MLP | GLU | ClampedGLU
 
 @dataclasses.dataclass(frozen=True)
 class SoftmaxRouter:
-  """The top_k experts of softmax(router x), weighted by their probabilities over the chosen (Mixtral, section 2.1).
+  """The top_k experts of softmax(router x), weighted by their probabilities (Mixtral, section 2.1).
 
   balance_weight: weight of the load-balancing loss (Fedus et al. 2021, Switch Transformers, equations 4 to 6).
   z_weight: weight of the mean squared log-sum-exp of the router's logits (Zoph et al. 2022, ST-MoE, equation 5).
@@ -85,6 +85,7 @@ class SoftmaxRouter:
   balance_over: the tokens that the balance loss is about: 'microbatch', or 'step' for all that a step learns from.
   in_training: whether a run adds the router's losses; an objective that is called directly always does.
   bias: whether the router's map has one.
+  weights_over: the experts whose weights sum to 1: 'chosen', or 'all', so that a weight is the probability itself.
 
   Together, experts may be used unevenly in a layer where other layers make up for it. That is what a Mixtral's
   `router_aux_loss_coef` means to Hugging Face's `transformers`; a sum over n layers counts the weight n times.
@@ -98,11 +99,13 @@ class SoftmaxRouter:
   balance_over: str = 'microbatch'
   in_training: bool = True
   bias: bool = False
+  weights_over: str = 'chosen'
 
   def __post_init__(self):
     require_weights(self, 'balance_weight', 'z_weight')
     require(self.balance_over in ('microbatch', 'step'), 'balance_over', self.balance_over,
             "use 'microbatch' or 'step'")
+    require(self.weights_over in ('chosen', 'all'), 'weights_over', self.weights_over, "use 'chosen' or 'all'")
 
   @property
   def balances_alone(self) -> bool:

@@ -76,7 +76,10 @@ from llm_jax.config.presets.qwen import (
   qwen3_4b,
   qwen3_8b,
   qwen3_14b,
+  qwen3_30b_a3b,
   qwen3_32b,
+  qwen3_235b_a22b,
+  qwen3_moe,
 )
 from llm_jax.config.presets.smollm3 import smollm3, smollm3_3b
 
@@ -96,6 +99,7 @@ __all__ = [
   'olmo2', 'olmo2_1b', 'olmo2_7b', 'olmo2_13b', 'olmo2_32b',
   'gemma3', 'gemma3_1b', 'gemma3_4b', 'gemma3_12b', 'gemma3_27b',
   'qwen3', 'qwen3_0_6b', 'qwen3_1_7b', 'qwen3_4b', 'qwen3_8b', 'qwen3_14b', 'qwen3_32b',
+  'qwen3_moe', 'qwen3_30b_a3b', 'qwen3_235b_a22b',
   'smollm3', 'smollm3_3b', 'gpt_oss', 'gpt_oss_20b', 'gpt_oss_120b', 'olmo3', 'olmo3_7b', 'olmo3_32b',
 ]
 

@@ -18,7 +18,7 @@ from llm_jax.config.model.count import blocks
 from llm_jax.hf.families.llama import BUFFERS
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
-from llm_jax.hf.parts import FEED_FORWARD_NORM, GATED, MODEL, arrange, expect_kind, first_block
+from llm_jax.hf.parts import EXPERTS, FEED_FORWARD_NORM, GATED, MODEL, arrange, expect_kind, first_block
 from llm_jax.hf.rope import read_rope
 
 LATENT_NORM = RMSNorm(1e-6)  # its own, whatever rms_norm_eps says
@@ -37,11 +37,8 @@ LAYER = (
   ('attention/out/w',             'model.layers.{N}.self_attn.o_proj.weight',                   'H K D -> D (H K)'),
   *FEED_FORWARD_NORM,
   *GATED,
-  ('feed_forward/router/w',       'model.layers.{N}.mlp.gate.weight',                           'D E -> E D'),
+  *EXPERTS,
   ('feed_forward/balance/bias',   'model.layers.{N}.mlp.gate.e_score_correction_bias',          'E'),
-  ('feed_forward/experts/gate/w', 'model.layers.{N}.mlp.experts.{E}.gate_proj.weight',          'E D F -> F D'),
-  ('feed_forward/experts/up/w',   'model.layers.{N}.mlp.experts.{E}.up_proj.weight',            'E D F -> F D'),
-  ('feed_forward/experts/down/w', 'model.layers.{N}.mlp.experts.{E}.down_proj.weight',          'E F D -> D F'),
   ('feed_forward/shared/gate/w',  'model.layers.{N}.mlp.shared_experts.gate_proj.weight',       'D F -> F D'),
   ('feed_forward/shared/up/w',    'model.layers.{N}.mlp.shared_experts.up_proj.weight',         'D F -> F D'),
   ('feed_forward/shared/down/w',  'model.layers.{N}.mlp.shared_experts.down_proj.weight',       'F D -> D F'),

@@ -168,6 +168,7 @@ OTHERS: dict[type, dict[str, Other]] = {
     'balance_over': Other('step', TRAINING),
     'in_training': Other(False, TRAINING),
     'bias': Other(True),
+    'weights_over': Other('all', DETAIL),
     'z_weight': Other(0.5, TRAINING),
   },
   SigmoidRouter: {

@@ -1,0 +1,55 @@
+"""The entries of published `config.json` files, and the preset that each is: models of a family, and models that others
+trained further. Typed in from the public copies; entries that only name programs are left out."""
+from llm_jax.config import presets
+
+QWEN3_MOE_ENTRIES = dict(
+  architectures=['Qwen3MoeForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
+  decoder_sparse_step=1, eos_token_id=151645, head_dim=128, hidden_act='silu', hidden_size=2048,
+  initializer_range=0.02, intermediate_size=6144, max_position_embeddings=40960, max_window_layers=48,
+  mlp_only_layers=[], model_type='qwen3_moe', moe_intermediate_size=768, norm_topk_prob=True, num_attention_heads=32,
+  num_experts=128, num_experts_per_tok=8, num_hidden_layers=48, num_key_value_heads=4, output_router_logits=False,
+  rms_norm_eps=1e-06, rope_scaling=None, rope_theta=1000000.0, router_aux_loss_coef=0.001, sliding_window=None,
+  tie_word_embeddings=False, torch_dtype='bfloat16', transformers_version='4.51.0', use_cache=True,
+  use_sliding_window=False, vocab_size=151936)
+QWEN3_235B_ENTRIES = QWEN3_MOE_ENTRIES | dict(
+  hidden_size=4096, intermediate_size=12288, max_window_layers=94, moe_intermediate_size=1536, num_attention_heads=64,
+  num_hidden_layers=94)
+QWEN3_CODER_ENTRIES = QWEN3_MOE_ENTRIES | dict(
+  intermediate_size=5472, max_position_embeddings=262144, max_window_layers=28, qkv_bias=False, rope_theta=10000000,
+  router_aux_loss_coef=0.0, shared_expert_intermediate_size=0, use_qk_norm=True)
+
+# Trained further by others, under the architecture that they began with.
+R1_DISTILL_QWEN_ENTRIES = dict(
+  architectures=['Qwen2ForCausalLM'], attention_dropout=0.0, bos_token_id=151643, eos_token_id=151643,
+  hidden_act='silu', hidden_size=3584, initializer_range=0.02, intermediate_size=18944, max_position_embeddings=131072,
+  max_window_layers=28, model_type='qwen2', num_attention_heads=28, num_hidden_layers=28, num_key_value_heads=4,
+  rms_norm_eps=1e-06, rope_theta=10000, sliding_window=4096, tie_word_embeddings=False, torch_dtype='bfloat16',
+  transformers_version='4.44.0', use_cache=True, use_mrope=False, use_sliding_window=False, vocab_size=152064)
+R1_DISTILL_LLAMA_ENTRIES = dict(
+  architectures=['LlamaForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=128000,
+  eos_token_id=128001, hidden_act='silu', hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+  max_position_embeddings=131072, mlp_bias=False, model_type='llama', num_attention_heads=32, num_hidden_layers=32,
+  num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_scaling=dict(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192, rope_type='llama3'),
+  rope_theta=500000.0, tie_word_embeddings=False, torch_dtype='bfloat16', transformers_version='4.43.0.dev0',
+  use_cache=True, vocab_size=128256)
+TULU3_ENTRIES = R1_DISTILL_LLAMA_ENTRIES | dict(
+  _name_or_path='allenai/Llama-3.1-Tulu-3-8B-DPO', eos_token_id=128009, head_dim=128, pad_token_id=128256,
+  transformers_version='4.46.3', vocab_size=128264)
+ZEPHYR_ENTRIES = dict(
+  _name_or_path='HuggingFaceH4/mistral-7b-sft-beta', architectures=['MistralForCausalLM'], bos_token_id=1,
+  eos_token_id=2, hidden_act='silu', hidden_size=4096, initializer_range=0.02, intermediate_size=14336,
+  max_position_embeddings=32768, model_type='mistral', num_attention_heads=32, num_hidden_layers=32,
+  num_key_value_heads=8, pad_token_id=2, rms_norm_eps=1e-05, rope_theta=10000.0, sliding_window=4096,
+  tie_word_embeddings=False, torch_dtype='bfloat16', transformers_version='4.35.0', use_cache=True, vocab_size=32000)
+
+PUBLISHED = {
+  'Qwen/Qwen3-30B-A3B': (QWEN3_MOE_ENTRIES, presets.qwen3_30b_a3b()),
+  'Qwen/Qwen3-235B-A22B': (QWEN3_235B_ENTRIES, presets.qwen3_235b_a22b()),
+  'Qwen/Qwen3-Coder-30B-A3B-Instruct': (
+    QWEN3_CODER_ENTRIES, presets.qwen3_30b_a3b(rope_theta=1e7, max_length=262_144)),
+  'deepseek-ai/DeepSeek-R1-Distill-Qwen-7B': (R1_DISTILL_QWEN_ENTRIES, presets.qwen2_5_7b(rope_theta=1e4)),
+  'deepseek-ai/DeepSeek-R1-Distill-Llama-8B': (R1_DISTILL_LLAMA_ENTRIES, presets.llama3_1_8b()),
+  'allenai/Llama-3.1-Tulu-3-8B': (TULU3_ENTRIES, presets.llama3_1_8b(vocab_size=128_264)),
+  'HuggingFaceH4/zephyr-7b-beta': (ZEPHYR_ENTRIES, presets.mistral_7b()),
+}
