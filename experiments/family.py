@@ -18,7 +18,7 @@ from llm_jax.config.experiment import (
   presets,
   stage,
 )
-from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, YaRNScaling
+from llm_jax.config.model.architecture import LinearScaling, Llama3Scaling, LongRoPEScaling, YaRNScaling
 
 SIZE: dict[str, Any] = dict(d_model=192, num_layers=4, num_heads=6, vocab_size=4_096)
 GPT = dict(SIZE, max_length=256)
@@ -41,6 +41,9 @@ FAMILIES = {
     **SIZE, dense_layers=1, q_rank=96, kv_rank=48, nope_dim=32, rope_dim=16, v_dim=32, d_ff=512, expert_d_ff=128,
     num_experts=16, top_k=4, groups=4, top_groups=2, router_scale=2.5, scaling=YaRNScaling(4.0, original_length=256),
     max_length=1_024),
+  'phi3': presets.phi3(
+    **GROUPED, d_ff=512, head_dim=32, rotary_dim=24, tied_head=True, window=512, max_length=256,
+    scaling=LongRoPEScaling((1.0,) * 12, tuple(8.0 ** (i / 11) for i in range(12)), 8.0, original_length=32)),
   'qwen2': presets.qwen2(**GROUPED, d_ff=512, tied_head=True),
   'olmo2': presets.olmo2(**SIZE, d_ff=512),
   'gemma3': presets.gemma3(**dict(GROUPED, num_layers=8), d_ff=512, head_dim=32, window=64,

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.decode.request import bucket, fetch, make_choice, make_request, mesh_of
+from llm_jax.decode.parts import Rows
+from llm_jax.decode.request import bucket, check_config, check_prompts, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
@@ -65,11 +66,21 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
       parameters of another model, or an argument of the wrong kind.
   """
   rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
-  with mesh_of(params):
-    program, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                log_probs, prefill_chunk)
-    state = decode(program, params, rng, state, max_new_tokens)
-    return _collect(state, 0)
+
+  def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generated:
+    with mesh_of(params):
+      program, placed, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
+                                      log_probs, prefill_chunk)
+      return _collect(decode(program, placed, rng, state, max_new_tokens), 0)
+
+  check_config(config)
+  if not config.switch_lengths:
+    return run(config, prompts, max_new_tokens)
+  rows = Rows(config, check_prompts(config, prompts, max_new_tokens), max_new_tokens, stop_tokens)
+  for part in rows.parts():
+    found = run(part.config, part.prompts, part.max_new_tokens)
+    rows.add(part, found.tokens, found.log_probs)
+  return Generated(rows.tokens, rows.log_probs if log_probs else None)
 
 
 def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
@@ -78,18 +89,29 @@ def stream(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], 
            ) -> Iterator[list[list[int]]]:
   """`generate` a few tokens at a time: yields every row's next tokens, up to `chunk`, until all rows have ended."""
   rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
-  with mesh_of(params):
-    program, params, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                    False, prefill_chunk)
-  seen = 0
-  while True:
-    new = _collect(state, seen).tokens
-    yield new
-    seen += max(map(len, new), default=0)
-    if seen >= max_new_tokens or bool(fetch(state.done_B).all()):
-      return
+
+  def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[list[list[int]]]:
     with mesh_of(params):
-      state = decode(program, params, rng, state, min(seen + chunk, max_new_tokens))
+      program, placed, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
+                                      False, prefill_chunk)
+    seen = 0
+    while True:
+      new = _collect(state, seen).tokens
+      yield new
+      seen += max(map(len, new), default=0)
+      if seen >= max_new_tokens or bool(fetch(state.done_B).all()):
+        return
+      with mesh_of(params):
+        state = decode(program, placed, rng, state, min(seen + chunk, max_new_tokens))
+
+  check_config(config)
+  if not config.switch_lengths:
+    yield from run(config, prompts, max_new_tokens)
+    return
+  rows = Rows(config, check_prompts(config, prompts, max_new_tokens), max_new_tokens, stop_tokens)
+  for part in rows.parts():
+    for new in run(part.config, part.prompts, part.max_new_tokens):
+      yield rows.add(part, new)
 
 
 # ------------------------------------------------------------------------------------------- on the device

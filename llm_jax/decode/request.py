@@ -37,12 +37,33 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
 
   Raises:
     ConfigError: prompts that are not lists of token ids, an empty prompt, a token outside the vocabulary, more tokens
-      than there are learned positions, or parameters of another model.
+      than there are learned positions, texts that grow beyond a length where positions turn otherwise, or parameters of
+      another model.
   """
-  require(isinstance(config, Architecture), 'config', type(config).__name__,
-          'give an Architecture, such as presets.llama(...), or the config of a Transformer')
+  check_config(config)
   require(execution is None or isinstance(execution, Execution), 'execution', execution,
           "give an Execution, such as Execution(dtype='bfloat16')")
+  rows = check_prompts(config, prompts, max_new_tokens)
+  check_params(config, params)
+  params = jax.tree.map(jnp.asarray, params)  # every compiled call would copy NumPy arrays to the device again
+  lengths = np.array([len(prompt) for prompt in rows], np.int32)
+  config = _at_length(config, int(lengths.min()), int(lengths.max()) + max_new_tokens - 1)
+  padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
+  for row, prompt in zip(padded, rows, strict=True):
+    row[len(row) - len(prompt):] = prompt
+  execution = execution or Execution()
+  if execution.unrolled:
+    config, params = unroll_config(config), unroll_params(config, params)
+  return Request(config, params, execution, padded, lengths)
+
+
+def check_config(config: Architecture) -> None:
+  require(isinstance(config, Architecture), 'config', type(config).__name__,
+          'give an Architecture, such as presets.llama(...), or the config of a Transformer')
+
+
+def check_prompts(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[np.ndarray]:
+  """The prompts as integers, each [tokens]. Raises as `make_request`."""
   check_count('max_new_tokens', max_new_tokens)
   require(np.iterable(prompts), 'prompts', prompts, 'give a list of lists of token ids')
   prompts = prompts if hasattr(prompts, '__len__') else list(prompts)
@@ -57,16 +78,16 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
     require(limit is None or len(prompt) + max_new_tokens <= limit, f'prompts[{i}]', f'{len(prompt)} tokens',
             f'with max_new_tokens={max_new_tokens} it passes the {limit} learned positions: shorten the prompt, or ask '
             'for fewer tokens')
-  check_params(config, params)
-  params = jax.tree.map(jnp.asarray, params)  # every compiled call would copy NumPy arrays to the device again
-  lengths = np.array([len(prompt) for prompt in rows], np.int32)
-  padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
-  for row, prompt in zip(padded, rows, strict=True):
-    row[len(row) - len(prompt):] = prompt
-  execution = execution or Execution()
-  if execution.unrolled:
-    config, params = unroll_config(config), unroll_params(config, params)
-  return Request(config, params, execution, padded, lengths)
+  return rows
+
+
+def _at_length(config: Architecture, shortest: int, longest: int) -> Architecture:
+  """The decoder of texts that are read from `shortest` to `longest` tokens on."""
+  crossed = [length for length in config.switch_lengths if shortest <= length < longest]
+  require(not crossed, 'max_new_tokens', f'texts of {shortest} to {longest} tokens',
+          f'beyond {crossed} tokens LongRoPEScaling turns all of a text otherwise, which generate and stream follow, '
+          'and beams and speculation do not: ask for fewer tokens, or give longer prompts')
+  return config.at_length(longest)
 
 
 def check_count(field: str, count: int) -> None:

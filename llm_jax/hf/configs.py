@@ -15,6 +15,7 @@ from llm_jax.config.model.architecture import (
   ClampedGLU,
   FeedForward,
   LatentAttention,
+  LongRoPEScaling,
   MixtureOfExperts,
   NoPositions,
   NormalInit,
@@ -30,6 +31,14 @@ from llm_jax.hf.fields import FLOATS, MOST_EXPERTS, Fields
 from llm_jax.hf.rope import without_ntk, write_rope
 
 GENERATION_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
+# Model types with the name of a family that is read, and what they have that it has not.
+OTHERS = {
+  'phimoe': 'Phi-3.5-MoE chooses its experts by SparseMixer, and has biases in its head and its norms',
+  'phi3small': 'Phi-3-small has block-sparse attention',
+  'phi3_v': 'a Phi-3 that reads images',
+  'phi4mm': 'a Phi-4 that reads images and sound',
+  'phi4_multimodal': 'a Phi-4 that reads images and sound',
+}
 
 
 def config_from_hf(values: Mapping[str, Any]) -> Architecture:
@@ -40,7 +49,8 @@ def config_from_hf(values: Mapping[str, Any]) -> Architecture:
   name = values.get('model_type')
   if not isinstance(name, str) or name not in FAMILIES:
     _refuse_shell(values)
-    raise ConfigError('model_type', name, f'use one of {tuple(FAMILIES)}')
+    why = f'{OTHERS[name]}; ' if isinstance(name, str) and name in OTHERS else ''
+    raise ConfigError('model_type', name, f'{why}use one of {tuple(FAMILIES)}')
   fields = Fields(values)
   architecture = FAMILIES[name].read(fields)
   fields.finish()
@@ -190,7 +200,7 @@ def resolved(config: Architecture) -> Architecture:
 
 def _resolved_rope(rope: RoPE, size: int) -> RoPE:
   rope = dataclasses.replace(without_ntk(rope, size), max_length=None)
-  if isinstance(rope.scaling, YaRNScaling):
+  if isinstance(rope.scaling, YaRNScaling | LongRoPEScaling):
     scaling = dataclasses.replace(rope.scaling, attention_factor=rope.scaling.magnitude)
     rope = dataclasses.replace(rope, scaling=scaling)
   return rope

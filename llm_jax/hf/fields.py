@@ -133,7 +133,7 @@ class Fields:
 
     Raises: ConfigError for the first other entry that was not read.
     """
-    if self.values.get('auto_map'):
+    if self.values.get('auto_map') and 'auto_map' not in self.read:
       raise ConfigError('auto_map', self.values['auto_map'], 'names code of its own, which is never run: take the '
                         'entry out if the decoder is a plain one of its model_type')
     passed = []

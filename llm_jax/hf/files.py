@@ -66,7 +66,8 @@ def load_pretrained(directory: str | os.PathLike, mesh: jax.sharding.Mesh | None
   require(mesh is None or isinstance(mesh, jax.sharding.Mesh), 'mesh', mesh, 'give a mesh of devices, or None')
   folder, dtype = model_folder(directory, revision), float_type(dtype)
   found, tensors = _open(folder, config, resize_vocabulary)
-  return config or found, read_params(folder, config or found, tensors, mesh, dtype, progress, store)
+  params = read_params(folder, config or found, tensors, mesh, dtype, progress, store, family_of(found))
+  return config or found, params
 
 
 def float_type(dtype: Any) -> np.dtype:
@@ -103,9 +104,9 @@ def check_pretrained(directory: str | os.PathLike, config: Architecture, *, resi
   No weight is read, except for those that must equal others.
   """
   folder = pathlib.Path(directory)
-  _, tensors = _open(folder, config, resize_vocabulary)
+  found, tensors = _open(folder, config, resize_vocabulary)
   with _naming(folder):
-    check_state_dict(config, tensors)
+    check_state_dict(config, tensors, family_of(found))
 
 
 def _open(folder: pathlib.Path, config: Architecture | None, resize: bool = False

@@ -11,6 +11,7 @@ from llm_jax.config.model.architecture import (
   Attention,
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   NTKScaling,
   RoPE,
   Scaling,
@@ -26,7 +27,10 @@ KINDS = {  # the entries of each kind, rope_theta aside
   'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
   'yarn': ('factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow', 'attention_factor', 'mscale',
            'mscale_all_dim', 'truncate'),
+  'longrope': ('short_factor', 'long_factor', 'factor', 'original_max_position_embeddings', 'attention_factor'),
 }
+NEEDED = {  # of these, where there is no rule for an absent one
+  'yarn': ('factor',), 'longrope': ('short_factor', 'long_factor', 'factor')}
 
 
 def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
@@ -64,14 +68,18 @@ def read_rope(fields: Fields, theta: float = 10_000.0) -> tuple[RoPE, float]:
   truncate = given.pop('truncate', True)
   require(isinstance(truncate, bool), f'{key}.truncate', truncate, 'use true or false')
   for name, value in given.items():
-    require(is_number(value) and value >= 0, f'{key}.{name}', value, 'use a finite number of 0 or more')
-  if kind in ('llama3', 'yarn'):
+    if name in ('short_factor', 'long_factor'):
+      is_fine = isinstance(value, list) and all(is_number(factor) and factor > 0 for factor in value)
+      require(is_fine, f'{key}.{name}', value, 'use a list of positive numbers')
+    else:
+      require(is_number(value) and value >= 0, f'{key}.{name}', value, 'use a finite number of 0 or more')
+  if kind in ('llama3', 'yarn', 'longrope'):
     given.setdefault('original_max_position_embeddings', length)
     original = given['original_max_position_embeddings']
     require(is_size(original), f'{key}.original_max_position_embeddings', original, 'use a positive integer')
-    if kind == 'yarn' and length:
+    if kind != 'llama3' and length:
       given.setdefault('factor', length / original)
-  needed = () if kind == 'default' else KINDS[kind][:1] if kind == 'yarn' else KINDS[kind]
+  needed = NEEDED.get(kind, KINDS[kind])
   missing = [name for name in needed if name not in given]
   require(not missing, key, given, f'rope_type {kind} needs {missing}')
   return RoPE(float(theta), _scaling(kind, given, truncate), length), _score_factor(kind, given)
@@ -92,6 +100,11 @@ def _scaling(kind: str, given: dict[str, Any], truncate: bool) -> Scaling | None
         attention_factor = _mscale(factor, given['mscale']) / _mscale(factor, given['mscale_all_dim'])
       return YaRNScaling(factor, given['original_max_position_embeddings'], float(given.get('beta_fast') or 32),
                          float(given.get('beta_slow') or 1), attention_factor, truncate)
+    case 'longrope':
+      # A context shorter than the original one multiplies nothing, as a factor of 1.
+      return LongRoPEScaling(tuple(map(float, given['short_factor'])), tuple(map(float, given['long_factor'])),
+                             max(float(given['factor']), 1.0), given['original_max_position_embeddings'],
+                             given.get('attention_factor'))
 
 
 def _score_factor(kind: str, given: dict[str, Any]) -> float:
@@ -177,9 +190,20 @@ def write_rope(rope: RoPE, size: int, max_length: int, score_factor: float = 1.0
         given['attention_factor'] = float(rope.scaling.attention_factor)
       if not rope.scaling.truncate:
         given['truncate'] = False
+    case LongRoPEScaling(short, long, factor, original, attention_factor):
+      given = {'rope_type': 'longrope', 'short_factor': list(short), 'long_factor': list(long), 'factor': factor,
+               'original_max_position_embeddings': original}
+      if attention_factor is not None:
+        given['attention_factor'] = float(attention_factor)
   old = None if rope.scaling is None else {'type': given['rope_type'], **given}
   return {'rope_parameters': {**given, 'rope_theta': rope.theta}, 'rope_theta': rope.theta, 'rope_scaling': old,
           'max_position_embeddings': rope.max_length or max_length}
+
+
+def turned_share(turned: int, size: int) -> float:
+  """What part of a head's `size` numbers `turned` are, such that `int(size * share)` is `turned`."""
+  share = turned / size
+  return share if int(size * share) == turned else math.nextafter(share, 2)
 
 
 def without_ntk(rope: RoPE, size: int) -> RoPE:

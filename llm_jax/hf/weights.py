@@ -60,9 +60,9 @@ def params_from_state_dict(config: Architecture, state_dict: Mapping[str, Tensor
   return flax.traverse_util.unflatten_dict(leaves.finish(), sep='/')
 
 
-def check_state_dict(config: Architecture, state_dict: Mapping[str, Tensor]) -> None:
+def check_state_dict(config: Architecture, state_dict: Mapping[str, Tensor], family: Family | None = None) -> None:
   """Refuses tensors as `params_from_state_dict` does. It reads values only of tensors that must equal others."""
-  _matched(config, state_dict, None)
+  _matched(config, state_dict, family)
 
 
 def state_dict_from_params(config: Architecture, params: Any, *, family: Family | None = None) -> dict[str, np.ndarray]:

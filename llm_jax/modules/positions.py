@@ -11,6 +11,7 @@ import numpy as np
 from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   NTKScaling,
   RoPE,
   SinusoidalPositions,
@@ -22,32 +23,59 @@ Rotation = tuple[jax.Array, jax.Array]  # cosine and sine, each float32 [B, T, K
 STRIDE = 1024  # full turns are subtracted in float64 for multiples of this many positions, see `_phases`
 
 
-def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | None = None) -> Rotation:
+def rotation(rope: RoPE, head_dim: int, positions_BT: jax.Array, kernels: str | None = None,
+             lengths_BT: jax.Array | None = None) -> Rotation:
   """Cosine and sine of position x inverse frequency, float32 whatever the computation's dtype.
 
-  YaRN multiplies both by its magnitude, so that scores are multiplied by its square (Peng et al. 2023, section 3.4).
+  YaRN and LongRoPE multiply both by their magnitude, so that scores are multiplied by its square (Peng et al. 2023,
+  section 3.4).
 
   Args:
     rope: theta and scaling.
     head_dim: K, the size of the vectors that are turned; even.
     positions_BT: int32.
     kernels: 'cpu' computes them in a loop over rows, the others all at once.
+    lengths_BT: int32, of the document that each position is in; only a rotation with a `switch_length` looks at them.
   """
-  frequencies = inverse_frequencies(rope, head_dim)
-  magnitude = rope.scaling.magnitude if isinstance(rope.scaling, YaRNScaling) else 1.0
+  magnitude = rope.scaling.magnitude if isinstance(rope.scaling, YaRNScaling | LongRoPEScaling) else 1.0
+  of_row = (positions_BT,)
+  if rope.switch_length is not None:
+    assert lengths_BT is not None, 'LongRoPE goes by the lengths of documents'
+    of_row = (positions_BT, lengths_BT)
 
-  def turn(positions):
-    phases = _phases(positions, frequencies)
+  def turn(of_row):
+    phases = _phases_of(rope, head_dim, *of_row)
     return magnitude * jnp.cos(phases), magnitude * jnp.sin(phases)
 
   if resolve(kernels) == 'cpu':
     # XLA:CPU would compute cosine and sine again in every layer, for every head. It keeps the results of a loop.
-    return jax.lax.map(turn, positions_BT)
-  return turn(positions_BT)
+    return jax.lax.map(turn, of_row)
+  return turn(of_row)
+
+
+def _phases_of(rope: RoPE, head_dim: int, positions: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+  """float32 [*positions, K/2]."""
+  switch = rope.switch_length
+  if switch is None or lengths is None:
+    return _phases(positions, inverse_frequencies(rope, head_dim))
+  short, long = (_phases(positions, inverse_frequencies(rope.at_length(length), head_dim))
+                 for length in (switch, switch + 1))
+  return jnp.where((lengths > switch)[..., None], long, short)
+
+
+def document_lengths(positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
+  """int32 [B, T]: the last position of the document that each token is in, + 1; without documents, that of the row."""
+  if segment_ids_BT is None:
+    return jnp.broadcast_to(positions_BT.max(axis=1, keepdims=True) + 1, positions_BT.shape)
+  T = positions_BT.shape[1]
+  is_last_BT = jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (0, 1)), constant_values=True)
+  end_BT = jax.lax.cummin(jnp.where(is_last_BT, jnp.arange(T), T), axis=1, reverse=True)
+  return jnp.take_along_axis(positions_BT, end_BT, axis=1) + 1
 
 
 def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
-  """Radians a position, float64 [K/2]: theta^(-2i/K) (Su et al. 2021, equation 15), scaled as `rope.scaling` says."""
+  """Radians a position, float64 [K/2]: theta^(-2i/K) (Su et al. 2021, equation 15), scaled as `rope.scaling` says; with
+  a `switch_length`, those of the sequences up to it."""
   frequencies = _geometric(rope.theta, head_dim)
   match rope.scaling:
     case None:
@@ -69,6 +97,8 @@ def inverse_frequencies(rope: RoPE, head_dim: int) -> np.ndarray:
         low, high = math.floor(low), math.ceil(high)
       low, high = max(low, 0), min(high, head_dim - 1)
       kept = 1 - np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0, 1)
+    case LongRoPEScaling() as scaling:
+      return frequencies / np.array(scaling.short_factors)
   return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 

@@ -19,7 +19,7 @@ from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.multi_token import MultiToken
-from llm_jax.modules.positions import rotation, sinusoids
+from llm_jax.modules.positions import document_lengths, rotation, sinusoids
 from llm_jax.modules.routing import Routing
 from llm_jax.sharding.context_split import WHOLE, context_split
 from llm_jax.sharding.rules import constrain
@@ -31,7 +31,8 @@ class Transformer(nn.Module):
   `apply({'params': params}, tokens_BT, positions, segment_ids)` returns float32 logits [batch, time, vocab].
   positions [batch, time] default to 0..T-1. With segment_ids [batch, time], attention stays inside a segment.
   With a `cache` (see `init_cache`) the tokens are appended to it and attend to its entries; positions continue from its
-  end; segment_ids only distinguish padding (0) from tokens; and the result is (logits, cache).
+  end; segment_ids only distinguish padding (0) from tokens; and the result is (logits, cache). Positions that go by the
+  length of a sequence (`LongRoPEScaling`) go by the cache's `length` then.
   Dropout is active exactly when `rngs={'dropout': key}` is given. Ids outside of the vocabulary are not detected.
 
   Raises:
@@ -111,7 +112,7 @@ class Transformer(nn.Module):
     if positions is None:
       positions = cache.next + jnp.broadcast_to(jnp.arange(next_BT.shape[1]), next_BT.shape)
     cache, slots = cache.append(positions, segment_ids)
-    inputs = self.layer_inputs(next_BT, positions, segment_ids, slots)
+    inputs = self.layer_inputs(next_BT, positions, segment_ids, slots, cache.length)
     x_BTD, ahead_BTD, block_cache, _ = self.multi_token[depth](x_BTD, self.embed(next_BT), inputs, cache.prefix[0])
     return self.logits(ahead_BTD), x_BTD, dataclasses.replace(cache, prefix=(block_cache,))
 
@@ -134,7 +135,7 @@ class Transformer(nn.Module):
         positions = cache.next + jnp.broadcast_to(jnp.arange(length), tokens_BT.shape)
       cache, slots = cache.append(positions, segment_ids)
       prefix_caches, pattern_caches = list(cache.prefix), cache.pattern
-    inputs = self.layer_inputs(tokens_BT, positions, segment_ids, slots)
+    inputs = self.layer_inputs(tokens_BT, positions, segment_ids, slots, None if cache is None else cache.length)
     x_BTD = self.embed(inputs.split.arrange(tokens_BT))
     match c.positions:
       case config.LearnedPositions():
@@ -160,27 +161,32 @@ class Transformer(nn.Module):
     scale = self.config.embedding_scale
     return x_BTD if scale == 1 else x_BTD * jnp.asarray(scale, x_BTD.dtype)
 
-  def layer_inputs(self, tokens_BT, positions, segment_ids, slots=None) -> LayerInputs:
+  def layer_inputs(self, tokens_BT, positions, segment_ids, slots=None, cache_length: int | None = None) -> LayerInputs:
     """What all blocks get; `positions` of None are 0..T-1.
 
     Rows are split over devices only in training, and not with attention dropout.
     """
-    c = self.config
+    c, lengths = self.config, None
+    length = tokens_BT.shape[1] if positions is None and segment_ids is None else None
     if positions is None:
       positions = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
     split = WHOLE
     drops_weights = c.dropout and self.has_rng('dropout')
     if slots is None and not drops_weights:
       split = context_split(tokens_BT.shape[1], self.execution.context_attention)
-    positions, segment_ids = jax.tree.map(split.arrange, (positions, segment_ids))
+    length = length if cache_length is None else cache_length
+    if c.switch_lengths and length is None:
+      lengths = document_lengths(positions, segment_ids)
+    positions, segment_ids, lengths = jax.tree.map(split.arrange, (positions, segment_ids, lengths))
     ropes = {}
     for block in c.prefix + c.pattern + c.multi_token:
       attention = block.attention
       own = attention.positions if isinstance(attention, config.Attention) else None
       rope = c.rope_of(attention)
       if rope is not None:
-        ropes[own, attention.rotary_size(c.d_model)] = rope
-    rotations = tuple(rotation(rope, size, positions, self.execution.kernel_set) for (_, size), rope in ropes.items())
+        ropes[own, attention.rotary_size(c.d_model)] = rope if length is None else rope.at_length(length)
+    rotations = tuple(rotation(rope, size, positions, self.execution.kernel_set, lengths)
+                      for (_, size), rope in ropes.items())
     return LayerInputs(rotations, positions, segment_ids, slots, tuple(ropes), split)
 
   def logits(self, x_BTD: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from llm_jax.config.model.architecture import (
   LearnedPositions,
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   MixtureOfExperts,
   NoPositions,
   Norm,
@@ -140,6 +141,8 @@ def _scaling(scaling: Scaling | None) -> list[str]:
       return [f'Llama 3 scaling × {factor:g}']
     case YaRNScaling(factor=factor):
       return [f'YaRN scaling × {factor:g}']
+    case LongRoPEScaling(factor=factor, original_length=length):
+      return [f'LongRoPE × {factor:g}, other factors beyond {length:,}']
 
 
 # ---------------------------------------------------------------------------------------------- a block

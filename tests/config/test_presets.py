@@ -20,10 +20,12 @@ from llm_jax.config.model.architecture import (
   YaRNScaling,
 )
 from llm_jax.config.model.count import blocks, count_active_parameters, count_multi_token, count_parameters
+from llm_jax.config.presets.phi3_factors import PHI4_MINI_LONG
 from llm_jax.hf import config_from_hf
 
 # Counts as printed: GPT-3's in table D.1, the rest in the tables that the presets cite, or, for Llama 3.2, Mixtral
-# 8x22B, Qwen and SmolLM3, on their model cards. GPT-2's are those that its authors' code corrects the paper's to.
+# 8x22B, Qwen, Phi-3.5, Phi-4-mini and SmolLM3, on their model cards. GPT-2's are those that its authors' code corrects
+# the paper's to.
 PRINTED = {
   'gpt1_117m': '117M', 'gpt2_124m': '124M', 'gpt2_355m': '355M', 'gpt2_774m': '774M', 'gpt2_1_5b': '1558M',
   'gpt3_125m': '125M', 'gpt3_350m': '356M', 'gpt3_760m': '760M', 'gpt3_1_3b': '1320M', 'gpt3_2_7b': '2650M',
@@ -40,12 +42,14 @@ PRINTED = {
   'qwen3_32b': '32.8B',
   'olmo2_1b': '1B', 'olmo2_7b': '7B', 'olmo2_13b': '13B', 'olmo2_32b': '32B', 'olmo3_7b': '7B', 'olmo3_32b': '32B',
   'qwen3_30b_a3b': '30.5B', 'qwen3_235b_a22b': '235B', 'smollm3_3b': '3B',
+  'phi3_mini_4k': '3.8B', 'phi3_mini_128k': '3.8B', 'phi3_medium_4k': '14B', 'phi3_5_mini': '3.8B', 'phi4': '14B',
+  'phi4_mini': '3.8B',
   'gpt_oss_20b': '20.91B', 'gpt_oss_120b': '116.83B',
   'mistral_7b': '7B', 'mixtral_8x7b': '46.7B', 'mixtral_8x22b': '141B', 'deepseek_v3': '671B',
 }
 # Printed with the further digits cut, not rounded.
 CUT = ('gpt_neox_20b', 'llama_65b', 'llama3_1_405b', 'llama3_2_1b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b',
-       'olmo2_13b', 'qwen3_30b_a3b')
+       'olmo2_13b', 'qwen3_30b_a3b', 'phi4')
 
 # Gemma's papers print embeddings and the rest apart, with a vocabulary of 256,128; the checkpoints hold 256,000.
 GEMMA = {
@@ -133,6 +137,7 @@ def test_deepseek_further_token():
 LLAMA = {'model_type': 'llama'}
 LLAMA_70B = {**LLAMA, 'hidden_size': 8_192, 'intermediate_size': 28_672, 'num_hidden_layers': 80,
              'num_attention_heads': 64, 'num_key_value_heads': 8}
+PHI3_LONG = {'model_type': 'phi3', 'max_position_embeddings': 131_072, 'original_max_position_embeddings': 4_096}
 QWEN2 = {'model_type': 'qwen2'}
 QWEN3 = {'model_type': 'qwen3', 'num_key_value_heads': 8}
 QWEN3_MOE = {'model_type': 'qwen3_moe', 'head_dim': 128, 'norm_topk_prob': True}
@@ -194,6 +199,13 @@ RELEASED = {
   'gemma2_27b': {'model_type': 'gemma2', 'hidden_size': 4_608, 'intermediate_size': 36_864, 'num_hidden_layers': 46,
                  'num_attention_heads': 32, 'num_key_value_heads': 16, 'head_dim': 128},
   'deepseek_v3': {'model_type': 'deepseek_v3'},
+  'phi3_mini_4k': {'model_type': 'phi3'},
+  'phi3_mini_128k': PHI3_LONG,
+  'phi3_5_mini': PHI3_LONG,
+  'phi4': {'model_type': 'phi3', 'vocab_size': 100_352, 'hidden_size': 5_120, 'intermediate_size': 17_920,
+           'num_hidden_layers': 40, 'num_attention_heads': 40, 'num_key_value_heads': 10, 'pad_token_id': 0},
+  'phi4_mini': {**PHI3_LONG, 'vocab_size': 200_064, 'num_attention_heads': 24, 'num_key_value_heads': 8,
+                'partial_rotary_factor': 0.75, 'tie_word_embeddings': True, 'pad_token_id': 0},
   'qwen2_5_0_5b': {**QWEN2, 'hidden_size': 896, 'intermediate_size': 4_864, 'num_hidden_layers': 24,
                    'num_attention_heads': 14, 'num_key_value_heads': 2, 'tie_word_embeddings': True},
   'qwen2_5_7b': {**QWEN2, 'vocab_size': 152_064, 'hidden_size': 3_584, 'intermediate_size': 18_944,
@@ -274,6 +286,11 @@ STATED = {
   'deepseek_v3': {'rms_norm_eps': 1e-6, 'max_position_embeddings': 163_840, 'rope_theta': 10_000,
                   'rope_scaling': YARN, 'num_nextn_predict_layers': 1, 'topk_method': 'noaux_tc',
                   'scoring_func': 'sigmoid', 'moe_layer_freq': 1},
+  'phi3_mini_4k': {'sliding_window': 2_047, 'rope_theta': 10_000.0, 'max_position_embeddings': 4_096},
+  'phi4': {'sliding_window': None, 'rope_theta': 250_000, 'max_position_embeddings': 16_384,
+           'original_max_position_embeddings': 16_384, 'rope_scaling': None},
+  'phi4_mini': {'sliding_window': 262_144, 'rope_theta': 10_000.0, 'rope_scaling': {
+    'type': 'longrope', 'short_factor': [1.0] * 48, 'long_factor': list(PHI4_MINI_LONG)}},
   'qwen2_5_0_5b': QWEN_1E6 | {'rms_norm_eps': 1e-6, 'max_position_embeddings': 32_768, 'max_window_layers': 24},
   'qwen2_5_7b': QWEN_1E6 | {'rms_norm_eps': 1e-6, 'max_position_embeddings': 131_072, 'use_mrope': False},
   'qwen2_5_72b': QWEN_1E6 | {'rms_norm_eps': 1e-5, 'max_position_embeddings': 131_072, 'max_window_layers': 80},

@@ -110,7 +110,7 @@ def test_bfloat16_follows_the_full_forward():
 PEERS = {'gpt2': hf_models.gpt2(), 'openai': hf_models.openai(), 'llama': hf_models.llama(),
          'mistral': hf_models.mistral(),
          'mixtral': hf_models.mixtral(sliding_window=7), 'gemma': hf_models.gemma(num_key_value_heads=1),
-         'qwen3_moe': hf_models.qwen3_moe(mlp_only_layers=[0]),
+         'qwen3_moe': hf_models.qwen3_moe(mlp_only_layers=[0]), 'phi3': hf_models.phi3(partial_rotary_factor=0.5),
          'gemma2': hf_models.gemma2(), 'deepseek': hf_models.deepseek()}
 UNLIKE = ('gpt2', 'mistral', 'gemma2', 'deepseek')  # in positions and caches; the others are slow
 

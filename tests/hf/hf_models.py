@@ -68,6 +68,10 @@ def mixtral(**changes):
     num_local_experts=5, num_experts_per_tok=2, intermediate_size=40) | changes))
 
 
+def phi3(**changes):
+  return transformers.Phi3Config(**(SMALL | rope() | dict(sliding_window=7) | changes))
+
+
 def gemma(**changes):
   return transformers.GemmaConfig(**(SMALL | rope() | dict(head_dim=12) | changes))
 
@@ -115,6 +119,13 @@ def deepseek(**changes):
     n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3, routed_scaling_factor=1.5) | changes))
 
 
+def longrope(original, pairs=4):
+  """Of a model that was trained on sequences of `original` tokens."""
+  short, long = [1.0 + 0.1 * i for i in range(pairs)], [1.5 + 1.5 * i for i in range(pairs)]
+  return rope('longrope', short_factor=short, long_factor=long) | dict(
+    original_max_position_embeddings=original, max_position_embeddings=4 * original)
+
+
 CASES = {
   'gpt2': gpt2(),
   'gpt2 untied, exact gelu, narrow': gpt2(tie_word_embeddings=False, activation_function='gelu', n_inner=56),
@@ -145,6 +156,15 @@ CASES = {
     num_hidden_layers=3, layer_types=['full_attention', 'full_attention', 'sliding_attention'], attention_bias=False,
     num_key_value_heads=1, num_experts_per_tok=4, swiglu_limit=1.5, swiglu_alpha=1.0, tie_word_embeddings=True,
     **rope(theta=500.0)),
+  'phi3': phi3(),
+  'phi3 longrope, short rows, mha': phi3(num_key_value_heads=4, sliding_window=None, **longrope(original=64)),
+  'phi3 longrope, long rows, part of a head, tied': phi3(
+    num_key_value_heads=1, sliding_window=100, partial_rotary_factor=0.75, tie_word_embeddings=True, hidden_act='gelu',
+    **longrope(original=16, pairs=3)),
+  'phi3 part of a head, theta 250000': phi3(partial_rotary_factor=0.3, **rope(theta=250_000.0)),
+  'llama longrope, attention factor': llama(max_position_embeddings=64, **rope(
+    'longrope', short_factor=[1.0, 1.5, 2.0, 2.5], long_factor=[1.0, 2.0, 4.0, 8.0], factor=4.0, attention_factor=1.25,
+    original_max_position_embeddings=16)),
   'gemma': gemma(),
   'gemma one head, untied, silu': gemma(num_key_value_heads=1, tie_word_embeddings=False, hidden_act='silu'),
   'gemma2': gemma2(),

@@ -1,6 +1,7 @@
 """The entries of published `config.json` files, and the preset that each is: models of a family, and models that others
 trained further. Typed in from the public copies; entries that only name programs are left out."""
 from llm_jax.config import presets
+from llm_jax.config.presets import phi3_factors
 
 QWEN3_MOE_ENTRIES = dict(
   architectures=['Qwen3MoeForCausalLM'], attention_bias=False, attention_dropout=0.0, bos_token_id=151643,
@@ -17,6 +18,46 @@ QWEN3_235B_ENTRIES = QWEN3_MOE_ENTRIES | dict(
 QWEN3_CODER_ENTRIES = QWEN3_MOE_ENTRIES | dict(
   intermediate_size=5472, max_position_embeddings=262144, max_window_layers=28, qkv_bias=False, rope_theta=10000000,
   router_aux_loss_coef=0.0, shared_expert_intermediate_size=0, use_qk_norm=True)
+
+PHI3_CODE = dict(AutoConfig='configuration_phi3.Phi3Config', AutoModelForCausalLM='modeling_phi3.Phi3ForCausalLM')
+PHI3_MINI_ENTRIES = dict(
+  _name_or_path='Phi-3-mini-4k-instruct', architectures=['Phi3ForCausalLM'], attention_bias=False,
+  attention_dropout=0.0, auto_map=PHI3_CODE, bos_token_id=1, embd_pdrop=0.0, eos_token_id=32000, hidden_act='silu',
+  hidden_size=3072, initializer_range=0.02, intermediate_size=8192, max_position_embeddings=4096, model_type='phi3',
+  num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, original_max_position_embeddings=4096,
+  pad_token_id=32000, resid_pdrop=0.0, rms_norm_eps=1e-05, rope_scaling=None, rope_theta=10000.0, sliding_window=2047,
+  tie_word_embeddings=False, torch_dtype='bfloat16', transformers_version='4.40.2', use_cache=True, vocab_size=32064)
+PHI3_MINI_128K_ENTRIES = PHI3_MINI_ENTRIES | dict(
+  max_position_embeddings=131072, sliding_window=262144, rope_scaling=dict(
+    long_factor=list(phi3_factors.PHI3_MINI_LONG), short_factor=list(phi3_factors.PHI3_MINI_SHORT), type='longrope'))
+PHI3_5_MINI_ENTRIES = PHI3_MINI_128K_ENTRIES | dict(
+  _name_or_path='Phi-3.5-mini-instruct', rope_scaling=dict(
+    long_factor=list(phi3_factors.PHI3_5_MINI_LONG), short_factor=list(phi3_factors.PHI3_5_MINI_SHORT),
+    type='longrope'))
+PHI3_MEDIUM_ENTRIES = PHI3_MINI_ENTRIES | dict(
+  _name_or_path='Phi-3-medium-4k-instruct', hidden_size=5120, intermediate_size=17920, num_attention_heads=40,
+  num_hidden_layers=40, num_key_value_heads=10)
+PHI4_ENTRIES = PHI3_MEDIUM_ENTRIES | dict(
+  _name_or_path='microsoft/phi-4', auto_map={}, bos_token_id=100257, eos_token_id=100257,
+  max_position_embeddings=16384, original_max_position_embeddings=16384, pad_token_id=100257, rope_theta=250000,
+  sliding_window=None, transformers_version='4.47.0', vocab_size=100352)
+PHI4_REASONING_ENTRIES = PHI4_ENTRIES | dict(
+  eos_token_id=100265, max_position_embeddings=32768, original_max_position_embeddings=32768, pad_token_id=100349,
+  rope_theta=500000, transformers_version='4.51.1')
+PHI4_MINI_ENTRIES = PHI3_MINI_128K_ENTRIES | dict(
+  _name_or_path='Phi-4-mini-instruct', auto_map=PHI3_CODE | dict(AutoTokenizer='Xenova/gpt-4o'), bos_token_id=199999,
+  eos_token_id=199999, full_attn_mod=1, interpolate_factor=1, lm_head_bias=False, mlp_bias=False,
+  num_attention_heads=24, num_key_value_heads=8, pad_token_id=199999, partial_rotary_factor=0.75, rope_scaling=dict(
+    long_factor=list(phi3_factors.PHI4_MINI_LONG), short_factor=[1.0] * 48, type='longrope'),
+  tie_word_embeddings=True, transformers_version='4.45.0', vocab_size=200064)
+PHI3_5_MOE_ENTRIES = dict(
+  architectures=['PhiMoEForCausalLM'], attention_bias=True, attention_dropout=0.0, auto_map=dict(
+    AutoConfig='configuration_phimoe.PhiMoEConfig', AutoModelForCausalLM='modeling_phimoe.PhiMoEForCausalLM'),
+  hidden_act='silu', hidden_size=4096, input_jitter_noise=0.01, intermediate_size=6400, lm_head_bias=True,
+  max_position_embeddings=131072, model_type='phimoe', num_attention_heads=32, num_experts_per_tok=2,
+  num_hidden_layers=32, num_key_value_heads=8, num_local_experts=16, original_max_position_embeddings=4096,
+  rms_norm_eps=1e-05, rope_theta=10000.0, router_aux_loss_coef=0.0, router_jitter_noise=0.01, sliding_window=131072,
+  tie_word_embeddings=False, vocab_size=32064)
 
 # Trained further by others, under the architecture that they began with.
 R1_DISTILL_QWEN_ENTRIES = dict(
@@ -48,6 +89,13 @@ PUBLISHED = {
   'Qwen/Qwen3-235B-A22B': (QWEN3_235B_ENTRIES, presets.qwen3_235b_a22b()),
   'Qwen/Qwen3-Coder-30B-A3B-Instruct': (
     QWEN3_CODER_ENTRIES, presets.qwen3_30b_a3b(rope_theta=1e7, max_length=262_144)),
+  'microsoft/Phi-3-mini-4k-instruct': (PHI3_MINI_ENTRIES, presets.phi3_mini_4k()),
+  'microsoft/Phi-3-mini-128k-instruct': (PHI3_MINI_128K_ENTRIES, presets.phi3_mini_128k()),
+  'microsoft/Phi-3-medium-4k-instruct': (PHI3_MEDIUM_ENTRIES, presets.phi3_medium_4k()),
+  'microsoft/Phi-3.5-mini-instruct': (PHI3_5_MINI_ENTRIES, presets.phi3_5_mini()),
+  'microsoft/phi-4': (PHI4_ENTRIES, presets.phi4()),
+  'microsoft/Phi-4-reasoning': (PHI4_REASONING_ENTRIES, presets.phi4(rope_theta=5e5, max_length=32_768)),
+  'microsoft/Phi-4-mini-instruct': (PHI4_MINI_ENTRIES, presets.phi4_mini()),
   'deepseek-ai/DeepSeek-R1-Distill-Qwen-7B': (R1_DISTILL_QWEN_ENTRIES, presets.qwen2_5_7b(rope_theta=1e4)),
   'deepseek-ai/DeepSeek-R1-Distill-Llama-8B': (R1_DISTILL_LLAMA_ENTRIES, presets.llama3_1_8b()),
   'allenai/Llama-3.1-Tulu-3-8B': (TULU3_ENTRIES, presets.llama3_1_8b(vocab_size=128_264)),

@@ -32,6 +32,9 @@ CHATML = """{%- for message in messages %}{{ '<|im_start|>' + message['role'] + 
 {%- if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
 {%- else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+PHI3 = """{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '<|end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}"""
 
 
 def special(name: str, **flags: bool) -> library.AddedToken:
@@ -91,6 +94,21 @@ def mistral() -> tuple[library.Tokenizer, dict[str, Any], str]:
   config = {'tokenizer_class': 'LlamaTokenizer', 'legacy': False, 'bos_token': '<s>', 'eos_token': '</s>',
             'unk_token': '<unk>', 'chat_template': LLAMA2}
   return tokenizer, config, 'mistral'
+
+
+def phi3() -> tuple[library.Tokenizer, dict[str, Any], str]:
+  """Llama 2's pieces, with special tokens for turns. Whatever class is named, the file is read as it stands."""
+  tokenizer = _sentencepiece(['<unk>', '<s>', '</s>'])
+  tokenizer.normalizer = library.normalizers.Sequence([
+    library.normalizers.Prepend(MARK), library.normalizers.Replace(' ', MARK)])
+  tokenizer.decoder = library.decoders.Sequence([
+    library.decoders.Replace(MARK, ' '), library.decoders.ByteFallback(), library.decoders.Fuse(),
+    library.decoders.Strip(' ', 1, 0)])
+  names = ('<|endoftext|>', '<|system|>', '<|user|>', '<|assistant|>', '<|end|>')
+  tokenizer.add_special_tokens([special(name, rstrip=name == '<|end|>') for name in names])
+  config = {'tokenizer_class': 'LlamaTokenizer', 'legacy': False, 'add_bos_token': False, 'bos_token': '<s>',
+            'eos_token': '<|endoftext|>', 'unk_token': '<unk>', 'chat_template': PHI3}
+  return tokenizer, config, 'phi3'
 
 
 def gemma() -> tuple[library.Tokenizer, dict[str, Any], str]:
@@ -161,10 +179,12 @@ KINDS = {
   'llama2_first': lambda: llama2(legacy=False),
   'llama3': llama3,
   'mistral': mistral,
+  'phi3': phi3,
   'gemma': gemma,
   'gpt2': gpt2,
   'gpt_neox': gpt_neox,
   'qwen2': qwen2,
+  'qwen3_moe': lambda: (*qwen2()[:2], 'qwen3_moe'),
   'gpt2_space': lambda: gpt2(add_prefix_space=True),
   'flagged': flagged,
 }

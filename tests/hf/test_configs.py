@@ -164,6 +164,11 @@ def test_models_in_the_form_of_gpt_neox(name):
   assert count == sum(map(math.prod, parameter_shapes(config).values()))
 
 
+def test_published_models_of_other_architectures_are_refused_with_the_reason():
+  with pytest.raises(ConfigError, match="^model_type = 'phimoe': Phi-3.5-MoE chooses its experts by SparseMixer"):
+    hf.config_from_hf(published_configs.PHI3_5_MOE_ENTRIES)
+
+
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_exported_configs_give_the_same_decoder(name):
   preset = PUBLISHED[name][1]
@@ -332,6 +337,27 @@ def test_prefix_and_pattern(layers, prefix, pattern):
   ('qwen3_moe', dict(decoder_sparse_step=0), 'decoder_sparse_step'),
   ('qwen3_moe', dict(shared_expert_intermediate_size=512), 'shared_expert_intermediate_size'),
   ('qwen3_moe', dict(moe_intermediate_size=0), 'moe_intermediate_size'),
+  ('phi3', dict(auto_map=dict(AutoModelForCausalLM='modeling_phi3.EvilForCausalLM')), 'auto_map'),
+  ('phi3', dict(auto_map=dict(AutoConfig=['configuration_phi3.Phi3Config'])), 'auto_map'),
+  ('phi3', dict(resid_pdrop=0.1), 'resid_pdrop'),
+  ('phi3', dict(full_attn_mod=2), 'full_attn_mod'),
+  ('phi3', dict(partial_rotary_factor=1.5), 'partial_rotary_factor'),
+  ('phi3', dict(partial_rotary_factor=0.01), 'partial_rotary_factor'),
+  ('phi3', dict(partial_rotary_factor=0.5, rope_parameters=dict(rope_theta=1e4, partial_rotary_factor=0.25)),
+   'partial_rotary_factor'),
+  ('phi3', dict(partial_rotary_factor=0.1), r'pattern\[0\].attention.rotary_dim'),
+  ('phi3', dict(rope_scaling=dict(type='linear', factor=2.0)), r'rope_scaling\.rope_type'),
+  ('phi3', dict(rope_scaling=dict(type='su', short_factor=[1.0] * 48)), 'rope_scaling'),
+  ('phi3', dict(rope_scaling=dict(type='su', short_factor=[1.0] * 48, long_factor='2')), r'rope_scaling\.long_factor'),
+  ('phi3', dict(rope_scaling=dict(type='su', short_factor=[1.0] * 48, long_factor=[0.0] * 48)),
+   r'rope_scaling\.long_factor'),
+  ('phi3', dict(max_position_embeddings=8192, rope_scaling=dict(
+    type='longrope', short_factor=[1.0] * 47, long_factor=[2.0] * 47)), r'pattern\[0\].attention.head_dim'),
+  ('phi3', dict(max_position_embeddings=8192, rope_scaling=dict(
+    type='longrope', short_factor=[1.0] * 48, long_factor=[2.0] * 47)), 'long_factors'),
+  ('phi3', dict(max_position_embeddings=8192, original_max_position_embeddings=2048, rope_scaling=dict(
+    type='longrope', short_factor=[1.0] * 48, long_factor=[2.0] * 48, original_max_position_embeddings=4096)),
+   r'rope_scaling\.original_max_position_embeddings'),
   ('gemma', dict(use_bidirectional_attention=True), 'use_bidirectional_attention'),
   ('gemma', dict(hidden_act='silu', hidden_activation='gelu_pytorch_tanh'), 'hidden_activation'),
   ('gemma', dict(hidden_act='gelu', hidden_activation='relu'), 'hidden_activation'),
@@ -390,7 +416,7 @@ def with_feed_forward(config, **changes):
   (with_feed_forward(NEOX, bias=False), 'model.pattern[0].feed_forward.bias'),
   (dataclasses.replace(NEOX, pattern=(*NEOX.pattern, in_sequence(NEOX.pattern[0]))),
    'model.pattern[1]'),
-  (with_attention(LLAMA, rotary_dim=4), 'model.pattern[0].attention.rotary_dim'),
+  (with_attention(GEMMA2, rotary_dim=4), 'model.pattern[0].attention.rotary_dim'),
   (with_attention(LLAMA, sinks=True), 'model.pattern[0].feed_forward'),
   (with_feed_forward(MIXTRAL, router=arch.SoftmaxRouter(bias=True)), 'model.pattern[0].feed_forward.router.bias'),
   (with_feed_forward(MIXTRAL, expert=arch.ClampedGLU(64)), 'model.pattern[0].feed_forward.expert'),

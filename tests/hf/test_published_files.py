@@ -85,7 +85,7 @@ def test_quantised_weights_are_named(entry):
     hf.config_from_hf(hf_models.llama().to_dict() | {entry: {'bits': 4}})
 
 
-@pytest.mark.parametrize('text, known', [('llama', 'can be read alone'), ('phi3', 'and only')])
+@pytest.mark.parametrize('text, known', [('llama', 'can be read alone'), ('phi', 'and only')])
 def test_the_text_part_of_a_multimodal_model_is_named(text, known):
   shell = {'model_type': 'llava', 'text_config': {'model_type': text}, 'vision_config': {}}
   with pytest.raises(ConfigError, match=f"^model_type = 'llava': .*text part \\(text_config\\) is a {text}, .*{known}"):

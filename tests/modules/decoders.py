@@ -16,6 +16,7 @@ from llm_jax.config.model.architecture import (
   LatentAttention,
   LayerNorm,
   LearnedPositions,
+  LongRoPEScaling,
   MixtureOfExperts,
   NoPositions,
   OutputNormBlock,
@@ -68,6 +69,8 @@ DECODERS = {
       (windowed(turned(OUTPUT, RoPE(500.0))), turned(OUTPUT, NoPositions()), OUTPUT), 3),
     'parallel': decoder((PARALLEL, windowed(PARALLEL)), 3, prefix=(PARALLEL,), norm=LayerNorm()),
     'sinks': decoder((windowed(SINKS), SINKS)),
+    'two lengths': decoder((dataclasses.replace(LLAMA, attention=Attention(4, 2, rotary_dim=6)),), positions=RoPE(
+      10_000.0, LongRoPEScaling((1.0, 1.2, 1.5), (2.0, 4.0, 8.0), 4.0, original_length=16))),
     'latent': decoder((LATENT,)),
     'everything': decoder((LATENT, windowed(LLAMA)), 3, prefix=(LLAMA,)),
 }

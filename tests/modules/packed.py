@@ -15,6 +15,7 @@ from llm_jax.config.model.architecture import (
   Attention,
   Block,
   LayerNorm,
+  LongRoPEScaling,
   MixtureOfExperts,
   RMSNorm,
   RoPE,
@@ -34,11 +35,14 @@ MIXED = Architecture(VOCAB, 16, 5, pattern=(GROUPED, WIDE), prefix=(FIRST,), pos
 SPARSE = Architecture(
   VOCAB, 16, 3, prefix=(GROUPED,), positions=RoPE(), norm=RMSNorm(), tied_head=False,
   pattern=(Block(Attention(4, 2), MixtureOfExperts(6, 2, GLU(20), SigmoidRouter(3, 2), GLU(12)), RMSNorm()),))
+LONGROPE = LongRoPEScaling((1.0, 1.5), (2.0, 6.0), 4.0, original_length=9)  # of LENGTHS some are longer, some are not
 MODELS = {
   'gpt2': presets.gpt2(16, 2, 2, vocab_size=VOCAB, max_length=TIME + 8),
   'llama': presets.llama(16, 2, 4, num_kv_heads=2, d_ff=24, vocab_size=VOCAB),
   'mixed': MIXED,
   'sparse': SPARSE,
+  'two lengths': presets.phi3(16, 2, 4, 24, num_kv_heads=2, vocab_size=VOCAB, head_dim=6, rotary_dim=4,
+                              scaling=LONGROPE),
 }
 ALL_MODELS = pytest.mark.parametrize('name', MODELS)
 

@@ -1,23 +1,29 @@
 """Positions against transformers and tables in float64."""
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb as apply_partial_rotary
 
 from llm_jax.config.model.architecture import (
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   NTKScaling,
   RoPE,
   SinusoidalPositions,
   YaRNScaling,
 )
-from llm_jax.modules.positions import inverse_frequencies, rotate, rotation, sinusoids
+from llm_jax.modules.positions import document_lengths, inverse_frequencies, rotate, rotation, sinusoids
 
 KERNELS = ('cpu', 'xla')
 LLAMA3 = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
@@ -74,6 +80,56 @@ def test_rotated_queries_are_those_of_transformers(case, kernels):
   want, _ = apply_rotary_pos_emb(torch.tensor(x), torch.tensor(x), cos, sin, unsqueeze_dim=2)
   got = jax.jit(lambda x, p: rotate(x, rotation(RoPE(theta, scaling), K, p, kernels)))(x, positions)
   np.testing.assert_allclose(got, want.numpy(), atol=2e-5)
+
+
+LONGROPE = LongRoPEScaling((1.0, 1.1, 1.5), (1.5, 4.0, 20.0), 4.0, original_length=16)
+
+
+def phi3(**entries):
+  return transformers.Phi3Config(
+    hidden_size=32, num_attention_heads=4, max_position_embeddings=64, original_max_position_embeddings=16,
+    partial_rotary_factor=0.75, rope_parameters={
+      'rope_type': 'longrope', 'rope_theta': 10_000.0, 'short_factor': list(LONGROPE.short_factors),
+      'long_factor': list(LONGROPE.long_factors), **entries})
+
+
+@pytest.mark.parametrize('length', [1, 16, 17, 100])
+def test_longrope_is_that_of_transformers(length):
+  theirs, magnitude = ROPE_INIT_FUNCTIONS['longrope'](phi3(), seq_len=length)
+  rope = RoPE(10_000.0, LONGROPE)
+  np.testing.assert_allclose(inverse_frequencies(rope.at_length(length), 6), theirs.numpy(), rtol=1e-6)
+  assert LONGROPE.magnitude == pytest.approx(magnitude, rel=1e-12) and magnitude > 1.1
+  assert ROPE_INIT_FUNCTIONS['longrope'](phi3(attention_factor=0.7))[1] == 0.7 == dataclasses.replace(
+    LONGROPE, attention_factor=0.7).magnitude
+  plain = dataclasses.replace(LONGROPE, factor=1.0).magnitude
+  assert ROPE_INIT_FUNCTIONS['longrope'](phi3(factor=1.0))[1] == 1.0 == plain
+
+
+@pytest.mark.parametrize('kernels', KERNELS)
+def test_a_part_of_a_head_is_turned_by_the_length_of_its_document(kernels):
+  """Each document as transformers turns it alone; the last numbers of a head stay."""
+  lengths, H, K = (16, 5, 17), 3, 8
+  segments = np.repeat([1, 2, 3, 0], [*lengths, 2])[None]
+  positions = np.concatenate([np.arange(length) for length in (*lengths, 2)])[None].astype(np.int32)
+  x = np.random.default_rng(0).standard_normal((1, segments.size, H, K), np.float32)
+
+  def turn(x, positions, segments):
+    found = document_lengths(positions, segments)
+    return rotate(x, rotation(RoPE(10_000.0, LONGROPE), 6, positions, kernels, found)), found
+
+  got, found = jax.jit(turn)(x, positions, segments)
+  assert found[0].tolist() == [16] * 16 + [5] * 5 + [17] * 17 + [2] * 2
+  np.testing.assert_array_equal(got[..., 6:], x[..., 6:])
+  for number, length in enumerate(lengths, 1):
+    alone = torch.tensor(x[:, segments[0] == number])
+    cos, sin = Phi3RotaryEmbedding(phi3())(alone, torch.arange(length)[None])
+    want, _ = apply_partial_rotary(alone, alone, cos, sin, unsqueeze_dim=2)
+    np.testing.assert_allclose(got[:, segments[0] == number], want.numpy(), atol=2e-5)
+
+
+def test_without_documents_a_row_is_one():
+  positions = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], np.int32)
+  assert document_lengths(positions, None).tolist() == [[4] * 4, [8] * 4]
 
 
 @pytest.mark.parametrize('size', [2, 6, 64])

@@ -63,12 +63,12 @@ def test_packed_documents_are_isolated_bitwise(name, kernels):
 def test_packed_is_unpacked(name, kernels):
   """Log-probabilities of every document alone in its row, and packed beside others."""
   run, row, (positions, segments) = forward(MODELS[name], kernels), tokens(), packed()
-  one = np.ones_like(segments)
   together = jax.nn.log_softmax(run(row, positions, segments))
   for r, lengths in enumerate(LENGTHS):
     for start, length in zip(np.cumsum((0, *lengths)), lengths, strict=False):
       alone = np.zeros((2, TIME), np.int32)
       alone[0, :length] = row[r, start:start + length]
+      one = np.broadcast_to(np.int32(np.arange(TIME) < length), (2, TIME))
       want = jax.nn.log_softmax(run(alone, WHOLE, one))[0, :length]
       np.testing.assert_allclose(together[r, start:start + length], want, rtol=0, atol=2e-6)
 

@@ -17,6 +17,7 @@ from llm_jax.config.model.architecture import (
   Attention,
   Block,
   LatentAttention,
+  LongRoPEScaling,
   MixtureOfExperts,
   RMSNorm,
   RoPE,
@@ -38,8 +39,9 @@ from llm_jax.train.step import make_train_step
 ROWS, TIME, VOCAB = 4, 32, 64
 FAST = {'xla_backend_optimization_level': 0}  # compiles faster
 
-GEMMA = SandwichBlock(Attention(4, 2, head_dim=6, window=7, soft_cap=2.0, scale=0.5, sinks=True), GLU(48),
-                      RMSNorm())
+LONGROPE = LongRoPEScaling((1.0, 1.5), (2.0, 6.0), 4.0, original_length=9)
+GEMMA = SandwichBlock(Attention(4, 2, head_dim=6, window=7, soft_cap=2.0, scale=0.5, sinks=True, rotary_dim=4,
+                                positions=RoPE(scaling=LONGROPE)), GLU(48), RMSNorm())
 LATENT = Block(LatentAttention(4, kv_rank=12, nope_dim=6, rope_dim=4, v_dim=5),
                MixtureOfExperts(4, 2, GLU(20), SoftmaxRouter(0.5, 0.25), capacity_factor=1.0), RMSNorm())
 MODELS = {

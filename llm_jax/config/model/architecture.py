@@ -3,6 +3,8 @@
 What blocks are made of is in `attention.py`, `feed_forward.py`, `norms.py` and `positions.py`; import it from here.
 """
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.attention import AnyAttention, Attention, LatentAttention
@@ -23,6 +25,7 @@ from llm_jax.config.model.positions import (
   LearnedPositions,
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   NoPositions,
   NTKScaling,
   Positions,
@@ -34,7 +37,7 @@ from llm_jax.config.model.positions import (
 
 __all__ = [
   'ACTIVATIONS', 'AnyAttention', 'AnyBlock', 'Architecture', 'Attention', 'Block', 'ClampedGLU', 'Dense', 'FeedForward',
-  'GLU', 'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'MLP',
+  'GLU', 'LatentAttention', 'LayerNorm', 'LearnedPositions', 'LinearScaling', 'Llama3Scaling', 'LongRoPEScaling', 'MLP',
   'MixtureOfExperts', 'NTKScaling', 'NoPositions', 'Norm', 'NormalInit', 'OutputNormBlock', 'ParallelBlock',
   'Positions', 'PostNormBlock', 'RMSNorm', 'RoPE', 'Router', 'SandwichBlock', 'Scaling', 'SigmoidRouter',
   'SinusoidalPositions', 'SoftmaxRouter', 'YaRNScaling', 'ZeroCenteredRMSNorm',
@@ -201,12 +204,42 @@ class Architecture:
       head_size = attention.head_size(self.d_model)
       require(size <= head_size, f'{where}.rotary_dim', size, f'use at most the head size, {head_size}')
       require(rotary, f'{where}.rotary_dim', size, 'nothing turns queries and keys here: use None')
+    if rope is not None and isinstance(rope.scaling, LongRoPEScaling):
+      pairs, factors = size // 2, len(rope.scaling.short_factors)
+      require(factors == pairs, f'{where}.{field}', size,
+              f'it has {pairs} pairs of numbers to turn, and LongRoPEScaling has {factors} factors: give as many')
 
   def rope_of(self, attention: AnyAttention) -> RoPE | None:
     """The rotary positions that turn queries and keys of a layer; None where nothing does."""
     own = attention.positions if isinstance(attention, Attention) else None
     positions = self.positions if own is None else own
     return positions if isinstance(positions, RoPE) else None
+
+  @property
+  def switch_lengths(self) -> tuple[int, ...]:
+    """The lengths of sequences beyond which rotary positions turn otherwise (LongRoPEScaling), in order."""
+    ropes = [self.rope_of(block.attention) for block in (*self.prefix, *self.pattern, *self.multi_token)]
+    found = {rope.switch_length for rope in ropes if rope is not None}
+    return tuple(sorted(length for length in found if length is not None))
+
+  def at_length(self, length: int) -> 'Architecture':
+    """The decoder that sequences of so many tokens see, for sequences of any length."""
+    if not self.switch_lengths:
+      return self
+
+    def settle(block: AnyBlock) -> AnyBlock:
+      attention = block.attention
+      if not isinstance(attention, Attention) or not isinstance(attention.positions, RoPE):
+        return block
+      positions = attention.positions.at_length(length)
+      return dataclasses.replace(block, attention=dataclasses.replace(attention, positions=positions))
+
+    positions = self.positions.at_length(length) if isinstance(self.positions, RoPE) else self.positions
+    return self._with_blocks(settle, positions=positions)
+
+  def _with_blocks(self, change: Callable[[AnyBlock], AnyBlock], **changes: Any) -> 'Architecture':
+    groups = {name: tuple(map(change, getattr(self, name))) for name in ('prefix', 'pattern', 'multi_token')}
+    return dataclasses.replace(self, **groups, **changes)
 
   @property
   def repeats(self) -> int:
@@ -234,8 +267,7 @@ class Architecture:
       router = dataclasses.replace(mixture.router, balance_weight=0.0, z_weight=0.0)
       return dataclasses.replace(block, feed_forward=dataclasses.replace(mixture, router=router))
 
-    groups = {name: tuple(map(trained, getattr(self, name))) for name in ('prefix', 'pattern', 'multi_token')}
-    return dataclasses.replace(self, **groups)
+    return self._with_blocks(trained)
 
   @property
   def meant_length(self) -> int | None:

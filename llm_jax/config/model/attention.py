@@ -46,7 +46,7 @@ class Attention:
   scale: the factor of q k'; None means 1 / sqrt(head_dim).
   qk_norm: how queries and keys are normalised before rotary positions turn them; None means not at all.
   positions: rotary positions of this layer in place of the model's, or none at all; None means the model's.
-  rotary_dim: how many numbers at the beginning of a head rotary positions turn; None means all (GPT-NeoX, 2.1.1).
+  rotary_dim: how many numbers at the beginning of a head rotary positions turn; None means all (GPT-NeoX, Phi-4-mini).
   sinks: whether each query head has a learned score of its own beside those of the keys. It takes weight from them and
     gives nothing, so a head may look at nothing (gpt-oss, OpenAI 2025, section 2.3).
   """

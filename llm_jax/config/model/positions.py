@@ -110,11 +110,48 @@ class YaRNScaling:
     return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
+@dataclasses.dataclass(frozen=True)
+class LongRoPEScaling:
+  """Each frequency divided by a factor of its own, which a search found: by one list in sequences of at most
+  original_length, by another in longer ones (Ding et al. 2024, LongRoPE, section 3; Phi-3, Abdin et al. 2024).
+
+  short_factors: for sequences of at most original_length, one factor for each pair of numbers that is turned.
+  long_factors: for longer sequences, as many.
+  factor: how many times longer sequences become.
+  original_length: sequence length that the model was trained on before.
+  attention_factor: what cosines and sines are multiplied by; None means sqrt(1 + ln(factor) / ln(original_length)).
+
+  So the length of a whole sequence decides how its first tokens are turned. In a row of several documents each goes by
+  its own length, its last position + 1; with a cache its `length` decides, and `generate` reads a text anew where it
+  grows beyond original_length.
+  """
+  short_factors: tuple[float, ...]
+  long_factors: tuple[float, ...]
+  factor: float
+  original_length: Tokens
+  attention_factor: float | None = None
+
+  def __post_init__(self):
+    _check_factor(self.factor)
+    require(self.original_length > 1, 'original_length', self.original_length, 'use a length of 2 or more')
+    require_sizes(self, 'attention_factor')
+    require(len(self.short_factors) == len(self.long_factors), 'long_factors', self.long_factors,
+            f'there are {len(self.long_factors)}: give as many as short_factors, {len(self.short_factors)}')
+    for field in ('short_factors', 'long_factors'):
+      require(all(factor > 0 for factor in getattr(self, field)), field, getattr(self, field), 'use positive numbers')
+
+  @property
+  def magnitude(self) -> float:
+    if self.attention_factor is not None:
+      return self.attention_factor
+    return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+
+
 def _check_factor(factor: float) -> None:
   require(factor >= 1, 'factor', factor, 'use 1 or more: how many times longer sequences become')
 
 
-Scaling = LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling
+Scaling = LinearScaling | NTKScaling | Llama3Scaling | YaRNScaling | LongRoPEScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +170,24 @@ class RoPE:
   def __post_init__(self):
     require(self.theta > 1, 'theta', self.theta, 'use a number above 1, such as 10000')
     require(self.max_length is None or self.max_length > 0, 'max_length', self.max_length, 'use a positive length')
+
+  @property
+  def switch_length(self) -> int | None:
+    """The longest sequence that is turned otherwise than longer ones are; None where all are turned alike."""
+    scaling = self.scaling
+    if not isinstance(scaling, LongRoPEScaling) or scaling.short_factors == scaling.long_factors:
+      return None
+    return scaling.original_length
+
+  def at_length(self, length: int) -> 'RoPE':
+    """The rotation of a sequence of so many tokens, for sequences of any length."""
+    if self.switch_length is None:
+      return self
+    assert isinstance(self.scaling, LongRoPEScaling)
+    is_long = length > self.switch_length
+    factors = self.scaling.long_factors if is_long else self.scaling.short_factors
+    scaling = dataclasses.replace(self.scaling, short_factors=factors, long_factors=factors)
+    return dataclasses.replace(self, scaling=scaling)
 
 
 @dataclasses.dataclass(frozen=True)

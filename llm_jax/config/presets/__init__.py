@@ -61,6 +61,15 @@ from llm_jax.config.presets.llama import (
 from llm_jax.config.presets.mistral import mistral, mistral_7b
 from llm_jax.config.presets.mixtral import mixtral, mixtral_8x7b, mixtral_8x22b
 from llm_jax.config.presets.olmo import olmo2, olmo2_1b, olmo2_7b, olmo2_13b, olmo2_32b, olmo3, olmo3_7b, olmo3_32b
+from llm_jax.config.presets.phi3 import (
+  phi3,
+  phi3_5_mini,
+  phi3_medium_4k,
+  phi3_mini_4k,
+  phi3_mini_128k,
+  phi4,
+  phi4_mini,
+)
 from llm_jax.config.presets.qwen import (
   qwen2,
   qwen2_5_0_5b,
@@ -94,6 +103,7 @@ __all__ = [
   'llama3_3_70b',
   'mistral', 'mistral_7b', 'mixtral', 'mixtral_8x7b', 'mixtral_8x22b',
   'gemma', 'gemma_2b', 'gemma_7b', 'gemma2', 'gemma2_2b', 'gemma2_9b', 'gemma2_27b',
+  'phi3', 'phi3_mini_4k', 'phi3_mini_128k', 'phi3_medium_4k', 'phi3_5_mini', 'phi4', 'phi4_mini',
   'deepseek', 'deepseek_v3',
   'qwen2', 'qwen2_5_0_5b', 'qwen2_5_1_5b', 'qwen2_5_3b', 'qwen2_5_7b', 'qwen2_5_14b', 'qwen2_5_32b', 'qwen2_5_72b',
   'olmo2', 'olmo2_1b', 'olmo2_7b', 'olmo2_13b', 'olmo2_32b',

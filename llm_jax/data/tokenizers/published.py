@@ -39,7 +39,7 @@ OF_MODEL = {
   'gpt2': 'GPT2Tokenizer', 'gpt_neox': 'GPTNeoXTokenizer', 'openai-gpt': 'OpenAIGPTTokenizer',
   'mistral': 'TokenizersBackend',
   'mixtral': 'TokenizersBackend', 'olmo2': 'TokenizersBackend', 'olmo3': 'TokenizersBackend',
-  'qwen2': 'Qwen2Tokenizer', 'qwen3': 'Qwen2Tokenizer', 'qwen3_moe': 'Qwen2Tokenizer',
+  'phi3': 'TokenizersBackend', 'qwen2': 'Qwen2Tokenizer', 'qwen3': 'Qwen2Tokenizer', 'qwen3_moe': 'Qwen2Tokenizer',
 }
 # Classes of `transformers` that lay down rules of their own and are not rebuilt here.
 UNKNOWN = frozenset(f'{name}Tokenizer' for name in (

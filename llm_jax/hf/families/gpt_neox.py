@@ -1,6 +1,5 @@
 """GPT-NeoX, and Pythia: attention and feed-forward beside each other, both reading the block's input; a part of each
 head turned; queries, keys and values of a head next to each other in one matrix."""
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from llm_jax.config.model.architecture import (
 from llm_jax.hf.family import Family
 from llm_jax.hf.fields import ACTIVATION_NAMES, Fields
 from llm_jax.hf.parts import expect_kind, first_block
-from llm_jax.hf.rope import read_rope, write_rope
+from llm_jax.hf.rope import read_rope, turned_share, write_rope
 
 SHARE, THETA = 0.25, 10_000.0  # of a head that is turned; where a file says nothing
 
@@ -99,7 +98,7 @@ def write(config: Architecture) -> dict[str, Any]:
   feed_forward = expect_kind(block.feed_forward, MLP, 'pattern[0].feed_forward')
   expect_kind(config.norm, LayerNorm, 'norm')
   turned = attention.rotary_size(config.d_model)
-  share = _share(turned, attention.head_size(config.d_model))
+  share = turned_share(turned, attention.head_size(config.d_model))
   rope = expect_kind(config.positions, RoPE, 'positions')
   entries = write_rope(rope, turned, 0)
   return {
@@ -109,12 +108,6 @@ def write(config: Architecture) -> dict[str, Any]:
     'hidden_dropout': config.dropout, 'attention_dropout': config.dropout, 'rotary_pct': share,
     'rotary_emb_base': entries['rope_theta'],
     'rope_parameters': {**entries['rope_parameters'], 'partial_rotary_factor': share}}
-
-
-def _share(turned: int, size: int) -> float:
-  """What `int(size * share)` is `turned` for."""
-  share = turned / size
-  return share if int(size * share) == turned else math.nextafter(share, 2)
 
 
 GPT_NEOX = Family(

@@ -22,6 +22,7 @@ from llm_jax.config.model.architecture import (
   LearnedPositions,
   LinearScaling,
   Llama3Scaling,
+  LongRoPEScaling,
   MixtureOfExperts,
   NoPositions,
   NormalInit,
@@ -81,6 +82,7 @@ EXAMPLES = {type(example): example for example in (
   NTKScaling(2.0),
   Llama3Scaling(),
   YaRNScaling(2.0, 16),
+  LongRoPEScaling((1.0, 1.5, 2.0), (1.0, 2.0, 4.0), 4.0, 16),
   NormalInit(),
 )}
 
@@ -202,6 +204,13 @@ OTHERS: dict[type, dict[str, Other]] = {
     'attention_factor': Other(1.5, DETAIL),
     'truncate': Other(False, DETAIL),
   },
+  LongRoPEScaling: {
+    'short_factors': Other((1.0, 1.0, 3.0), DETAIL),
+    'long_factors': Other((1.0, 2.0, 3.0), DETAIL),
+    'factor': Other(3.0),
+    'original_length': Other(64),
+    'attention_factor': Other(1.5, DETAIL),
+  },
   NormalInit: {
     'std': Other(0.1, TRAINING),
     'residual_std': Other(0.1, TRAINING),
@@ -232,7 +241,7 @@ def place(part: Any) -> Architecture:
       return place(dataclasses.replace(EXAMPLES[Attention], positions=part))
     case LearnedPositions() | SinusoidalPositions() | RoPE():
       return dataclasses.replace(model, positions=part)
-    case LinearScaling() | NTKScaling() | Llama3Scaling() | YaRNScaling():
+    case LinearScaling() | NTKScaling() | Llama3Scaling() | YaRNScaling() | LongRoPEScaling():
       return place(RoPE(scaling=part))
     case NormalInit():
       return dataclasses.replace(model, init=part)
