@@ -180,7 +180,7 @@ MUTATIONS = (
            'and file.resolve().parent in homes', '',
            'tests/hf/test_safety.py::test_links_that_lead_out'),
   Mutation('a folder brings code', 'llm_jax/hf/fields.py',
-           "if self.values.get('auto_map'):", 'if False:',
+           "if self.values.get('auto_map') and 'auto_map' not in self.read:", 'if False:',
            'tests/hf/test_safety.py::test_code_of_the_folder_is_not_run'),
   Mutation('a folder brings pickles', 'llm_jax/hf/files.py',
            'if pickled:', 'if False:',
