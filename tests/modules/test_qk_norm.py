@@ -205,7 +205,7 @@ def test_it_is_chosen_on_the_command_line():
 # ------------------------------------------------------------------------------------------------ what cannot have it
 @BOTH
 def test_families_without_it_refuse_to_export(qk_norm):
-  model = presets.mixtral(32, 2, 4, 2, 48, vocab_size=64)
+  model = presets.gpt2(32, 2, 4, vocab_size=64, max_length=16)
   block = model.pattern[0]
   changed = dataclasses.replace(block, attention=dataclasses.replace(block.attention, qk_norm=qk_norm))
   with pytest.raises(ConfigError, match=r'^model\.pattern\[0\]\.attention\.qk_norm = .*cannot be exported'):
