@@ -17,6 +17,7 @@ PATIENT_SECONDS = 60  # that process 0 waits before it names the missing; the ne
 CONNECT_SECONDS = 5
 RETRY_SECONDS = 1
 POLL_SECONDS = 0.2
+SAY_SECONDS = 0.5  # between two words of process 0 to those that have come
 HELLO = 'llm_jax'  # what a process says first: whoever says anything else has found the port by chance
 
 
@@ -38,10 +39,20 @@ def receive_all(port: int, num_processes: int, field: str = 'coordinator') -> di
 
 
 def _receive_all(listener: socket.socket, num_processes: int, field: str) -> dict[int, Link]:
-  listener.settimeout(POLL_SECONDS)
   links: dict[int, Link] = {}
+  with _closing_on_error(links):
+    _await_all(listener, num_processes, field, links)
+  for link in links.values():
+    link.send({'all': 'here'})
+  return links
+
+
+def _await_all(listener: socket.socket, num_processes: int, field: str, links: dict[int, Link]) -> None:
+  """Fills `links`, and tells those that have come whom they wait for."""
+  listener.settimeout(POLL_SECONDS)
   since = time.monotonic()
   named_at, pause = since, PATIENT_SECONDS
+  said_at = since
   while len(links) < num_processes - 1:
     with contextlib.suppress(TimeoutError):
       connection, _ = listener.accept()
@@ -50,15 +61,16 @@ def _receive_all(listener: socket.socket, num_processes: int, field: str) -> dic
     now = time.monotonic()
     missing = ', '.join(str(rank) for rank in range(1, num_processes) if rank not in links)
     activity.describe(f'waits for process {missing} to join')
+    if missing and now - said_at > SAY_SECONDS:
+      said_at = now
+      for link in links.values():
+        link.send({'missing': missing})
     if missing and now - named_at > pause:
       named_at, pause = now, 2 * pause
       print(f'process 0 has waited {now - since:.0f} s for process {missing} (to join)', file=sys.stderr, flush=True)
     if missing and now - since > MEETING_SECONDS:
       raise ConfigError(field, listener.getsockname()[1], f'process {missing} has not come after {MEETING_SECONDS} s: '
                         'start it, or look at its output')
-  for link in links.values():
-    link.send({'all': 'here'})
-  return links
 
 
 def _listen(port: int) -> socket.socket:
@@ -91,6 +103,15 @@ def _check_alive(links: dict[int, Link]) -> None:
       _end_without(rank, 0)
 
 
+def _end_with_first(missing: str, rank: int) -> NoReturn:
+  """Process 0 has ended: in vain did it wait for the processes that are `missing`, or it has died by itself."""
+  if not missing:
+    _end_without(0, rank)
+  tell(f'error: process 0 has ended while it waited for process {missing}, which has not come: look at its output. '
+       f'This one, process {rank}, ends too (exit code {EXIT_LOST})')
+  leave(EXIT_LOST)
+
+
 def _end_without(gone: int, rank: int) -> NoReturn:
   tell(f'error: process {gone} has died while the others were still to come: it was killed, or stopped on request. '
        f'This one, process {rank}, ends too (exit code {EXIT_LOST})')
@@ -100,30 +121,43 @@ def _end_without(gone: int, rank: int) -> NoReturn:
 def come(field: str, address: str, host: str, port: int, rank: int) -> Link:
   """Any other process: its link to process 0, once all have come.
 
+  While process 0 says whom it waits for, this one leaves it to process 0 to give up.
+
   Raises:
     ConfigError: nobody answers there, or process 0 has one of this rank already.
   """
-  activity.describe(f'waits for process 0 at {address}')
+  waits_for_first = f'waits for process 0 at {address}'
+  activity.describe(waits_for_first)
   link = _connect(field, address, host, port)
   link.send({'hello': HELLO, 'rank': rank})
-  with _closing_on_error(link):
+  missing = ''
+  with _closing_on_error({0: link}):
     while True:
-      for message in link.receive():
-        if 'all' in message:
-          return link
-        if 'refused' in message:
-          raise ConfigError('process_id', rank, f'process 0 does not let it join: {message["refused"]}')
-        _end_without(message.get('gone', 0), rank)
+      messages = link.receive()
+      if not messages:
+        activity.describe(waits_for_first)  # it is stopped: it is the one to name
+      for message in messages:
+        match message:
+          case {'all': _}:
+            return link
+          case {'refused': reason}:
+            raise ConfigError('process_id', rank, f'process 0 does not let it join: {reason}')
+          case {'missing': str(missing)}:
+            activity.describe(f'waits for process {missing} to join')
+            activity.beat()
+          case {'gone': int(gone)}:
+            _end_without(gone, rank)
       if not link.is_open:
-        _end_without(0, rank)
+        _end_with_first(missing, rank)
 
 
 @contextlib.contextmanager
-def _closing_on_error(link: Link) -> Generator[None, None, None]:
+def _closing_on_error(links: dict[int, Link]) -> Generator[None, None, None]:
   try:
     yield
   except BaseException:
-    link.close()
+    for link in links.values():
+      link.close()
     raise
 
 

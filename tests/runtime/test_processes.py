@@ -17,7 +17,7 @@ import pytest
 
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime import joining, meeting
+from llm_jax.runtime import activity, joining, meeting
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
 pytestmark = pytest.mark.usefixtures('signals_are_heard')
@@ -241,6 +241,29 @@ def test_they_meet_and_a_stranger_does_not_count():
   assert list(found) == [1]
   found[1].send({'said': 'hello'})
   assert link.receive() == [{'said': 'hello'}]
+
+
+def test_those_who_have_come_name_the_one_who_has_not(monkeypatch):
+  lines = []
+  monkeypatch.setattr(meeting, 'MEETING_SECONDS', 1.5)
+  monkeypatch.setattr(meeting, 'tell', lines.append)
+  monkeypatch.setattr(meeting, 'leave', lambda code: sys.exit(code))
+  port = free_port()
+
+  def receive() -> None:
+    with pytest.raises(ConfigError, match='process 2 has not come after 1.5 s'):
+      meeting.receive_all(port, 3)
+
+  first = threading.Thread(target=receive)
+  first.start()
+  beats = activity.now().beats
+  with pytest.raises(SystemExit) as ended:
+    meeting.come('coordinator', 'here', '127.0.0.1', port, 1)
+  first.join()
+  assert ended.value.code == 70
+  assert activity.now().beats > beats  # while process 0 waits, it is not this one that hangs
+  [line] = lines
+  assert line.startswith('error: process 0 has ended while it waited for process 2, which has not come')
 
 
 def free_port():
