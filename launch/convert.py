@@ -6,6 +6,7 @@
   python -m launch.convert --checkpoint=runs/mine --merge --to_hf=DIR        adapters as part of the weights
   python -m launch.convert --checkpoint=runs/mine --to_peft=DIR              adapters alone; peft loads them
   python -m launch.convert --from_hf=DIR --adapter=PEFT --to_hf=NEW          merges an adapter of PEFT
+  python -m launch.convert --checkpoint=runs/mine --to=runs/int8 --quantize=int8 --score=TEXT   loss before and after
   python -m launch.convert --from_hf=DIR --to=runs/gqa --num_kv_heads=8
   python -m launch.convert --from_hf=DIR --to_hf=NEW --vocab_size=32064   rows for tokens that were added
   python -m launch.convert --from_hf=Qwen/Qwen3-0.6B --to=runs/qwen       from the Hugging Face hub
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
   from launch.convert_source import Model
 
 SOURCES = ('from_hf', 'from_meta', 'checkpoint')
+QUANTIZED = ('int8', 'int4', 'nf4')
 TARGETS = ('to', 'to_hf', 'to_meta', 'to_peft', 'push')
 
 
@@ -61,6 +63,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       help='mean-pool key and value heads to G, to be trained on (Ainslie et al. 2023); 1: multi-query')
   parser.add_argument('--vocab_size', type=int, metavar='N',
                       help='give embedding and head N rows; new ones are the mean of the old')
+  parser.add_argument('--quantize', choices=QUANTIZED,
+                      help='with --to: store the matrices of the blocks in 8 or 4 bits, all else in bfloat16')
+  parser.add_argument('--score', type=pathlib.Path, metavar='FILE',
+                      help='with --quantize: a text on which the model is scored before and after')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
                       help='of exported tensors; default float32')
   parser.add_argument('--max_shard_gb', type=float, default=5.0, help='of exported files; default 5')
@@ -111,6 +117,8 @@ def convert(args: argparse.Namespace) -> None:
     from llm_jax.hf import group_heads
     config, params = group_heads(model.config, model.params, args.num_kv_heads)
     model = dataclasses.replace(model, config=config, params=params)
+  if args.quantize is not None:
+    model = quantize(args, model)
   if args.to is not None:
     convert_target.write_run(args.to, model)
   elif args.to_hf is not None:
@@ -119,6 +127,15 @@ def convert(args: argparse.Namespace) -> None:
     push(args, model)
   else:
     convert_target.write_meta(args.to_meta, model, args.dtype)
+
+
+def quantize(args: argparse.Namespace, model: 'Model') -> 'Model':
+  """The model with quantised weights; prints a table of what that saves and, on a text, costs."""
+  from launch import convert_quantized
+  quantized = convert_quantized.quantize(model, args.quantize)
+  rows = {'float32': model, args.quantize: quantized}
+  print(convert_quantized.table(rows, args.score))
+  return quantized
 
 
 def push(args: argparse.Namespace, model: 'Model') -> None:
@@ -156,6 +173,9 @@ def check(args: argparse.Namespace) -> None:
   changes = args.merge or args.vocab_size is not None or args.num_kv_heads is not None
   require(args.to_peft is None or not changes, '--to_peft', str(args.to_peft),
           'writes the adapters as they are: leave out --merge, --vocab_size and --num_kv_heads')
+  require(args.quantize is None or args.to is not None, '--quantize', args.quantize, 'only with --to')
+  require(args.score is None or args.quantize is not None, '--score', str(args.score), 'only with --quantize')
+  require(args.score is None or args.score.is_file(), '--score', str(args.score), 'is no file')
   require(not args.merge or args.checkpoint is not None, '--merge', 'given', 'only with --checkpoint')
   require(args.vocab_size is None or args.vocab_size > 0, '--vocab_size', args.vocab_size, 'use a positive number')
   require(0 < args.max_shard_gb < math.inf, '--max_shard_gb', args.max_shard_gb, 'use a positive number')

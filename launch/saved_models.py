@@ -4,6 +4,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 
 from launch.errors import refuse
@@ -17,6 +18,8 @@ from llm_jax.config.stage import Stage
 from llm_jax.config.type_hints import suggest
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.hf.finite import count_not_finite
+from llm_jax.modules.parameters import parameter_shapes
+from llm_jax.modules.weight_storage import assembled, expanded, is_stored_quantized
 from llm_jax.runtime.errors import CheckpointError
 
 # What keeps a run that saves meanwhile from deleting the checkpoints that are found and not read yet.
@@ -77,18 +80,26 @@ def _choose_stage(flag: str, workdir: pathlib.Path, run: Run, name: str | None) 
 def read_model(run: Run, workdir: pathlib.Path, stage: Stage, checkpoint: SavedCheckpoint, merged: bool = False) -> Any:
   """All parameters of the model: `read_params`, or, of a stage that trained adapters, its base with them.
 
-  merged: whether adapters become part of the weights; else they stand beside those of a base that is stored as the
-    stage says.
+  merged: whether adapters become part of the weights and quantised weights arrays; else adapters stand beside those of
+    a base that is stored as the stage says.
 
   Raises:
     CheckpointError: as `read_params` does; or the base is gone, or another one.
     ConfigError: the Hugging Face folder that is the base holds another model.
   """
   if stage.adapters is None:
-    return read_params(checkpoint)
+    return _whole(run, stage, read_params(checkpoint), merged)
   read_params(checkpoint)  # which checks the adapters, and says where they are from
   models = SavedModels(run, workdir)
   return models.whole(stage, checkpoint) if merged else models.joined(stage, checkpoint)
+
+
+def _whole(run: Run, stage: Stage, params: Any, is_expanded: bool) -> Any:
+  """The parameters that were saved; quantised ones as such, or expanded."""
+  if not is_stored_quantized(params):
+    return params
+  quantized = assembled(params, parameter_shapes(run.model_of(stage)))
+  return jax.device_get(expanded(quantized)) if is_expanded else quantized
 
 
 def read_params(checkpoint: SavedCheckpoint) -> Any:

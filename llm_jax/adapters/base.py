@@ -21,8 +21,9 @@ from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, HuggingFace, Params
-from llm_jax.modules.low_rank import join, merge, stored
+from llm_jax.modules.low_rank import join, merge
 from llm_jax.modules.parameters import parameter_shapes
+from llm_jax.modules.weight_storage import stored
 from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.sharding.rules import param_shardings
@@ -84,7 +85,7 @@ class SavedModels:
       case HuggingFace(folder, resize, revision):
         model = self.run.model_of(root)
         return hf.load_pretrained(folder, self._mesh, config=model, resize_vocabulary=resize, revision=revision,
-                                  store=functools.partial(stored, base=kind))[1]
+                                  store=functools.partial(stored, kind=kind))[1]
       case Params(name):
         parent = self._stage(name)
         checkpoint = self._last(name)

@@ -17,7 +17,7 @@ from llm_jax import paths
 from llm_jax.config.adapters import LoRA
 from llm_jax.matrices import Matrix, matrix_of
 from llm_jax.modules.kernels.linear import linear
-from llm_jax.modules.quantized import Int8Weight, NF4Weight, is_quantized
+from llm_jax.modules.weight_storage import dense_layers, full_shape
 
 A, B, MAGNITUDE = 'lora_a', 'lora_b', 'lora_magnitude'
 
@@ -123,13 +123,6 @@ def layers_lengths(w: jax.Array, num_layer_axes: int, contract: int) -> jax.Arra
   return lengths(w)
 
 
-def full_shape(w: Any, path: str) -> tuple[int, ...]:
-  """The shape of a weight, with the axis of scanned layers where it has one."""
-  if isinstance(w, NF4Weight):
-    return (*w.codes.shape[:-2], *w.shape)
-  return w.shape
-
-
 def split_shape(shape: tuple[int, ...], matrix: Matrix) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
   """The sizes of a matrix's axes: of layers and experts, of inputs, of outputs."""
   num_outputs, num_inputs = len(matrix.outputs), len(matrix.inputs)
@@ -172,29 +165,3 @@ def _merge_layers(adapter: Adapter, w: jax.Array, path: str) -> jax.Array:
   for _ in lead:
     merged = jax.vmap(merged)
   return merged(adapter, w)
-
-
-def dense_layers(leaf: Any, path: str) -> jax.Array:
-  """A parameter as a float32 array."""
-  if not is_quantized(leaf):
-    return leaf.astype(jnp.float32)
-  if isinstance(leaf, NF4Weight) and path.startswith('blocks/'):
-    return jax.vmap(lambda layer: layer.dense(jnp.float32))(leaf)
-  return leaf.dense(jnp.float32)
-
-
-def stored(path: str, leaf: Any, base: str) -> Any:
-  """A parameter of the base as `LoRA.base` says: matrices of the blocks quantised, other weights in bfloat16, norms,
-  biases and routers in float32.
-
-  leaf: float32, a whole parameter: with the axis of scanned layers where it has one.
-  """
-  matrix = matrix_of(path)
-  if base == 'float32' or not re.search(r'(^|/)w$', path) or path.endswith('/router/w'):
-    return leaf
-  if base == 'bfloat16' or matrix is None:
-    return leaf.astype(jnp.bfloat16)
-  if base == 'int8':
-    return Int8Weight.quantize(leaf, matrix)
-  quantize = NF4Weight.quantize
-  return jax.vmap(quantize)(leaf) if path.startswith('blocks/') else quantize(leaf)

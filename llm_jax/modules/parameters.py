@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from llm_jax import paths
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.modules.low_rank import Adapter, full_shape
+from llm_jax.modules.low_rank import Adapter
 from llm_jax.modules.quantized import is_quantized
 from llm_jax.modules.transformer import Transformer
+from llm_jax.modules.weight_storage import full_shape
 
 MAIN = re.compile(r'(embedding|positions|prefix_\d+|blocks|final_norm|head)/')  # the parameters that the logits read
 

@@ -126,7 +126,59 @@ class Int8Weight:
     return (self.values * self.scales).astype(dtype)
 
 
-QuantizedWeight = NF4Weight | Int8Weight
+@flax.struct.dataclass
+class Int4Weight:
+  """4-bit integers in groups of 64 along the inputs, with a scale for each group and output: w = integer x scale.
+
+  The axes of the inputs are one here, padded to whole groups. Experts keep their axis in front.
+
+  packed: uint8 [*experts, groups, 32, *outputs], two integers a byte, shifted by 8: the one of an even input in the
+    high half.
+  group_scales: float32 [*experts, groups, *outputs].
+  shape: of the weight, of one layer.
+  num_inputs, num_outputs: how many axes of `shape` are inputs, and how many outputs: the last ones.
+  """
+  packed: jax.Array
+  group_scales: jax.Array
+  shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+  num_inputs: int = flax.struct.field(pytree_node=False)
+  num_outputs: int = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def quantize(cls, w: jax.Array, matrix: Matrix) -> 'Int4Weight':
+    """w: one layer's weight, float32."""
+    num_inputs, num_outputs = len(matrix.inputs), len(matrix.outputs)
+    experts, inputs, outputs = _split(w.shape, num_inputs, num_outputs)
+    axis = len(experts)
+    size = math.prod(inputs)
+    rows = w.astype(jnp.float32).reshape(*experts, size, *outputs)
+    padding = [(0, 0)] * rows.ndim
+    padding[axis] = (0, -size % BLOCK)
+    groups = jnp.pad(rows, padding).reshape(*experts, -1, BLOCK, *outputs)
+    scales = jnp.abs(groups).max(axis + 1) / 7.5  # the largest rounds to 7 or -8
+    scales = jnp.where(scales == 0, 1, scales)
+    integers = jnp.clip(jnp.round(groups / jnp.expand_dims(scales, axis + 1)), -8, 7).astype(jnp.int32) + 8
+    even, odd = (jnp.take(integers, jnp.arange(first, BLOCK, 2), axis + 1) for first in (0, 1))
+    return cls((even << 4 | odd).astype(jnp.uint8), scales, tuple(w.shape), num_inputs, num_outputs)
+
+  def dense(self, dtype: Any) -> jax.Array:
+    """The weight that the integers stand for."""
+    experts, inputs, outputs = _split(self.shape, self.num_inputs, self.num_outputs)
+    axis = len(experts)
+    pairs = jnp.stack([self.packed >> 4, self.packed & 15], axis + 2).astype(jnp.int32) - 8
+    groups = pairs.reshape(*experts, -1, BLOCK, *outputs) * jnp.expand_dims(self.group_scales, axis + 1)
+    rows = groups.astype(dtype).reshape(*experts, -1, *outputs)
+    kept = jax.lax.slice_in_dim(rows, 0, math.prod(inputs), axis=axis)
+    return kept.reshape(self.shape)
+
+
+def _split(shape: tuple[int, ...], num_inputs: int, num_outputs: int
+           ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+  """The sizes of a weight's axes: of experts, of inputs, of outputs."""
+  return shape[:-num_inputs - num_outputs], shape[-num_inputs - num_outputs:-num_outputs], shape[-num_outputs:]
+
+
+QuantizedWeight = NF4Weight | Int8Weight | Int4Weight
 
 
 def is_quantized(leaf: Any) -> bool:

@@ -100,6 +100,8 @@ def _stored_axes(path: str) -> tuple[str, ...] | None:
     'lora_magnitude': (*experts, *outputs),
     'values': axes,  # of int8
     'scales': (*experts, *('vector' for _ in inputs), *outputs),
+    'packed': (*experts, 'vector', 'vector', *outputs),  # of int4
+    'group_scales': (*experts, 'vector', *outputs),
     'codes': ('weight_blocks', 'vector'),  # of nf4
     'scale_codes': ('weight_blocks',),
     'scale_maxima': ('vector',),

@@ -210,7 +210,35 @@ def test_layouts_and_heads(folder, tmp_path):
   assert hf.load_pretrained(tmp_path / 'mqa')[0].pattern[0].attention.num_kv_heads == 1
 
 
+def test_a_quantised_run_is_scored_sampled_and_exported(folder, tmp_path, capsys):
+  """What is exported is what is sampled; the losses of the table are transformers'."""
+  text = tmp_path / 'text'
+  text.write_text('a few words of text, and a few more of them')
+  assert run(f'--from_hf={folder}', f'--to={tmp_path / "run"}', '--quantize=int8', f'--score={text}') == 0
+  before, after = capsys.readouterr().out.splitlines()[-2:]
+  assert before.split()[0] == 'float32' and after.split()[0] == 'int8'
+  assert int(after.split()[1].replace(',', '')) < 0.5 * int(before.split()[1].replace(',', ''))
+
+  assert run(f'--checkpoint={tmp_path / "run"}', f'--to_hf={tmp_path / "out"}') == 0
+  for place, row in ((folder, before), (tmp_path / 'out', after)):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    ids = tokenizer(text.read_text(), return_tensors='pt')['input_ids']
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(place)(ids, labels=ids).loss.item()
+    np.testing.assert_allclose(float(row.split()[2]), theirs, atol=1e-4)
+
+  written = []
+  for checkpoint in ('run', 'out'):
+    capsys.readouterr()
+    assert sample.main([f'--checkpoint={tmp_path / checkpoint}', '--prompt=a few', '--max_new_tokens=8',
+                        '--temperature=0']) == 0
+    written.append(capsys.readouterr().out)
+  assert written[0] == written[1]
+
+
 @pytest.mark.parametrize('flags, message', (
+  (('--from_hf={folder}', '--to_hf={new}', '--quantize=int8'), '--quantize = \'int8\': only with --to'),
+  (('--from_hf={folder}', '--to={new}', '--score=x'), '--score = \'x\': only with --quantize'),
+  (('--from_hf={folder}', '--to={new}', '--quantize=int8', '--score=x'), '--score = \'x\': is no file'),
   ((), 'nothing given: use one of --from_hf, --from_meta, --checkpoint'),
   (('--from_hf={folder}',), 'nothing given: use one of --to, --to_hf, --to_meta'),
   (('--from_hf={folder}', '--from_meta={folder}', '--to={new}'), '--from_hf --from_meta given'),

@@ -18,9 +18,11 @@ from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Greedy
 from llm_jax.matrices import Matrix
 from llm_jax.modules.execution import Execution
-from llm_jax.modules.low_rank import dense_layers, init_adapters, join, merge, stored
-from llm_jax.modules.quantized import Int8Weight, NF4Weight, dynamic_values
+from llm_jax.modules.low_rank import init_adapters, join, merge
+from llm_jax.modules.parameters import parameter_shapes
+from llm_jax.modules.quantized import Int4Weight, Int8Weight, NF4Weight, dynamic_values
 from llm_jax.modules.transformer import Transformer
+from llm_jax.modules.weight_storage import assembled, expanded, stored
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 from tests.modules import decoders
@@ -61,6 +63,32 @@ def test_int8_is_qwix():
   np.testing.assert_allclose(ours.dense(jnp.float32), qwix.dequantize(theirs), rtol=1e-6)
 
 
+@pytest.mark.parametrize('shape, matrix', (((130, 6), Matrix((-2,), (-1,))), ((4, 40, 10), Matrix((-3, -2), (-1,))),
+                                           ((3, 70, 5), Matrix((-2,), (-1,)))), ids=str)
+def test_int4_is_qwix(shape, matrix):
+  """Of each group of 64 inputs; qwix has no groups of several axes, nor a last one that is not full."""
+  w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+  w[..., 0] = 0
+  ours = Int4Weight.quantize(jnp.asarray(w), matrix)
+  num_inputs = 160 if len(matrix.inputs) == 2 else shape[-2]
+  rows = np.pad(w.reshape(-1, num_inputs, shape[-1]), ((0, 0), (0, -num_inputs % 64), (0, 0)))
+  theirs = qwix.quantize(jnp.asarray(rows), 'int4', channelwise_axes=(0, 2), tiled_axes={1: 64})
+  want = np.asarray(qwix.dequantize(theirs))[:, :num_inputs].reshape(shape)
+  np.testing.assert_allclose(ours.dense(jnp.float32), want, rtol=1e-6)
+  assert np.abs(want - w).max() < np.abs(w).max() / 14
+
+
+def test_quantised_weights_are_put_together_again():
+  """From the arrays that a checkpoint has."""
+  shapes = parameter_shapes(MIXTURE)
+  for kind in ('int8', 'int4', 'nf4'):
+    params = stored_params(MIXTURE, kind)
+    saved = paths.nest(dict(paths.leaves(params)))
+    got = assembled(saved, shapes)
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+    assert all(map(np.array_equal, jax.tree.leaves(got), jax.tree.leaves(params)))
+
+
 def test_bytes_a_number():
   w = jax.ShapeDtypeStruct((4_096, 14_336), jnp.float32)
   kept = jax.eval_shape(NF4Weight.quantize, w)
@@ -69,15 +97,9 @@ def test_bytes_a_number():
 
 
 # ---------------------------------------------------------------------------------------------- models
-def expanded(params):
-  """The parameters that quantised ones stand for, as arrays."""
-  flat = paths.flat(params)
-  return paths.nest({path: dense_layers(leaf, path) for path, leaf in flat.items()})
-
-
-def stored_params(config, base):
+def stored_params(config, kind):
   flat = paths.flat(decoders.make_params(config))
-  return paths.nest({path: stored(path, jnp.asarray(leaf), base) for path, leaf in flat.items()})
+  return paths.nest({path: stored(path, jnp.asarray(leaf), kind) for path, leaf in flat.items()})
 
 
 def tokens(batch=4, time=12):
@@ -95,12 +117,13 @@ def moved(trained):
   return jax.tree.map(lambda leaf: leaf + rng.normal(0, .1, leaf.shape).astype(np.float32), trained)
 
 
-@pytest.mark.parametrize('name, base', (('latent', 'nf4'), ('everything', 'bfloat16'), ('experts', 'int8')))
+@pytest.mark.parametrize('name, base', (
+  ('latent', 'nf4'), ('everything', 'bfloat16'), ('experts', 'int8'), ('everything', 'int4'), ('experts', 'int4')))
 def test_a_quantised_model_is_its_expanded_one(name, base):
   """Also with adapters, merged and not, scanned and not, on both sets of kernels."""
   config = CONFIGS[name]
   params = stored_params(config, base)
-  lora = LoRA(rank=3, alpha=6.0, base=base)
+  lora = LoRA(rank=3, alpha=6.0)
   trained = moved(init_adapters(params, lora, jax.random.key(1)))
   want = jax.jit(lambda p: Transformer(config).apply({'params': p}, tokens()))(expanded(params))
   for execution in (Execution(kernels='cpu', unroll=True), Execution(kernels='xla', unroll=False)):
