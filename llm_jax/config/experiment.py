@@ -11,6 +11,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.evaluations import *
 from llm_jax.config.objectives import *
 from llm_jax.config.optimizers import *
+from llm_jax.config.quantization import *
 from llm_jax.config.ramp import *
 from llm_jax.config.run import *
 from llm_jax.config.schedules import *

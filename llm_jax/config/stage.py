@@ -12,6 +12,7 @@ from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequence
 from llm_jax.config.model.positions import RoPE
 from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
+from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
 from llm_jax.config.rows import names_with
 from llm_jax.config.schedules import Schedule
@@ -59,6 +60,7 @@ class Stage:
   remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
     recomputes each block, 'dots' keeps results of matrix products.
   adapters: low-rank matrices that alone are trained, beside frozen weights. None: all parameters are trained.
+  quantization: trains weights for being stored in fewer bits; evaluations are of the model as stored. None: does not.
   evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
@@ -80,6 +82,7 @@ class Stage:
   ema: float | None = None
   remat: Safe[str] = 'none'
   adapters: Adapters | None = None
+  quantization: QuantizationAware | None = None
   evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
@@ -135,6 +138,8 @@ class Stage:
     require(has_start or isinstance(self.init, Resume) or self.adapters is None, 'adapters', self.adapters,
             'they are trained beside what the stage starts from: use init=Params(stage), Average or '
             'HuggingFace(folder)')
+    require(self.quantization is None or self.adapters is None, 'quantization', self.quantization,
+            "adapters are trained beside a base that is quantised already: use LoRA(base='int8') or 'nf4' alone")
     has_one_length = all(ramp.seq_len == self.seq_len for ramp in self.ramp)
     require(has_one_length or rows.is_packed, 'ramp', self.ramp,
             f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')

@@ -14,6 +14,7 @@ from llm_jax.modules.low_rank import init_adapters
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.protocol import Objective
+from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.train.state import TrainState
 
 
@@ -31,7 +32,11 @@ def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
 def make_trained_objective(stage: Stage, model: Transformer) -> Objective:
   """The stage's objective over batches of its data, as a function of what the stage trains."""
   objective = make_objective(stage, model, stage.data)
-  return objective if stage.adapters is None else AdaptedObjective.of(objective, stage.adapters)
+  if stage.adapters is not None:
+    return AdaptedObjective.of(objective, stage.adapters)
+  if stage.quantization is not None:
+    return QuantizationAwareObjective.of(objective, stage.quantization)
+  return objective
 
 
 def init_params(run: Run, stage: Stage) -> Any:

@@ -20,6 +20,7 @@ from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
 from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.protocol import Objective
+from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import activity, cpu, processes
 from llm_jax.runtime.hardware import training_flops_per_token
@@ -109,9 +110,15 @@ def abstract_params(session: Session, stage: Stage) -> Any:
 
 
 def whole_model(built: BuiltStage, params: Any, frozen: Any) -> Any:
-  """All parameters of the model, where `params` is what the stage trains. No array is copied."""
-  objective = built.objective
-  return objective.whole(params, frozen) if isinstance(objective, AdaptedObjective) else params
+  """All parameters of the model, where `params` is what the stage trains. Where it trains for quantised weights, they
+  are rounded to those; else no array is copied."""
+  match built.objective:
+    case AdaptedObjective() as objective:
+      return objective.whole(params, frozen)
+    case QuantizationAwareObjective() as objective:
+      return jax.jit(objective.quantized)(params)
+    case _:
+      return params
 
 
 def reference_model(built: BuiltStage, frozen: Any) -> Any:
