@@ -33,9 +33,10 @@ def compile_step(device, platform, architecture, lora, seq_len):
   from llm_jax.config.run import Mesh
   from llm_jax.config.schedules import Constant
   from llm_jax.modules.execution import Execution
-  from llm_jax.modules.low_rank import init_adapters, stored
+  from llm_jax.modules.low_rank import init_adapters
   from llm_jax.modules.parameters import parameter_shapes
   from llm_jax.modules.transformer import Transformer
+  from llm_jax.modules.weight_storage import stored
   from llm_jax.objectives.adapted import AdaptedObjective, Frozen
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer
