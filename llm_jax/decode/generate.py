@@ -8,23 +8,35 @@ Shapes: B batch, T time, D model width, V vocabulary, P prompt time, N new token
 """
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.parts import Rows
-from llm_jax.decode.request import bucket, check_config, check_prompts, fetch, make_choice, make_request, mesh_of
+from llm_jax.decode.request import (
+  bucket,
+  check_config,
+  check_count,
+  check_prompts,
+  fetch,
+  make_choice,
+  make_request,
+  mesh_of,
+)
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, choose, init_seen, mark_seen
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 
 PREFILL_CHUNK = 512
+ENDS_CHUNK = 16  # tokens between two questions whether rows have ended
+Ends = Callable[[int, list[int]], bool]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +55,8 @@ class Generated:
 
 def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
-             execution: Execution | None = None, log_probs: bool = False, prefill_chunk: int = PREFILL_CHUNK
-             ) -> Generated:
+             execution: Execution | None = None, log_probs: bool = False, prefill_chunk: int = PREFILL_CHUNK,
+             samples: int = 1, ends: Ends | None = None) -> Generated:
   """Continues every prompt until a stop token or `max_new_tokens`.
 
   Args:
@@ -60,6 +72,10 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     execution: dtype and kernels; None means float32 on the backend's own kernels.
     log_probs: return the log-probability of every new token.
     prefill_chunk: the most tokens of a prompt read at a time; bounds the memory of long prompts, the cache aside.
+    samples: continuations of each prompt, which is read once for all of them; those of one prompt stand side by side
+      in the result. They are what as many equal prompts get.
+    ends: (number of the row, its new tokens) -> whether it has ended, such as by the text of a stop sequence. Asked
+      every few tokens, so a row may be that much longer.
 
   Raises:
     ConfigError: an empty prompt, a token outside the vocabulary, more tokens than the learned positions hold,
@@ -67,18 +83,23 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   """
   rng, stop_tokens = make_choice(sampling, rng, stop_tokens)
 
-  def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generated:
+  def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> Generated:
     with mesh_of(params):
       program, placed, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                      log_probs, prefill_chunk)
-      return _collect(decode(program, placed, rng, state, max_new_tokens), 0)
+                                      log_probs, prefill_chunk, samples)
+      if ends is None:
+        return _collect(decode(program, placed, rng, state, max_new_tokens), 0)
+      return _decode_until(program, placed, rng, state, max_new_tokens, ends)
 
   check_config(config)
+  check_count('samples', samples)
   if not config.switch_lengths:
-    return run(config, prompts, max_new_tokens)
+    return run(config, prompts, max_new_tokens, samples)
+  require(ends is None, 'ends', ends, 'a model with LongRoPEScaling reads its texts in parts: cut what it writes')
+  prompts = [prompt for prompt in prompts for _ in range(samples)]
   rows = Rows(config, check_prompts(config, prompts, max_new_tokens), max_new_tokens, stop_tokens)
   for part in rows.parts():
-    found = run(part.config, part.prompts, part.max_new_tokens)
+    found = run(part.config, part.prompts, part.max_new_tokens, 1)
     rows.add(part, found.tokens, found.log_probs)
   return Generated(rows.tokens, rows.log_probs if log_probs else None)
 
@@ -161,12 +182,19 @@ class State:
   seen_BV: jax.Array | None    # bool, tokens in the prompt or generated; None without a penalty
 
 
-@functools.partial(jax.jit, static_argnames=('program', 'max_new'))
-def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int
-            ) -> State:
-  """Reads the prompts, padded on the left, and generates the first token. max_new: the most new tokens per row."""
-  B, P = prompts_BP.shape
+@functools.partial(jax.jit, static_argnames=('program', 'max_new', 'samples'))
+def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int,
+            samples: int = 1) -> State:
+  """Reads the prompts, padded on the left, and generates the first token of each of their samples.
+
+  max_new: the most new tokens per row.
+  """
   x_BD, cache = read_prompts(program, params, prompts_BP, lengths_B, max_new)
+  if samples > 1:
+    prompt_of_B = jnp.repeat(jnp.arange(len(prompts_BP)), samples)
+    cache = cache.select(prompt_of_B)
+    x_BD, prompts_BP, lengths_B = x_BD[prompt_of_B], prompts_BP[prompt_of_B], lengths_B[prompt_of_B]
+  B, P = prompts_BP.shape
   logits_BV = program.logits(params, x_BD[:, None])[:, 0]
   seen_BV = init_seen(program.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], program.config.vocab_size)
   log_probs_BN = jnp.zeros((B, max_new), jnp.float32) if program.log_probs else None
@@ -190,7 +218,7 @@ def read_prompts(program: Program, params: Any, prompts_BP: jax.Array, lengths_B
     x_BTD, cache = program.features(params, tokens, jnp.maximum(positions, 0), segment_ids, cache)
     return cache, x_BTD[:, -1]
 
-  length = positions.shape[0] * positions.shape[2] + max_new
+  length = length_in_pieces(program, P) + max_new
   cache = init_cache(program.config, B, length, program.execution.compute_dtype, program.lookahead)
   cache, last = jax.lax.scan(read, cache, (in_pieces(program, prompts_BP), positions))
   return last[-1], cache
@@ -199,10 +227,20 @@ def read_prompts(program: Program, params: Any, prompts_BP: jax.Array, lengths_B
 def in_pieces(program: Program, x_BP: jax.Array, fill: int = 0) -> jax.Array:
   """[batch, P] as [pieces, batch, size], padded with `fill` on the left."""
   B, P = x_BP.shape
-  count = -(-P // program.prefill_chunk)
-  size = -(-P // count)
+  count = _count_pieces(program, P)
+  size = length_in_pieces(program, P) // count
   x_BP = jnp.pad(x_BP, ((0, 0), (count * size - P, 0)), constant_values=fill)
   return x_BP.reshape(B, count, size).swapaxes(0, 1)
+
+
+def length_in_pieces(program: Program, length: int) -> int:
+  """How many slots of a cache `length` tokens take that are read in pieces of equal size."""
+  count = _count_pieces(program, length)
+  return count * -(-length // count)
+
+
+def _count_pieces(program: Program, length: int) -> int:
+  return -(-length // program.prefill_chunk)
 
 
 @functools.partial(jax.jit, static_argnames=('program',), donate_argnames=('state',))
@@ -233,13 +271,27 @@ def advance(program: Program, rng: jax.Array, state: State, cache: Cache, logits
 
 
 # ------------------------------------------------------------------------------------------- on the host
-def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk):
+def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk,
+           samples=1):
   """Checks the request and reads the prompts."""
   require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
   request = make_request(config, params, prompts, max_new_tokens, execution)
   program = Program(request.config, request.execution, sampling, stop_tokens, log_probs, prefill_chunk)
   return program, request.params, prefill(program, request.params, rng, request.prompts_BP, request.lengths_B,
-                                      bucket(max_new_tokens))
+                                      bucket(max_new_tokens), samples)
+
+
+def _decode_until(program: Program, params: Any, rng: jax.Array, state: State, max_new_tokens: int, ends: Ends
+                  ) -> Generated:
+  """`decode`, which rows leave that `ends` says have ended."""
+  until = 1
+  while True:
+    new = _collect(state, 0)
+    done_B = fetch(state.done_B) | np.array([ends(row, tokens) for row, tokens in enumerate(new.tokens)])
+    if until >= max_new_tokens or done_B.all():
+      return new
+    until = min(until + ENDS_CHUNK, max_new_tokens)
+    state = decode(program, params, rng, dataclasses.replace(state, done_B=jnp.asarray(done_B)), until)
 
 
 def _collect(state: State, start: int) -> Generated:

@@ -41,20 +41,37 @@ def make_request(config: Architecture, params: Any, prompts: Sequence[Sequence[i
       another model.
   """
   check_config(config)
-  require(execution is None or isinstance(execution, Execution), 'execution', execution,
-          "give an Execution, such as Execution(dtype='bfloat16')")
   rows = check_prompts(config, prompts, max_new_tokens)
-  check_params(config, params)
-  params = jax.tree.map(jnp.asarray, params)  # every compiled call would copy NumPy arrays to the device again
   lengths = np.array([len(prompt) for prompt in rows], np.int32)
   config = _at_length(config, int(lengths.min()), int(lengths.max()) + max_new_tokens - 1)
+  decoder = ready(config, params, execution)
   padded = np.zeros((len(rows), bucket(int(lengths.max()))), np.int32)
   for row, prompt in zip(padded, rows, strict=True):
     row[len(row) - len(prompt):] = prompt
+  return Request(*decoder, padded, lengths)
+
+
+class Decoder(NamedTuple):
+  """A decoder as it runs, its parameters on the device."""
+  config: Architecture
+  params: Any
+  execution: Execution
+
+
+def ready(config: Architecture, params: Any, execution: Execution | None) -> Decoder:
+  """The decoder with its layers unrolled if `execution` says so.
+
+  Raises:
+    ConfigError: parameters of another model, or an `execution` that is none.
+  """
+  require(execution is None or isinstance(execution, Execution), 'execution', execution,
+          "give an Execution, such as Execution(dtype='bfloat16')")
+  check_params(config, params)
+  params = jax.tree.map(jnp.asarray, params)  # every compiled call would copy NumPy arrays to the device again
   execution = execution or Execution()
   if execution.unrolled:
     config, params = unroll_config(config), unroll_params(config, params)
-  return Request(config, params, execution, padded, lengths)
+  return Decoder(config, params, execution)
 
 
 def check_config(config: Architecture) -> None:

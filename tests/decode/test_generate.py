@@ -281,6 +281,37 @@ def test_a_piece_of_nothing_is_refused():
     generate(GPT2, {'nothing': np.zeros(1)}, [[1]], 1, prefill_chunk=0)
 
 
+@pytest.mark.parametrize('name', ['rolling', *(pytest.param(name, marks=pytest.mark.slow)
+                                             for name in ('local-global', 'two lengths'))])
+def test_samples_of_a_prompt_are_what_equal_prompts_get(name):
+  config, params, sampling = DECODERS[name], make_params(DECODERS[name]), Sampling(1.2, top_k=30)
+  options = dict(log_probs=True, stop_tokens=(2,), execution=SCANNED)
+  shared = generate(config, params, PROMPTS, NEW, sampling, jax.random.key(3), samples=3, **options)
+  equal = [prompt for prompt in PROMPTS for _ in range(3)]
+  apart = generate(config, params, equal, NEW, sampling, jax.random.key(3), **options)
+  assert shared.tokens == apart.tokens and len({tuple(row) for row in shared.tokens}) > len(PROMPTS)
+  np.testing.assert_allclose(np.concatenate(shared.log_probs), np.concatenate(apart.log_probs), atol=1e-5)
+
+
+def test_rows_end_where_they_are_said_to_end():
+  params, new = make_params(GPT2), 24
+  whole = generate(GPT2, params, PROMPTS, new, execution=SCANNED).tokens
+  asked = []
+
+  def ends(row, tokens):
+    asked.append((row, len(tokens)))
+    return row != 1 and len(tokens) >= 3
+
+  cut = generate(GPT2, params, PROMPTS, new, execution=SCANNED, ends=ends).tokens
+  assert cut == [whole[0][:17], whole[1], whole[2][:17]]  # asked after 1 token, after 17 and at the end
+  assert (1, 17) in asked
+
+
+def test_no_samples_are_refused():
+  with pytest.raises(ConfigError, match='samples = 0: use a whole number of 1 or more'):
+    generate(GPT2, {'nothing': np.zeros(1)}, [[1]], 1, samples=0)
+
+
 def test_the_package_exports_lazily():
   assert llm_jax.generate is generate and llm_jax.Transformer is Transformer
   with pytest.raises(AttributeError):
