@@ -37,7 +37,8 @@ def compile_step(device, platform, architecture, lora, seq_len):
   from llm_jax.modules.parameters import parameter_shapes
   from llm_jax.modules.transformer import Transformer
   from llm_jax.modules.weight_storage import stored
-  from llm_jax.objectives.adapted import AdaptedObjective, Frozen
+  from llm_jax.objectives.adapted import AdaptedObjective
+  from llm_jax.objectives.frozen import Frozen
   from llm_jax.objectives.language_model import LanguageModelObjective
   from llm_jax.optim.optimizers import make_optimizer
   from llm_jax.optim.schedules import make_schedule
@@ -63,7 +64,7 @@ def compile_step(device, platform, architecture, lora, seq_len):
     objective = AdaptedObjective.of(LanguageModelObjective(model), lora)
     step = make_train_step(objective, optimizer, make_schedule(Constant(2e-4), 1_000))
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    traced = jitted.trace(jax.tree.map(place, state, shardings), Frozen(base, None), batch)
+    traced = jitted.trace(jax.tree.map(place, state, shardings), Frozen(base), batch)
     return traced.lower(lowering_platforms=(platform,)).compile(), base, state
 
 

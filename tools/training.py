@@ -19,6 +19,7 @@ from llm_jax.data.sources.documents import Split
 from llm_jax.data.tokenizers.base import Tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
@@ -101,18 +102,21 @@ class Training:
     [batch] = batches(self.run, self.stage, 1)
     rng = jax.random.fold_in(jax.random.key(stage_seed(self.run, self.stage)), 0)
     microbatches = self.stage.phase_at(0).microbatches
-    gradients = jax.jit(lambda params, batch: accumulate(self.objective, params, params, batch, rng, microbatches)[0])
-    return jax.tree.map(np.array, gradients(params, batch))
+
+    def gradients(params: Any, batch: Batch) -> Any:
+      return accumulate(self.objective, params, Frozen(reference=params), batch, rng, microbatches)[0]
+
+    return jax.tree.map(np.array, jax.jit(gradients)(params, batch))
 
   def steps(self, count: int) -> Iterator[Step]:
     """Trains the first `count` steps."""
     state = self._create()
     # A copy: each step is given the state's memory, and must not overwrite what the objective compares with.
-    reference = jax.tree.map(jnp.array, self.initial_params())
+    frozen = Frozen(reference=jax.tree.map(jnp.array, self.initial_params()))
     for done, batch in enumerate(batches(self.run, self.stage, count)):
-      train_step = self._compile(done, state, reference, batch)
+      train_step = self._compile(done, state, frozen, batch)
       start = time.perf_counter()
-      state, metrics = train_step(state, reference, batch)
+      state, metrics = train_step(state, frozen, batch)
       loss = float(metrics['loss'])  # waits for the step
       yield Step(done + 1, batch, state, loss, time.perf_counter() - start)
 

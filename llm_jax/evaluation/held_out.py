@@ -13,6 +13,7 @@ from llm_jax.data.batches import Batch, validation_batches
 from llm_jax.data.dataset import Dataset
 from llm_jax.evaluation.baselines import bits_per_byte
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, as_numbers, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.sharding.rules import batch_sharding
@@ -23,7 +24,7 @@ Sums = TypeVar('Sums')  # a pytree of arrays
 UNAVERAGED = {'last_checkpoint': 'the last checkpoint alone', 'last_ema': 'its moving average'}
 
 
-def evaluate(objective: Objective, params: Any, frozen: Any, batches: Callable[[], Iterable[Batch]]
+def evaluate(objective: Objective, params: Any, frozen: Frozen, batches: Callable[[], Iterable[Batch]]
              ) -> dict[str, float]:
   """Means over all that counts in `batches()`: loss, the objective's metrics, and `weight`, what was counted. A metric
   that counts something else, such as the rows of one source, is a mean over that, and left out where there is none.
@@ -43,12 +44,12 @@ def evaluate(objective: Objective, params: Any, frozen: Any, batches: Callable[[
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _statistics(objective: Objective, params: Any, frozen: Any, batch: Batch) -> Any:
+def _statistics(objective: Objective, params: Any, frozen: Frozen, batch: Batch) -> Any:
   return objective.statistics(params, frozen, batch, None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _loss(objective: Objective, params: Any, frozen: Any, batch: Batch, statistics: Any) -> Loss:
+def _loss(objective: Objective, params: Any, frozen: Frozen, batch: Batch, statistics: Any) -> Loss:
   """Without dropout and without gradient; compiled once for equal objectives."""
   loss = objective(params, frozen, batch, None, statistics)
   return dataclasses.replace(loss, step_sums={})  # of which nothing is learnt here
@@ -105,7 +106,7 @@ class HeldOutEvaluation(Evaluation):
     """The means over `limit` batches, or over all."""
     setup, validation = self.setup, self.setup.validation
     batches = functools.partial(eval_batches, setup, validation, model.heartbeat, limit)
-    found = evaluate(setup.objective, params, model.reference, batches)
+    found = evaluate(setup.objective, params, model.frozen, batches)
     found |= validation.known_scores
     if validation.is_text:
       found['bits_per_byte'] = bits_per_byte(found['nll'] * validation.num_targets, validation.num_bytes)

@@ -20,6 +20,7 @@ from llm_jax.decode.request import fetch
 from llm_jax.evaluation.held_out import eval_batches, evaluate
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.sharding.rules import batch_sharding
 from llm_jax.tracking.display import HeatMap
@@ -86,7 +87,7 @@ class NeedlesEvaluation(Evaluation):
     if not is_text or validation is None or validation.seq_len >= setup.phase.seq_len:
       return None
     batches = functools.partial(eval_batches, setup, validation, model.heartbeat)
-    return evaluate(LanguageModelObjective(transformer), model.params, None, batches)['loss']
+    return evaluate(LanguageModelObjective(transformer), model.params, Frozen(), batches)['loss']
 
   def _lines(self, metrics: Metrics, start: Metrics) -> tuple[str, ...]:
     lines = []

@@ -15,6 +15,7 @@ from llm_jax.data.dataset import Dataset
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.modules.execution import Execution
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.protocol import Objective
 from llm_jax.tracking.display import Block
 
@@ -73,7 +74,7 @@ class Evaluated:
   """The model to evaluate.
 
   params: averaged (EMA) where the stage keeps an average.
-  reference: what the objective compares with, or None.
+  frozen: what the objective reads and the stage never changes, such as the parameters that it compares with.
   step: finished steps of the stage.
   unaveraged: of a stage that starts from a mean of checkpoints, at its end, (name, parameters) of the last of them
     alone; else nothing.
@@ -81,7 +82,7 @@ class Evaluated:
   heartbeat: tells the watchdog that the process still works; call it before every batch.
   """
   params: Any
-  reference: Any
+  frozen: Frozen
   moment: Moment
   step: int
   unaveraged: Callable[[], Iterator[tuple[str, Any]]] = lambda: iter(())

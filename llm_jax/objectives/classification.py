@@ -16,6 +16,7 @@ from llm_jax.config.objectives import Classification
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.layers import Linear
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
@@ -58,7 +59,7 @@ class ClassificationObjective(Objective):
   config: Classification = Classification()
   own_parameters: ClassVar[tuple[str, ...]] = (HEAD,)
 
-  def __call__(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None,
+  def __call__(self, params: Params, frozen: Frozen, batch: LabelledBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     language = self.language_model
     features, routings = language.features(params, batch.text, rng)
@@ -92,7 +93,7 @@ class ClassificationObjective(Objective):
   def has_statistics(self) -> bool:
     return self.language_model.has_statistics
 
-  def statistics(self, params: Params, frozen: Any, batch: LabelledBatch, rng: jax.Array | None) -> Any:
+  def statistics(self, params: Params, frozen: Frozen, batch: LabelledBatch, rng: jax.Array | None) -> Any:
     return self.language_model.statistics(params, frozen, batch.text, rng)
 
   def after_step(self, params: Params, step_sums: dict[str, jax.Array]) -> Params:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, RatedBatch
 from llm_jax.config.objectives import KTO
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Mean, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
@@ -17,8 +18,7 @@ from llm_jax.objectives.protocol import Objective
 
 @dataclasses.dataclass(frozen=True)
 class KTOObjective(Objective):
-  """Sum over answers of the loss that `config.KTO` states; weight counts the answers. `frozen` holds the reference's
-  parameters.
+  """Sum over answers of the loss that `config.KTO` states; weight counts the answers.
 
   There is no dropout, which would make policy and reference differ where they are the same (as in TRL).
   Metrics, as in TRL: 'reward_desirable' and 'reward_undesirable', beta x the log-ratio, each over its own answers;
@@ -30,14 +30,15 @@ class KTOObjective(Objective):
   def has_statistics(self) -> bool:
     return True
 
-  def statistics(self, params: Params, frozen: Any, batch: RatedBatch, rng: jax.Array | None) -> dict[str, jax.Array]:
+  def statistics(self, params: Params, frozen: Frozen, batch: RatedBatch, rng: jax.Array | None
+                 ) -> dict[str, jax.Array]:
     """The sum of the log-ratios of mismatched answers, and how many these are."""
     log_ratio_B = self.log_ratios(params, frozen, batch.mismatched)
     is_row_B = batch.mismatched.weights.sum(-1) > 0
     sums = {'log_ratio': jnp.where(is_row_B, log_ratio_B, 0).sum(), 'rows': is_row_B.sum().astype(jnp.float32)}
     return jax.lax.stop_gradient(sums)
 
-  def __call__(self, params: Params, frozen: Any, batch: RatedBatch, rng: jax.Array | None,
+  def __call__(self, params: Params, frozen: Frozen, batch: RatedBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     if statistics is None:
       statistics = self.statistics(params, frozen, batch, rng)
@@ -59,9 +60,9 @@ class KTOObjective(Objective):
     }
     return Loss((counts_B * loss_B).sum(), counts_B.sum(), jax.lax.stop_gradient(metrics))
 
-  def log_ratios(self, params: Params, frozen: Any, side: LanguageModelBatch) -> jax.Array:
+  def log_ratios(self, params: Params, frozen: Frozen, side: LanguageModelBatch) -> jax.Array:
     """log p(answer) under the policy less that under the reference, float32 [batch]."""
-    reference_B = sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), side)
+    reference_B = sequence_log_probs(self.model, jax.lax.stop_gradient(frozen.reference), side)
     return sequence_log_probs(self.model, params, side) - reference_B
 
 

@@ -19,6 +19,7 @@ from llm_jax.modules.low_rank import has_dropout
 from llm_jax.modules.routing import Routing, balance_of_counts
 from llm_jax.modules.transformer import Transformer, named_blocks
 from llm_jax.objectives.cross_entropy import chunked_cross_entropy
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
 
@@ -54,7 +55,7 @@ class LanguageModelObjective(Objective):
   """
   config: LanguageModel = LanguageModel()
 
-  def __call__(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None,
+  def __call__(self, params: Params, frozen: Frozen, batch: LanguageModelBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     features, routings = self.features(params, batch, rng)
     return self.of_features(params, batch, features, routings, statistics)
@@ -64,7 +65,7 @@ class LanguageModelObjective(Objective):
     routers = [router for router, _ in shared_balances(self.model)]
     return any(router.balance_over == 'step' for router in routers)
 
-  def statistics(self, params: Params, frozen: Any, batch: LanguageModelBatch, rng: jax.Array | None
+  def statistics(self, params: Params, frozen: Frozen, batch: LanguageModelBatch, rng: jax.Array | None
                  ) -> BalanceStatistics:
     """What the balance losses over a step need of all that it learns from."""
     _, routings = self.features(params, batch, rng)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config.objectives import DPO, IPO, ORPO, APODown, APOZero, PreferenceConfig, SimPO, SLiC
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
@@ -34,8 +35,7 @@ class Answers(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceObjective(Objective):
-  """Sum over pairs of `pair_loss`; weight counts the pairs. `frozen` holds the reference's parameters, or None where
-  the objective has none.
+  """Sum over pairs of `pair_loss`; weight counts the pairs.
 
   There is no dropout, which would make policy and reference differ where they are the same (as in TRL).
   Rows whose answers have no target (padding of the last validation batch) do not count.
@@ -53,7 +53,7 @@ class PreferenceObjective(Objective):
     score = answers.mean_log_prob if answers.log_ratio is None else answers.log_ratio
     return self.config.beta * score
 
-  def __call__(self, params: Params, frozen: Any, batch: PreferenceBatch, rng: jax.Array | None,
+  def __call__(self, params: Params, frozen: Frozen, batch: PreferenceBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     chosen, rejected = self.score(params, frozen, batch)
     loss = self.pair_loss(chosen, rejected)
@@ -75,13 +75,13 @@ class PreferenceObjective(Objective):
     metrics |= sums_by_source(self.sources, batch.sources, count(loss), weight)
     return Loss(count(loss).sum(), weight.sum(), metrics)
 
-  def score(self, params: Params, frozen: Any, batch: PreferenceBatch) -> tuple[Answers, Answers]:
+  def score(self, params: Params, frozen: Frozen, batch: PreferenceBatch) -> tuple[Answers, Answers]:
     """(chosen, rejected), both sides in one forward pass of each model."""
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch.chosen, batch.rejected)
     policy = jnp.split(sequence_log_probs(self.model, params, both), 2)
     if not self.config.has_reference:
       return _answers(policy[0], None, batch.chosen), _answers(policy[1], None, batch.rejected)
-    reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen), both), 2)
+    reference = jnp.split(sequence_log_probs(self.model, jax.lax.stop_gradient(frozen.reference), both), 2)
     return _answers(policy[0], reference[0], batch.chosen), _answers(policy[1], reference[1], batch.rejected)
 
 

@@ -8,6 +8,7 @@ import jax
 from llm_jax.config.data import Data
 from llm_jax.config.objectives import ObjectiveConfig
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Params
 
 
@@ -26,10 +27,10 @@ class Objective(abc.ABC):
   own_parameters: ClassVar[tuple[str, ...]] = ()
 
   @abc.abstractmethod
-  def __call__(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None, statistics: Any = None) -> Loss:
+  def __call__(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None, statistics: Any = None) -> Loss:
     """The loss of a batch, as sums.
 
-    frozen: parameters that are read and never trained, such as a reference's; None where the objective has none.
+    frozen: parameters that are read and never trained, such as a reference's.
     batch: of the type that the objective's kind of rows gives.
     rng: of dropout; None: there is none.
     statistics: what `statistics` returned, summed over all that is learnt from at once, of which `batch` may be a part.
@@ -41,7 +42,7 @@ class Objective(abc.ABC):
     """Whether the loss of a row depends on other rows, by sums over all that is learnt from at once."""
     return False
 
-  def statistics(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None) -> Any:
+  def statistics(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None) -> Any:
     """These sums over a batch, without gradient: a pytree of float32 arrays. Asked for only with `has_statistics`."""
     return None
 

@@ -10,6 +10,7 @@ from llm_jax.config.data import Data
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.matrices import matrix_of
 from llm_jax.modules.weight_storage import dense_layers, stored
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Params
 from llm_jax.objectives.protocol import Objective
 
@@ -25,14 +26,14 @@ class QuantizationAwareObjective(Objective):
   def of(cls, objective: Objective, quantization: QuantizationAware) -> 'QuantizationAwareObjective':
     return cls(objective.model, objective.config, objective.sources, objective=objective, quantization=quantization)
 
-  def __call__(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None, statistics: Any = None) -> Loss:
+  def __call__(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None, statistics: Any = None) -> Loss:
     return self.objective(self.quantized(params), frozen, batch, rng, statistics)
 
   @property
   def has_statistics(self) -> bool:
     return self.objective.has_statistics
 
-  def statistics(self, params: Params, frozen: Any, batch: Any, rng: jax.Array | None) -> Any:
+  def statistics(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None) -> Any:
     return self.objective.statistics(self.quantized(params), frozen, batch, rng)
 
   def after_step(self, params: Params, step_sums: Any) -> Params:

@@ -6,7 +6,7 @@ import jax
 
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.config.errors import located
-from llm_jax.objectives.adapted import Frozen
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.build import init_trained
 from llm_jax.train.starting_point import Start, Starter
@@ -32,15 +32,16 @@ class AdaptedStarter(Starter):
     def read() -> tuple[TrainState, Frozen]:
       with located('config'):
         self.base = self.session.saved_models().base(self.stage)
-      state, reference = found.read()
+      state, frozen = found.read()
       base, self.base = self.base, None
-      return state, Frozen(base, reference)
+      return state, dataclasses.replace(frozen, base=base)
 
     return dataclasses.replace(found, read=read, base=digest)
 
   @property
   def abstract_frozen(self) -> Frozen:
-    return Frozen(self.session.saved_models().abstract_base(self.stage), super().abstract_frozen)
+    base = self.session.saved_models().abstract_base(self.stage)
+    return dataclasses.replace(super().abstract_frozen, base=base)
 
   @property
   def goes_on(self) -> bool:

@@ -9,6 +9,7 @@ import jax
 from llm_jax.config.model.count import count_parameters
 from llm_jax.config.ramp import Phase
 from llm_jax.data.batches import TrainSource
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.runtime import activity, cpu, processes
 from llm_jax.sharding.rules import replicated
@@ -27,7 +28,7 @@ class CompiledStep:
   def __init__(self, programs: dict[tuple[int, ...], Any]):
     self.programs = programs
 
-  def __call__(self, state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+  def __call__(self, state: TrainState, frozen: Frozen, batch: Any) -> tuple[TrainState, Any]:
     activity.mark()  # so that a process that still waits for its batch is behind one that computes
     shape = jax.tree.leaves(batch)[0].shape
     return self.programs[shape](state, frozen, batch)

@@ -9,6 +9,7 @@ from llm_jax.config.implementation import load
 from llm_jax.config.stage import Stage
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.runtime import activity, processes
 from llm_jax.sharding.check import row_shards
 from llm_jax.tracking.display import to_record
@@ -50,25 +51,25 @@ class Evaluations:
     self.start = start
     self.heartbeat: Callable[[], None] = activity.beat
 
-  def run_at_start(self, params: Any, reference: Any) -> None:
+  def run_at_start(self, params: Any, frozen: Frozen) -> None:
     """Evaluates the parameters that the stage starts from."""
     for evaluation in self.evaluations:
       if evaluation.at_start:
-        result = self._run(evaluation, Evaluated(params, reference, Moment.START, 0))
+        result = self._run(evaluation, Evaluated(params, frozen, Moment.START, 0))
         self.start[evaluation.config.name] = result.metrics
 
   def is_due(self, step: int) -> bool:
     """Whether any evaluation is due after `step` steps."""
     return any(self._is_due(evaluation, step) for evaluation in self.evaluations)
 
-  def run_at_step(self, step: int, params: Any, reference: Any, progress: Progress) -> bool:
+  def run_at_step(self, step: int, params: Any, frozen: Frozen, progress: Progress) -> bool:
     """Runs what is due; returns whether one of them ends the stage."""
     found: dict[str, Any] = {}
     ends_stage = False
     for evaluation in self.evaluations:
       if not self._is_due(evaluation, step):
         continue
-      result = self._run(evaluation, Evaluated(params, reference, Moment.STEP, step))
+      result = self._run(evaluation, Evaluated(params, frozen, Moment.STEP, step))
       self._show(evaluation, result, step, progress)
       found.update(result.metrics)
       if evaluation.ends_stage(self.start.get(evaluation.config.name, {}), result.metrics):
@@ -78,14 +79,14 @@ class Evaluations:
       self.session.writer.write('eval', self.stage.name, step, **found)
     return ends_stage
 
-  def run_at_end(self, step: int, params: Any, reference: Any, progress: Progress,
+  def run_at_end(self, step: int, params: Any, frozen: Frozen, progress: Progress,
                  unaveraged: Callable[[], Iterator[tuple[str, Any]]], num_averaged: int = 0) -> dict[str, Any]:
     """Runs all that is due at a stage's end; returns the metrics of all, those of its start with `_at_start`."""
     found: dict[str, Any] = {}
     for evaluation in self.evaluations:
       if not evaluation.at_end:
         continue
-      result = self._run(evaluation, Evaluated(params, reference, Moment.END, step, unaveraged, num_averaged))
+      result = self._run(evaluation, Evaluated(params, frozen, Moment.END, step, unaveraged, num_averaged))
       self._show(evaluation, result, step, progress)
       found.update(result.metrics)
       start = self.start.get(evaluation.config.name, {})

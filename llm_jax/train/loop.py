@@ -3,13 +3,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llm_jax.data.batch_source import BatchSource
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.train.state import TrainState
 
 # Called after every step with the number of finished steps. It may raise to stop the run; True ends the stage.
 Hook = Callable[[int, TrainState, dict[str, Any]], bool | None]
 
 
-def train_loop(state: TrainState, frozen: Any, source: BatchSource, train_step: Callable, steps: int,
+def train_loop(state: TrainState, frozen: Frozen, source: BatchSource, train_step: Callable, steps: int,
                hooks: Sequence[Hook]) -> TrainState:
   """Trains from the state's step to `steps`, or until a hook ends the stage.
 

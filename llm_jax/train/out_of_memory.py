@@ -11,6 +11,7 @@ import jax
 
 from llm_jax.config.model.count import count_parameters
 from llm_jax.config.stage import Stage
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.runtime.errors import is_out_of_memory, one_line
 from llm_jax.sharding.check import row_shards
 from llm_jax.tracking.numbers import count, size
@@ -115,7 +116,7 @@ def activation_bytes(built: 'BuiltStage', stage: Stage) -> int:
   batch = jax.tree.map(lambda field: _rows(field, stage.microbatches), built.sources[longest].abstract())
   unplaced = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
-  def backward(params: Any, frozen: Any, batch: Any) -> Any:
+  def backward(params: Any, frozen: Frozen, batch: Any) -> Any:
     def total(params: Any) -> jax.Array:
       return objective(params, frozen, batch, jax.random.key(0), None).total
     return jax.vjp(total, params)[1]

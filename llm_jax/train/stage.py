@@ -19,6 +19,7 @@ from llm_jax.data.mixture_stats import mixture_stats
 from llm_jax.data.stage_data import StageData
 from llm_jax.evaluation.protocol import Evaluation
 from llm_jax.objectives.adapted import AdaptedObjective
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.optim.optimizers import make_optimizer
@@ -109,7 +110,7 @@ def abstract_params(session: Session, stage: Stage) -> Any:
   return jax.eval_shape(functools.partial(init_trained, session.run, stage), base)
 
 
-def whole_model(built: BuiltStage, params: Any, frozen: Any) -> Any:
+def whole_model(built: BuiltStage, params: Any, frozen: Frozen) -> Any:
   """All parameters of the model, where `params` is what the stage trains. Where it trains for quantised weights, they
   are rounded to those; else no array is copied."""
   match built.objective:
@@ -121,10 +122,10 @@ def whole_model(built: BuiltStage, params: Any, frozen: Any) -> Any:
       return params
 
 
-def reference_model(built: BuiltStage, frozen: Any) -> Any:
-  """All parameters of the model that the objective compares with, or None."""
+def whole_frozen(built: BuiltStage, frozen: Frozen) -> Frozen:
+  """What the stage's objective reads beside all parameters of the model. No array is copied."""
   objective = built.objective
-  return objective.reference(frozen) if isinstance(objective, AdaptedObjective) else frozen
+  return objective.whole_frozen(frozen) if isinstance(objective, AdaptedObjective) else frozen
 
 
 def run_stage(built: BuiltStage, profile: Window | None = None) -> None:
@@ -149,13 +150,13 @@ def run_stage(built: BuiltStage, profile: Window | None = None) -> None:
     state, frozen = start.read()
     activity.begin(f'evaluates the start of stage {stage.name}')
     if start.resumed is None and built.starter.is_trained:
-      evaluations.run_at_start(whole_model(built, best_params(state), frozen), reference_model(built, frozen))
+      evaluations.run_at_start(whole_model(built, best_params(state), frozen), whole_frozen(built, frozen))
     cpu.release_free_memory()
     _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps, profile)
 
 
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
-                      train_step: CompiledStep, state: TrainState, frozen: Any, first: int, steps: int,
+                      train_step: CompiledStep, state: TrainState, frozen: Frozen, first: int, steps: int,
                       profile: Window | None) -> None:
   session, stage = built.session, built.stage
   activity.begin(f'begins to train stage {stage.name}')
@@ -166,7 +167,7 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
 
     def evaluate(step: int, state: TrainState) -> bool:
       params = whole_model(built, best_params(state), frozen)
-      progress.stopped_early = evaluations.run_at_step(step, params, reference_model(built, frozen), display)
+      progress.stopped_early = evaluations.run_at_step(step, params, whole_frozen(built, frozen), display)
       return progress.stopped_early
 
     hooks: list[Hook] = [
@@ -252,7 +253,7 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
   progress.saved_step = step
 
 
-def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainState, frozen: Any,
+def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainState, frozen: Frozen,
            display: Progress) -> None:
   """Writes the stage's result, unless it is written already."""
   session, stage = built.session, built.stage
@@ -264,7 +265,7 @@ def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainS
       yield name, whole_model(built, params, frozen)
 
   params = whole_model(built, best_params(state), frozen)
-  found = evaluations.run_at_end(step, params, reference_model(built, frozen), display, unaveraged,
+  found = evaluations.run_at_end(step, params, whole_frozen(built, frozen), display, unaveraged,
                                  len(built.starter.averaged))
   write_mixture_stats(built, step)
   session.writer.write('final', stage.name, step, **found)

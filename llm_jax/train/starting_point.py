@@ -17,6 +17,7 @@ from llm_jax.config.implementation import load
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, HuggingFace, Params, Resume, Scratch
 from llm_jax.data.tokenizers.base import Tokenizer
+from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.session import Session
@@ -30,14 +31,13 @@ OLD_COUNTER = 'nonfinite'  # the only one that there was until spikes were skipp
 class Start:
   """Where a stage goes on from.
 
-  read: () -> (the state to train, what its steps read and never change). The second are the parameters that the
-    objective compares with, in memory of their own, or None; of a stage with adapters, `Frozen`.
+  read: () -> (the state to train, what its steps read and never change, in memory of its own).
   parent: the checkpoints or the folder that the stage started from, for its lineage; None: nothing.
   folder: digests of the Hugging Face folder that the stage started from, for its lineage; None: it started elsewhere.
   base: digest of what the stage's adapters are trained beside, for its lineage; None: it has none.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
-  read: Callable[[], tuple[TrainState, Any]]
+  read: Callable[[], tuple[TrainState, Frozen]]
   parent: str | None = None
   folder: dict[str, str] | None = None
   base: str | None = None
@@ -73,11 +73,11 @@ class Starter:
       return self.start_from_own(newest)
     match self.stage.init:
       case Scratch():
-        return Start(lambda: (self.create(), None))
+        return Start(lambda: (self.create(), Frozen()))
       case Resume(name):
         checkpoint = self.finished(name)
         check_form(checkpoint, self.abstract)
-        return Start(lambda: (self.restore(checkpoint).from_first_step(), None), describe(checkpoint))
+        return Start(lambda: (self.restore(checkpoint).from_first_step(), Frozen()), describe(checkpoint))
       case Params() | Average() | HuggingFace():
         return self.start_from_params()
 
@@ -88,12 +88,12 @@ class Starter:
     recorded = lineage.folder
     self.check_folder(recorded)
     check_form(newest, self.abstract)
-    read_reference = self.initial_params()[0] if self.is_referenced else lambda: None
+    read_params = self.initial_params()[0] if self.is_referenced else lambda: None
 
-    def read() -> tuple[TrainState, Any]:
-      reference = read_reference()
+    def read() -> tuple[TrainState, Frozen]:
+      frozen = self.freeze(read_params())
       self.check_folder(recorded)  # again: the folder may have changed while the step was compiled
-      return self.restore(newest), reference
+      return self.restore(newest), frozen
     return Start(read, lineage.parent, recorded, resumed=newest)
 
   def start_from_params(self) -> Start:
@@ -102,10 +102,11 @@ class Starter:
     init = self.stage.init
     recorded = processes.on_first(lambda: hf.folder_digests(folder_of(init))) if isinstance(init, HuggingFace) else None
 
-    def read() -> tuple[TrainState, Any]:
+    def read() -> tuple[TrainState, Frozen]:
       params = read_params()
       self.check_folder(recorded)
-      return self.from_params(params), params if self.is_referenced else None
+      frozen = self.freeze(params)
+      return self.from_params(params), frozen
     return Start(read, parent, recorded)
 
   def restore(self, checkpoint: SavedCheckpoint) -> TrainState:
@@ -133,14 +134,29 @@ class Starter:
     return self.stage.objective.has_reference
 
   @property
-  def abstract_frozen(self) -> Any:
-    """The shapes of what the stage's steps read and never change, or None."""
-    return self.abstract.params if self.is_referenced else None
+  def abstract_frozen(self) -> Frozen:
+    """The shapes of what the stage's steps read and never change."""
+    return Frozen(reference=self.abstract_reference if self.is_referenced else None)
+
+  @property
+  def abstract_reference(self) -> Any:
+    return read_only(self.abstract.params, self.session.execution.compute_dtype)
+
+  def freeze(self, params: Any) -> Frozen:
+    """What the stage's steps read and never change, in memory of its own, for they write to the state's.
+
+    params: what the stage starts from; read only where the objective compares with it.
+    """
+    if not self.is_referenced:
+      return Frozen()
+    dtype = self.session.execution.compute_dtype
+    store = jax.jit(lambda params: read_only(jax.tree.map(jnp.copy, params), dtype),
+                    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract_reference))
+    return Frozen(reference=store(params))
 
   def from_params(self, params: Any) -> TrainState:
-    """A fresh state; a copy where the objective compares with `params`, for steps write to the state's memory."""
+    """A fresh state."""
     def make(params: Any) -> TrainState:
-      params = jax.tree.map(jnp.copy, params) if self.is_referenced else params
       return TrainState.create(params, self.optimizer, self.stage.ema is not None)
     return jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract))(params)
 

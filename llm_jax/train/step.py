@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from llm_jax.config.spikes import SkipSpikes
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Metrics, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
@@ -20,7 +21,7 @@ Sums = TypeVar('Sums')  # a pytree of arrays
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Callable, *, seed: int = 0,
                     microbatches: int = 1, clip_norm: float | None = None, ema: float | None = None,
                     skip_spikes: SkipSpikes | None = None
-                    ) -> Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]:
+                    ) -> Callable[[TrainState, Frozen, Any], tuple[TrainState, Metrics]]:
   """The step, to be jitted with the state donated.
 
   `optimizer` gives updates for a learning rate of 1, scaled here by `schedule(step)`. A step whose loss or gradient is
@@ -28,7 +29,7 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
   function of seed and step alone.
   """
 
-  def train_step(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Metrics]:
+  def train_step(state: TrainState, frozen: Frozen, batch: Any) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grads, loss = accumulate(objective, state.params, frozen, batch, rng, microbatches)
     weight = jnp.maximum(loss.weight, 1.0)
@@ -81,7 +82,7 @@ def update_if(is_taken: jax.Array, update: Callable, *old: Any) -> tuple[Any, ..
   return jax.tree.map(lambda new, old: jnp.where(is_taken, new, old), update(*old), old)
 
 
-def accumulate(objective: Objective, params: Any, frozen: Any, batch: Any, rng: jax.Array, microbatches: int,
+def accumulate(objective: Objective, params: Any, frozen: Frozen, batch: Any, rng: jax.Array, microbatches: int,
                ) -> tuple[Any, Loss]:
   """Gradient of the summed total, and the summed loss, over `microbatches` pieces of the batch computed in turn.
 

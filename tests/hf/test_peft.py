@@ -14,7 +14,8 @@ from llm_jax.hf.peft import CONFIG, WEIGHTS, read_adapter, write_adapter
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.low_rank import init_adapters, join, merge
 from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives.adapted import AdaptedObjective, Frozen
+from llm_jax.objectives.adapted import AdaptedObjective
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.language_model import LanguageModelObjective
 from tests.hf import hf_models
 
@@ -55,7 +56,7 @@ def test_a_steps_gradients(options, kernels, tmp_path):
   objective = AdaptedObjective.of(LanguageModelObjective(model), lora)
 
   def mean(trained):
-    loss = objective(trained, Frozen(params, None), batch, None)
+    loss = objective(trained, Frozen(params), batch, None)
     return loss.total / loss.weight
 
   got_loss, got = jax.jit(jax.value_and_grad(mean))(trained)

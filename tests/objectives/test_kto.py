@@ -13,6 +13,7 @@ from llm_jax.config.objectives import KTO
 from llm_jax.config.run import Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.kto import KTOObjective
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding
@@ -58,7 +59,8 @@ def ours(name: str, rows: RatedBatch, microbatches: int = 1):
   """(gradient sums, Loss) as the training step has them."""
   _, _, model, params, reference = models()
   objective = KTOObjective(model, CONFIGS[name])
-  step = jax.jit(lambda params, rows: accumulate(objective, params, reference, rows, jax.random.key(0), microbatches))
+  frozen = Frozen(reference=reference)
+  step = jax.jit(lambda params, rows: accumulate(objective, params, frozen, rows, jax.random.key(0), microbatches))
   return step(params, rows)
 
 

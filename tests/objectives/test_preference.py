@@ -15,6 +15,7 @@ from llm_jax.config import objectives as config
 from llm_jax.config.implementation import load
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs, token_log_probs
 from llm_jax.objectives.loss import as_numbers
 from llm_jax.objectives.preference import _log1mexp
@@ -71,7 +72,7 @@ def ours(name):
   objective = objective_of(FORMS[name][0], model)
 
   def mean(params):
-    loss = objective(params, reference, pairs(), None)
+    loss = objective(params, Frozen(reference=reference), pairs(), None)
     return loss.total / loss.weight, {k: v / loss.weight for k, v in loss.metrics.items()}
 
   (loss, metrics), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(params)
@@ -159,7 +160,7 @@ def test_formula(name):
 
 def test_policy_that_is_the_reference_gives_ln_2():
   _, _, model, params, _ = models()
-  loss = jax.jit(objective_of(config.DPO(), model))(params, params, pairs(), None)
+  loss = jax.jit(objective_of(config.DPO(), model))(params, Frozen(reference=params), pairs(), None)
   assert float(loss.total / loss.weight) == pytest.approx(math.log(2), abs=1e-7)
   assert float(loss.metrics['reward_margin']) == 0
 
@@ -167,10 +168,11 @@ def test_policy_that_is_the_reference_gives_ln_2():
 @pytest.mark.parametrize('form', (config.DPO(nll_weight=0.2), pytest.param(config.ORPO(), marks=pytest.mark.slow)))
 def test_padding_pairs_do_not_count(form):
   _, _, model, params, reference = models()
+  frozen = Frozen(reference=reference)
   batch = pairs()
   padded = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:2])]), batch)
   objective = jax.jit(objective_of(form, model))
-  want, got = objective(params, reference, batch, None), objective(params, reference, padded, None)
+  want, got = objective(params, frozen, batch, None), objective(params, frozen, padded, None)
   assert float(got.weight) == float(want.weight) == 3
   np.testing.assert_allclose(got.total, want.total, rtol=1e-6)
 
@@ -184,7 +186,7 @@ def test_an_answer_that_is_certain_has_a_finite_gradient():
 def test_no_dropout():
   _, _, model, params, _ = models()
   dropped = Transformer(dataclasses.replace(model.config, dropout=0.5))
-  loss = jax.jit(objective_of(config.DPO(), dropped))(params, params, pairs(), jax.random.key(0))
+  loss = jax.jit(objective_of(config.DPO(), dropped))(params, Frozen(reference=params), pairs(), jax.random.key(0))
   assert float(loss.metrics['reward_margin']) == 0
 
 
@@ -222,7 +224,8 @@ def test_the_head_gradient_of_many_chunks_is_summed_in_float32():
 def test_the_loss_of_each_source_of_a_mixture_is_that_of_its_pairs():
   _, _, model, params, reference = models()
   batch, form = pairs(), config.DPO(beta=0.3, nll_weight=0.2)
-  run = jax.jit(lambda batch, sources: objective_of(form, model, sources)(params, reference, batch, None),
+  frozen = Frozen(reference=reference)
+  run = jax.jit(lambda batch, sources: objective_of(form, model, sources)(params, frozen, batch, None),
                 static_argnums=1)
   mixed = run(batch.replace(sources=np.array([2, 0, 2], np.int32)), ('a', 'b', 'c'))
   means = as_numbers(mixed.metrics)

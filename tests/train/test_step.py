@@ -19,6 +19,7 @@ from llm_jax.config.run import Mesh
 from llm_jax.config.schedules import Cosine
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.objectives.loss import Loss, Mean
 from llm_jax.objectives.protocol import Objective
@@ -311,11 +312,12 @@ def test_randomness_is_a_function_of_seed_and_step():
 def test_frozen_parameters_are_an_argument():
   """Read by the objective, never changed or donated."""
   def distance(params, frozen, batch, rng):
-    return Loss(jnp.sum((params['w'] - frozen['w']) ** 2), jnp.float32(1), {})
+    return Loss(jnp.sum((params['w'] - frozen.reference['w']) ** 2), jnp.float32(1), {})
 
-  state, frozen = TrainState.create({'w': jnp.zeros(3)}, optax.sgd(1.0), ema=False), {'w': jnp.ones(3)}
+  state = TrainState.create({'w': jnp.zeros(3)}, optax.sgd(1.0), ema=False)
+  frozen = Frozen(reference={'w': jnp.ones(3)})
   step = jax.jit(make_train_step(objective_of(distance), optax.sgd(1.0), lambda step: 0.25), donate_argnums=0)
   state, metrics = step(state, frozen, None)
-  np.testing.assert_array_equal(frozen['w'], 1)
+  np.testing.assert_array_equal(frozen.reference['w'], 1)
   np.testing.assert_allclose(state.params['w'], 0.5)
   assert metrics['loss'] == 3
