@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from llm_jax.config.model import architecture as config
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.kernels import accum_dtype
-from llm_jax.modules.kernels.linear import linear
+from llm_jax.modules.kernels.linear import linear, shared_linear
 from llm_jax.modules.kernels.norm import normalize
 from llm_jax.modules.low_rank import adapter_of, dropout_rng
 from llm_jax.modules.quantized import dense, is_quantized
-from llm_jax.sharding.rules import constrain
+from llm_jax.sharding.rules import constrain, parameter_axes
+from llm_jax.sharding.sums import by_device, is_shared_out, sum_over_devices
 
 
 def weight(module: nn.Module, std: float, shape: tuple[int, ...]) -> Any:
@@ -40,12 +41,22 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     kernels = self.execution.kernel_set
     w = dense(weight(self, self.std, self.shape), x.dtype)
-    y = linear(x, w, self.contract, kernels)
+    y = self.product(x, w)
     if (adapter := adapter_of(self)) is not None:
       y = adapter.apply(x, y, w, self.contract, kernels, dropout_rng(self, adapter))
     if self.bias:  # added in float32, because its gradient is a sum over all tokens
       y = y.astype(accum_dtype(y)) + self.param('b', nn.initializers.zeros, self.shape[self.contract:])
     return y.astype(x.dtype)
+
+  def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
+    """x w. Where devices share the tokens of an activation [batch, time, ...], w's gradient is summed over them."""
+    is_activation = x.ndim - self.contract == 2
+    if not is_activation or not is_shared_out(x.shape) or self.is_initializing():
+      return linear(x, w, self.contract, self.execution.kernel_set)
+    path = '/'.join((*self.path, 'w'))
+    is_stacked = path.startswith('blocks/')  # with an axis of the layers, which `nn.scan` takes away
+    logical = parameter_axes(path, w.ndim + is_stacked)[is_stacked:]
+    return shared_linear(x, w, self.contract, self.execution.kernel_set, logical)
 
 
 class Embedding(nn.Module):
@@ -76,8 +87,11 @@ def _rows_forward(w_VD, index, dtype):
 
 def _rows_backward(dtype, saved, d):
   w_VD, index = saved
-  dw_VD = jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype))
-  return constrain(dw_VD, 'vocab', None), None
+  add_rows = lambda index, d: jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype))
+  if not is_shared_out(index.shape):
+    return constrain(add_rows(index, d), 'vocab', None), None
+  terms = jax.vmap(jax.vmap(add_rows))(by_device(index), by_device(d))
+  return sum_over_devices(constrain(terms, 'batch', 'seq', 'vocab', None), ('vocab', 'embed')), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

@@ -3,7 +3,6 @@
 Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
 """
 import functools
-import math
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from llm_jax.modules.kernels import accum_dtype, resolve
 from llm_jax.modules.kernels.ordering import barrier
 from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.sharding.rules import constrain, split_counts
+from llm_jax.sharding.sums import by_device, is_shared_out, sum_over_devices
 
 
 def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, weights_BT: jax.Array,
@@ -52,7 +52,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7, 8))
 def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row):
-  w = w_VD.astype(x_BTD.dtype)
+  w = _whole_rows(w_VD, x_BTD.dtype)
 
   def step(sums, inputs):
     x_BLD, targets_BL, weights_BL = inputs
@@ -64,7 +64,7 @@ def _cross_entropy(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, 
 
 
 def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_cap, per_row):
-  w = w_VD.astype(x_BTD.dtype)
+  w = _whole_rows(w_VD, x_BTD.dtype)
 
   def step(carry, inputs):
     sums, dw = carry
@@ -82,14 +82,15 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
     d_BLV = _subtract_one_hot(d_BLV, targets_BL, ones_BL, kernels).astype(x_BLD.dtype)
     dx_BLD = jax.lax.dot_general(d_BLV, w, (((2,), (0,)), ((), ())), preferred_element_type=accum_dtype(x_BLD))
     dx_BLD = (scale_BL1 * dx_BLD).astype(x_BLD.dtype)
-    dw += _head_gradient((scale_BL1 * x_BLD).astype(x_BLD.dtype), d_BLV, devices, dw.dtype)
+    dw += _head_gradient((scale_BL1 * x_BLD).astype(x_BLD.dtype), d_BLV, is_shared, dw.dtype)
     return (_add(sums, per_token, weights_BL), dw), (dx_BLD, per_token['total'])
 
   inputs = split(chunk, x_BTD, targets_BT, weights_BT)
-  devices = _devices(inputs[1][0])
+  is_shared = is_shared_out(inputs[1][0].shape)
+  devices = split_counts(inputs[1][0].shape, 'batch', 'seq') if is_shared else ()
   carry = _zero_sums(x_BTD, per_row), jnp.zeros((*devices, *w_VD.shape[::-1]), accum_dtype(x_BTD))
   (sums, dw), (dx, dweights) = jax.lax.scan(step, carry, inputs)
-  dw_DV = dw.sum(tuple(range(len(devices))))
+  dw_DV = sum_over_devices(dw, ('embed', 'vocab')) if is_shared else dw
   dx_BTD, dweights_BT = (join(a, x_BTD.shape[1]) for a in (dx, dweights))
   return (sums.pop('total'), sums), (dx_BTD, barrier(dw_DV).T.astype(w_VD.dtype), dweights_BT)
 
@@ -109,25 +110,20 @@ def head_logits(x_BLD: jax.Array, w_VD: jax.Array, soft_cap: float | None) -> ja
   return logits_BLV if soft_cap is None else soft_cap * jnp.tanh(logits_BLV / soft_cap)
 
 
-def _devices(targets_BL):
-  """How many share the rows, and the time, of a chunk; nothing where there is one device."""
-  counts = split_counts(targets_BL.shape, 'batch', 'seq')
-  return counts if math.prod(counts) > 1 else ()
+def _whole_rows(w_VD, dtype):
+  """The head in the dtype of the products, gathered over its width once; left alone, it would be once a chunk."""
+  return constrain(w_VD.astype(dtype), 'vocab', None)
 
 
-def _head_gradient(x_BLD, d_BLV, devices, dtype):
-  """x' d of the tokens that each device holds, [*devices, D, V]. Summed over devices here, all of it would go over the
-  network once a chunk."""
-  rows, times = devices or (1, 1)
-
-  def by_device(a):  # [B, L, size] -> [*devices, tokens, size]
-    B, L, size = a.shape
-    return jnp.moveaxis(a.reshape(rows, B // rows, times, L // times, size), 2, 1).reshape(*devices, -1, size)
-
+def _head_gradient(x_BLD, d_BLV, is_shared, dtype):
+  """x' d, [D, V]; where devices share the tokens, of those that each holds, [row shards, time shards, D, V]. Summed
+  over devices here, all of it would go over the network once a chunk."""
+  tokens = by_device if is_shared else lambda a: a.reshape(-1, a.shape[-1])
   # Not d' x, [V, D]: XLA on CPU would transpose d, the larger, and take the slower of its two products.
-  x, d, n = barrier(jnp.swapaxes(by_device(x_BLD), -1, -2)), by_device(d_BLV), len(devices)
-  by_device_axes = tuple(range(n))
-  dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (by_device_axes, by_device_axes)), preferred_element_type=dtype)
+  x, d = barrier(jnp.swapaxes(tokens(x_BLD), -1, -2)), tokens(d_BLV)
+  n = d.ndim - 2
+  shards = tuple(range(n))
+  dw = jax.lax.dot_general(x, d, (((n + 1,), (n,)), (shards, shards)), preferred_element_type=dtype)
   return constrain(dw, *('batch', 'seq')[:n], None, 'vocab')
 
 

@@ -115,6 +115,15 @@ def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, .
                if logical in getattr(strategy, kind) and sizes.get(axis, 1) > 1)
 
 
+def parameter_spec(logical: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
+  """The mesh axis of each dimension of a parameter, None where none splits it or where it does not divide it."""
+  spec = []
+  for name, size in zip(logical, shape, strict=True):
+    axis = next(iter(mesh_axes(name, 'parameters', sizes)), None)
+    spec.append(axis if axis is not None and size % sizes[axis] == 0 else None)
+  return PartitionSpec(*spec)
+
+
 def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
   """A NamedSharding for every leaf of `params` (arrays or shapes).
 
@@ -124,15 +133,13 @@ def param_shardings(params: Any, mesh: jax.sharding.Mesh) -> Any:
     that earlier, from the configuration).
   """
   def place(path: str, leaf: Any) -> NamedSharding:
-    spec = []
-    for logical, size in zip(parameter_axes(path, leaf.ndim), leaf.shape, strict=True):
-      axis = next(iter(mesh_axes(logical, 'parameters', mesh.shape)), None)
-      if axis is not None and size % mesh.shape[axis]:
-        if logical not in MAY_BE_WHOLE:
-          raise ConfigError(f'mesh.{axis}', mesh.shape[axis], f'does not divide {logical}={size} of {path}')
-        axis = None
-      spec.append(axis)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    logical = parameter_axes(path, leaf.ndim)
+    spec = parameter_spec(logical, leaf.shape, mesh.shape)
+    for name, size, placed in zip(logical, leaf.shape, spec, strict=True):
+      axis = next(iter(mesh_axes(name, 'parameters', mesh.shape)), None)
+      if axis != placed and name not in MAY_BE_WHOLE:
+        raise ConfigError(f'mesh.{axis}', mesh.shape[axis], f'does not divide {name}={size} of {path}')
+    return NamedSharding(mesh, spec)
 
   return paths.map_named(place, params)
 
@@ -185,15 +192,16 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 def split_counts(shape: tuple[int, ...], *logical: str | None) -> tuple[int, ...]:
   """Over how many devices `constrain` splits each dimension of an array of this shape."""
   sizes = jax.sharding.get_abstract_mesh().shape
-  return tuple(math.prod(sizes[axis] for axis in axes) for axes in _dividing_axes(shape, logical, sizes))
+  return tuple(math.prod(sizes[axis] for axis in axes) for axes in dividing_axes(shape, logical, sizes))
 
 
 def activation_spec(shape: tuple[int, ...], logical: tuple[str | None, ...], sizes: Mapping[str, int]) -> PartitionSpec:
   """The mesh axes of each dimension, without those that do not divide it."""
-  return PartitionSpec(*(axes or None for axes in _dividing_axes(shape, logical, sizes)))
+  return PartitionSpec(*(axes or None for axes in dividing_axes(shape, logical, sizes)))
 
 
-def _dividing_axes(shape, logical, sizes) -> list[tuple[str, ...]]:
+def dividing_axes(shape: tuple[int, ...], logical: tuple[str | None, ...], sizes: Mapping[str, int]
+                  ) -> list[tuple[str, ...]]:
   """For each dimension the mesh axes that split it, as many as divide its size."""
   found = []
   for name, size in zip(logical, shape, strict=True):

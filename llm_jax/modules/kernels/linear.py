@@ -6,6 +6,7 @@ import jax
 
 from llm_jax.modules.kernels import resolve
 from llm_jax.modules.kernels.ordering import barrier
+from llm_jax.sharding.sums import by_device, sum_over_devices
 
 
 def linear(x: jax.Array, w: jax.Array, contract: int = 1, kernels: str | None = None) -> jax.Array:
@@ -57,3 +58,29 @@ def _dot(a, b, i, j):
 
 
 _linear_cpu.defvjp(_forward, _backward)
+
+
+# ------------------------------------------------------------------------------------------ tokens on several devices
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def shared_linear(x: jax.Array, w: jax.Array, contract: int, kernels: str, logical: tuple[str, ...]) -> jax.Array:
+  """`linear` of x [batch, time, *inner] whose tokens several devices share. Each computes the gradient of w from its
+  own tokens, and the sum goes straight to where w is stored.
+
+  logical: the logical axes of w (see `sharding/rules.py`).
+  """
+  return linear(x, w, contract, kernels)
+
+
+def _shared_forward(x, w, contract, kernels, logical):
+  return linear(x, w, contract, kernels), (x, w)
+
+
+def _shared_backward(contract, kernels, logical, saved, dy):
+  x, w = saved
+  _, pull_back = jax.vjp(lambda x: linear(x, w, contract, kernels), x)
+  (dx,) = pull_back(dy)
+  terms = jax.lax.dot_general(by_device(x), by_device(dy), (((2,), (2,)), ((0, 1), (0, 1))))
+  return dx, sum_over_devices(terms, logical)
+
+
+shared_linear.defvjp(_shared_forward, _shared_backward)

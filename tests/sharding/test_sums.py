@@ -1,0 +1,123 @@
+"""Gradients are summed over devices onto the sharding of their weights: the values, and what goes over the network."""
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax import paths
+from llm_jax.batch import LanguageModelBatch
+from llm_jax.config import presets
+from llm_jax.config.run import Mesh
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives import chunks
+from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.sharding import sums
+from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import batch_sharding, param_shardings
+from llm_jax.sharding.sums import by_device, sum_over_devices
+from llm_jax.train.step import accumulate
+
+VOCAB, WIDTH, ROWS, TIME = 96, 32, 8, 32
+CONFIG = presets.llama(WIDTH, 2, 4, num_kv_heads=2, d_ff=64, vocab_size=VOCAB)
+MODEL = Transformer(CONFIG, Execution(kernels='xla', unroll=False, remat='block'))
+MATRICES = 7  # of a block: query, key, value, out, gate, up, down
+
+
+# ------------------------------------------------------------------------------------------------ the sum alone
+@pytest.mark.parametrize('mesh', (Mesh(1, 8), Mesh(2, 4), Mesh(1, 2, 2, 2), Mesh(8)), ids=str)
+@pytest.mark.parametrize('logical', (('embed', 'mlp'), ('mlp', 'embed')), ids='-'.join)
+def test_sum_of_each_devices_part(mesh, logical):
+  """x' y of all tokens, [16, 16], and where it lies."""
+  x, y = np.random.default_rng(0).standard_normal((2, ROWS, TIME, 16)).astype(np.float32)
+
+  def product(x, y):
+    terms = jnp.einsum('rtni,rtnj->rtij', by_device(x), by_device(y))
+    return sum_over_devices(terms, logical)
+
+  placed = make_mesh(mesh)
+  with jax.set_mesh(placed):
+    got = jax.jit(product)(*jax.device_put((x, y), jax.NamedSharding(placed, batch_sharding(placed).spec)))
+  np.testing.assert_allclose(got, np.einsum('bti,btj->ij', x.astype(float), y), rtol=2e-5, atol=2e-5)
+  parts = {'embed': mesh.fsdp, 'mlp': mesh.tensor}
+  assert got.addressable_shards[0].data.shape == tuple(16 // parts[name] for name in logical)
+
+
+@pytest.mark.parametrize('mesh, in_stages', ((Mesh(1, 8), True), (Mesh(2, 4), False)))
+def test_on_tpu_a_sum_over_all_devices_goes_in_two_stages(mesh, in_stages, monkeypatch):
+  """Each device gets the same part as in one stage."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.setattr(sums, 'LEAST_IN_STAGES', 8)
+  terms = np.random.default_rng(0).integers(-9, 9, (8, 1, 16, 4)).astype(np.float32)
+  with jax.set_mesh(make_mesh(mesh)):
+    run = jax.jit(functools.partial(sum_over_devices, logical=('embed', 'vector')))
+    text = run.lower(terms).as_text()
+    np.testing.assert_array_equal(run(terms), terms.sum((0, 1)))
+  assert text.count('reduce_scatter"') == (2 if in_stages else 1)
+
+
+# ------------------------------------------------------------------------------------------------ of a whole model
+def batch():
+  tokens = np.random.default_rng(0).integers(0, VOCAB, (ROWS, TIME + 1)).astype(np.int32)
+  positions = np.tile(np.arange(TIME, dtype=np.int32), (ROWS, 1))
+  return LanguageModelBatch(tokens[:, :-1], tokens[:, 1:], np.ones((ROWS, TIME), np.float32), positions,
+                            np.ones_like(positions))
+
+
+@functools.cache
+def params():
+  return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params'])
+
+
+def program(mesh=None):
+  """The compiled gradient, and its arguments."""
+  function = jax.jit(lambda params, batch: accumulate(LanguageModelObjective(MODEL), params, None, batch,
+                                                      jax.random.key(0), 1)[0])
+  if mesh is None:
+    arguments = params(), batch()
+    return function.lower(*arguments).compile(), arguments
+  arguments = jax.device_put((params(), batch()), (param_shardings(params(), mesh), batch_sharding(mesh)))
+  with jax.set_mesh(mesh):
+    return function.lower(*arguments).compile(), arguments
+
+
+@functools.cache
+def gradient_of_one_device():
+  compiled, arguments = program()
+  return dict(paths.leaves(jax.device_get(compiled(*arguments))))
+
+
+@pytest.mark.parametrize('mesh', (Mesh(1, 8), Mesh(2, 4), Mesh(1, 2, 2, 2)), ids=str)
+def test_gradients_of_eight_devices_are_those_of_one(mesh):
+  compiled, arguments = program(make_mesh(mesh))
+  for path, got in paths.leaves(compiled(*arguments)):
+    want = gradient_of_one_device()[path]
+    assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max(), path
+
+
+def computations(text):
+  """{name: text} of an HLO program; the first computation's name is in `ENTRY`."""
+  return dict(re.findall(r'^((?:ENTRY )?%[\w.\-]+) .*?\{\n(.*?)^\}', text, re.MULTILINE | re.DOTALL))
+
+
+def elements(shape):
+  return np.prod([int(size) for size in shape.split(',') if size], dtype=int)
+
+
+@pytest.mark.parametrize('mesh', (Mesh(1, 8), Mesh(2, 4)), ids=str)
+def test_matrices_are_reduced_onto_their_sharding_and_the_head_is_gathered_once(mesh, monkeypatch):
+  monkeypatch.setattr(chunks, 'CHUNK_TOKENS', 8)
+  monkeypatch.setattr(chunks, 'CHUNK_BYTES', {'xla': 1})
+  compiled, _ = program(make_mesh(mesh))
+  text = compiled.as_text()
+  assert len(re.findall(r' reduce-scatter(?:-start)?\(', text)) == MATRICES + 2  # and the head, and the embedding
+  summed = re.findall(r'f32\[([0-9,]*)\][^ ]* all-reduce(?:-start)?\(', text)
+  part = VOCAB * WIDTH // mesh.fsdp
+  assert all(elements(shape) <= part for shape in summed)  # over data, of what fsdp has already cut
+  gathers = {name: [elements(shape) for shape in re.findall(r'f32\[([0-9,]*)\][^ ]* all-gather(?:-start)?\(', body)]
+             for name, body in computations(text).items()}
+  of_tables = {name: sizes.count(VOCAB * WIDTH) for name, sizes in gathers.items() if VOCAB * WIDTH in sizes}
+  assert [(name.startswith('ENTRY'), count) for name, count in of_tables.items()] == [(True, 2)]
