@@ -160,10 +160,11 @@ GEMMA3_1B_ENTRIES = dict(
   num_key_value_heads=1, pad_token_id=0, query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_local_base_freq=10000,
   rope_scaling=None, rope_theta=1000000, sliding_window=512, sliding_window_pattern=6, torch_dtype='bfloat16',
   transformers_version='4.50.0.dev0', use_cache=True, vocab_size=262144)
-GEMMA3_270M_ENTRIES = {key: value for key, value in GEMMA3_1B_ENTRIES.items() if key != 'sliding_window_pattern'} | dict(
+GEMMA3_270M_ENTRIES = GEMMA3_1B_ENTRIES | dict(
   _sliding_window_pattern=6, hidden_size=640, intermediate_size=2048, layer_types=[
     *(['sliding_attention'] * 5 + ['full_attention']) * 3],
   num_hidden_layers=18, transformers_version='4.55.0.dev0', use_bidirectional_attention=False)
+del GEMMA3_270M_ENTRIES['sliding_window_pattern']  # renamed
 OLMO2_ENTRIES = dict(
   architectures=['Olmo2ForCausalLM'], attention_bias=False, attention_dropout=0.0, eos_token_id=100257,
   hidden_act='silu', hidden_size=4096, initializer_range=0.02, intermediate_size=11008, max_position_embeddings=4096,
