@@ -46,7 +46,8 @@ class Sampler:
     stage, checkpoint = find_checkpoint('checkpoint', flags.checkpoint, run, flags.stage, flags.step)
     check_tokenizer(checkpoint, self.tokenizer)
     self.model = run.model_of(stage)
-    self.template = None if flags.raw else flags.template or stage.data.template or self._brought_template(run)
+    known = flags.template or stage.data.template or brought_template(run, self.tokenizer)
+    self.template = None if flags.raw else known
     self.stop_tokens = text_ends(folder, self.tokenizer)
     if self.template is not None:
       self.stop_tokens = tuple({*end_of_turn(self.template, self.tokenizer), *self.stop_tokens})
@@ -55,11 +56,6 @@ class Sampler:
     self.opening: list[Message] = [] if flags.system is None else [{'role': 'system', 'content': flags.system}]
     self.draft = None if draft_run is None else self._open_draft(draft_run)
     self.params = jax.device_put(read_model(run, flags.checkpoint, stage, checkpoint))
-
-  def _brought_template(self, run: Run) -> str | None:
-    """The chat template that a model brought which was imported, and has not been trained here."""
-    is_imported = len(run.stages) == 1 and run.stages[0].steps == 0
-    return OWN_TEMPLATE if is_imported and self.tokenizer.chat_templates else None
 
   def _open_draft(self, run: Run) -> tuple[Architecture, Any]:
     """The model that drafts and its parameters."""
@@ -153,6 +149,12 @@ class Sampler:
     for text in up_to_stop(self.flags.stop, text_pieces(self.tokenizer, tokens[-OVERLAP:], new_tokens())):
       print(text, end='', flush=True)
     print()
+
+
+def brought_template(run: Run, tokenizer: Tokenizer) -> str | None:
+  """The chat template that a model brought which was imported, and has not been trained here."""
+  is_imported = len(run.stages) == 1 and run.stages[0].steps == 0
+  return OWN_TEMPLATE if is_imported and tokenizer.chat_templates else None
 
 
 def text_ends(folder: pathlib.Path, tokenizer: Tokenizer) -> tuple[int, ...]:

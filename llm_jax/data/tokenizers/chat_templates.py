@@ -144,6 +144,12 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
 
 def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer, tools: Tools = None) -> np.ndarray:
   """int32 ids of a conversation that the assistant is to answer, and of the header behind which it speaks."""
+  rendered = render_prompt(messages, template, tokenizer, tools)
+  return np.array(tokenizer.encode_rendered(rendered)[0], np.int32)
+
+
+def render_prompt(messages: Sequence[Message], template: str, tokenizer: Tokenizer, tools: Tools = None) -> Rendered:
+  """The text of `prompt_ids`."""
   check_template(template, tokenizer)
   check(messages, template, tools=tools)
   last_role = messages[-1]['role']
@@ -151,12 +157,10 @@ def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer,
   require(expected, f'messages[{len(messages) - 1}].role', last_role,
           'end with a message of the user, which the assistant is to answer')
   if template == OWN_TEMPLATE:
-    rendered = own_template(tokenizer, bool(tools)).prompt(messages, tools)
-  else:
-    parts = list(WRITERS[template]([*messages, ANSWER]))
-    answer = max(i for i, part in enumerate(parts) if part.by_assistant and part.text)
-    rendered = _written(parts[:answer], tokenizer)
-  return np.array(tokenizer.encode_rendered(rendered)[0], np.int32)
+    return own_template(tokenizer, bool(tools)).prompt(messages, tools)
+  parts = list(WRITERS[template]([*messages, ANSWER]))
+  answer = max(i for i, part in enumerate(parts) if part.by_assistant and part.text)
+  return _written(parts[:answer], tokenizer)
 
 
 def end_of_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
