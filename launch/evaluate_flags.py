@@ -32,6 +32,7 @@ class EvaluateFlags:
   truncate: bool
   cluster: str | None
   allow_code: bool
+  samples: int
   against: str | None
   baseline: pathlib.Path | None
   output: pathlib.Path | None
@@ -49,7 +50,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
   add('--tasks', required=True, metavar='NAME,NAME',
-      help='tasks of lm-evaluation-harness, .yaml files of your own, stdlib_bodies, stdlib_names')
+      help='tasks of lm-evaluation-harness, .yaml files, stdlib_bodies, stdlib_names, human_eval')
   add('--data', action='append', default=[], metavar='TASK=FILE',
       help='the questions of a task: JSON lines, JSON or parquet with the columns of its official data set')
   add('--examples', action='append', default=[], metavar='TASK=FILE',
@@ -66,6 +67,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   add('--truncate', action='store_true', help='cut prompts that are too long at their beginning, and count them')
   add('--cluster', metavar='FIELD', help='questions that share it do not vary apart: for their standard error')
   add('--allow_code', action='store_true', help='run what the model writes, in tasks that ask for code')
+  add('--samples', type=int, default=1, metavar='N', help='answers to each problem of human_eval; default 1')
   add('--against', choices=(HF,), help="run the harness's own `hf` backend on the same model too, and compare")
   add('--baseline', type=pathlib.Path, metavar='DIR', help='the output of an earlier evaluation, to compare with')
   add('--output', type=pathlib.Path, metavar='DIR', help='default: evaluations/NAME, by the name of the checkpoint')
@@ -88,7 +90,7 @@ def check(flags: EvaluateFlags) -> EvaluateFlags:
   require(is_installed('lm_eval'), '--tasks', ','.join(flags.tasks),
           "lm_eval, which has the tasks, is not installed: pip install 'llm_jax[eval]'")
   require(len(flags.tasks) > 0, '--tasks', '', 'name at least one task')
-  for name, least in (('limit', 1), ('batch_size', 1), ('max_length', 2), ('num_fewshot', 0)):
+  for name, least in (('limit', 1), ('batch_size', 1), ('samples', 1), ('max_length', 2), ('num_fewshot', 0)):
     value = getattr(flags, name)
     require(value is None or value >= least, f'--{name}', value, f'use {least} or more')
   for name in ('template', 'system', 'one_turn'):

@@ -83,7 +83,7 @@ def open_model(flags: EvaluateFlags, workdir: pathlib.Path) -> Opened:
 
 def task_source(flags: EvaluateFlags) -> TaskSource:
   own = Index({}, frozenset()) if flags.include_path is None else scan(flags.include_path)
-  return TaskSource(flags.tasks, flags.data, flags.examples, flags.num_fewshot, flags.allow_code, own)
+  return TaskSource(flags.tasks, flags.data, flags.examples, flags.num_fewshot, flags.allow_code, flags.samples, own)
 
 
 def text_of(flags: EvaluateFlags, saved: Saved) -> HarnessText:

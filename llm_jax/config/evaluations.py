@@ -13,7 +13,10 @@ from llm_jax.config.sources import Plain
 if TYPE_CHECKING:
   from llm_jax.config.stage import Stage
 
-__all__ = ['Answers', 'Baselines', 'Evaluation', 'Generations', 'HeldOut', 'MultipleChoice', 'Needles']
+__all__ = [
+  'Answers', 'Baselines', 'Evaluation', 'Generations', 'GoldBitsPerByte', 'HeldOut', 'MultipleChoice', 'Needles',
+  'Tasks',
+]
 
 
 class EvaluationConfig:
@@ -186,4 +189,68 @@ class MultipleChoice(EvaluationConfig):
     return self.task or re.split(r'[/\\]', self.path)[-1].split('.')[0]
 
 
-Evaluation = HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice
+@dataclasses.dataclass(frozen=True)
+class Tasks(EvaluationConfig):
+  """Tasks of lm-evaluation-harness, by its own definitions and metrics.
+
+  names: of tasks, or .yaml files of one's own; stdlib_bodies and stdlib_names need no data.
+  data: `TASK=FILE`: the questions of a task, with the columns of its official data set.
+  every: steps between evaluations; 0: only at the end.
+  limit: how many questions of each task are asked, from the first on; None: all.
+  num_fewshot: examples before each question; None: as the task says.
+  chat: whether questions are put as conversations, by the stage's chat template.
+  """
+  names: tuple[str, ...]
+  data: tuple[str, ...] = ()
+  every: Steps = 0
+  limit: int | None = None
+  num_fewshot: int | None = None
+  chat: bool = False
+  implementation: ClassVar[str] = 'llm_jax.evaluation.tasks:TasksEvaluation'
+  packages: ClassVar[tuple[str, ...]] = ('lm_eval',)
+  extra: ClassVar[str] = 'eval'
+
+  def __post_init__(self):
+    _check_tasks(self.names, self.data, self.limit, self.num_fewshot)
+    _check_every(self.every)
+
+  def check(self, stage: 'Stage') -> None:
+    require(not self.chat or stage.data.template is not None, 'chat', self.chat,
+            'the stage has no conversations and so no chat template: leave it out')
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldBitsPerByte(EvaluationConfig):
+  """Bits per byte of the right answer behind its question. Smooth where a small model's accuracy is still by chance
+  (Bhagia et al. 2024, section 3.1).
+
+  names: of tasks, or .yaml files of one's own; stdlib_bodies and stdlib_names need no data.
+  data: `TASK=FILE`: the questions of a task, with the columns of its official data set.
+  every: steps between evaluations; 0: only at the end.
+  limit: how many questions of each task are asked, from the first on; None: all.
+  num_fewshot: examples before each question; None: as the task says.
+  """
+  names: tuple[str, ...]
+  data: tuple[str, ...] = ()
+  every: Steps = 0
+  limit: int | None = None
+  num_fewshot: int | None = None
+  implementation: ClassVar[str] = 'llm_jax.evaluation.gold_bits:GoldBitsPerByteEvaluation'
+  packages: ClassVar[tuple[str, ...]] = ('lm_eval',)
+  extra: ClassVar[str] = 'eval'
+
+  def __post_init__(self):
+    _check_tasks(self.names, self.data, self.limit, self.num_fewshot)
+    _check_every(self.every)
+
+
+def _check_tasks(names: tuple[str, ...], data: tuple[str, ...], limit: int | None, num_fewshot: int | None) -> None:
+  require(len(names) > 0 and all(names), 'names', names, 'give the name of at least one task')
+  for text in data:
+    task, equals, path = text.partition('=')
+    require(task in names and bool(equals and path), 'data', text, f'write it as TASK=FILE, TASK being one of {names}')
+  require(limit is None or limit >= 1, 'limit', limit, 'use 1 or more, or None for all')
+  require(num_fewshot is None or num_fewshot >= 0, 'num_fewshot', num_fewshot, 'use 0 or more, or None')
+
+
+Evaluation = HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice | Tasks | GoldBitsPerByte

@@ -13,12 +13,14 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.harness.code_tasks import human_eval
 from llm_jax.harness.index import Definition, Index, find
-from llm_jax.harness.standard_library import MADE
+from llm_jax.harness.standard_library import MADE, Made
 
 Row = Mapping[str, Any]
 SPLITS = ('training_split', 'validation_split', 'test_split', 'fewshot_split', 'dataset_path', 'dataset_name',
           'dataset_kwargs', 'custom_dataset')
+HUMAN_EVAL = 'human_eval'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class TaskSource:
   examples: likewise, the file of its examples; where there is none, a question's examples are other questions.
   num_fewshot: examples before each question; None: as the task says.
   allow_code: whether tasks may run what the model writes.
+  samples: answers to each problem of `human_eval`.
   own: tasks of one's own.
   """
   names: tuple[str, ...]
@@ -37,6 +40,7 @@ class TaskSource:
   examples: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
   num_fewshot: int | None = None
   allow_code: bool = False
+  samples: int = 1
   own: Index = Index({}, frozenset())
 
   def check(self) -> None:
@@ -47,11 +51,10 @@ class TaskSource:
         require(name in self.names, flag, name, f'is none of the tasks: use one of {", ".join(self.names)}')
         require(path.is_file(), flag, f'{name}={path}', 'no such file: name one of JSON lines')
     for name in self.names:
-      if name in MADE:
-        continue
-      definition = find(name, self.own)
-      is_safe = definition is None or not definition.unsafe or self.allow_code
-      require(is_safe, '--tasks', name, 'it runs code that the model writes: say --allow_code')
+      definition = None if name in MADE or name == HUMAN_EVAL else find(name, self.own)
+      is_unsafe = name == HUMAN_EVAL or definition is not None and definition.unsafe
+      require(self.allow_code or not is_unsafe, '--tasks', name,
+              'it runs code that the model writes: say --allow_code')
 
 
 def load_tasks(source: TaskSource) -> dict[str, Task]:
@@ -72,9 +75,9 @@ def load_tasks(source: TaskSource) -> dict[str, Task]:
 
 
 def _load(name: str, source: TaskSource) -> dict[str, Task]:
-  if name in MADE:
-    made = MADE[name]()
-    return {name: _build(name, dict(made.definition), made.questions, made.examples, 'the standard library')}
+  made = _made(name, source)
+  if made is not None:
+    return {name: _build(name, dict(made.definition), made.questions, made.examples or None, 'what it is made of')}
   definition = find(name, source.own)
   if name in source.data:
     require(definition is not None, '--data', name, 'it is a group of tasks: name them one by one')
@@ -89,6 +92,13 @@ def _load(name: str, source: TaskSource) -> dict[str, Task]:
   except (OSError, ConnectionError) as error:
     raise ConfigError('--tasks', name, f'its data cannot be had ({_first_line(error)}): give a file of it, '
                       f'--data={name}=FILE') from error
+
+
+def _made(name: str, source: TaskSource) -> Made | None:
+  """A task that needs no file; None for any other."""
+  if name == HUMAN_EVAL:
+    return human_eval(source.samples)
+  return MADE[name]() if name in MADE else None
 
 
 def _read_definition(name: str, definition: Definition) -> dict[str, Any]:

@@ -32,8 +32,22 @@ class Table:
   rows: tuple[tuple[str, ...], ...]
 
 
-Block = HeatMap | Table
-KINDS: dict[str, type[HeatMap] | type[Table]] = {kind.__name__: kind for kind in (HeatMap, Table)}
+@dataclasses.dataclass(frozen=True)
+class Curves:
+  """Metrics over the steps of a stage, which the report finds in its records; under `section` with `note` below.
+
+  stage: its name.   label: of the vertical axis.   lines: (label, name of the metric).
+  """
+  section: str
+  note: str
+  title: str
+  stage: str
+  label: str
+  lines: tuple[tuple[str, str], ...]
+
+
+Block = HeatMap | Table | Curves
+KINDS: dict[str, type[Block]] = {kind.__name__: kind for kind in (HeatMap, Table, Curves)}
 
 
 def to_record(block: Block) -> dict[str, Any]:

@@ -141,3 +141,21 @@ def test_tasks_of_the_standard_library(name):
 def test_a_name_does_not_stand_in_its_own_question():
   for row in MADE['stdlib_names']().questions[:300]:
     assert not re.search(rf'\b{row["choices"][row["answer"]]}\b', row['question'])
+
+
+# ---------------------------------------------------------------------------------------------- programs
+def test_human_eval_runs_what_is_answered():
+  with pytest.raises(ConfigError, match="--tasks = 'human_eval': it runs code that the model writes: say --allow_code"):
+    load_tasks(TaskSource(('human_eval',)))
+  task = load_tasks(TaskSource(('human_eval',), allow_code=True, samples=10))['human_eval']
+  [request] = build_requests({'human_eval': task}, 1, 0, None, None, True)['human_eval']
+  doc = request.doc
+  assert request.args[0] == doc['prompt'] and request.args[1]['do_sample'] and request.repeats == 10
+  right = doc['canonical_solution']
+  forking = '    import os; os.fork()\n'
+  request.resps = [right, '    return None\n', right, '  x =\n', *[forking] * 6]
+  task._instances = [request]
+  task.apply_filters()
+  found = task.process_results(doc, [request.filtered_resps['answers']])
+  assert found['pass@1'] == pytest.approx(0.2) and found['pass@10'] == 1
+  assert (found['share_passed'], found['share_failed'], found['share_stopped']) == (0.2, 0.2, 0.6)
