@@ -107,12 +107,27 @@ def test_bfloat16_follows_the_full_forward():
     np.testing.assert_allclose(log_probs, expected_row, atol=0.05)
 
 
-PEERS = {'gpt2': hf_models.gpt2(), 'openai': hf_models.openai(), 'llama': hf_models.llama(),
-         'mistral': hf_models.mistral(),
-         'mixtral': hf_models.mixtral(sliding_window=7), 'gemma': hf_models.gemma(num_key_value_heads=1),
-         'qwen3_moe': hf_models.qwen3_moe(mlp_only_layers=[0]), 'phi3': hf_models.phi3(partial_rotary_factor=0.5),
-         'gemma2': hf_models.gemma2(), 'deepseek': hf_models.deepseek()}
-UNLIKE = ('gpt2', 'mistral', 'gemma2', 'deepseek')  # in positions and caches; the others are slow
+PEERS = {
+  'gpt2': hf_models.gpt2(),
+  'openai': hf_models.openai(),
+  'gpt_neox': hf_models.gpt_neox(),
+  'llama': hf_models.llama(),
+  'mistral': hf_models.mistral(),
+  'mixtral': hf_models.mixtral(sliding_window=7),
+  'gemma': hf_models.gemma(num_key_value_heads=1),
+  'gemma2': hf_models.gemma2(),
+  'gemma3': hf_models.gemma3(sliding_window=7),
+  'deepseek': hf_models.deepseek(),
+  'qwen2': hf_models.qwen2(),
+  'qwen3': hf_models.qwen3(),
+  'qwen3_moe': hf_models.qwen3_moe(mlp_only_layers=[0]),
+  'olmo2': hf_models.olmo2(),
+  'olmo3': hf_models.olmo3(sliding_window=7),
+  'smollm3': hf_models.smollm3(),
+  'phi3': hf_models.phi3(partial_rotary_factor=0.5),
+  'gpt_oss': hf_models.gpt_oss(sliding_window=7),
+}
+UNLIKE = ('gpt2', 'mistral', 'gemma2', 'deepseek', 'gpt_oss')  # in positions and caches; the others are slow
 
 
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name in UNLIKE else [pytest.mark.slow])
