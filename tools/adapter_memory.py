@@ -6,9 +6,16 @@ PYTHONPATH=chips python -m tools.adapter_memory [--chips v5e h100] [--models lla
 (For jax 0.10.2; see benchmarks/accelerator_memory.py for 0.11.2.) Compiled and never run: rank 16 in all matrices of
 the blocks, one sequence of 2,048 tokens, AdamW, bfloat16, blocks rematerialised. `frozen` is the base as it is stored.
 What does not fit is refused by the compiler, which says by how much.
+
+python -m tools.adapter_memory --here
+
+runs three such steps of a model of 200 million parameters on this machine's CPU and measures the process: what it holds
+once the base and the adapters are there, and the most that it has held during the steps.
 """
 import argparse
+import dataclasses
 import math
+import pathlib
 import re
 import time
 from unittest import mock
@@ -68,6 +75,57 @@ def compile_step(device, platform, architecture, lora, seq_len):
     return traced.lower(lowering_platforms=(platform,)).compile(), base, state
 
 
+def run_here(seq_len):
+  """Prints the memory of this process while it trains a model of 200 million parameters."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from llm_jax import paths
+  from llm_jax.batch import LanguageModelBatch
+  from llm_jax.config import presets
+  from llm_jax.config.adapters import LoRA
+  from llm_jax.config.model.count import count_parameters
+  from llm_jax.modules.low_rank import init_adapters
+  from llm_jax.modules.parameters import parameter_shapes
+  from llm_jax.modules.weight_storage import stored
+  from llm_jax.objectives.frozen import Frozen
+
+  lora = LoRA(rank=16, alpha=32, base='nf4')
+  model = presets.llama(1_024, 14, 16, 4, 2_816, vocab_size=32_000, tied_head=True)
+  step, base, state = compile_step(jax.devices()[0], 'cpu', model, lora, seq_len)
+  rng = np.random.default_rng(0)
+  before = resident()
+  made = {}
+  for path, shape in parameter_shapes(model).items():
+    leaf = jnp.asarray(rng.standard_normal(shape, np.float32) * 0.02)
+    made[path] = jax.block_until_ready(stored(path, leaf, lora.base))
+  base = paths.nest(made)
+  trained = init_adapters(base, lora, jax.random.key(0))
+  state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
+  state = dataclasses.replace(state, params=trained)
+  ids = rng.integers(0, model.vocab_size, (1, seq_len), np.int32)
+  places = np.arange(seq_len, dtype=np.int32)[None]
+  batch = LanguageModelBatch(ids, ids, np.ones((1, seq_len), np.float32), places, np.ones((1, seq_len), np.int32))
+  held = resident()
+  pathlib.Path('/proc/self/clear_refs').write_text('5')  # the peak counts from here on
+  for _ in range(3):
+    state, metrics = step(state, Frozen(base), batch)
+    jax.block_until_ready(metrics)
+  built, peak = held - before, resident('VmHWM') - before
+  print(f'cpu   {count_parameters(model) / 1e6:.0f}M parameters: base {num_bytes(base) / GIB:.3f} GiB, '
+        f'{bytes_a_number(base):.3f} bytes a quantised number, state {num_bytes(state) / GIB:.3f} GiB; the process '
+        f'grew by {built / GIB:.2f} GiB for them, and by at most {peak / GIB:.2f} GiB in steps')
+
+
+def resident(field='VmRSS'):
+  """Bytes of this process in memory, or with 'VmHWM' the most that there were."""
+  for line in pathlib.Path('/proc/self/status').read_text().splitlines():
+    if line.startswith(f'{field}:'):
+      return 1_024 * int(line.split()[1])
+  raise LookupError(field)
+
+
 def num_bytes(tree):
   import jax
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -113,8 +171,12 @@ def main():
   parser.add_argument('--chips', nargs='+', default=list(CHIPS), choices=list(CHIPS))
   parser.add_argument('--models', nargs='+', default=['llama3_2_1b', 'llama3_2_3b', 'llama3_1_8b'])
   parser.add_argument('--seq_len', type=int, default=2_048)
+  parser.add_argument('--here', action='store_true', help='run a small model on this CPU and measure it')
   args = parser.parse_args()
 
+  if args.here:
+    run_here(args.seq_len)
+    return
   for chip in args.chips:
     measure(chip, args.models, args.seq_len)
 
