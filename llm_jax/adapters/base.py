@@ -132,10 +132,10 @@ class SavedModels:
   # -------------------------------------------------------------------------------------------- reading
   def _read(self, stage: Stage, checkpoint: SavedCheckpoint, kind: str = 'float32') -> Any:
     """The decoder's parameters in a checkpoint, one after the other, stored as `kind` says."""
-    which = 'ema' if checkpoint.averaged else 'params'
     read = {}
-    for path, abstract in self._abstract(stage).items():
-      read[path] = self._store(path, checkpoint.read_leaf(f'{which}/{path}', abstract), kind)
+    for path, abstract in checkpoint.as_saved(self._abstract(stage)).items():
+      leaf = checkpoint.read_leaf(f'{checkpoint.best}/{path}', abstract).astype(jnp.float32)
+      read[path] = self._store(path, leaf, kind)
     return paths.nest(read)
 
   def _store_all(self, params: Any, kind: str) -> Any:

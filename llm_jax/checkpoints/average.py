@@ -29,13 +29,14 @@ def average_params(checkpoints: Sequence[SavedCheckpoint], abstract: Any,
   weights: above 0, one a checkpoint; they need not sum to 1. None: equal ones.
 
   Raises:
-    CheckpointError: a leaf that a checkpoint lacks, or holds in another shape or dtype; before anything is read.
+    CheckpointError: a leaf that a checkpoint lacks, or holds in another shape, or not as float32 or bfloat16; before
+      anything is read.
   """
   if weights is None:
     weights = [1.0] * len(checkpoints)
   leaves = dict(paths.leaves(abstract))
   for checkpoint in checkpoints:
-    _check_same_model(checkpoint, leaves)
+    _check_same_model(checkpoint, dict(paths.leaves(checkpoint.as_saved(abstract, 'params'))))
   largest_first = sorted(leaves, key=lambda name: -leaves[name].size)
   means = {name: _average_leaf(name, leaves[name], checkpoints, weights) for name in largest_first}
   return paths.map_named(lambda name, _: means[name], abstract)
@@ -45,7 +46,7 @@ def _average_leaf(name: str, leaf: jax.ShapeDtypeStruct, checkpoints: Sequence[S
                   weights: Sequence[float]) -> jax.Array:
   sums: dict[Index, np.ndarray] = {}
   for checkpoint, weight in zip(checkpoints, weights, strict=True):
-    array = checkpoint.read_leaf(PREFIX + name, leaf)
+    array = checkpoint.read_leaf(PREFIX + name, checkpoint.as_saved({name: leaf}, 'params')[name])
     _add_shards(sums, array, weight)
     del array  # else it stays in memory while the next one is read
   means: dict[Index, np.ndarray] = {}

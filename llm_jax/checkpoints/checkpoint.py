@@ -21,6 +21,7 @@ from llm_jax.runtime.errors import CheckpointError, one_line
 from llm_jax.runtime.files import files_below, stamp
 
 MOST_PROBLEMS_NAMED = 8
+FLOATS = ('float32', 'bfloat16')  # in which parameters are stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,26 @@ class SavedCheckpoint:
     """Whether the run kept a moving average of the parameters."""
     return any(name.startswith('ema/') for name in self.leaves)
 
+  @property
+  def best(self) -> str:
+    """Where the parameters to go on with are: their moving average where the run kept one."""
+    return 'ema' if self.averaged else 'params'
+
   def read_best(self, abstract: Any = None) -> Any:
     """The parameters to go on with: their moving average where the run kept one, else the parameters themselves."""
-    return self.read(('ema' if self.averaged else 'params',), abstract)
+    return self.read((self.best,), abstract)
+
+  def as_saved(self, abstract: Any, key: str | None = None) -> Any:
+    """`abstract`, in the floating-point types in which the arrays below `key` (None: the best ones) were saved. Another
+    stage may store its parameters in more bits, or in fewer."""
+    prefix = self.best if key is None else key
+
+    def retype(name: str, leaf: Any) -> Any:
+      saved = self.leaves.get(f'{prefix}/{name}')
+      if saved is None or saved.dtype not in FLOATS or str(leaf.dtype) not in FLOATS:
+        return leaf
+      return jax.ShapeDtypeStruct(leaf.shape, saved.dtype, sharding=getattr(leaf, 'sharding', None))
+    return paths.map_named(retype, abstract)
 
   def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
     processes.on_first(self._verify_if_touched)

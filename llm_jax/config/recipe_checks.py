@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import RoPE
+from llm_jax.config.optimizers import state_form
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, Resume
 
@@ -47,8 +48,12 @@ def _check_parents(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
 
 def _check_resume(stage: Stage, parent: Stage, path: str) -> None:
   """The state of `parent` has the same parts as that of `stage`: an optimizer's, a classifier's head, an average."""
-  require(type(stage.optimizer) is type(parent.optimizer), f'{path}.optimizer', stage.optimizer,
-          f'init=Resume({parent.name!r}) needs the optimizer of that stage: use it, or init=Params({parent.name!r})')
+  require(state_form(stage.optimizer) == state_form(parent.optimizer), f'{path}.optimizer', stage.optimizer,
+          f'init=Resume({parent.name!r}) needs the optimizer of that stage and its moments: use them, or '
+          f'init=Params({parent.name!r})')
+  require(stage.parameters == parent.parameters, f'{path}.parameters', stage.parameters,
+          f'init=Resume({parent.name!r}) goes on with that stage\'s, {parent.parameters}: use it, or '
+          f'init=Params({parent.name!r})')
   require(stage.data.labels == parent.data.labels, f'{path}.init', stage.init,
           f'{parent.name} has other classes, or none, and so other parameters: use Params({parent.name!r})')
   require((stage.ema is None) == (parent.ema is None), f'{path}.ema', stage.ema,

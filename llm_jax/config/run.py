@@ -71,8 +71,7 @@ class Run:
   mesh: how the devices share the work.
   checkpoints: when the state is saved.
   seed: decides parameters, order of the data and dropout.
-  dtype: of the computation: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators, float32 on CPU). Parameters are
-    float32.
+  dtype: of the computation: 'float32', 'bfloat16', or 'auto' (bfloat16 where the chip has units for it, else float32).
   context_attention: how attention reads a split sequence, 'gather' or 'ring'. Where mesh.context splits the sequences,
     'gather' brings all keys and values to every device, and 'ring' passes them round, for sequences so long that they
     do not fit.

@@ -22,6 +22,7 @@ from llm_jax.config.stage_init import Average, HuggingFace, Init, Params, Resume
 
 __all__ = ['Stage']
 
+REMAT = ('none', 'block', 'dots', 'offload')
 LONGEST_NAME = 128  # bytes; most file systems allow 255, encrypted ones 143
 
 
@@ -57,10 +58,13 @@ class Stage:
   max_nonfinite: the run halts after so many steps in a row that are skipped. Their gradient is not finite, or they are
     spikes; each of them changes nothing.
   ema: decay of an exponential moving average of the parameters, kept beside them; None keeps none.
-  remat: what is computed again in the backward pass: 'none', 'block' or 'dots'. 'none' keeps activations, 'block'
-    recomputes each block, 'dots' keeps results of matrix products.
+  remat: what is computed again in the backward pass: 'none', 'block', 'dots' or 'offload'. 'none' keeps activations,
+    'block' recomputes each block, 'dots' keeps results of matrix products, 'offload' keeps them in the host's memory.
   adapters: low-rank matrices that alone are trained, beside frozen weights. None: all parameters are trained.
   quantization: trains weights for being stored in fewer bits; evaluations are of the model as stored. None: does not.
+  parameters: how the parameters are stored: 'float32' or 'bfloat16'. In bfloat16 updates are computed in float32 and
+    rounded stochastically; norms, biases, routers and a moving average stay float32.
+  optimizer_memory: where the optimizer's state is kept between steps: 'device' or 'host'.
   evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
@@ -83,6 +87,8 @@ class Stage:
   remat: Safe[str] = 'none'
   adapters: Adapters | None = None
   quantization: QuantizationAware | None = None
+  parameters: str = 'float32'
+  optimizer_memory: Safe[str] = 'device'
   evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
@@ -111,7 +117,16 @@ class Stage:
             f'use a divisor of batch_size={self.batch_size}')
     require(self.clip_norm is None or self.clip_norm > 0, 'clip_norm', self.clip_norm, 'use a number above 0, or None')
     require(self.ema is None or 0 < self.ema < 1, 'ema', self.ema, 'use a decay rate in (0, 1), or None')
-    require(self.remat in ('none', 'block', 'dots'), 'remat', self.remat, "use 'none', 'block' or 'dots'")
+    require(self.remat in REMAT, 'remat', self.remat, f'use one of {", ".join(REMAT)}')
+    self._check_storage()
+
+  def _check_storage(self) -> None:
+    """How parameters and optimizer state are kept."""
+    require(self.parameters in ('float32', 'bfloat16'), 'parameters', self.parameters, "use 'float32' or 'bfloat16'")
+    require(self.adapters is None or self.parameters == 'float32', 'parameters', self.parameters,
+            "adapters are trained in float32: use 'float32'; adapters.base says how the weights beside them are stored")
+    require(self.optimizer_memory in ('device', 'host'), 'optimizer_memory', self.optimizer_memory,
+            "use 'device' or 'host'")
 
   def _check_ramp(self) -> None:
     tokens = [ramp.tokens for ramp in self.ramp]

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.modules.kernels import resolve
+from llm_jax.runtime.hardware import has_bfloat16_units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Execution:
 
   dtype: of the computation, 'float32' or 'bfloat16'. Parameters, softmax, norms and logits stay float32.
   remat: 'none' keeps all activations, 'block' recomputes each block in the backward pass, 'dots' keeps the results of
-    matrix products and recomputes the rest.
+    matrix products and recomputes the rest, 'offload' keeps them in the host's memory.
   unroll: whether the layers are unrolled (shorter steps on CPU) or scanned (compile time independent of depth).
   kernels: 'cpu' (written for XLA on CPU), 'xla' (plain operations, for accelerators and for adapters) or 'tpu' (plain
     operations, and attention by a Pallas kernel).
@@ -42,7 +43,7 @@ class Execution:
 
 
 def dtype_of(dtype: str) -> str:
-  """A run's `dtype`; 'auto' is 'float32' on CPU and 'bfloat16' elsewhere."""
+  """A run's `dtype`; 'auto' is 'bfloat16' where the devices have units for it, else 'float32'."""
   if dtype != 'auto':
     return dtype
-  return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+  return 'bfloat16' if has_bfloat16_units(jax.devices()[0]) else 'float32'

@@ -75,8 +75,8 @@ class Embedding(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rows(w_VD: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """The rows of a table, in another dtype. The gradient of a row is summed in the table's own dtype, because a frequent
-  token has thousands of terms and a sum in bfloat16 stops growing at a few hundred."""
+  """The rows of a table, in another dtype. The gradient of a row is summed in float32, because a frequent token has
+  thousands of terms and a sum in bfloat16 stops growing at a few hundred."""
   return _rows_forward(w_VD, index, dtype)[0]
 
 
@@ -87,11 +87,13 @@ def _rows_forward(w_VD, index, dtype):
 
 def _rows_backward(dtype, saved, d):
   w_VD, index = saved
-  add_rows = lambda index, d: jnp.zeros(w_VD.shape, w_VD.dtype).at[index].add(d.astype(w_VD.dtype))
+  sum_dtype = accum_dtype(w_VD)
+  add_rows = lambda index, d: jnp.zeros(w_VD.shape, sum_dtype).at[index].add(d.astype(sum_dtype))
   if not is_shared_out(index.shape):
-    return constrain(add_rows(index, d), 'vocab', None), None
+    return constrain(add_rows(index, d).astype(w_VD.dtype), 'vocab', None), None
   terms = jax.vmap(jax.vmap(add_rows))(by_device(index), by_device(d))
-  return sum_over_devices(constrain(terms, 'batch', 'seq', 'vocab', None), ('vocab', 'embed')), None
+  dw_VD = sum_over_devices(constrain(terms, 'batch', 'seq', 'vocab', None), ('vocab', 'embed'))
+  return dw_VD.astype(w_VD.dtype), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

@@ -3,7 +3,6 @@
 A quantised weight stands in the tree of parameters in the place of the array. Its arrays have the axis of scanned
 layers in front, as every parameter of `blocks` has.
 """
-import functools
 import math
 from typing import Any
 
@@ -12,39 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llm_jax.blockwise import EightBits, scaled
 from llm_jax.matrices import Matrix
 
 BLOCK = 64  # weights that share a scale
-SCALE_BLOCK = 256  # scales that share a scale
-TINY = 1.2e-38  # instead of a scale of 0: the least float32 that no processor takes for 0
 
 # The 16 values of NormalFloat4, quantiles of a normal distribution (Dettmers et al. 2023, QLoRA, appendix E).
 NF4_VALUES = np.array([
   -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
   -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
   0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0], np.float32)
-
-
-def dynamic_values() -> np.ndarray:
-  """The 256 values of the signed 8-bit dynamic data type, float32, rising (Dettmers et al. 2022, 8-bit Optimizers via
-  Block-wise Quantization, section 1.3): for each of 7 powers of ten the middles of equal parts of [0.1, 1]."""
-  found = [np.float32(0), np.float32(1)]
-  for exponent in range(7):
-    # Rounded to float32 where PyTorch rounds, with whose functions the published table was made.
-    parts = 2**exponent
-    count = np.arange(parts + 1)
-    first, step = np.float64(np.float32(0.1)), np.float64(np.float32(0.9) / np.float32(parts))
-    edges = np.where(2 * count < parts, first + step * count, 1 - step * (parts - count)).astype(np.float32)
-    middles = np.float32(10.0**(exponent - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
-    found += [*middles, *-middles]
-  return np.sort(np.array(found, np.float32))
-
-
-@functools.cache
-def dynamic_table() -> tuple[np.ndarray, np.ndarray]:
-  """The values of the 8-bit dynamic data type, and the bounds between them."""
-  values = dynamic_values()
-  return values, (values[:-1] + values[1:]) / 2
 
 
 @flax.struct.dataclass
@@ -71,32 +47,20 @@ class NF4Weight:
     blocks = jnp.pad(w.astype(jnp.float32).reshape(-1), (0, -size % BLOCK)).reshape(-1, BLOCK)
     scales = jnp.abs(blocks).max(1)
     bounds = (NF4_VALUES[:-1] + NF4_VALUES[1:]) / 2
-    index = jnp.searchsorted(bounds, _scaled(blocks, scales), method='compare_all').astype(jnp.uint8)
+    index = jnp.searchsorted(bounds, scaled(blocks, scales), method='compare_all').astype(jnp.uint8)
     codes = (index[:, ::2] << 4) | index[:, 1::2]
 
     mean = scales.mean()
-    num_blocks = len(scales)
-    rest = jnp.pad(scales - mean, (0, -num_blocks % SCALE_BLOCK)).reshape(-1, SCALE_BLOCK)
-    maxima = jnp.abs(rest).max(1)
-    _, bounds = dynamic_table()
-    scale_codes = jnp.searchsorted(bounds, _scaled(rest, maxima)).astype(jnp.uint8).reshape(-1)[:num_blocks]
-    return cls(codes, scale_codes, maxima, mean, tuple(w.shape))
+    kept = EightBits.quantize(scales - mean)
+    return cls(codes, kept.codes, kept.maxima, mean, tuple(w.shape))
 
   def dense(self, dtype: Any) -> jax.Array:
     """The weight that the codes stand for."""
-    values, _ = dynamic_table()
     num_blocks = len(self.scale_codes)
-    total = len(self.scale_maxima) * SCALE_BLOCK
-    maxima = jnp.repeat(self.scale_maxima, SCALE_BLOCK, total_repeat_length=total)[:num_blocks]
-    scales = jnp.asarray(values)[self.scale_codes] * maxima + self.scale_mean
+    scales = EightBits(self.scale_codes, self.scale_maxima, signed=True).dense() + self.scale_mean
     index = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1).reshape(num_blocks, BLOCK)
     w = (jnp.asarray(NF4_VALUES)[index] * scales[:, None]).astype(dtype)
     return w.reshape(-1)[:math.prod(self.shape)].reshape(self.shape)
-
-
-def _scaled(blocks: jax.Array, maxima: jax.Array) -> jax.Array:
-  """Each block divided by the largest absolute value in it."""
-  return jnp.clip(blocks * (1 / jnp.maximum(maxima, TINY))[:, None], -1, 1)
 
 
 @flax.struct.dataclass

@@ -22,7 +22,7 @@ from llm_jax.modules.multi_token import MultiToken
 from llm_jax.modules.positions import document_lengths, rotation, sinusoids
 from llm_jax.modules.routing import Routing
 from llm_jax.sharding.context_split import WHOLE, context_split
-from llm_jax.sharding.rules import constrain
+from llm_jax.sharding.rules import HOST, constrain
 
 
 class Transformer(nn.Module):
@@ -242,7 +242,11 @@ def make_block(c: config.Architecture, block: config.AnyBlock, execution: Execut
   """A block under the execution's remat policy. scanned: whether it is in the body of `nn.scan`."""
   kind = Block
   if execution.remat != 'none':
-    policies = {'block': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    policies = {
+      'block': None,
+      'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims('device', HOST),
+    }
     # Otherwise XLA may notice that a block is computed twice and keep the activations; in a loop body it cannot.
     prevent_cse = execution.unrolled or not scanned
     kind = nn.remat(Block, policy=policies[execution.remat], prevent_cse=prevent_cse)

@@ -28,7 +28,7 @@ def chunked_cross_entropy(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Arr
 
   Args:
     x_BTD: final hidden states, float32 or bfloat16.
-    w_VD: output embedding, float32; products are in x's dtype, accumulated in float32.
+    w_VD: output embedding, float32 or bfloat16; products are in x's dtype, accumulated in float32.
     targets_BT: int32 in [0, V).
     weights_BT: float32; 0 takes a token out.
     z_loss: weight of lse^2.
@@ -98,7 +98,7 @@ def _forward(x_BTD, w_VD, targets_BT, weights_BT, z_loss, chunk, kernels, soft_c
 def _backward(z_loss, chunk, kernels, soft_cap, per_row, saved, cotangents):
   dx_BTD, dw_VD, dweights_BT = saved
   g, _ = cotangents
-  return (g * dx_BTD).astype(dx_BTD.dtype), g * dw_VD, None, g * dweights_BT
+  return (g * dx_BTD).astype(dx_BTD.dtype), (g * dw_VD).astype(dw_VD.dtype), None, g * dweights_BT
 
 
 _cross_entropy.defvjp(_forward, _backward)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llm_jax import paths
 
-FLOAT32_LAYERS = ('router', 'classifier', 'reward', 'value')  # their matrices are used in float32
+FLOAT32_HEADS = ('classifier', 'reward', 'value')  # of objectives; their matrices, and routers', are used in float32
 
 
 @flax.struct.dataclass
@@ -46,5 +46,5 @@ def read_only(params: Any, dtype: jnp.dtype) -> Any:
 
 def is_cast_at_use(path: str) -> bool:
   """Whether the model casts this parameter to the dtype of its computation before it does anything else with it."""
-  layer, _, name = path.rpartition('/')
-  return name == 'w' and layer.rpartition('/')[2] not in FLOAT32_LAYERS
+  is_weight = path.endswith('/w') and not path.endswith('/router/w')
+  return is_weight and path.partition('/')[0] not in FLOAT32_HEADS

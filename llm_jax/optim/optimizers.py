@@ -2,7 +2,9 @@
 
 So a skipped step advances neither the optimizer's state nor the schedule.
 """
+import importlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +13,11 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from llm_jax import paths
-from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.config.errors import ConfigError, require
+from llm_jax.config.optimizers import Adafactor, AdamW, Lion, Muon, Optax, Optimizer
 from llm_jax.matrices import matrix_of
+from llm_jax.optim.adafactor import scale_by_adafactor
+from llm_jax.optim.moments import with_stored_moments
 
 # Weight decay applies to weights, embeddings included (GPT-2, nanoGPT), and adapters, and to nothing else: no biases,
 # no norms. The rule goes by name and not by dimensions, because a bias of scanned layers has two or three. A router's
@@ -29,10 +34,20 @@ def make_optimizer(config: Optimizer, params: Any) -> optax.GradientTransformati
 
   Args:
     params: the parameters or their shapes, `blocks/...` with a leading axis of scanned layers.
+
+  Raises: ConfigError where the function of `Optax` makes no optimizer.
   """
   match config:
     case AdamW():
-      return adamw(config)
+      return with_stored_moments(adamw(config), config.moments)
+    case Lion(b1, b2, weight_decay, moments):
+      lion = optax.lion(1.0, b1, b2, weight_decay=weight_decay, mask=decay_mask)
+      return with_stored_moments(lion, moments)
+    case Adafactor():
+      return optax.chain(scale_by_adafactor(config), optax.add_decayed_weights(config.weight_decay, decay_mask),
+                         optax.scale(-1.0))
+    case Optax():
+      return made_by_function(config)
     case Muon():
       muon = optax.contrib.muon(
         learning_rate=config.matrix_scale, beta=config.beta, eps=config.eps, weight_decay=config.weight_decay,
@@ -40,11 +55,51 @@ def make_optimizer(config: Optimizer, params: Any) -> optax.GradientTransformati
       # Optax's muon has its own AdamW for the other parameters, but with Nesterov momentum and decay of everything. So
       # `partition` gives them to ours.
       labels = paths.map_named(lambda path, _: 'adamw' if matrix_of(path) is None else 'muon', params)
-      return optax.partition({'muon': muon, 'adamw': adamw(config)}, labels)
+      both = optax.partition({'muon': muon, 'adamw': adamw(config)}, labels)
+      return with_stored_moments(both, config.moments)
 
 
 def adamw(config: AdamW | Muon) -> optax.GradientTransformation:
   return optax.adamw(1.0, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=decay_mask)
+
+
+def made_by_function(config: Optax) -> optax.GradientTransformation:
+  """What the function of `config` returns, tried on the shapes of a matrix."""
+  function = import_function(config.function)
+  arguments = {argument.name: argument.value for argument in config.arguments}
+  try:
+    optimizer = function(learning_rate=1.0, **arguments)
+  except (TypeError, ValueError) as error:
+    raise ConfigError('function', config.function,
+                      f'cannot be called with learning_rate=1.0 and {arguments or "nothing else"} ({error})') from error
+  require(isinstance(optimizer, optax.GradientTransformation), 'function', config.function,
+          f'returns {type(optimizer).__name__}: give a function that returns an optax.GradientTransformation')
+  params = {'w': jax.ShapeDtypeStruct((4, 4), jnp.float32)}
+  try:
+    state = jax.eval_shape(optimizer.init, params)
+    _, next_state = jax.eval_shape(lambda *given: optimizer.update(*given), params, state, params)
+  except Exception as error:  # of whatever kind: it is somebody's function
+    raise ConfigError('function', config.function, f'its update of (gradients, state, parameters) fails '
+                      f'({type(error).__name__}: {error})') from error
+  require(jax.tree.map(describe, state) == jax.tree.map(describe, next_state), 'function', config.function,
+          'its update gives a state of another form than its init: training needs one form')
+  return optimizer
+
+
+def import_function(name: str) -> Callable[..., Any]:
+  """'module:function' -> the function."""
+  module, _, attribute = name.partition(':')
+  try:
+    function = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ConfigError('function', name, f'cannot be imported ({error}): install it, or write it as '
+                      "'module:function'") from error
+  require(callable(function), 'function', name, f'is a {type(function).__name__}: name a function')
+  return function
+
+
+def describe(leaf: Any) -> tuple[tuple[int, ...], str]:
+  return leaf.shape, str(leaf.dtype)
 
 
 def decay_mask(params: Any) -> Any:

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -41,6 +42,7 @@ PEAKS = (
     ('TPU v3', 61.5e12, 61.5e12),
 )
 MEASURE_SECONDS = 0.25
+FIRST_WITH_BFLOAT16 = 8  # compute capability of NVIDIA GPUs
 
 
 def peak_flops(device: Any, dtype: Any) -> float:
@@ -58,6 +60,15 @@ def peak_flops(device: Any, dtype: Any) -> float:
   alike = [local for local in jax.local_devices(backend=device.platform) if local.device_kind == device.device_kind]
   # XLA rarely reaches a CPU's own bfloat16 units: its float32 peak is what both dtypes are compared with.
   return measured_matmul_flops(alike[0], 'bfloat16' if is_half and not is_cpu else 'float32')
+
+
+def has_bfloat16_units(device: Any) -> bool:
+  """Whether products of bfloat16 matrices are fast: on accelerators, but for NVIDIA GPUs before Ampere, such as T4 and
+  V100, which have tensor cores for float16 alone."""
+  if device.platform == 'cpu':
+    return False
+  version = re.fullmatch(r'(\d+)\.(\d+)', str(getattr(device, 'compute_capability', '')))
+  return version is None or int(version[1]) >= FIRST_WITH_BFLOAT16
 
 
 def total_peak_flops(devices: Iterable[Any], dtype: Any) -> float:

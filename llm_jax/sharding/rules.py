@@ -11,6 +11,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import paths
+from llm_jax.blockwise import num_leading
 from llm_jax.config.errors import ConfigError
 from llm_jax.matrices import matrix_of
 
@@ -67,6 +68,8 @@ STRATEGIES = {
 LOGICAL_AXES = ('batch', 'seq', 'layers', 'vocab', 'position', 'embed', 'vector', 'heads', 'kv_heads', 'head_dim',
                 'mlp', 'experts', 'scores', 'rank', 'latent', 'weight_blocks')
 MAY_BE_WHOLE = ('kv_heads', 'weight_blocks')  # replicated where the mesh axis does not divide them
+HOST = 'pinned_host'  # the memory of the host that devices read directly
+EIGHT_BITS = ('codes', 'maxima')  # the arrays of a moment in 8 bits
 TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
 
 
@@ -148,20 +151,39 @@ def state_shardings(state: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
   """A NamedSharding for every leaf of `state`: an optimizer's state, or a whole train state.
 
   A leaf whose path ends in a parameter's path and which has its shape (a moment, an average, the parameter itself) has
-  the parameter's sharding; everything else (counters, coefficients) is replicated.
+  the parameter's sharding, and so have the codes of a moment in 8 bits. The maxima of its blocks have it on the axes
+  that they share. Everything else (counters, coefficients) is replicated.
   """
   shapes = {path: leaf.shape for path, leaf in paths.leaves(params)}
   shardings = dict(paths.leaves(param_shardings(params, mesh)))
 
   def place(path: str, leaf: Any) -> NamedSharding:
-    parts = path.split('/')
+    *parts, last = path.split('/')
+    parts = parts if last in EIGHT_BITS else [*parts, last]
     for i in range(len(parts)):
       suffix = '/'.join(parts[i:])  # the longest first
       if shapes.get(suffix) == leaf.shape:
         return shardings[suffix]
+      if suffix in shapes and last == 'maxima':
+        return _shared_axes(shardings[suffix], num_leading(shapes[suffix]))
     return replicated(mesh)
 
   return paths.map_named(place, state)
+
+
+def in_host_memory(shardings: Any) -> Any:
+  """The same shardings, of arrays in the host's memory."""
+  return jax.tree.map(lambda sharding: sharding.with_memory_kind(HOST), shardings)
+
+
+def has_host_memory(device: Any) -> bool:
+  """Whether the device computes with arrays that are kept in the host's memory. A CPU does, and has no other."""
+  return HOST in [memory.kind for memory in device.addressable_memories()]
+
+
+def _shared_axes(sharding: NamedSharding, count: int) -> NamedSharding:
+  """The sharding of an array that has the first `count` axes in common with another one."""
+  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:count]))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

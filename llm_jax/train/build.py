@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llm_jax import paths
 from llm_jax.config.data import Data
 from llm_jax.config.implementation import load
 from llm_jax.config.run import Run
@@ -13,6 +14,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.low_rank import init_adapters
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.adapted import AdaptedObjective
+from llm_jax.objectives.frozen import is_cast_at_use
 from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.train.state import TrainState
@@ -40,12 +42,23 @@ def make_trained_objective(stage: Stage, model: Transformer) -> Objective:
 
 
 def init_params(run: Run, stage: Stage) -> Any:
-  """Fresh float32 parameters, a function of the seed alone: the decoder's, and those of the stage's objective."""
+  """Fresh parameters as the stage stores them, a function of the seed alone: the decoder's, and those of the stage's
+  objective."""
   key = jax.random.key(run.seed)
   model = Transformer(run.model, Execution(unroll=False))
   decoder = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
   own = make_objective(stage, model, stage.data).init_parameters(stage.data, jax.random.fold_in(key, 1))
-  return {**decoder, **own}
+  return store_params({**decoder, **own}, stage)
+
+
+def store_params(params: Any, stage: Stage) -> Any:
+  """The parameters as `Stage.parameters` says, from however they are stored."""
+  return paths.map_named(lambda path, leaf: store_param(path, leaf, stage.parameters), params)
+
+
+def store_param(path: str, leaf: Any, kind: str) -> jax.Array:
+  """One of them. What a model uses in float32 stays so: norms, biases, routers and the heads of objectives."""
+  return leaf.astype(jnp.bfloat16 if kind == 'bfloat16' and is_cast_at_use(path) else jnp.float32)
 
 
 def init_trained(run: Run, stage: Stage, base: Any) -> Any:

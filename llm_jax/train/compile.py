@@ -1,4 +1,5 @@
 """Compiles the steps of a stage, one for every shape of batch that is still to come."""
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -56,6 +57,8 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
   step = make_train_step(built.objective, built.optimizer, schedule, seed=stage_seed(session.run, stage),
                          microbatches=phase.microbatches, clip_norm=stage.clip_norm, ema=stage.ema,
                          skip_spikes=stage.skip_spikes)
+  if stage.optimizer_memory == 'host':
+    step = with_optimizer_on_host(step, built.shardings.opt_state)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
   compiled = cpu.compile_step(jitted.lower(built.abstract, built.starter.abstract_frozen, source.abstract()))
@@ -65,6 +68,21 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
     say(f'{stage.name}: {count_parameters(session.run.model):,} parameters{adapters}, {phase.tokens:,} tokens a step, '
         f'mesh {dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
   return compiled
+
+
+def with_optimizer_on_host(step: Callable, host: Any) -> Callable:
+  """The step of a state whose optimizer's part is in the host's memory: there and back within the program.
+
+  host: the shardings of that part.
+  """
+  device = jax.tree.map(lambda sharding: sharding.with_memory_kind('device'), host)
+
+  def step_there_and_back(state: TrainState, frozen: Any, batch: Any) -> tuple[TrainState, Any]:
+    state = dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, device))
+    state, metrics = step(state, frozen, batch)
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, host)), metrics
+
+  return step_there_and_back
 
 
 def size_of(tree: Any) -> int:

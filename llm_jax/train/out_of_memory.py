@@ -14,6 +14,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.runtime.errors import is_out_of_memory, one_line
 from llm_jax.sharding.check import row_shards
+from llm_jax.sharding.rules import HOST
 from llm_jax.tracking.numbers import count, size
 from llm_jax.train.build import make_trained_objective
 
@@ -134,4 +135,5 @@ def _bytes(tree: Any) -> int:
 
 
 def _bytes_on_a_device(tree: Any) -> int:
-  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+  on_device = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != HOST]
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in on_device)

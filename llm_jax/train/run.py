@@ -14,8 +14,9 @@ import jax
 from llm_jax import hf
 from llm_jax.adapters.check import check_adapters
 from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
-from llm_jax.config.errors import ConfigError, located
+from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.hub_names import HubName, hub_names, pinned
+from llm_jax.config.optimizers import Optax
 from llm_jax.config.packages import check_packages
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
@@ -26,6 +27,7 @@ from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
+from llm_jax.optim.optimizers import made_by_function
 from llm_jax.runtime import activity, cpu, hub, processes
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
@@ -37,6 +39,7 @@ from llm_jax.runtime.requests import leave, tell
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
+from llm_jax.sharding.rules import has_host_memory
 from llm_jax.tracking.metrics import MetricsWriter, make_trackers, warn_of_damage
 from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
@@ -88,6 +91,8 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
            from_step: int | None, guard: Guard, profile: tuple[int, int] | None) -> None:
   activity.begin('opens the run')
   check_packages(run)
+  check_optimizers(run)
+  check_memory(run)
   check_shapes(run)
   go_back = lambda run: None if from_step is None else make_branch(workdir, run, only, from_step)
   with open_session(run, workdir, go_back, guard.preemption) as session:
@@ -116,6 +121,26 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
 
 
 # ---------------------------------------------------------------------------------------------- before the stages
+def check_optimizers(run: Run) -> None:
+  """Refuses a function that makes no optimizer."""
+  for i, stage in enumerate(run.stages):
+    if isinstance(stage.optimizer, Optax):
+      with located(f'config.stages[{i}].optimizer'):
+        made_by_function(stage.optimizer)
+
+
+def check_memory(run: Run) -> None:
+  """Refuses memory of the host where the devices cannot compute with it."""
+  device = jax.local_devices()[0]
+  if has_host_memory(device):
+    return
+  hint = f'{device.device_kind} computes with nothing in the memory of its host: use'
+  for i, stage in enumerate(run.stages):
+    path = f'config.stages[{i}]'
+    require(stage.optimizer_memory != 'host', f'{path}.optimizer_memory', 'host', f"{hint} 'device'")
+    require(stage.remat != 'offload', f'{path}.remat', 'offload', f"{hint} 'dots' or 'block'")
+
+
 def check_shapes(run: Run) -> None:
   """Refuses shapes that the mesh does not divide, and adapters that do not fit the model."""
   devices = jax.device_count()
@@ -194,7 +219,12 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
   splits_rows = run.context_attention == 'ring' and mesh.shape['context'] > 1
   if jax.default_backend() == 'cpu' and splits_rows:
     cpu.disable_compilation_cache()
-  return Execution(dtype_of(run.dtype), context_attention=run.context_attention)
+  dtype = dtype_of(run.dtype)
+  device = mesh.devices.flat[0]
+  is_slow = run.dtype == 'auto' and device.platform != 'cpu' and dtype == 'float32'
+  if is_slow and jax.process_index() == 0:
+    say(f"dtype='auto' is float32: {device.device_kind} has no units for bfloat16")
+  return Execution(dtype, context_attention=run.context_attention)
 
 
 def pin(run: Run, workdir: pathlib.Path) -> list[str]:

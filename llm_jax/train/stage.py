@@ -26,7 +26,7 @@ from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import activity, cpu, processes
 from llm_jax.runtime.hardware import training_flops_per_token
 from llm_jax.sharding.check import row_shards
-from llm_jax.sharding.rules import batch_sharding, state_shardings
+from llm_jax.sharding.rules import batch_sharding, in_host_memory, state_shardings
 from llm_jax.tracking.metrics import read_metrics
 from llm_jax.tracking.progress import Progress
 from llm_jax.train.adapted_start import AdaptedStarter
@@ -90,6 +90,8 @@ def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -
   create = functools.partial(TrainState.create, optimizer=optimizer, ema=stage.ema is not None)
   shapes = jax.eval_shape(create, abstract_params(session, stage))
   shardings = state_shardings(shapes, shapes.params, mesh)
+  if stage.optimizer_memory == 'host':
+    shardings = dataclasses.replace(shardings, opt_state=in_host_memory(shardings.opt_state))
   abstract = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)
   from_scratch = jax.jit(lambda: create(init_params(run, stage)), out_shardings=shardings)

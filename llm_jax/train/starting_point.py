@@ -20,6 +20,7 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
+from llm_jax.train.build import store_param, store_params
 from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState, fresh_counters
 
@@ -181,18 +182,33 @@ class Starter:
           hf.check_pretrained(folder, self.session.run.model, resize_vocabulary=resize)
         read = lambda: self.pretrained(folder, resize)
         parent = f'hf:{name}' if init.hub_name is None else f'hf:{name}@{revision}'
-    return lambda: self.with_own_parameters(read()), parent
+    return lambda: self.as_stored(self.with_own_parameters(read())), parent
+
+  def as_stored(self, params: Any) -> Any:
+    """The parameters as the stage stores them; no copy where they are."""
+    same = jax.tree.map(lambda leaf, wanted: leaf.dtype == wanted.dtype, params, self.abstract.params)
+    if jax.tree.all(same):
+      return params
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params)
+    return jax.jit(lambda params: store_params(params, self.stage), out_shardings=shardings)(params)
 
   def read_finished(self, name: str, checkpoint: SavedCheckpoint) -> Any:
     """The parameters of an earlier stage, with its adapters merged where this stage trains all of them."""
     earlier = next(stage for stage in self.session.run.stages if stage.name == name)
     if earlier.adapters is not None and self.stage.adapters is None:
       return self.session.saved_models().whole(earlier, checkpoint)
-    return checkpoint.read_best(self.held_by(checkpoint))
+    return checkpoint.read_best(checkpoint.as_saved(self.held_by(checkpoint)))
 
   def pretrained(self, folder: str, resize: bool) -> Any:
     with located('config'):
-      return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model, resize_vocabulary=resize)[1]
+      return hf.load_pretrained(folder, self.session.mesh, config=self.session.run.model, resize_vocabulary=resize,
+                                store=self.store_leaf)[1]
+
+  @property
+  def store_leaf(self) -> Callable[[str, Any], Any] | None:
+    """What makes of a float32 parameter what the stage stores; None where that is the same."""
+    kind = self.stage.parameters
+    return None if kind == 'float32' else functools.partial(store_param, kind=kind)
 
   def with_own_parameters(self, params: Any) -> Any:
     """With fresh values of the objective's own parameters where what the stage starts from has none of them."""
@@ -223,9 +239,9 @@ class Starter:
     checkpoint, _ = self.averaged[-1]
     abstract = self.held_by(checkpoint)
     if abstract.keys() == self.abstract.params.keys():  # else it lacks some of the objective's own
-      yield 'last_checkpoint', checkpoint.read(('params',), abstract)
+      yield 'last_checkpoint', checkpoint.read(('params',), checkpoint.as_saved(abstract, 'params'))
       if checkpoint.averaged:
-        yield 'last_ema', checkpoint.read(('ema',), abstract)
+        yield 'last_ema', checkpoint.read(('ema',), checkpoint.as_saved(abstract, 'ema'))
 
   def finished(self, name: str, step: int | None = None) -> SavedCheckpoint:
     """The last checkpoint of an earlier stage, or that of `step`."""

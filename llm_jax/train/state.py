@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llm_jax.optim.rounding import widened
 from llm_jax.train.spikes import RecentSpread
 
 
 @flax.struct.dataclass
 class TrainState:
-  """step: of the stage, int32.   ema: like params, or None.
+  """step: of the stage, int32.   params: float32, or bfloat16 where the stage says so.
+
+  ema: like params, but always float32; or None.
 
   skipped: steps in a row that changed nothing, since their gradient was not finite or they were spikes, int32.
   recent: how loss and gradient norm varied over the recent steps.
@@ -26,8 +29,9 @@ class TrainState:
 
   @classmethod
   def create(cls, params: Any, optimizer: optax.GradientTransformation, ema: bool) -> 'TrainState':
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average, **fresh_counters())
+    exact = widened(params)
+    average = jax.tree.map(jnp.copy, exact) if ema else None
+    return cls(jnp.zeros((), jnp.int32), params, optimizer.init(exact), average, **fresh_counters())
 
   def from_first_step(self) -> 'TrainState':
     """The state with which another stage begins: its counters start anew."""

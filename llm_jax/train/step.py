@@ -11,11 +11,13 @@ from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Metrics, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
+from llm_jax.optim.rounding import rounded_like, widened
 from llm_jax.sharding.rules import constrain
 from llm_jax.train.spikes import limits, observe
 from llm_jax.train.state import TrainState
 
 Sums = TypeVar('Sums')  # a pytree of arrays
+ROUNDING = 0x726f756e  # sets the random bits of rounding apart from those of dropout
 
 
 def make_train_step(objective: Objective, optimizer: optax.GradientTransformation, schedule: Callable, *, seed: int = 0,
@@ -25,15 +27,15 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
   """The step, to be jitted with the state donated.
 
   `optimizer` gives updates for a learning rate of 1, scaled here by `schedule(step)`. A step whose loss or gradient is
-  not finite, or far above the recent ones (see `spikes.py`), leaves parameters and optimizer untouched. Randomness is a
-  function of seed and step alone.
+  not finite, or far above the recent ones (see `spikes.py`), leaves parameters and optimizer untouched. Parameters in
+  bfloat16 are updated in float32 and rounded stochastically. Randomness is a function of seed and step alone.
   """
 
   def train_step(state: TrainState, frozen: Frozen, batch: Any) -> tuple[TrainState, Metrics]:
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     grads, loss = accumulate(objective, state.params, frozen, batch, rng, microbatches)
     weight = jnp.maximum(loss.weight, 1.0)
-    norm = optax.tree.norm(grads) / weight
+    norm = optax.tree.norm(widened(grads)) / weight
     is_finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
     observed = jnp.stack([loss.total / weight, norm]).astype(jnp.float32)
     limit = jnp.full(2, jnp.inf) if skip_spikes is None else limits(state.recent, skip_spikes)
@@ -43,10 +45,12 @@ def make_train_step(objective: Objective, optimizer: optax.GradientTransformatio
 
     def update(params, opt_state, average):
       mean = optax.tree.scale(clip_factor(norm, clip_norm) / weight, grads)
-      updates, opt_state = optimizer.update(mean, opt_state, params)
-      params = jax.tree.map(lambda p, u: p + rate * u, params, updates)
+      exact = widened(params)
+      updates, opt_state = optimizer.update(mean, opt_state, exact)
+      exact = jax.tree.map(lambda p, u: p + rate * u, exact, updates)
+      params = rounded_like(params, exact, jax.random.fold_in(rng, ROUNDING))
       params = objective.after_step(params, loss.step_sums)
-      average = None if ema is None else optax.incremental_update(params, average, 1.0 - ema)
+      average = None if ema is None else optax.incremental_update(widened(params), average, 1.0 - ema)
       return params, opt_state, average
 
     params, opt_state, average = update_if(is_taken, update, state.params, state.opt_state, state.ema)
@@ -118,6 +122,6 @@ def sum_over_microbatches(function: Callable[[Any, jax.Array], Sums], batch: Any
   inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
   first = jax.tree.map(lambda x: x[0], inputs)
   shapes = jax.eval_shape(function, *first)
-  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  zeros = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))  # a sum in bfloat16 would stop growing
   sums, _ = jax.lax.scan(add, zeros, inputs)
   return sums

@@ -61,5 +61,5 @@ def test_units_and_safety_of_a_run():
   assert [name for name, field in fields_of(Run).items() if field.safe] == [
     'mesh', 'context_attention', 'stall_seconds', 'log_every', 'trackers']
   assert [name for name, field in fields_of(Stage).items() if field.safe] == [
-    'microbatches', 'max_nonfinite', 'remat', 'evals']
+    'microbatches', 'max_nonfinite', 'remat', 'optimizer_memory', 'evals']
   assert all(field.safe for field in fields_of(Checkpoints).values())

@@ -2,6 +2,7 @@
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from llm_jax import paths
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
-from llm_jax.modules.execution import Execution
+from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.language_model import LanguageModelObjective
 from tests.modules.packed import (
@@ -60,10 +61,12 @@ OTHER = {
   'unrolled': Execution(kernels='xla', unroll=True),
   'blocks again': Execution(kernels='xla', unroll=False, remat='block'),
   'all but products again': Execution(kernels='xla', unroll=False, remat='dots'),
+  'products in the memory of the host': Execution(kernels='xla', unroll=False, remat='offload'),
   'products kept, unrolled': Execution(kernels='cpu', unroll=True, remat='dots'),
 }
 DECODERS = {'llama': MODELS['llama'], 'ahead': AHEAD}
-QUICK = ('blocks again', 'ahead'), ('all but products again', 'llama')
+QUICK = (
+  ('blocks again', 'ahead'), ('all but products again', 'llama'), ('products in the memory of the host', 'llama'))
 
 
 @pytest.mark.parametrize('how, name', [
@@ -101,6 +104,17 @@ def test_bfloat16(name):
   assert 1e-4 < error < (0.1 if name == 'sparse' else 3e-2)
   made = jax.eval_shape(model.init, jax.random.key(0), tokens())['params']
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(made))
+
+
+@pytest.mark.parametrize('platform, version, dtype', [
+  ('cpu', None, 'float32'), ('tpu', None, 'bfloat16'), ('gpu', '7.0', 'float32'), ('gpu', '7.5', 'float32'),
+  ('gpu', '8.0', 'bfloat16'), ('gpu', '10.0', 'bfloat16'), ('gpu', 'gfx90a', 'bfloat16')])
+def test_the_dtype_that_suits_a_chip(monkeypatch, platform, version, dtype):
+  """V100 has compute capability 7.0, T4 7.5, A100 8.0."""
+  device = types.SimpleNamespace(platform=platform, compute_capability=version)
+  monkeypatch.setattr(jax, 'devices', lambda: [device])
+  assert dtype_of('auto') == dtype
+  assert dtype_of('float32') == 'float32' and dtype_of('bfloat16') == 'bfloat16'
 
 
 def test_dropout_needs_a_key_and_is_a_function_of_it():

@@ -11,6 +11,7 @@ import torch
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
 
 from llm_jax import paths
+from llm_jax.blockwise import dynamic_values
 from llm_jax.config.adapters import LoRA
 from llm_jax.config.model.architecture import GLU, MixtureOfExperts, SoftmaxRouter
 from llm_jax.config.run import Mesh
@@ -20,7 +21,7 @@ from llm_jax.matrices import Matrix
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.low_rank import init_adapters, join, merge
 from llm_jax.modules.parameters import parameter_shapes
-from llm_jax.modules.quantized import Int4Weight, Int8Weight, NF4Weight, dynamic_values
+from llm_jax.modules.quantized import Int4Weight, Int8Weight, NF4Weight
 from llm_jax.modules.transformer import Transformer
 from llm_jax.modules.weight_storage import assembled, expanded, stored
 from llm_jax.sharding.mesh import make_mesh
