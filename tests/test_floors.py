@@ -7,7 +7,7 @@ FLOORS = (
   ('llm_jax/config', 'llm_jax/batch.py', 'llm_jax/paths.py'),
   ('llm_jax/runtime', 'llm_jax/blockwise.py', 'llm_jax/matrices.py'),
   ('llm_jax/data', 'llm_jax/sharding', 'llm_jax/optim'),
-  ('llm_jax/modules',),
+  ('llm_jax/modules', 'llm_jax/plan'),
   ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/checkpoints', 'llm_jax/tracking'),
   ('llm_jax/harness',),
   ('llm_jax/adapters', 'llm_jax/evaluation'),
@@ -19,7 +19,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing inside the house imports it
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
 # A wrong command line is refused at once, so what reads it must not wait for jax.
-LIGHT = ('llm_jax/config/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
+LIGHT = ('llm_jax/config/', 'llm_jax/plan/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
          'launch/errors.py', 'launch/experiment_file.py', 'launch/field_help.py', 'launch/flags.py',
          'launch/overrides.py', 'launch/sample_flags.py', 'experiments/')
 

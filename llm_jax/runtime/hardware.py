@@ -1,4 +1,4 @@
-"""What the machine can do, and what a token costs: the two halves of model FLOPs utilisation (MFU)."""
+"""What the machine can do, and how much of its memory is in use."""
 import dataclasses
 import functools
 import math
@@ -13,9 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-from llm_jax.config.model.architecture import AnyAttention, Architecture, LatentAttention
-from llm_jax.config.model.count import blocks, count_matmul_parameters
 
 # Dense peaks of one jax device in FLOP/s, by (bfloat16, float32); the first name found in `device_kind` decides.
 # float32 is what XLA's default precision uses there: TF32 tensor cores on NVIDIA GPUs since Ampere, one bfloat16 pass
@@ -97,29 +94,6 @@ def measured_matmul_flops(device: Any, dtype: str) -> float:
     jax.block_until_ready(matmul(x))
     best = min(best, time.perf_counter() - start)
   return 2 * size ** 3 / best
-
-
-def training_flops_per_token(architecture: Architecture, seq_len: int) -> float:
-  """FLOPs that one token costs forward and backward: 6 N + 12 sum over layers of H K T (Chowdhery et al. 2022, PaLM,
-  appendix B).
-
-  N counts parameters that multiply a token (`count_matmul_parameters`), H query heads, K head size, T the sequence
-  length, or a layer's window where that is shorter. As in the paper, attention counts the whole T x T square although
-  a causal model needs half of it, and recomputation (remat) does not count: so the figure compares with published ones,
-  and skipping the masked half raises MFU. In latent attention K is the mean of what scores and values contract.
-  """
-  layers = blocks(architecture) + architecture.multi_token
-  attention = sum(_attention_size(block.attention, architecture.d_model, seq_len) for block in layers)
-  return 6.0 * count_matmul_parameters(architecture) + 12.0 * attention
-
-
-def _attention_size(attention: AnyAttention, d_model: int, seq_len: int) -> float:
-  """H K T of one layer."""
-  if isinstance(attention, LatentAttention):
-    mean_size = (attention.nope_dim + attention.rope_dim + attention.v_dim) / 2
-    return attention.num_heads * mean_size * seq_len
-  length = min(seq_len, attention.window or seq_len)
-  return attention.num_heads * attention.head_size(d_model) * length
 
 
 def memory_in_use() -> int:

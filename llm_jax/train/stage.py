@@ -11,6 +11,7 @@ import optax
 from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config import schema
+from llm_jax.config.model.flops import training_flops_per_token
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource
@@ -24,7 +25,6 @@ from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import activity, cpu, processes
-from llm_jax.runtime.hardware import training_flops_per_token
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, in_host_memory, state_shardings
 from llm_jax.tracking.metrics import read_metrics

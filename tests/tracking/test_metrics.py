@@ -15,6 +15,7 @@ import pytest
 
 from llm_jax.config import experiment, presets
 from llm_jax.config.model.count import count_matmul_parameters, count_parameters
+from llm_jax.config.model.flops import training_flops_per_token
 from llm_jax.runtime import hardware
 from llm_jax.runtime.files import replace_file
 from llm_jax.tracking import jsonl, tensorboard
@@ -213,15 +214,15 @@ def test_flops_by_hand():
   """PaLM, appendix B: 6 N + 12 L H Q T, N without tables that are only looked up."""
   gpt2 = presets.gpt2_124m()
   assert count_matmul_parameters(gpt2) == 124_439_808 - 1_024 * 768
-  assert hardware.training_flops_per_token(gpt2, 1_024) == 6 * 123_653_376 + 12 * 12 * 12 * 64 * 1_024
+  assert training_flops_per_token(gpt2, 1_024) == 6 * 123_653_376 + 12 * 12 * 12 * 64 * 1_024
   llama = presets.llama3_8b()
   assert count_matmul_parameters(llama) == 8_030_261_248 - 128_256 * 4_096
-  assert hardware.training_flops_per_token(llama, 8_192) == 6 * 7_504_924_672 + 12 * 32 * 32 * 128 * 8_192
+  assert training_flops_per_token(llama, 8_192) == 6 * 7_504_924_672 + 12 * 32 * 32 * 128 * 8_192
 
 
 def test_flops_of_windows_and_latent_attention_by_hand():
   """A window bounds what a query meets; in latent attention scores contract 128 + 64, values 128."""
-  flops = hardware.training_flops_per_token
+  flops = training_flops_per_token
   attention = lambda model, context: flops(model, context) - 6 * count_matmul_parameters(model)
   assert attention(presets.mistral_7b(), 32_768) == 12 * 32 * 32 * 128 * 4_096
   assert attention(presets.mistral_7b(), 1_024) == 12 * 32 * 32 * 128 * 1_024

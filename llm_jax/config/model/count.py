@@ -55,6 +55,38 @@ def count_matmul_parameters(architecture: Architecture) -> int:
   return count_active_parameters(architecture) - looked_up + mtp
 
 
+def count_parts(architecture: Architecture) -> dict[str, int]:
+  """The parameters of each part of the model, multi-token blocks apart; they add up to `count_parameters`.
+
+  'feed_forward' has routers and shared experts, 'experts' the routed ones, and a tied head counts as the embedding.
+  """
+  d_model = architecture.d_model
+  table = architecture.vocab_size * d_model
+  layers = blocks(architecture)
+  experts = count_expert_parameters(architecture)
+  feed_forward = sum(_feed_forward(block.feed_forward, d_model, active=False) for block in layers)
+  return {
+    'embedding': table,
+    'head': 0 if architecture.tied_head else table,
+    'positions': count_positions(architecture),
+    'attention': sum(_attention(block.attention, d_model) for block in layers),
+    'feed_forward': feed_forward - experts,
+    'experts': experts,
+    'norms': sum(_norms(block, d_model) for block in layers) + _norm(architecture.norm, d_model),
+  }
+
+
+def count_expert_parameters(architecture: Architecture) -> int:
+  """The parameters of all routed experts, which the `expert` axis of a mesh shares out; routers and shared experts are
+  not among them."""
+  total = 0
+  for block in blocks(architecture):
+    if isinstance(block.feed_forward, MixtureOfExperts):
+      one = _feed_forward(block.feed_forward.expert, architecture.d_model, active=False)
+      total += block.feed_forward.num_experts * one
+  return total
+
+
 def count_positions(architecture: Architecture) -> int:
   positions = architecture.positions
   return positions.max_length * architecture.d_model if isinstance(positions, LearnedPositions) else 0
@@ -88,9 +120,13 @@ def _norm(norm: Norm | None, size: int) -> int:
   return 2 * size if isinstance(norm, LayerNorm) else size
 
 
+def _norms(block: AnyBlock, d_model: int) -> int:
+  return (4 if isinstance(block, SandwichBlock) else 2) * _norm(block.norm, d_model)
+
+
 def _block(block: AnyBlock, d_model: int, active: bool) -> int:
-  norms = (4 if isinstance(block, SandwichBlock) else 2) * _norm(block.norm, d_model)
-  return norms + _attention(block.attention, d_model) + _feed_forward(block.feed_forward, d_model, active)
+  rest = _attention(block.attention, d_model) + _feed_forward(block.feed_forward, d_model, active)
+  return _norms(block, d_model) + rest
 
 
 def _attention(attention: AnyAttention, d_model: int) -> int:

@@ -1,0 +1,160 @@
+"""Bytes on a device in a training step, by arithmetic: what stays, and what is there at the step's two fullest moments.
+
+What stays is exact. What comes and goes is counted in arrays of the compute dtype, bfloat16: it is what XLA keeps of a
+Llama-like block, and comes within about a tenth of what the compilers plan; of experts it is rough.
+"""
+import dataclasses
+from collections.abc import Mapping
+
+from llm_jax.config.model.architecture import (
+  AnyBlock,
+  Architecture,
+  Attention,
+  FeedForward,
+  LatentAttention,
+  MixtureOfExperts,
+)
+from llm_jax.config.model.count import blocks, count_multi_token, count_parts
+from llm_jax.config.model.feed_forward import MLP
+from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.config.ramp import Phase
+from llm_jax.config.stage import Stage
+
+HALF, FULL = 2, 4
+CHUNK_BYTES, CHUNK_TOKENS = 2**28, 512  # of float32 logits that a device holds at once, as the loss has them
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one device.
+
+  parameters, optimizer, ema: stay.
+  gradients: float32, sharded as the parameters.
+  activations: what the forward pass keeps for the backward pass.
+  block: of one block while its gradients are computed, its gathered weights included.
+  loss: head, its gradient and a chunk of logits, while the loss is computed.
+  """
+  parameters: float
+  optimizer: float
+  ema: float
+  gradients: float
+  activations: float
+  block: float
+  loss: float
+
+  @property
+  def stays(self) -> float:
+    return self.parameters + self.optimizer + self.ema
+
+  @property
+  def peak(self) -> float:
+    """The backward pass has the gradients of other layers beside it, the loss has not."""
+    return self.stays + self.activations + max(self.gradients + self.block, self.loss)
+
+
+def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int]) -> Memory:
+  """Memory of one device in a step.   sizes: of the mesh axes, all of them."""
+  copies = sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context']
+  tokens = phase.tokens / phase.microbatches / copies
+  held = parameters_on_a_device(model, sizes)
+  parameters = sum(held.values())
+  layers = blocks(model)
+  kept = sum(_kept(block, model.d_model, stage.remat, sizes) for block in layers)
+  widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes))
+  return Memory(
+    parameters=parameters * FULL,
+    optimizer=_optimizer_bytes(stage.optimizer, held),
+    ema=0 if stage.ema is None else parameters * FULL,
+    gradients=parameters * FULL,
+    activations=kept * tokens * HALF,
+    block=_backward(widest, model.d_model, sizes) * tokens * HALF + _gathered(model, held, sizes),
+    loss=_loss(model, sizes, tokens),
+  )
+
+
+# ---------------------------------------------------------------------------------------------- what stays
+def parameters_on_a_device(model: Architecture, sizes: Mapping[str, int]) -> dict[str, float]:
+  """Parameters by part, as the tables of `llm_jax/sharding/rules.py` split them; norms are whole on every device."""
+  parts = count_parts(model) | {'multi_token': count_multi_token(model)}
+  fsdp, tensor, expert = sizes['fsdp'], sizes['tensor'], sizes['expert']
+  split = {'embedding': fsdp * tensor, 'head': fsdp * tensor, 'positions': fsdp, 'attention': fsdp * tensor,
+           'feed_forward': fsdp * tensor, 'experts': fsdp * tensor * expert, 'norms': 1, 'multi_token': fsdp * tensor}
+  held = {part: count / split[part] for part, count in parts.items()}
+  for block in blocks(model):
+    attention = block.attention
+    if isinstance(attention, Attention) and attention.kv_heads % tensor:  # whole on every device
+      keys_values = 2 * model.d_model * attention.kv_heads * attention.head_size(model.d_model)
+      held['attention'] += keys_values / fsdp * (1 - 1 / tensor)
+  return held
+
+
+def _optimizer_bytes(optimizer: Optimizer, held: Mapping[str, float]) -> float:
+  parameters = sum(held.values())
+  matrices = sum(held[part] for part in ('attention', 'feed_forward', 'experts', 'multi_token'))
+  match optimizer:
+    case AdamW():
+      return 2 * FULL * parameters
+    case Muon():
+      return FULL * matrices + 2 * FULL * (parameters - matrices)
+
+
+# ---------------------------------------------------------------------------------------------- what comes and goes
+def _kept(block: AnyBlock, d_model: int, remat: str, sizes: Mapping[str, int]) -> float:
+  """Numbers a token that one block keeps for the backward pass."""
+  attention, attention_out = _attention(block, d_model, sizes['tensor'])
+  inner, projections = _feed_forward(block.feed_forward, d_model, sizes)
+  return {
+    'none': 4 * d_model + attention + attention_out + inner,  # residual stream and norms twice, and all inside
+    'dots': 3 * d_model + attention + projections,  # its input, and the results of matrix products
+    'block': d_model,  # its input
+  }[remat]
+
+
+def _backward(block: AnyBlock, d_model: int, sizes: Mapping[str, int]) -> float:
+  """Numbers a token while the gradients of one block are computed: what it keeps without recomputation, less the
+  product of gate and up, which is fused; and the gradients of the feed-forward's inner arrays and of the input."""
+  attention, attention_out = _attention(block, d_model, sizes['tensor'])
+  inner, projections = _feed_forward(block.feed_forward, d_model, sizes)
+  return 5 * d_model + attention + attention_out + projections + inner
+
+
+def _attention(block: AnyBlock, d_model: int, tensor: int) -> tuple[float, float]:
+  """Numbers a token: of queries, keys and values; of the result before its projection."""
+  attention = block.attention
+  if isinstance(attention, LatentAttention):
+    scored = attention.nope_dim + attention.rope_dim
+    return (attention.num_heads * (2 * scored + attention.v_dim) / tensor + attention.kv_rank,
+            attention.num_heads * attention.v_dim / tensor)
+  size = attention.head_size(d_model)
+  queries = attention.num_heads * size / tensor
+  shared = tensor if attention.kv_heads % tensor == 0 else 1
+  return queries + 2 * attention.kv_heads * size / shared, queries
+
+
+def _feed_forward(layer: FeedForward, d_model: int, sizes: Mapping[str, int]) -> tuple[float, float]:
+  """Numbers a token: of all inner arrays, and of those that are projections of the input.
+
+  Of experts, each device makes room for all copies of the tokens of those that share them.
+  """
+  if isinstance(layer, MixtureOfExperts):
+    inner, projections = _feed_forward(layer.expert, d_model, sizes)
+    copies = layer.top_k * sizes['expert']
+    shared = (0.0, 0.0) if layer.shared is None else _feed_forward(layer.shared, d_model, sizes)
+    return copies * (inner + 2 * d_model) + shared[0], copies * projections + shared[1]
+  width = layer.width(d_model) / sizes['tensor']
+  projected = 1 if isinstance(layer, MLP) else 2
+  return (projected + 1) * width, projected * width
+
+
+def _gathered(model: Architecture, held: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+  """The weights of one block on every device, and their gradient before it is summed."""
+  of_blocks = sum(held[part] for part in ('attention', 'feed_forward', 'experts'))
+  return 2 * HALF * of_blocks * sizes['fsdp'] / model.num_layers if sizes['fsdp'] > 1 else 0.0
+
+
+def _loss(model: Architecture, sizes: Mapping[str, int], tokens: float) -> float:
+  """The head in bfloat16, its gradient in float32 as it is summed and as it is sent, logits, features and theirs."""
+  head = model.vocab_size * model.d_model / sizes['tensor']
+  chunk_tokens = min(tokens, max(CHUNK_TOKENS, CHUNK_BYTES / FULL / model.vocab_size))
+  logits = chunk_tokens * model.vocab_size / sizes['tensor'] * FULL
+  return head * HALF + 3 * head * FULL + 2 * logits + 2 * tokens * model.d_model * HALF

@@ -1,0 +1,102 @@
+"""The bytes that a training step must send: a closed form, with which the collectives of a compiled step are compared.
+
+Of one device and step, sent by ring algorithms, in bfloat16 but for the gradients of embedding and head, which are
+summed in float32. Norms and biases are left out; they are far below 1 %.
+"""
+import dataclasses
+from collections.abc import Mapping
+
+from llm_jax.config.model.architecture import Architecture, Attention, MixtureOfExperts
+from llm_jax.config.model.count import blocks, count_expert_parameters, count_parameters, count_positions
+from llm_jax.config.ramp import Phase
+
+HALF, FULL = 2, 4  # bytes of a number in bfloat16 and float32
+PASSES = 2  # over the blocks' weights: forward, and backward
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """One kind of exchange. kind: as HLO names it.   axis: of the mesh.   sent: bytes of a device and step.
+
+  what: that is sent.
+  """
+  kind: str
+  axis: str
+  what: str
+  sent: float
+
+
+def step_traffic(model: Architecture, sizes: Mapping[str, int], phase: Phase, form: str = 'gather') -> list[Traffic]:
+  """What a step must send.
+
+  sizes: of the mesh axes, all of them.   form: of attention where time is split, 'gather' or 'ring'.
+  """
+  tokens = phase.tokens // (sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context'])  # of a device
+  found = [*_weights(model, sizes, phase.microbatches), *_tensor(model, sizes['tensor'], tokens),
+           *_context(model, sizes, tokens, form), *_experts(model, sizes['expert'], tokens)]
+  return [traffic for traffic in found if traffic.sent > 0]
+
+
+def others(n: int) -> float:
+  """The share of an array that is on the other n - 1 of n devices."""
+  return (n - 1) / n
+
+
+def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int) -> list[Traffic]:
+  """Parameters are gathered over fsdp in each microbatch and their gradients scattered; what is left of the gradients
+  is summed over the axes that hold the same parameters."""
+  tables = 2 * model.vocab_size * model.d_model / sizes['tensor']  # a tied head is gathered, and summed, as one untied
+  tied = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
+  of_experts = count_expert_parameters(model)
+  dense = count_parameters(model) - tied - count_positions(model) - of_experts
+  layers = (dense + of_experts / sizes['expert']) / sizes['tensor']
+  fsdp = others(sizes['fsdp']) * microbatches
+  copies = sizes['data'] * sizes['context']
+  gradients = (layers * HALF + tables * FULL) / sizes['fsdp']
+  over_expert = (dense / sizes['tensor'] * HALF + tables * FULL) / sizes['fsdp']
+  axes = '+'.join(axis for axis in ('data', 'context') if sizes[axis] > 1)
+  return [
+    Traffic('all-gather', 'fsdp', 'weights of the blocks', fsdp * PASSES * layers * HALF),
+    Traffic('all-gather', 'fsdp', 'embedding and head', fsdp * tables * HALF),
+    Traffic('reduce-scatter', 'fsdp', 'gradients of the blocks', fsdp * layers * HALF),
+    Traffic('reduce-scatter', 'fsdp', 'gradients of embedding and head', fsdp * tables * FULL),
+    Traffic('all-reduce', axes, 'gradients', 2 * others(copies) * gradients),
+    Traffic('all-reduce', 'expert', 'gradients of what is no expert', 2 * others(sizes['expert']) * over_expert),
+  ]
+
+
+def _tensor(model: Architecture, devices: int, tokens: int) -> list[Traffic]:
+  """Each half of a block sums its output forward, and the gradient of its input backward; the embedding sums the
+  vectors of the tokens, and the head the gradient of its input (Shoeybi et al. 2019, Megatron-LM, section 3)."""
+  one = 2 * others(devices) * tokens * model.d_model * HALF
+  return [
+    Traffic('all-reduce', 'tensor', 'activations of the blocks', 4 * model.num_layers * one),
+    Traffic('all-reduce', 'tensor', 'activations of embedding and head', 2 * one),
+  ]
+
+
+def _context(model: Architecture, sizes: Mapping[str, int], tokens: int, form: str) -> list[Traffic]:
+  """Keys and values are gathered, or passed round, forward and again backward, and their gradients go the other way."""
+  devices = sizes['context']
+  numbers = 0.0
+  for block in blocks(model):
+    attention = block.attention
+    is_plain = isinstance(attention, Attention)
+    heads = attention.kv_heads if is_plain else attention.num_heads
+    width = 2 * attention.head_size(model.d_model) if is_plain else attention.nope_dim + attention.rope_dim + \
+      attention.v_dim
+    numbers += heads * width / (sizes['tensor'] if heads % sizes['tensor'] == 0 else 1)
+  one = (devices - 1) * tokens * numbers * HALF
+  if form == 'ring':
+    return [Traffic('collective-permute', 'context', 'keys and values, and their gradients', 3 * one)]
+  return [
+    Traffic('all-gather', 'context', 'keys and values', 2 * one),
+    Traffic('reduce-scatter', 'context', 'gradients of keys and values', one),
+  ]
+
+
+def _experts(model: Architecture, devices: int, tokens: int) -> list[Traffic]:
+  """Each token goes to its chosen experts and its results come back, forward and backward."""
+  chosen = sum(block.feed_forward.top_k for block in blocks(model) if isinstance(block.feed_forward, MixtureOfExperts))
+  sent = 4 * chosen * others(devices) * tokens * model.d_model * HALF
+  return [Traffic('all-to-all', 'expert', 'tokens of other devices\' experts', sent)]

@@ -1,0 +1,205 @@
+"""`launch.plan`: what it computes, what it refuses, what it writes."""
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+
+from launch import plan as command
+from llm_jax.config import presets, schema
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.experiment import AdamW, Bytes, Constant, Mesh, Muon, Ramp, Text, TokenFile, experiment, mix, stage
+from llm_jax.plan.cost import Assumptions
+from llm_jax.plan.plan import make_plan
+from llm_jax.plan.topology import parse_topology
+from llm_jax.plan.traffic import step_traffic
+
+ROOT = pathlib.Path(__file__).parents[2]
+GIB = 2**30
+
+
+def run_of(model, mesh, rows=1_024, seq_len=4_096, data=None, **fields):
+  fields = {'learning_rate': Constant(3e-4), 'optimizer': AdamW(), 'remat': 'block', 'steps': 1_000, **fields}
+  train = stage('pretrain', data or Text('x.txt'), seq_len=seq_len, batch_size=rows, **fields)
+  return schema.from_json(schema.plain(experiment(tokenizer=Bytes(), model=model, dtype='bfloat16', mesh=mesh,
+                                                  stages=(train,))))
+
+
+def planned(topology, *arguments, **fields):
+  return make_plan(run_of(*arguments, **fields), parse_topology(topology), Assumptions(), 'x').stages[0]
+
+
+def two_layers(model):
+  return dataclasses.replace(model, num_layers=2)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+def test_what_stays_is_what_the_shardings_say():
+  """Parameters of a device, from the tables of `sharding/rules.py`, and moments like them."""
+  import jax
+  import jax.numpy as jnp
+
+  from llm_jax.modules.transformer import Transformer
+  from llm_jax.sharding.mesh import make_mesh
+  from llm_jax.sharding.rules import param_shardings
+  model = presets.llama(64, 2, 8, num_kv_heads=2, d_ff=128, vocab_size=264)
+  shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
+  for mesh in (Mesh(1, 8), Mesh(1, 2, 4), Mesh(2, 2, 2)):
+    shardings = param_shardings(shapes, make_mesh(mesh))
+    sizes = jax.tree.map(lambda leaf, place: 4 * jnp.size(jnp.zeros(place.shard_shape(leaf.shape))), shapes, shardings)
+    memory = planned('cpu:8', model, mesh, rows=8, seq_len=16, ema=0.9).memory
+    assert memory.parameters == sum(jax.tree.leaves(sizes)) == memory.ema == memory.optimizer / 2
+
+
+def test_muon_keeps_one_moment_of_matrices():
+  adamw, muon = (planned('v5p:4x4x4', presets.llama3_1_8b(), Mesh(1, 64), optimizer=optimizer).memory
+                 for optimizer in (AdamW(), Muon()))
+  matrices = 8_030_261_248 - 2 * 128_256 * 4_096 - 65 * 4_096
+  assert adamw.optimizer - muon.optimizer == pytest.approx(4 * matrices / 64)
+
+
+@pytest.mark.parametrize('more, less', (
+  (dict(remat='none'), dict(remat='dots')), (dict(remat='dots'), dict(remat='block')),
+  (dict(), dict(microbatches=2)), (dict(ema=0.9), dict())))
+def test_knobs_save_memory(more, less):
+  arguments = 'v5p:4x4x4', presets.llama3_1_8b(), Mesh(1, 64)
+  assert planned(*arguments, **more).memory.peak > planned(*arguments, **less).memory.peak
+
+
+# ------------------------------------------------------------------------------------------------ bytes on the network
+def sent(model, mesh, devices, **fields):
+  found = {}
+  for traffic in planned(devices, model, mesh, **fields).traffic:
+    found[traffic.kind, traffic.axis] = found.get((traffic.kind, traffic.axis), 0) + traffic.sent / GIB
+  return found
+
+
+def test_closed_form_of_fsdp_by_hand():
+  """Llama 3 8B over 64 devices: weights twice in bfloat16, tables once; gradients, those of the tables in float32."""
+  tables = 2 * 128_256 * 4_096
+  blocks = 8_030_261_248 - tables
+  found = sent(presets.llama3_1_8b(), Mesh(1, 64), 'v5p:4x4x4')
+  assert found['all-gather', 'fsdp'] == pytest.approx((4 * blocks + 2 * tables) / GIB * 63 / 64)
+  assert found['reduce-scatter', 'fsdp'] == pytest.approx((2 * blocks + 4 * tables) / GIB * 63 / 64)
+  assert set(found) == {('all-gather', 'fsdp'), ('reduce-scatter', 'fsdp')}
+
+
+def test_closed_form_of_the_other_axes_by_hand():
+  model = two_layers(presets.llama3_1_8b())
+  activation = 16 * 4_096 * 4_096 * 2 / GIB  # of a device: 16 rows
+  over_tensor = sent(model, Mesh(1, 64 // 8, 8), 'v5p:4x4x4', rows=128)
+  assert over_tensor['all-reduce', 'tensor'] == pytest.approx((4 * 2 + 2) * 2 * 7 / 8 * activation)
+  keys_values = 16 * 4_096 * 2 * 8 * 128 * 2 / GIB  # of a device and layer
+  over_context = sent(model, Mesh(1, 8, 1, 8), 'v5p:4x4x4', rows=128, seq_len=8 * 4_096)
+  assert over_context['all-gather', 'context'] == pytest.approx(2 * 2 * 7 * keys_values)
+  assert over_context['reduce-scatter', 'context'] == pytest.approx(2 * 7 * keys_values)
+
+
+def test_a_tokens_copies_go_to_other_experts():
+  found = sent(two_layers(presets.mixtral_8x7b()), Mesh(1, 8, expert=8), 'v5p:4x4x4', rows=512)
+  assert found['all-to-all', 'expert'] / 2 == pytest.approx(4 * 2 * 7 / 8 * 8 * 4_096 * 4_096 * 2 / GIB)  # a layer
+
+
+def test_one_device_sends_nothing():
+  run = run_of(presets.gpt2_124m(), Mesh(), rows=8, seq_len=1_024)
+  sizes = dict.fromkeys(('data', 'fsdp', 'tensor', 'context', 'expert'), 1)
+  assert step_traffic(run.model, sizes, run.stages[0].phases[0]) == []
+
+
+# ------------------------------------------------------------------------------------------------ data
+def test_sources(tmp_path):
+  (tmp_path / 'a.bin').write_bytes(bytes(2_000))
+  (tmp_path / 'b.txt').write_text('x' * 4_000)
+  (tmp_path / 'c.txt.gz').write_bytes(b'x')
+  data = mix((TokenFile(f'{tmp_path}/a.bin', val_fraction=0.5), ((0, 1), (1, 0))),
+             (Text(f'{tmp_path}/b.txt', val_fraction=0), ((0, 0), (1, 1))), (Text(f'{tmp_path}/*.gz'), 1.0))
+  first, second, third = planned('cpu:1', presets.gpt2_124m(), Mesh(), rows=1, seq_len=100, steps=10, data=data).sources
+  assert (first.size, second.size, third.size) == (1_000, 1_000, None)
+  assert first.share == pytest.approx(0.25) and third.share == pytest.approx(0.5)
+  assert first.epochs == pytest.approx(250 / 500) and second.epochs == pytest.approx(250 / 1_000)
+  assert third.epochs is None
+
+
+def test_flops_follow_the_ramp():
+  from llm_jax.config.model.flops import training_flops_per_token
+  model = presets.gpt2_124m()
+  ramp = (Ramp(tokens=1_024 * 8 * 5, batch_size=16, seq_len=512),)
+  found = planned('h100:8', model, Mesh(), rows=8, seq_len=1_024, steps=20, ramp=ramp)
+  at = lambda seq_len: training_flops_per_token(model, seq_len)
+  assert found.flops == 5 * 8 * 1_024 * at(1_024) + 15 * 16 * 512 * at(512)
+  assert found.tokens == 20 * 8 * 1_024
+
+
+# ------------------------------------------------------------------------------------------------ devices
+def test_topologies():
+  assert parse_topology('v5p:8x8x16').devices == 1_024
+  assert parse_topology('h100:64').devices == 64 and parse_topology('cpu:8').devices == 8
+  assert parse_topology('v5e:16x16').chip.peak == 197e12
+  for wrong in ('v5p', 'v9:4x4x4', 'v5p:4x4', 'v5p:4x4x5', 'v5p:16x8x8', 'v5p:16x24x24', 'v5e:3x3', 'h100:12',
+                'h100:2x4', 'cpu:0', 'v5p:4x4x4x4'):
+    with pytest.raises(ConfigError, match='--topology'):
+      parse_topology(wrong)
+
+
+def test_the_table_of_peaks_is_that_of_the_trainer():
+  from llm_jax.plan.topology import CHIPS
+  from llm_jax.runtime.hardware import PEAKS
+  names = {'v4': 'TPU v4', 'v5e': 'TPU v5e', 'v5p': 'TPU v5', 'v6e': 'TPU v6', 'a100': 'A100', 'h100': 'H100',
+           'h200': 'H200', 'b200': 'B200'}
+  peaks = {device: peak for device, peak, _ in PEAKS}
+  assert {name: CHIPS[name].peak for name in names} == {name: peaks[device] for name, device in names.items()}
+
+
+# ------------------------------------------------------------------------------------------------ the command
+EXPERIMENT = '''
+from llm_jax.config.experiment import *
+
+def get_config():
+  return experiment(tokenizer=Bytes(), model=presets.llama3_1_8b(), mesh=Mesh(data=-1, fsdp=16),
+                    stages=(stage('pretrain', Text('x.txt'), steps=10, seq_len=4_096, batch_size=1_024,
+                                  learning_rate=Constant(3e-4), remat='block'),))
+'''
+
+
+@pytest.fixture
+def config(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(EXPERIMENT)
+  return f'--config={path}'
+
+
+def test_files(config, tmp_path, capsys):
+  files = [f'--json={tmp_path}/plan.json', f'--picture={tmp_path}/plan.svg']
+  assert command.main([config, '--topology=h100:64', '--price=2', '--config.stages[0].remat=none', *files]) == 0
+  text = capsys.readouterr().out
+  for words in ('8,030,261,248', 'all-gather fsdp', 'too much by', 'MWh', '$', 'MFU (--mfu)'):
+    assert words in text
+  tree = json.loads((tmp_path / 'plan.json').read_text())
+  assert tree['parameters'] == 8_030_261_248 and tree['mesh']['data'] == 4 and tree['total']['dollars'] > 0
+  memory = tree['stages'][0]['memory']
+  assert memory['peak'] == memory['stays'] + memory['activations'] + memory['gradients'] + memory['block']
+  bars = xml.etree.ElementTree.parse(tmp_path / 'plan.svg').getroot()
+  assert [title.text for title in bars.iter('{http://www.w3.org/2000/svg}title')][0].startswith('parameters 1.87')
+
+
+@pytest.mark.parametrize('arguments, words', (
+  (['--topology=v5p:4x4x5'], '--topology'),
+  (['--topology=v5p:4x4x4', '--config.mesh.fsdp=48'], 'config.mesh.fsdp'),
+  (['--topology=v5p:4x4x4', '--config.mesh.data=1', '--config.mesh.fsdp=1', '--config.mesh.tensor=64'], 'num_heads=32'),
+  (['--topology=h100:8', '--config.mesh.data=1'], 'number of devices, 8'),
+  (['--mfu=1.5'], '--mfu'),
+  (['--json=/no/such/folder/x.json'], 'no such folder')))
+def test_one_line_of_what_is_wrong(config, arguments, words, capsys):
+  with pytest.raises(SystemExit) as ended:
+    command.main([config, *arguments])
+  error = capsys.readouterr().err
+  assert ended.value.code == 2 and error.count('\n') == 1 and words in error
+
+
+def test_it_starts_without_jax(config):
+  program = (f'import sys; from launch.plan import main; main([{config!r}, "--topology=v5p:4x4x4"]); '
+             'assert not {"jax", "numpy"} & set(sys.modules)')
+  subprocess.run([sys.executable, '-c', program], cwd=ROOT, check=True, capture_output=True)
