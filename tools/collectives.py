@@ -70,14 +70,14 @@ def measure(case: Case) -> dict:
   step = far.compile_far(run, stage, stage.phases[0], devices, backend)
   seconds = time.perf_counter() - begun
   found = collectives_of(step.program.as_text(), step.mesh)
-  sent = collections.Counter()
+  sent = collections.defaultdict(float)
   for each in found:
     sent[f'{each.kind} {"+".join(each.axes)}'] += each.sent / GIB
   must = step_traffic(run.model, mesh_sizes(run.mesh, len(devices)), stage.phases[0], case.form)
   total, closed_form = sum(sent.values()), sum(traffic.sent for traffic in must) / GIB
   return {
     'case': dataclasses.asdict(case),
-    'sent_gib': dict(sent.most_common()),
+    'sent_gib': dict(sorted(sent.items(), key=lambda item: -item[1])),
     'total_gib': total,
     'closed_form_gib': closed_form,
     'ratio': total / closed_form,

@@ -165,7 +165,7 @@ def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction
     return int(known[1])
   condition = re.search(r'condition=%?([\w.\-]+)', loop.text)
   texts = [each.text for each in computations.get(condition[1], ())] if condition else []
-  constants = dict(match.groups() for match in map(CONSTANT.match, texts) if match)
+  constants = {match[1]: match[2] for match in map(CONSTANT.match, texts) if match}
   compared = re.findall(r'%([\w.\-]+)', next((text for text in texts if text.startswith('ROOT')), ''))
   counts = [int(constants[name]) for name in compared if name in constants] or list(map(int, constants.values()))
   return max(counts, default=1)
