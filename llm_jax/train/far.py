@@ -47,7 +47,7 @@ gpu_device_info {
 
 def prepare() -> None:
   """Sets what the compilers read when they start. To be called before jax is used."""
-  os.environ['JAX_PLATFORMS'] = 'cpu'
+  jax.config.update('jax_platforms', 'cpu')
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 

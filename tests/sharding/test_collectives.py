@@ -1,4 +1,4 @@
-"""The reader of collectives: of programs whose bytes are known, and of lines as the compilers for TPU and GPU write them."""
+"""The reader of collectives: programs whose bytes are known, and lines as the compilers for TPU and GPU write them."""
 import jax
 import jax.numpy as jnp
 import numpy as np
