@@ -16,11 +16,12 @@ from llm_jax.config.model.architecture import (
 )
 from llm_jax.config.model.count import blocks, count_multi_token, count_parts
 from llm_jax.config.model.feed_forward import MLP
-from llm_jax.config.optimizers import AdamW, Muon, Optimizer
+from llm_jax.config.optimizers import Adafactor, AdamW, Lion, Muon, Optax, Optimizer
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 
 HALF, FULL = 2, 4
+STORED = {'float32': 4.0, 'bfloat16': 2.0, 'int8': 1 + 4 / 256}  # bytes of a number, scales of its block included
 CHUNK_BYTES, CHUNK_TOKENS = 2**28, 512  # of float32 logits that a device holds at once, as the loss has them
 
 
@@ -28,8 +29,8 @@ CHUNK_BYTES, CHUNK_TOKENS = 2**28, 512  # of float32 logits that a device holds 
 class Memory:
   """Bytes on one device.
 
-  parameters, optimizer, ema: stay.
-  gradients: float32, sharded as the parameters.
+  parameters, optimizer, ema: stay. An optimizer in the host's memory is none here.
+  gradients: as the parameters are stored, and sharded.
   activations: what the forward pass keeps for the backward pass.
   block: of one block while its gradients are computed, its gathered weights included.
   loss: head, its gradient and a chunk of logits, while the loss is computed.
@@ -58,14 +59,15 @@ def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[
   tokens = phase.tokens / phase.microbatches / copies
   held = parameters_on_a_device(model, sizes)
   parameters = sum(held.values())
+  itemsize = STORED[stage.parameters]
   layers = blocks(model)
   kept = sum(_kept(block, model.d_model, stage.remat, sizes) for block in layers)
   widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes))
   return Memory(
-    parameters=parameters * FULL,
-    optimizer=_optimizer_bytes(stage.optimizer, held),
+    parameters=parameters * itemsize,
+    optimizer=optimizer_bytes(stage.optimizer, held) if stage.optimizer_memory == 'device' else 0,
     ema=0 if stage.ema is None else parameters * FULL,
-    gradients=parameters * FULL,
+    gradients=parameters * itemsize,
     activations=kept * tokens * HALF,
     block=_backward(widest, model.d_model, sizes) * tokens * HALF + _gathered(model, held, sizes),
     loss=_loss(model, sizes, tokens),
@@ -88,14 +90,22 @@ def parameters_on_a_device(model: Architecture, sizes: Mapping[str, int]) -> dic
   return held
 
 
-def _optimizer_bytes(optimizer: Optimizer, held: Mapping[str, float]) -> float:
+def optimizer_bytes(optimizer: Optimizer, held: Mapping[str, float]) -> float:
+  """Of the state for parameters by part. Adafactor keeps so little that it is left out; what a function of optax keeps
+  is not known, and taken to be two moments."""
   parameters = sum(held.values())
   matrices = sum(held[part] for part in ('attention', 'feed_forward', 'experts', 'multi_token'))
   match optimizer:
     case AdamW():
-      return 2 * FULL * parameters
+      return 2 * STORED[optimizer.moments] * parameters
     case Muon():
-      return FULL * matrices + 2 * FULL * (parameters - matrices)
+      return STORED[optimizer.moments] * (matrices + 2 * (parameters - matrices))
+    case Lion():
+      return STORED[optimizer.moments] * parameters
+    case Adafactor():
+      return 0.0
+    case Optax():
+      return 2 * FULL * parameters
 
 
 # ---------------------------------------------------------------------------------------------- what comes and goes
@@ -107,6 +117,7 @@ def _kept(block: AnyBlock, d_model: int, remat: str, sizes: Mapping[str, int]) -
     'none': 4 * d_model + attention + attention_out + inner,  # residual stream and norms twice, and all inside
     'dots': 3 * d_model + attention + projections,  # its input, and the results of matrix products
     'block': d_model,  # its input
+    'offload': d_model,  # the same: the results of matrix products are in the host's memory
   }[remat]
 
 

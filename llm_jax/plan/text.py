@@ -125,5 +125,5 @@ def _assumptions(plan: Plan) -> Iterator[str]:
   yield _row('power (--watts)', 'none' if given.watts is None else f'{given.watts:g} W a chip, all the time')
   yield _row('PUE (--pue), carbon (--carbon)', f'{given.pue:g}, {given.carbon:g} kg CO2e a kWh')
   yield _row('text (--bytes_per_token)', f'{given.bytes_per_token:g} bytes a token where a source is no token file')
-  yield _row('memory', 'float32 parameters and optimizer, bfloat16 activations, whole microbatches')
+  yield _row('memory', 'activations in bfloat16; no optimizer where it is in the host\'s memory')
   yield _row('sent', 'ring algorithms; weights in bfloat16, gathered forward and backward')

@@ -21,11 +21,13 @@ from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.sharding.mesh import make_mesh
-from llm_jax.sharding.rules import batch_sharding, mesh_axes, replicated, state_shardings
+from llm_jax.sharding.rules import batch_sharding, in_host_memory, mesh_axes, replicated, state_shardings
 from llm_jax.train.build import init_params, make_trained_objective, stage_seed
+from llm_jax.train.compile import with_optimizer_on_host
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
 
@@ -112,12 +114,16 @@ def compile_far(run: Run, stage: Stage, phase: Phase, devices: Sequence[Any], ba
       optimizer = make_optimizer(stage.optimizer, jax.eval_shape(init))
       state = jax.eval_shape(lambda: TrainState.create(init(), optimizer, stage.ema is not None))
       shardings = state_shardings(state, state.params, mesh)
+      if stage.optimizer_memory == 'host':
+        shardings = dataclasses.replace(shardings, opt_state=in_host_memory(shardings.opt_state))
       placed = jax.tree.map(_placed, state, shardings)
       step = make_train_step(objective, optimizer, make_schedule(stage.learning_rate, stage.steps),
                              seed=stage_seed(run, stage), microbatches=phase.microbatches, clip_norm=stage.clip_norm,
                              ema=stage.ema, skip_spikes=stage.skip_spikes)
+      if stage.optimizer_memory == 'host':
+        step = with_optimizer_on_host(step, shardings.opt_state)
       jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-      traced = jitted.trace(placed, None, _batch(stage, phase, mesh))
+      traced = jitted.trace(placed, Frozen(), _batch(stage, phase, mesh))
       lowered = traced.lower(lowering_platforms=(PLATFORMS[backend],))
       program = lowered.compile(compiler_options=dict(options) if options else None)
   return FarStep(program, dict(mesh.shape), placed)

@@ -11,7 +11,21 @@ import pytest
 from launch import plan as command
 from llm_jax.config import presets, schema
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.experiment import AdamW, Bytes, Constant, Mesh, Muon, Ramp, Text, TokenFile, experiment, mix, stage
+from llm_jax.config.experiment import (
+  Adafactor,
+  AdamW,
+  Bytes,
+  Constant,
+  Lion,
+  Mesh,
+  Muon,
+  Ramp,
+  Text,
+  TokenFile,
+  experiment,
+  mix,
+  stage,
+)
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import make_plan
 from llm_jax.plan.topology import parse_topology
@@ -61,7 +75,16 @@ def test_muon_keeps_one_moment_of_matrices():
   assert adamw.optimizer - muon.optimizer == pytest.approx(4 * matrices / 64)
 
 
+@pytest.mark.parametrize('optimizer, bytes_each', (
+  (AdamW(moments='bfloat16'), 4), (AdamW(moments='int8'), 2 * 260 / 256), (Lion(), 4), (Adafactor(), 0)))
+def test_moments_in_fewer_bits(optimizer, bytes_each):
+  memory = planned('v5p:4x4x4', presets.llama3_1_8b(), Mesh(1, 64), optimizer=optimizer, parameters='bfloat16').memory
+  assert memory.optimizer / memory.parameters == pytest.approx(bytes_each / 2)
+  assert memory.gradients == memory.parameters
+
+
 @pytest.mark.parametrize('more, less', (
+  (dict(), dict(parameters='bfloat16')), (dict(), dict(optimizer_memory='host')),
   (dict(remat='none'), dict(remat='dots')), (dict(remat='dots'), dict(remat='block')),
   (dict(), dict(microbatches=2)), (dict(ema=0.9), dict())))
 def test_knobs_save_memory(more, less):
