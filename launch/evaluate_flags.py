@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
 from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.strategies import Strategy, read_strategy
 
 HF = 'hf'  # the value of --against
 
@@ -33,6 +34,7 @@ class EvaluateFlags:
   cluster: str | None
   allow_code: bool
   samples: int
+  strategy: Strategy | None
   against: str | None
   baseline: pathlib.Path | None
   output: pathlib.Path | None
@@ -68,6 +70,8 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   add('--cluster', metavar='FIELD', help='questions that share it do not vary apart: for their standard error')
   add('--allow_code', action='store_true', help='run what the model writes, in tasks that ask for code')
   add('--samples', type=int, default=1, metavar='N', help='answers to each problem of human_eval; default 1')
+  add('--strategy', metavar='NAME:KEY=VALUE',
+      help='how answers are found: zero_shot_cot, self_consistency:n=40, auto_cot:clusters=8')
   add('--against', choices=(HF,), help="run the harness's own `hf` backend on the same model too, and compare")
   add('--baseline', type=pathlib.Path, metavar='DIR', help='the output of an earlier evaluation, to compare with')
   add('--output', type=pathlib.Path, metavar='DIR', help='default: evaluations/NAME, by the name of the checkpoint')
@@ -105,8 +109,11 @@ def check(flags: EvaluateFlags) -> EvaluateFlags:
   if flags.against == HF:
     for package in ('torch', 'transformers', 'accelerate'):
       require(is_installed(package), '--against', HF, f'{package} is not installed: pip install {package}')
+  require(flags.against is None or flags.strategy is None, '--strategy', str(flags.strategy),
+          'does not go with --against, which compares plain answers')
   data = files_of('--data', flags.data)
-  return dataclasses.replace(flags, data=data, examples=files_of('--examples', flags.examples))
+  strategy = None if flags.strategy is None else read_strategy(str(flags.strategy))
+  return dataclasses.replace(flags, data=data, examples=files_of('--examples', flags.examples), strategy=strategy)
 
 
 def files_of(flag: str, texts: Sequence[str] | dict[str, pathlib.Path]) -> dict[str, pathlib.Path]:

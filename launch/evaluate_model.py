@@ -20,6 +20,7 @@ from llm_jax.harness.run import Asking, Prepared, prepare, run
 from llm_jax.harness.tasks import TaskSource
 from llm_jax.harness.text import HarnessText
 from llm_jax.modules.execution import Execution, dtype_of
+from llm_jax.prompting.strategy_model import StrategyModel, check_room
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 from llm_jax.tracking.run_config import read_config
@@ -62,7 +63,11 @@ class Opened:
 
   def evaluate(self) -> dict[str, Any]:
     """Reads the parameters and answers everything; the harness's results."""
-    model = HarnessModel(self.text, self.saved.read(self.flags, self.text), self.flags.seed)
+    reader = self.saved.read(self.flags, self.text)
+    if self.flags.strategy is None:
+      model = HarnessModel(self.text, reader, self.flags.seed)
+    else:
+      model = StrategyModel(self.text, reader, self.flags.strategy, seed=self.flags.seed)
     return run(model, self.prepared, self.asking, with_template=self.text.template is not None)
 
 
@@ -78,7 +83,11 @@ def open_model(flags: EvaluateFlags, workdir: pathlib.Path) -> Opened:
   saved = Saved.find(flags, workdir)
   text = text_of(flags, saved)
   asking = Asking(flags.limit, flags.system, not flags.one_turn, flags.truncate, flags.cluster)
-  return Opened(flags, saved, text, asking, prepare(source, asking, text))
+  prepared = prepare(source, asking, text)
+  if flags.strategy is not None:
+    for task in prepared.tasks.values():
+      check_room(text, flags.strategy, task.instances)
+  return Opened(flags, saved, text, asking, prepared)
 
 
 def task_source(flags: EvaluateFlags) -> TaskSource:

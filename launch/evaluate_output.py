@@ -101,6 +101,7 @@ def about(opened: Opened, found: Sequence[TaskScore], against: BackendComparison
     'first_ids': list(survey.first_ids),
     'first_prompt': survey.first_prompt,
     'chat_template': opened.text.template,
+    'strategy': None if opened.flags.strategy is None else opened.flags.strategy.name,
     'max_length': opened.text.max_length,
     'longest_request': survey.longest,
     'requests': dict(survey.requests),
@@ -123,6 +124,7 @@ def details(own: Mapping[str, Any]) -> list[tuple[str, str]]:
   return [
     ('stage', f'{own["stage"]}, step {own["step"]:,}'),
     ('chat template', str(own['chat_template'] or 'none')),
+    ('strategy', str(own['strategy'] or 'none')),
     ('begins with', own['bos_rule']),
     ('first ids', ' '.join(map(str, own['first_ids']))),
     ('tokens read at a time', f'{own["max_length"]:,}'),

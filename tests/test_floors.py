@@ -10,7 +10,7 @@ FLOORS = (
   ('llm_jax/modules', 'llm_jax/plan'),
   ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/checkpoints', 'llm_jax/tracking'),
   ('llm_jax/harness',),
-  ('llm_jax/adapters', 'llm_jax/evaluation'),
+  ('llm_jax/adapters', 'llm_jax/evaluation', 'llm_jax/prompting'),
   ('llm_jax/train', 'llm_jax/report'),
   ('llm_jax/explain',),
   ('experiments', 'launch'),
@@ -20,8 +20,8 @@ FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing insid
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
 # A wrong command line is refused at once, so what reads it must not wait for jax.
 LIGHT = ('llm_jax/config/', 'llm_jax/plan/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
-         'launch/errors.py', 'launch/experiment_file.py', 'launch/field_help.py', 'launch/flags.py',
-         'launch/overrides.py', 'launch/sample_flags.py', 'experiments/')
+         'launch/errors.py', 'launch/evaluate_flags.py', 'launch/experiment_file.py', 'launch/field_help.py',
+         'launch/flags.py', 'launch/overrides.py', 'launch/sample_flags.py', 'experiments/')
 
 
 def room_of(path: str) -> str | None:

@@ -4,25 +4,16 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
 
-import jax
 import numpy as np
 
-from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.evaluations import MultipleChoice
 from llm_jax.data.sources import formats
 from llm_jax.data.tokenizers.base import Tokenizer, check_ids, opened
-from llm_jax.decode.request import fetch
-from llm_jax.evaluation.protocol import Evaluated, Evaluation, EvaluationSetup, Metrics, Moment, Result
-from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives.log_probs import sequence_log_probs
-from llm_jax.sharding.rules import batch_sharding
+from llm_jax.decode.score import score
+from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
 from llm_jax.tracking.display import Table
-
-LENGTH_STEP = 64  # rows are as long as the longest, rounded up to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +37,6 @@ class MultipleChoiceEvaluation(Evaluation):
   `NAME/accuracy_per_byte`, where the log-likelihood is divided by the choice's bytes (`acc` and `acc_norm` of
   lm-evaluation-harness)."""
   config: MultipleChoice
-
-  def __init__(self, config: MultipleChoice, setup: EvaluationSetup):
-    super().__init__(config, setup)
-    self.model = Transformer(setup.model, setup.execution)
 
   @property
   def every(self) -> int:
@@ -92,13 +79,12 @@ class MultipleChoiceEvaluation(Evaluation):
     return self._result(float(np.mean(is_right)), float(np.mean(is_right_per_byte)), float(np.mean(chances)), model)
 
   def log_likelihoods(self, model: Evaluated) -> list[float]:
-    """log p(choice | question) in nats for every row, the sum over the choice's tokens."""
-    found: list[float] = []
-    for batch, count in self._batches():
-      model.heartbeat()
-      scores = fetch(_scores(self.model, model.params, batch))
-      found += scores[:count].tolist()
-    return found
+    """log p(choice | question) in nats for every row, the sum over the choice's tokens. A question is read once for all
+    of its choices."""
+    scored = score(self.setup.model, model.params, [row.ids[:row.start] for row in self.rows],
+                   [row.ids[row.start:] for row in self.rows], execution=self.setup.execution,
+                   batch_size=self.setup.phase.rows, heartbeat=model.heartbeat)
+    return [one.total for one in scored]
 
   def _result(self, accuracy: float, per_byte: float, chance: float, model: Evaluated) -> Result:
     name, count = self.config.name, len(self.questions)
@@ -111,27 +97,6 @@ class MultipleChoiceEvaluation(Evaluation):
                   ('task', 'questions', 'accuracy', 'per byte', 'by chance'), (row,))
     return Result(metrics, (f'{line} ({chance:.1%} by chance)',), headline=f'{accuracy:.0%} right in {name}',
                   display=(table,))
-
-  def _batches(self) -> Iterator[tuple[LanguageModelBatch, int]]:
-    """Batches of one shape and how many of their rows count; the last one is filled up with its own rows."""
-    size = self.setup.phase.rows
-    parts = 2 * self.setup.mesh.shape['context']  # what a device holds of a row, twice
-    step = math.lcm(LENGTH_STEP, parts)
-    longest = max(len(row.ids) - 1 for row in self.rows)
-    length = -(-longest // step) * step
-    limit = self.setup.model.max_length
-    if limit is not None and length > limit:
-      length = limit
-    sharding = batch_sharding(self.setup.mesh)
-    for first in range(0, len(self.rows), size):
-      rows = self.rows[first:first + size]
-      filled = [rows[i % len(rows)] for i in range(size)]
-      yield make_batch(filled, length, self.setup.tokenizer.eot, sharding), len(rows)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(model: Transformer, params: Any, batch: LanguageModelBatch) -> jax.Array:
-  return sequence_log_probs(model, params, batch)
 
 
 def encode_choice(question: Question, choice: str, tokenizer: Tokenizer) -> Row:
@@ -148,27 +113,6 @@ def encode_choice(question: Question, choice: str, tokenizer: Tokenizer) -> Row:
           'does, without white space, or set delimiter')
   before = opened(tokenizer, prompt)
   return Row([*before, *whole[len(prompt):]], len(before))
-
-
-def make_batch(rows: Sequence[Row], length: int, eot: int, sharding: jax.sharding.Sharding) -> LanguageModelBatch:
-  """Rows padded to `length`; `weights` is 1 where the target is a token of the choice."""
-  shape = len(rows), length
-  tokens = np.full(shape, eot, np.int32)
-  targets = np.full(shape, eot, np.int32)
-  weights = np.zeros(shape, np.float32)
-  segment_ids = np.zeros(shape, np.int32)
-  for i, row in enumerate(rows):
-    end = len(row.ids) - 1
-    tokens[i, :end] = row.ids[:-1]
-    targets[i, :end] = row.ids[1:]
-    weights[i, row.start - 1:end] = 1
-    segment_ids[i, :end] = 1
-  positions = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
-
-  def place(array: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(shape, sharding, lambda index: array[index])
-
-  return LanguageModelBatch(place(tokens), place(targets), place(weights), place(positions), place(segment_ids))
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -1,5 +1,7 @@
 """Scores of continuations against the full forward pass of every kind of cache, and against transformers."""
 import dataclasses
+import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 from tests.hf import hf_models
 from tests.modules.decoders import DECODERS, VOCAB, make_params
+from tests.runtime.test_processes import launch
 
 SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
 
@@ -91,14 +94,39 @@ def test_scores_are_those_of_transformers():
     check_equal(found, expected)
 
 
-def test_scores_over_devices_are_those_of_one():
-  config = dataclasses.replace(DECODERS['full'], vocab_size=64)  # which two devices divide
-  params = make_params(config)
-  contexts, continuations = questions(VOCAB, shared=11)
-  alone = score(config, params, contexts, continuations, batch_size=8, execution=SCANNED)
+CONFIG = dataclasses.replace(DECODERS['full'], vocab_size=64)  # which two devices divide
+
+
+@pytest.fixture(scope='module')
+def alone():
+  """The scores of one device."""
+  return score(CONFIG, make_params(CONFIG), *questions(64, shared=11), batch_size=8, execution=SCANNED)
+
+
+def test_scores_over_devices_are_those_of_one(alone):
+  params = make_params(CONFIG)
   mesh = make_mesh(Mesh(data=2, fsdp=2, tensor=2))
   sharded = jax.device_put(params, param_shardings(params, mesh))
-  check_equal(score(config, sharded, contexts, continuations, batch_size=8, execution=SCANNED), alone)
+  check_equal(score(CONFIG, sharded, *questions(64, shared=11), batch_size=8, execution=SCANNED), alone)
+
+
+def say(lists):
+  """What two processes say."""
+  process = launch(2, 'tests.decode.score_worker', lists, DEVICES_PER_PROCESS='2')
+  output, _ = process.communicate(timeout=400)
+  said = [json.loads(written) for _, written in re.findall(r'^\[([01])\] (\{.*)$', output, re.MULTILINE)]
+  assert [one['processes'] for one in said] == [2, 2], output
+  return said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('signals_are_heard')
+def test_scores_of_two_processes_are_those_of_one(alone):
+  for said in say('same'):
+    check_equal([Scored(*one) for one in zip(said['log_probs'], said['is_largest'], strict=True)],
+                [Scored(list(one.log_probs), list(one.is_largest)) for one in alone])
+  for said in say('other'):
+    assert said['error'].startswith('contexts = ') and 'differs from process 0 on process 1' in said['error']
 
 
 def test_long_texts_are_read_in_pieces():

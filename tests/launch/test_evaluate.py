@@ -56,6 +56,15 @@ def test_the_hf_backend_finds_the_same(workdir, tmp_path, capsys):
   assert json.loads((tmp_path / 'out' / 'results.json').read_text())['llm_jax']['against_hf']['agrees']
 
 
+def test_a_strategy_between_the_harness_and_the_model(workdir, tmp_path, capsys):
+  tasks = small_tasks.write(tmp_path)
+  flags = ['--tasks=written', f'--data=written={tasks}/rows.jsonl', f'--include_path={tasks}', '--truncate']
+  flags += ['--limit=2', '--strategy=self_consistency:n=3', f'--output={tmp_path}/out']
+  assert call(workdir, *flags) == 0
+  assert 'written  0      none    exact_match' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'out' / 'results.json').read_text())['llm_jax']['strategy'] == 'self_consistency'
+
+
 @pytest.fixture
 def unread(monkeypatch):
   """Parameters that must not be read."""
@@ -75,6 +84,7 @@ def unread(monkeypatch):
   (['--tasks=arc_easy', '--data=arc_easy=FILE', '--num_fewshot=3'], 'arc_easy, question 0 = .*: the model reads 48'),
   (['--tasks=arc_easy', '--data=arc_easy=FILE', '--limit=0'], '--limit = 0: use 1 or more'),
   (['--tasks=arc_easy', '--data=arc_easy=FILE', '--baseline=nowhere'], 'holds no results.json'),
+  (['--tasks=arc_easy', '--data=arc_easy=FILE', '--strategy=self'], "'self': no such strategy: use zero_shot_cot"),
   (['--tasks=boolq', '--data=boolq=FILE'], "--data = 'boolq=.*does not fit the task .*its columns are id, question"),
   (['--tasks=gsm8k', '--data=gsm8k=FILE', '--num_fewshot=0'], 'does not fit the task|the model reads 48'),
 ])

@@ -1,0 +1,1 @@
+"""Prompting strategies: programs that ask a model, and what to make of its answers."""
