@@ -69,6 +69,13 @@ def accelerator_memory(content: Content) -> Ratios:
   return ratios
 
 
+def state_memory(content: Content) -> Ratios:
+  """Peak memory of a training step over that with everything in float32 and AdamW (less is better)."""
+  peaks = {name: found['peak'] for name, found in content['choices'].items()}
+  full = peaks.pop('float32, AdamW, float32 moments')
+  return {name: peak / full for name, peak in peaks.items()}
+
+
 RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'train_step': train_step,
   'decode': decode,
@@ -77,4 +84,5 @@ RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'context_memory': context_memory,
   'expert_balance': expert_balance,
   'import_llama': import_llama,
+  'state_memory': state_memory,
 }
