@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.model.architecture import AnyBlock, Architecture, MixtureOfExperts, PostNormBlock
+from llm_jax.config.model.architecture import AnyBlock, Architecture, Attention, MixtureOfExperts, PostNormBlock
 from llm_jax.config.model.count import blocks
 from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.explain.weights import attention_weights, head_outputs
@@ -51,6 +51,12 @@ class LayerTrace:
   experts_TX: np.ndarray | None
   expert_weights_TX: np.ndarray | None
   error: float
+
+  @property
+  def window(self) -> int | None:
+    """How many positions a query sees, its own included; None means all."""
+    attention = self.block.attention
+    return attention.window if isinstance(attention, Attention) else None
 
   @property
   def normalises_sums(self) -> bool:

@@ -1,4 +1,6 @@
-"""Pieces of a self-contained HTML page: escaping, tables, trees. No script, no network."""
+"""Pieces of a self-contained HTML page: escaping, tables, trees. No network, and no script but the page's own."""
+import base64
+import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,17 +11,27 @@ from llm_jax.report.style import STYLE
 CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in '\n\t'} | {127: 0x2421}
 
 
-def page(title: str, body: Iterable[str]) -> str:
-  """The whole document. The policy lets nothing but the style sheet work, whatever slips into the text."""
+def page(title: str, body: Iterable[str], style: str = '', script: str = '') -> str:
+  """The whole document. The policy lets nothing but the style sheet and `script` work, whatever slips into the text.
+
+  Args:
+    style: rules beside those of all pages.
+    script: of the page, run at its end; most have none.
+  """
   pieces = '\n'.join(piece for piece in body if piece)
+  allowed = "default-src 'none'; style-src 'unsafe-inline'"
+  if script:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')
+    allowed += f"; script-src 'sha256-{digest}'"
+    pieces += f'\n<script>{script}</script>'
   return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="{allowed}">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>{STYLE}{style}</style>
 </head>
 <body>
 {pieces}
@@ -31,8 +43,13 @@ def page(title: str, body: Iterable[str]) -> str:
 def escape(value: Any) -> str:
   """Text for HTML and SVG from anyone: markup is shown, and control characters become visible pictures of
   themselves."""
+  return html.escape(escape_controls(value))
+
+
+def escape_controls(value: Any) -> str:
+  """The same without the markup: for text that a script shows as text."""
   text = str(value).encode('utf-8', 'replace').decode('utf-8')  # lone surrogates are no text
-  return html.escape(text.replace('\r\n', '\n').translate(CONTROL_PICTURES))
+  return text.replace('\r\n', '\n').translate(CONTROL_PICTURES)
 
 
 def tiles(numbers: Iterable[tuple[str, str]], wide: Iterable[tuple[str, str]] = ()) -> str:
