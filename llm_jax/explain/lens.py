@@ -53,7 +53,8 @@ def lens(config: Architecture, params: Any, trace: Trace) -> tuple[Reading, ...]
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _read(config: Architecture, params: Any, x_TD: jax.Array, next_T: jax.Array) -> Reading:
+def _read(config: Architecture, params: Any, x_TD: jax.Array, next_T: jax.Array) -> tuple[jax.Array, ...]:
+  """The arrays of a `Reading`."""
   with jax.default_matmul_precision('highest'):
     logits_TV: Any = Transformer(config, EXECUTION).apply({'params': params}, x_TD[None], method=_predict)
   log_probs_TV = jax.nn.log_softmax(logits_TV)
@@ -62,8 +63,8 @@ def _read(config: Architecture, params: Any, x_TD: jax.Array, next_T: jax.Array)
   next_T1 = jnp.maximum(next_T, 0)[:, None]
   next_log_prob_T = jnp.take_along_axis(log_probs_TV, next_T1, axis=-1)[:, 0]
   rank_T = 1 + (log_probs_TV > next_log_prob_T[:, None]).sum(-1)
-  return Reading(top_T, jnp.exp(log_probs_TV.max(-1)), jnp.where(has_next_T, rank_T, 0),
-                 jnp.where(has_next_T, next_log_prob_T, 0.0))
+  top_probability_T = jnp.exp(log_probs_TV.max(-1))
+  return top_T, top_probability_T, jnp.where(has_next_T, rank_T, 0), jnp.where(has_next_T, next_log_prob_T, 0.0)
 
 
 def _predict(model: Transformer, x_BTD: jax.Array) -> jax.Array:
