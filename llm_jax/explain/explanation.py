@@ -1,6 +1,6 @@
 """All that the page shows of one model and one text.
 
-Shapes: T time.
+Shapes: T time, V vocabulary, N new tokens.
 """
 import dataclasses
 from typing import Any

@@ -1,6 +1,6 @@
 """What a model would predict after each layer, and the candidates that its last layer draws from.
 
-Shapes: T time, D model width, V vocabulary, N new tokens.
+Shapes: B batch, T time, D model width, V vocabulary, N new tokens.
 """
 import functools
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """One self-contained page about a forward pass, or two of them side by side. It loads nothing from anywhere.
 
-Shapes: T time.
+Shapes: T time, S time of the keys, H query heads, X chosen experts.
 """
 import dataclasses
 import html

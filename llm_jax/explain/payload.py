@@ -1,6 +1,6 @@
 """What the page's script reads of an explanation: plain values for JSON, and the attention weights packed into text.
 
-Shapes: T time, S time of the keys, H query heads.
+Shapes: T time, S time of the keys, D model width, H query heads, X chosen experts, U cache slots, N new tokens.
 """
 import base64
 import zlib
