@@ -76,6 +76,13 @@ def state_memory(content: Content) -> Ratios:
   return {name: peak / full for name, peak in peaks.items()}
 
 
+def lean_training(content: Content) -> Ratios:
+  """Held-out loss over that of training in float32 (less is better)."""
+  means = dict(content['means'])
+  full = means.pop('float32')
+  return {name: loss / full for name, loss in means.items()}
+
+
 RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'train_step': train_step,
   'decode': decode,
@@ -85,4 +92,5 @@ RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'expert_balance': expert_balance,
   'import_llama': import_llama,
   'state_memory': state_memory,
+  'lean_training': lean_training,
 }
