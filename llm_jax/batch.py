@@ -61,4 +61,17 @@ class RatedBatch:
   sources: Array | None = None  # int32 [batch]
 
 
-Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch | RatedBatch
+@flax.struct.dataclass
+class RolloutBatch:
+  """Answers that the model has sampled itself. Rows are as those of PreferenceBatch; a row of padding has no targets.
+
+  `text.weights` is what a target's loss is multiplied by: 1, or less where answers count alike whatever their length.
+  Log-probabilities are of the targets, under softmax(logits / temperature), and 0 where no target is of the answer.
+  """
+  text: LanguageModelBatch
+  advantages: Array                        # float32 [batch, time]
+  old_log_probs: Array                     # float32 [batch, time], when they were sampled
+  reference_log_probs: Array | None = None # float32 [batch, time]
+
+
+Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch | RatedBatch | RolloutBatch

@@ -18,6 +18,7 @@ from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.objectives import DPO, IPO, KTO, ORPO, APODown, APOZero, Classification, LanguageModel, SimPO, SLiC
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
+from llm_jax.config.rows import PROMPTS
 from llm_jax.config.run import Run
 from llm_jax.config.schedules import WSD, Cosine
 from llm_jax.config.sources import Conversations, Jsonl, LabelledJsonl, NeedleTexts, Preferences, RatedAnswers, Source
@@ -60,8 +61,9 @@ def cases() -> dict[str, Callable[[pathlib.Path], Run]]:
 
 
 def objective_names() -> list[str]:
-  """Of every objective that a stage may have."""
-  return [kind.__name__ for kind in typing.get_args(objectives.Objective)]
+  """Of every objective that learns from data. Where a model learns from its own answers, one token that is drawn
+  otherwise, by a last digit, changes all that comes after."""
+  return [kind.__name__ for kind in typing.get_args(objectives.Objective) if kind.rows != PROMPTS]
 
 
 # ---------------------------------------------------------------------------------------------- runs

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
   'Answers', 'Baselines', 'Evaluation', 'Generations', 'GoldBitsPerByte', 'HeldOut', 'MultipleChoice', 'Needles',
-  'Tasks',
+  'PassRate', 'Tasks',
 ]
 
 
@@ -253,4 +253,31 @@ def _check_tasks(names: tuple[str, ...], data: tuple[str, ...], limit: int | Non
   require(num_fewshot is None or num_fewshot >= 0, 'num_fewshot', num_fewshot, 'use 0 or more, or None')
 
 
-Evaluation = HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice | Tasks | GoldBitsPerByte
+@dataclasses.dataclass(frozen=True)
+class PassRate(EvaluationConfig):
+  """The share of held-out prompts whose answer, greedy and sampled, gets the rewards of the stage's rollout, at the
+  start and at the end. For stages that learn from their own answers.
+
+  every: steps between evaluations; 0: only the two.
+  prompts: how many are answered, spread over those that are held out.
+  samples: sampled answers to each, beside the greedy one.
+  passing: the reward from which on an answer passes.
+  """
+  every: Steps = 0
+  prompts: int = 256
+  samples: int = 1
+  passing: float = 1.0
+  implementation: ClassVar[str] = 'llm_jax.evaluation.pass_rate:PassRateEvaluation'
+
+  def __post_init__(self):
+    _check_every(self.every)
+    for field in ('prompts', 'samples'):
+      require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
+
+  def check(self, stage: 'Stage') -> None:
+    require(stage.rollout is not None, 'passing', self.passing, 'the stage has no rollout, whose rewards are asked for')
+
+
+Evaluation = (
+  HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice | Tasks | GoldBitsPerByte | PassRate
+)

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llm_jax.config.errors import require, require_weights
-from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RATED, TEXT, RowKind
 
 __all__ = [
-  'APODown', 'APOZero', 'Classification', 'DPO', 'IPO', 'KTO', 'LanguageModel', 'ORPO', 'Objective', 'SLiC', 'SimPO',
+  'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'IPO', 'KLInLoss', 'KLInReward', 'KTO',
+  'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'SLiC', 'SimPO',
 ]
 
 
@@ -252,4 +253,110 @@ class KTO(ObjectiveConfig):
     require_weights(self, 'desirable_weight', 'undesirable_weight')
 
 
-Objective = LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | KTO
+# ---------------------------------------------------------------------------------------------- sampled answers
+# Over answers that the model has sampled itself; r is the ratio of a token's probability, or of an answer's, to that
+# which it had when it was sampled, and A the advantage of its answer.
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """-min(r A, clip(r, 1 - low, 1 + high) A) (Schulman et al. 2017, PPO, equation 7).
+
+  low: how far below 1 the ratio still counts.
+  high: how far above 1 it does; more than `low` lets rare tokens grow (Yu et al. 2025, DAPO, section 3.1: 0.28).
+  most: the ratio counts as at most this, also where the advantage is below 0; None: whatever it is.
+  """
+  low: float = 0.2
+  high: float = 0.2
+  most: float | None = None
+
+  def __post_init__(self):
+    require(0 < self.low <= 1, 'low', self.low, 'use a number in (0, 1]')
+    require(self.high > 0, 'high', self.high, 'use a number above 0')
+    require(self.most is None or self.most > 1 + self.high, 'most', self.most,
+            f'use more than {1 + self.high}, or None')
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipWeight:
+  """-min(r, most) A log p, the first factor without gradient, so that every token keeps one (MiniMax 2025, CISPO).
+
+  most: the largest weight of a token.
+  """
+  most: float = 5.0
+
+  def __post_init__(self):
+    require(self.most > 0, 'most', self.most, 'use a number above 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class KLInLoss:
+  """A penalty in the loss, a token at a time, for leaving what the stage starts from.
+
+  weight: what it is multiplied by.
+  estimator: 'k1', d, or 'k3', exp(-d) - 1 + d, with d = log p - log q, q being the reference (Schulman 2020).
+  corrected: whether it is multiplied by the ratio to the policy that sampled, so that its gradient is that of the KL.
+  """
+  weight: float
+  estimator: str = 'k3'
+  corrected: bool = True
+
+  def __post_init__(self):
+    require(self.weight > 0, 'weight', self.weight, 'use a number above 0')
+    require(self.estimator in ('k1', 'k3'), 'estimator', self.estimator, "use 'k1' or 'k3'")
+
+
+@dataclasses.dataclass(frozen=True)
+class KLInReward:
+  """A penalty in the reward of an answer: weight x the sum of log p - log q over its tokens, as they were sampled.
+
+  weight: what it is multiplied by.
+  """
+  weight: float
+
+  def __post_init__(self):
+    require(self.weight > 0, 'weight', self.weight, 'use a number above 0')
+
+
+ADVANTAGES = ('group', 'group_mean', 'leave_one_out', 'batch')
+RATIOS = ('token', 'sequence_mean', 'sequence')
+AGGREGATIONS = ('tokens', 'sequences', 'constant_length')
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradient(ObjectiveConfig):
+  """What was rewarded more than the other answers becomes likelier. GRPO, Dr. GRPO, DAPO, RLOO, GSPO, CISPO and
+  REINFORCE are choices of these fields, see `policy_gradients.py`.
+
+  advantage: what an answer's reward is compared with: 'group', 'group_mean', 'leave_one_out' or 'batch'. 'group': the
+    mean of its group, divided by the group's standard deviation + 1e-4 (Shao et al. 2024, GRPO, section 4.1.2);
+    'group_mean': not divided (Liu et al. 2025, Dr. GRPO); 'leave_one_out': the mean of the others of its group
+    (Ahmadian et al. 2024, RLOO, equation 9); 'batch': the mean of the rollout.
+  ratio: of what r is: 'token', 'sequence' or 'sequence_mean'. 'sequence': of a whole answer; 'sequence_mean': the
+    geometric mean over its tokens (Zheng et al. 2025, GSPO, equation 7).
+  aggregation: how tokens are averaged: 'tokens', 'sequences' or 'constant_length'. 'tokens': over all of a step's
+    (DAPO, equation 12); 'sequences': over each answer's, then over answers (GRPO, equation 3); 'constant_length': a sum
+    over each answer's divided by the most tokens that one may have, then over answers (Dr. GRPO).
+  clip: how far the ratio may move in the steps of one rollout; None: however far.
+  kl: a penalty for leaving what the stage starts from; None: none, and no reference is kept.
+  """
+  advantage: str = 'group'
+  ratio: str = 'token'
+  aggregation: str = 'tokens'
+  clip: Clip | ClipWeight | None = Clip()
+  kl: KLInLoss | KLInReward | None = None
+  implementation: ClassVar[str] = 'llm_jax.objectives.policy_gradient:PolicyGradientObjective'
+  rows: ClassVar[RowKind] = PROMPTS
+  title: ClassVar[str] = 'rewards'
+
+  def __post_init__(self):
+    require(self.advantage in ADVANTAGES, 'advantage', self.advantage, f'use one of {ADVANTAGES}')
+    require(self.ratio in RATIOS, 'ratio', self.ratio, f'use one of {RATIOS}')
+    require(self.aggregation in AGGREGATIONS, 'aggregation', self.aggregation, f'use one of {AGGREGATIONS}')
+
+  @property
+  def has_reference(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    return self.kl is not None
+
+
+Objective = (
+  LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | KTO | PolicyGradient
+)

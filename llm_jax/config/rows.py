@@ -24,6 +24,7 @@ class RowKind:
 TEXT = RowKind('text', is_packed=True)
 PAIRS = RowKind('pairs of answers', sequences=2)
 LABELLED = RowKind('texts with classes')
+PROMPTS = RowKind('prompts')  # what is learnt from are answers to them, sampled as the stage goes on
 RATED = RowKind('rated answers', sequences=2)  # the answer, and another prompt's answer in its place
 
 

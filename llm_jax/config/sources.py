@@ -11,12 +11,13 @@ from typing import ClassVar
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
 from llm_jax.config.hub_names import HubName
-from llm_jax.config.rows import LABELLED, PAIRS, RATED, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RATED, TEXT, RowKind
 
 __all__ = [
-  'ArrayRecord', 'Conversations', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet', 'Plain',
-  'Preferences', 'RatedAnswers', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
-  'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
+  'ArrayRecord', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet',
+  'Plain', 'Preferences', 'Prompts', 'RatedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
+  'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryRatedAnswers',
+  'Text', 'TokenFile',
 ]
 
 NAMED_TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
@@ -320,7 +321,68 @@ class StandardLibraryFunctions(LabelledSource):
   implementation: ClassVar[str] = 'llm_jax.data.sources.labelled:StandardLibraryFunctionsReader'
 
 
+# ---------------------------------------------------------------------------------------------- prompts
+@dataclasses.dataclass(frozen=True)
+class Prompts(SourceConfig):
+  """JSON lines (optionally .gz or .zst) with a prompt, a text or a list of {"role", "content"}, under `field`. What
+  else a row has, such as the right answer, is for the rewards.
+
+  template: the chat template that writes the prompt ('plain', 'chatml', 'llama2', 'llama3', 'model'). None: the
+    prompt is a text that the model goes on with as it is.
+  """
+  path: Safe[str]
+  template: str | None = 'chatml'
+  field: str = 'prompt'
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:PromptsReader'
+  rows: ClassVar[RowKind] = PROMPTS
+
+  def __post_init__(self):
+    require(self.template is None or self.template in TEMPLATES, 'template', self.template,
+            f'use one of {TEMPLATES}, or None')
+
+  @property
+  def chat_template(self) -> str | None:
+    return self.template
+
+
+class DigitSource(SourceConfig):
+  """Random digits, no two rows alike. Rows with the same digits are in the same split in every source that has the same
+  `val_fraction`.
+
+  digits: of a prompt.
+  count: rows.
+  """
+  digits: int
+  count: int
+
+  def __post_init__(self):
+    require(self.digits >= 1, 'digits', self.digits, 'use 1 or more')
+    require(1 <= self.count <= 10**self.digits // 2, 'count', self.count,
+            f'use 1 to {10**self.digits // 2}, half of the numbers that there are with digits={self.digits}')
+
+
+@dataclasses.dataclass(frozen=True)
+class SortedDigits(DigitSource):
+  """Prompts of a made-up task, '402>', whose right answer, under 'answer', is the digits in order: '024'."""
+  digits: int = 6
+  count: int = 6_000
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:SortedDigitsReader'
+  rows: ClassVar[RowKind] = PROMPTS
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitTexts(DigitSource):
+  """Texts to begin the task of `SortedDigits` from: the digits, and behind them half of the time the same digits, three
+  times in ten in reverse, and twice in order: '402>402', '402>204', '402>024'."""
+  digits: int = 6
+  count: int = 60_000
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:DigitTextsReader'
+
+
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences | RatedAnswers |
-  StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions
+  StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions | Prompts | SortedDigits | DigitTexts
 )

@@ -10,11 +10,12 @@ from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
-from llm_jax.config.objectives import LanguageModel, Objective
+from llm_jax.config.objectives import LanguageModel, Objective, PolicyGradient
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
-from llm_jax.config.rows import names_with
+from llm_jax.config.rollout import Rollout
+from llm_jax.config.rows import PROMPTS, names_with
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
 from llm_jax.config.spikes import SkipSpikes
@@ -65,6 +66,7 @@ class Stage:
   parameters: how the parameters are stored: 'float32' or 'bfloat16'. In bfloat16 updates are computed in float32 and
     rounded stochastically; norms, biases, routers and a moving average stay float32.
   optimizer_memory: where the optimizer's state is kept between steps: 'device' or 'host'.
+  rollout: how answers to the prompts are sampled and scored; None where the data is what is learnt.
   evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
@@ -89,6 +91,7 @@ class Stage:
   quantization: QuantizationAware | None = None
   parameters: str = 'float32'
   optimizer_memory: Safe[str] = 'device'
+  rollout: Rollout | None = None
   evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
@@ -97,6 +100,7 @@ class Stage:
     self._check_sizes()
     self._check_ramp()
     self._check_rows()
+    self._check_rollout()
     self._check_evals()
     warmup = getattr(self.learning_rate, 'warmup', 0)
     require(warmup <= self.steps, 'learning_rate.warmup', warmup,
@@ -158,6 +162,31 @@ class Stage:
     has_one_length = all(ramp.seq_len == self.seq_len for ramp in self.ramp)
     require(has_one_length or rows.is_packed, 'ramp', self.ramp,
             f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')
+
+  def _check_rollout(self) -> None:
+    """Whether answers fit into rows, and rollouts are whole groups and whole steps."""
+    rollout = self.rollout
+    if rollout is None:
+      require(self.data.rows != PROMPTS, 'rollout', None,
+              'data has prompts: say how answers to them are sampled and scored, with Rollout(rewards=(...,))')
+      return
+    require(self.data.rows == PROMPTS, 'rollout', rollout,
+            f'answers are sampled to prompts, and data has {self.data.rows.name}: use data of '
+            f'{names_with(Source, PROMPTS)}, or rollout=None')
+    compares = isinstance(self.objective, PolicyGradient) and self.objective.advantage != 'batch'
+    require(rollout.answers > 1 or not compares, 'rollout.answers', rollout.answers,
+            "one answer has no other of its group to be compared with: use 2 or more, or advantage='batch'")
+    count = self.batch_size * rollout.minibatches
+    require(count % rollout.answers == 0, 'rollout.answers', rollout.answers,
+            f'use a divisor of batch_size x rollout.minibatches = {count}')
+    require(rollout.max_new_tokens < self.seq_len, 'rollout.max_new_tokens', rollout.max_new_tokens,
+            f'leaves no room for a prompt in seq_len={self.seq_len}: use less')
+    require(self.quantization is None, 'quantization', self.quantization,
+            'answers are sampled from the weights as they are: leave it out, and train for fewer bits in a stage after')
+    require(not self.ramp, 'ramp', self.ramp, 'a stage with a rollout has steps of one size: leave it out')
+    has_schedule = any(isinstance(part.weight, tuple) for part in self.data.sources)
+    require(not has_schedule, 'data', [part.weight for part in self.data.sources],
+            'prompts are mixed by weights that stay: use numbers')
 
   def _check_evals(self) -> None:
     names: list[str] = []

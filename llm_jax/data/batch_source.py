@@ -1,5 +1,6 @@
 """What training takes its batches from, and the position in it that a checkpoint keeps."""
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 
@@ -29,14 +30,23 @@ class BatchSource(Protocol):
     """What determines the batches, by component: two sources with one fingerprint give the same."""
     ...
 
-  def next(self, state: Any = None) -> Any:
-    """The next batch. state: the training state, for sources that learn from the model."""
+  def next(self, state: Any = None, frozen: Any = None) -> Any:
+    """The next batch. state, frozen: the training state, and what the steps read and never change, for sources that
+    ask the model."""
     ...
+
+  def numbers(self) -> dict[str, Any]:
+    """What is to be recorded beside the metrics of the last batch's step, NumPy scalars by name."""
+    return {}
 
   def position(self) -> DataPosition: ...
 
-  def restore(self, position: DataPosition) -> None:
-    """Goes on after `position`.
+  def arrays(self) -> dict[str, Any]:
+    """What must be saved beside the position, since it cannot be made again: jax arrays by name."""
+    return {}
+
+  def restore(self, position: DataPosition, arrays: Mapping[str, Any] | None = None) -> None:
+    """Goes on after `position`.   arrays: those that were saved beside it.
 
     Raises:
       ConfigError: it belongs to other data; the message names what changed, old and new.

@@ -3,7 +3,7 @@
 Sample i is the same row whatever the number of processes and threads.
 """
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,12 @@ import numpy as np
 
 from llm_jax.batch import Batch
 from llm_jax.config.errors import require
-from llm_jax.data.batch_source import DataPosition
+from llm_jax.data.batch_source import BatchSource, DataPosition
 from llm_jax.data.dataset import Dataset
 from llm_jax.data.packing.rows import Fields
 
 
-class TrainSource:
+class TrainSource(BatchSource):
   """Batches of a training dataset: row r of batch k is sample `start + k batch_size + r`, on any number of processes.
 
   sharding: of [batch, time] arrays; a process assembles only the rows that its devices hold. None gives NumPy arrays.
@@ -33,8 +33,8 @@ class TrainSource:
     self._samples = start
     self._iterator = None
 
-  def next(self, state: object = None) -> Batch:
-    """The next batch. `state` is for sources that learn from the model; this one ignores it."""
+  def next(self, state: object = None, frozen: object = None) -> Batch:
+    """The next batch. The arguments are for sources that ask the model; this one ignores them."""
     if self._iterator is None:
       import grain
       ahead: Any = _BatchesFrom(self._placement, self._samples)
@@ -55,7 +55,7 @@ class TrainSource:
   def position(self) -> DataPosition:
     return DataPosition(self._samples, self.fingerprint)
 
-  def restore(self, position: DataPosition) -> None:
+  def restore(self, position: DataPosition, arrays: Mapping[str, Any] | None = None) -> None:
     """Goes on after `position`. Raises ConfigError where it belongs to other data, naming what changed, old and new."""
     check_same_data(position.fingerprint, self.fingerprint)
     self.close()
@@ -68,7 +68,7 @@ class TrainSource:
       self._iterator = None
 
 
-class RampSource:
+class RampSource(BatchSource):
   """Sources of several shapes one after the other: each gives the samples from its own start to that of the next.
 
   A sample's number says which source gives it, so that a position is one number here too.
@@ -79,7 +79,7 @@ class RampSource:
     self._at = 0  # the part that gives the next batch
     self._starts = [part.position().samples for part in parts]
 
-  def next(self, state: object = None) -> Batch:
+  def next(self, state: object = None, frozen: object = None) -> Batch:
     samples = self.position().samples
     while self._at + 1 < len(self._parts) and samples >= self._starts[self._at + 1]:
       self.close()
@@ -99,7 +99,7 @@ class RampSource:
   def position(self) -> DataPosition:
     return DataPosition(self._parts[self._at].position().samples, self.fingerprint)
 
-  def restore(self, position: DataPosition) -> None:
+  def restore(self, position: DataPosition, arrays: Mapping[str, Any] | None = None) -> None:
     check_same_data(position.fingerprint, self.fingerprint)
     self.close()
     self._at = max(i for i, start in enumerate(self._starts) if start <= position.samples)

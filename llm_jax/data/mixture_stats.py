@@ -33,9 +33,9 @@ def mixture_stats(train: Mapping[int, Dataset], phases: Sequence[Phase], num_sam
   """The rows of the table after a stage's first samples, exact under schedules and ramps and known before the first;
   [] where there are none.
 
-  train: the stage's training data by sequence length.
+  train: the stage's training data by sequence length; {} where it learns from its own answers.
   """
-  if not num_samples:
+  if not num_samples or not train:
     return []
   given = [_given_in(train[phase.seq_len], samples) for phase, samples in spans(phases, num_samples)]
   first = train[phases[0].seq_len]

@@ -3,6 +3,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from llm_jax.data.dataset import Dataset
+from llm_jax.data.prompts import PromptSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,6 +11,20 @@ class StageData:
   """train: the training split by sequence length, one for each that the stage's ramp has.
 
   validation: the split that scores the stage, in rows of the last of these lengths; None where nothing is set aside.
+  prompts, held_out_prompts: the same two of a stage that learns from its own answers, which has no rows.
   """
   train: Mapping[int, Dataset]
   validation: Dataset | None
+  prompts: PromptSet | None = None
+  held_out_prompts: PromptSet | None = None
+
+  @property
+  def fingerprints(self) -> list[dict[str, str] | None]:
+    """Of all splits, by component."""
+    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts)
+    return [None if split is None else split.fingerprint for split in splits]
+
+  def changed_files(self) -> set[str]:
+    """Paths of the files that no longer hold what they did when they were opened."""
+    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts)
+    return {file for split in splits if split is not None for file in split.changed_files()}

@@ -56,7 +56,8 @@ class Generated:
 def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
              execution: Execution | None = None, log_probs: bool = False, prefill_chunk: int = PREFILL_CHUNK,
-             samples: int = 1, ends: Ends | None = None) -> Generated:
+             samples: int = 1, ends: Ends | None = None, log_prob_temperature: float = 1.0, first_row: int = 0
+             ) -> Generated:
   """Continues every prompt until a stop token or `max_new_tokens`.
 
   Args:
@@ -76,6 +77,8 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
       in the result. They are what as many equal prompts get.
     ends: (number of the row, its new tokens) -> whether it has ended, such as by the text of a stop sequence. Asked
       every few tokens, so a row may be that much longer.
+    log_prob_temperature: log-probabilities are those under softmax(logits / it).
+    first_row: the number of the first row, so that a batch draws the same in one call and in several.
 
   Raises:
     ConfigError: an empty prompt, a token outside the vocabulary, more tokens than the learned positions hold,
@@ -86,7 +89,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> Generated:
     with mesh_of(params):
       program, placed, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                      log_probs, prefill_chunk, samples)
+                                      log_probs, prefill_chunk, samples, log_prob_temperature, first_row)
       if ends is None:
         return _collect(decode(program, placed, rng, state, max_new_tokens), 0)
       return _decode_until(program, placed, rng, state, max_new_tokens, ends)
@@ -96,6 +99,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   if not config.switch_lengths:
     return run(config, prompts, max_new_tokens, samples)
   require(ends is None, 'ends', ends, 'a model with LongRoPEScaling reads its texts in parts: cut what it writes')
+  require(first_row == 0, 'first_row', first_row, 'a model with LongRoPEScaling reads its texts in parts: use one call')
   prompts = [prompt for prompt in prompts for _ in range(samples)]
   rows = Rows(config, check_prompts(config, prompts, max_new_tokens), max_new_tokens, stop_tokens)
   for part in rows.parts():
@@ -146,6 +150,7 @@ class Program:
   log_probs: bool = False
   prefill_chunk: int = PREFILL_CHUNK
   lookahead: int = 0
+  log_prob_temperature: float = 1.0
 
   @property
   def model(self) -> Transformer:
@@ -174,6 +179,7 @@ class State:
   """
   cache: Cache
   step: jax.Array              # int32, tokens generated so far in the longest row
+  rows_B: jax.Array            # int32, the number of each row, which its draws depend on
   positions_B: jax.Array       # int32, of the newest token
   done_B: jax.Array            # bool
   lengths_B: jax.Array         # int32, tokens generated so far
@@ -184,10 +190,10 @@ class State:
 
 @functools.partial(jax.jit, static_argnames=('program', 'max_new', 'samples'))
 def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int,
-            samples: int = 1) -> State:
+            samples: int = 1, first_row: int = 0) -> State:
   """Reads the prompts, padded on the left, and generates the first token of each of their samples.
 
-  max_new: the most new tokens per row.
+  max_new: the most new tokens per row.   first_row: the number of the first row.
   """
   x_BD, cache = read_prompts(program, params, prompts_BP, lengths_B, max_new)
   if samples > 1:
@@ -198,8 +204,8 @@ def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array
   logits_BV = program.logits(params, x_BD[:, None])[:, 0]
   seen_BV = init_seen(program.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], program.config.vocab_size)
   log_probs_BN = jnp.zeros((B, max_new), jnp.float32) if program.log_probs else None
-  state = State(cache, jnp.int32(0), lengths_B - 1, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32),
-                jnp.zeros((B, max_new), jnp.int32), log_probs_BN, seen_BV)
+  state = State(cache, jnp.int32(0), first_row + jnp.arange(B), lengths_B - 1, jnp.zeros(B, bool),
+                jnp.zeros(B, jnp.int32), jnp.zeros((B, max_new), jnp.int32), log_probs_BN, seen_BV)
   return advance(program, rng, state, cache, logits_BV)
 
 
@@ -258,27 +264,30 @@ def advance(program: Program, rng: jax.Array, state: State, cache: Cache, logits
   """Chooses the next token of every row that has not ended."""
   positions_B = state.positions_B + 1
   key_of = lambda row, position: jax.random.fold_in(jax.random.fold_in(rng, row), position)
-  keys_B = jax.vmap(key_of)(jnp.arange(len(positions_B)), positions_B)
+  keys_B = jax.vmap(key_of)(state.rows_B, positions_B)
   tokens_B = choose(logits_BV, program.sampling, keys_B, state.seen_BV)
   put = lambda array_BN, new_B: jax.lax.dynamic_update_slice_in_dim(array_BN, new_B[:, None], state.step, axis=1)
   log_probs_BN = state.log_probs_BN
   if program.log_probs:
-    chosen_B1 = jnp.take_along_axis(logits_BV, tokens_B[:, None], axis=-1)
-    log_probs_BN = put(log_probs_BN, chosen_B1[:, 0] - jax.nn.logsumexp(logits_BV, axis=-1))
+    scaled_BV = logits_BV / program.log_prob_temperature
+    chosen_B1 = jnp.take_along_axis(scaled_BV, tokens_B[:, None], axis=-1)
+    log_probs_BN = put(log_probs_BN, chosen_B1[:, 0] - jax.nn.logsumexp(scaled_BV, axis=-1))
   stops_B = jnp.isin(tokens_B, jnp.array(program.stop_tokens, jnp.int32))
-  return State(cache, state.step + 1, positions_B, state.done_B | stops_B, state.lengths_B + ~state.done_B,
-               put(state.tokens_BN, tokens_B), log_probs_BN, mark_seen(state.seen_BV, tokens_B))
+  return State(cache, state.step + 1, state.rows_B, positions_B, state.done_B | stops_B,
+               state.lengths_B + ~state.done_B, put(state.tokens_BN, tokens_B), log_probs_BN,
+               mark_seen(state.seen_BV, tokens_B))
 
 
 # ------------------------------------------------------------------------------------------- on the host
 def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk,
-           samples=1):
+           samples=1, log_prob_temperature=1.0, first_row=0):
   """Checks the request and reads the prompts."""
   require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
   request = make_request(config, params, prompts, max_new_tokens, execution)
-  program = Program(request.config, request.execution, sampling, stop_tokens, log_probs, prefill_chunk)
+  program = Program(request.config, request.execution, sampling, stop_tokens, log_probs, prefill_chunk,
+                    log_prob_temperature=log_prob_temperature)
   return program, request.params, prefill(program, request.params, rng, request.prompts_BP, request.lengths_B,
-                                      bucket(max_new_tokens), samples)
+                                      bucket(max_new_tokens), samples, first_row)
 
 
 def _decode_until(program: Program, params: Any, rng: jax.Array, state: State, max_new_tokens: int, ends: Ends

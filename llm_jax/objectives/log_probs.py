@@ -24,6 +24,37 @@ def sequence_log_probs(model: Transformer, params: Params, batch: LanguageModelB
   return (log_probs_BT * batch.weights).sum(-1)
 
 
+def answer_log_probs(model: Transformer, params: Params, batch: LanguageModelBatch, temperature: float = 1.0
+                     ) -> jax.Array:
+  """log p(target) under softmax(logits / temperature), without dropout, float32 [batch, time]; 0 where a target has no
+  weight."""
+  x_BTD: Any = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
+  w_VD, soft_cap = tempered_head(model, params, temperature)
+  log_probs_BT = token_log_probs(x_BTD, w_VD, batch.targets, soft_cap=soft_cap, kernels=model.execution.kernel_set)
+  return jnp.where(batch.weights > 0, log_probs_BT, 0)
+
+
+def tempered_head(model: Transformer, params: Params, temperature: float) -> tuple[jax.Array, float | None]:
+  """The head's weight and the soft cap of the logits, both divided by a temperature: then so are the logits."""
+  cap = model.config.logit_soft_cap
+  return model.head_weight(params) / temperature, None if cap is None else cap / temperature
+
+
+def token_entropies(x_BTD: jax.Array, w_VD: jax.Array, *, soft_cap: float | None = None, kernels: str | None = None
+                    ) -> jax.Array:
+  """The entropy of softmax(x w') in nats, float32 [batch, time], a chunk of positions at a time, without gradient."""
+  kernels = resolve(kernels)
+  B, T, _ = x_BTD.shape
+  w = w_VD.astype(x_BTD.dtype)
+
+  def one(inputs):
+    log_p_BLV = jax.nn.log_softmax(head_logits(inputs[0], w, soft_cap), -1)
+    return -(jnp.exp(log_p_BLV) * log_p_BLV).sum(-1)
+
+  chunks = split(chunk_length(B, T, w_VD.shape[0], kernels), x_BTD)
+  return join(jax.lax.map(one, chunks), T)
+
+
 def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, soft_cap: float | None = None,
                     chunk: int | None = None, kernels: str | None = None) -> jax.Array:
   """log softmax(x w')[target], float32 [batch, time], a chunk of positions at a time; the backward pass computes a

@@ -3,13 +3,14 @@
 Shapes: B batch.
 """
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 Params = dict[str, Any]
+T = TypeVar('T')
 
 
 @flax.struct.dataclass
@@ -20,7 +21,13 @@ class Mean:
   weight: jax.Array  # float32 scalar
 
 
-Metrics = Mapping[str, jax.Array | Mean]
+@flax.struct.dataclass
+class Maximum:
+  """A metric of which the largest value counts, not the sum.   value: float32 scalar, 0 or more."""
+  value: jax.Array
+
+
+Metrics = Mapping[str, jax.Array | Mean | Maximum]
 
 
 @flax.struct.dataclass
@@ -53,14 +60,23 @@ def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: ja
 
 def divided(metrics: Metrics, weight: jax.Array) -> Metrics:
   """The metrics that have no weight of their own divided by `weight`."""
-  return {name: sums if isinstance(sums, Mean) else sums / weight for name, sums in metrics.items()}
+  return {name: sums if isinstance(sums, Mean | Maximum) else sums / weight for name, sums in metrics.items()}
+
+
+def added(sums: T, more: T) -> T:
+  """Two pytrees of sums as one, such as the losses of two microbatches; of a `Maximum` the larger."""
+  def add(a: Any, b: Any) -> Any:
+    return Maximum(jnp.maximum(a.value, b.value)) if isinstance(a, Maximum) else a + b
+  return jax.tree.map(add, sums, more, is_leaf=lambda node: isinstance(node, Maximum))
 
 
 def as_numbers(metrics: Metrics) -> dict[str, float]:
   """Metrics read from the device. A mean over nothing is left out."""
   numbers = {}
   for name, value in jax.device_get(metrics).items():
-    if not isinstance(value, Mean):
+    if isinstance(value, Maximum):
+      numbers[name] = value.value.item()
+    elif not isinstance(value, Mean):
       numbers[name] = value.item()
     elif value.weight > 0:
       numbers[name] = value.total.item() / value.weight.item()

@@ -20,6 +20,10 @@ class FileError(RuntimeError):
   """A file that cannot be written or read as it must be, such as on a full disk. The message names it."""
 
 
+class RewardError(RuntimeError):
+  """A reward that is no number, or a function of the user's that raises. The message names the function and the row."""
+
+
 @contextlib.contextmanager
 def explaining_full_disk(path: Path, what: str, remedy: str, num_bytes: int | None = None
                          ) -> Generator[None, None, None]:
@@ -57,6 +61,6 @@ def one_line(error: BaseException) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
   """Whether the memory of the host or of a device was too small. An error that names a file says itself what is wrong.
   """
-  if isinstance(error, CheckpointError | FileError):
+  if isinstance(error, CheckpointError | FileError | RewardError):
     return False
   return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -19,7 +19,7 @@ from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import activity
-from llm_jax.runtime.errors import CheckpointError, FileError, one_line
+from llm_jax.runtime.errors import CheckpointError, FileError, RewardError, one_line
 
 T = TypeVar('T')
 
@@ -135,7 +135,7 @@ def on_first(function: Callable[[], T]) -> T:
   raises what it raised.
 
   Raises:
-    ConfigError, CheckpointError, FileError: on every process when process 0 raised one of them.
+    ConfigError, CheckpointError, FileError, RewardError: on every process when process 0 raised one of them.
     RuntimeError: on the other processes, with the text of any other error of process 0.
   """
   if jax.process_count() == 1:
@@ -172,6 +172,8 @@ def _error_described(failure: list[Any]) -> Exception:
       return CheckpointError(text)
     case ['FileError', text]:
       return FileError(text)
+    case ['RewardError', text]:
+      return RewardError(text)
     case [kind, text]:
       return RuntimeError(f'process 0: {kind}: {text}')
     case _:

@@ -28,7 +28,8 @@ def stage_seed(run: Run, stage: Stage) -> int:
 def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
   """The stage's objective over batches of `data`: of training, or of what it is scored on."""
   sources = data.names if len(data.sources) > 1 else ()
-  return load(stage.objective)(model, stage.objective, sources)
+  of_rollout = {} if stage.rollout is None else {'temperature': stage.rollout.temperature}
+  return load(stage.objective)(model, stage.objective, sources, **of_rollout)
 
 
 def make_trained_objective(stage: Stage, model: Transformer) -> Objective:

@@ -2,16 +2,16 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
 
 from llm_jax.config.model.count import count_parameters
 from llm_jax.config.ramp import Phase
-from llm_jax.data.batches import TrainSource
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.optim.schedules import make_schedule
+from llm_jax.rollout.source import RolloutSource
 from llm_jax.runtime import activity, cpu, processes
 from llm_jax.sharding.rules import replicated
 from llm_jax.tracking.terminal import say
@@ -42,15 +42,26 @@ class CompiledStep:
 def compile_steps(built: 'BuiltStage', first: int, last: int) -> CompiledStep:
   """The train step for the steps from `first` to `last`."""
   compiled = {}
+  for phase, batch in shapes_to_come(built, first, last):
+    compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, batch)
+  return CompiledStep(compiled)
+
+
+def shapes_to_come(built: 'BuiltStage', first: int, last: int) -> Iterator[tuple[Phase, Any]]:
+  """The phases that have a step from `first` to `last`, and the abstract batch of each. A rollout's rows may be padded
+  to several lengths."""
+  if isinstance(built.source, RolloutSource):
+    for length in built.source.lengths if first < last else ():
+      yield dataclasses.replace(built.phases[0], seq_len=length), built.source.abstract(length)
+    return
   ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
   for phase, source, end in zip(built.phases, built.sources, ends, strict=True):
     is_to_come = max(first, phase.first_step) < min(end, last)
     if is_to_come:
-      compiled[phase.batch_size, phase.seq_len] = compile_step(built, phase, source)
-  return CompiledStep(compiled)
+      yield phase, source.abstract()
 
 
-def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Callable:
+def compile_step(built: 'BuiltStage', phase: Phase, batch: Any) -> Callable:
   """One compiled step; it reuses the state's memory. Processes wait here for the one that compiles longest."""
   session, stage = built.session, built.stage
   schedule = make_schedule(stage.learning_rate, stage.steps)
@@ -61,7 +72,7 @@ def compile_step(built: 'BuiltStage', phase: Phase, source: TrainSource) -> Call
     step = with_optimizer_on_host(step, built.shardings.opt_state)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
-  compiled = cpu.compile_step(jitted.lower(built.abstract, built.starter.abstract_frozen, source.abstract()))
+  compiled = cpu.compile_step(jitted.lower(built.abstract, built.starter.abstract_frozen, batch))
   processes.barrier('compiled')
   if session.primary:
     adapters = '' if stage.adapters is None else f' ({size_of(built.abstract.params):,} trained)'

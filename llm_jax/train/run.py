@@ -18,16 +18,19 @@ from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.hub_names import HubName, hub_names, pinned
 from llm_jax.config.optimizers import Optax
 from llm_jax.config.packages import check_packages
+from llm_jax.config.rollout import Rollout
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.dataset import Dataset, open_dataset, training_texts
 from llm_jax.data.mixture_stats import SourceStats, mixture_stats
+from llm_jax.data.prompts import open_prompts
 from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.optim.optimizers import made_by_function
+from llm_jax.rollout.rewards import Rewards
 from llm_jax.runtime import activity, cpu, hub, processes
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
@@ -352,19 +355,32 @@ def open_data(session: Session, stages: list[Stage]) -> dict[str, StageData]:
   data = {stage.name: open_stage_data(session, stage) for stage in run.stages if stage.name in needed}
   fingerprints = []
   for opened in data.values():
-    for split in (*opened.train.values(), opened.validation):
-      fingerprints.append(None if split is None else split.fingerprint)
+    fingerprints += opened.fingerprints
   processes.agree('data', repr(fingerprints))
   return data
 
 
 def open_stage_data(session: Session, stage: Stage) -> StageData:
+  if stage.rollout is not None:
+    return open_stage_prompts(session, stage, stage.rollout)
   train = {}
   for seq_len in dict.fromkeys(phase.seq_len for phase in stage.phases):
     dataset = open_split(session, stage, 'train', seq_len)
     if dataset is not None:  # a training split is never empty
       train[seq_len] = dataset
   return StageData(train, open_split(session, stage, 'validation', stage.phases[-1].seq_len))
+
+
+def open_stage_prompts(session: Session, stage: Stage, rollout: Rollout) -> StageData:
+  """The prompts of a stage that learns from its own answers. Its rewards are looked at too, for they may be files."""
+  longest = stage.seq_len + 1 - rollout.max_new_tokens
+  with located(f'config.stages[{session.run.stages.index(stage)}]'):
+    Rewards(rollout)
+    open_one = functools.partial(open_prompts, tokenizer=session.tokenizer, seed=stage_seed(session.run, stage),
+                                 longest=longest)
+    train = open_one(stage.data, split='train')
+    held_out = open_one(stage.validation_data, split='validation')
+  return StageData({}, None, train, held_out)
 
 
 def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
@@ -385,8 +401,7 @@ def check_unchanged_data(run: Run, stage: Stage, data: StageData) -> None:
     ConfigError: on every process, naming the files.
   """
   def check() -> None:
-    splits = [*data.train.values(), data.validation]
-    changed = {file for split in splits if split is not None for file in split.changed_files()}
+    changed = data.changed_files()
     if changed:
       raise ConfigError(f'config.stages[{run.stages.index(stage)}].data', ', '.join(sorted(changed)),
                         f'changed since the run began: start the same command again, which reads it anew for stage '
@@ -418,7 +433,7 @@ def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
   if validation is None:
     return
   for trained in (*run.ancestors(stage), stage):
-    if trained.steps == 0:
+    if trained.steps == 0 or trained.rollout is not None:
       continue
     for line in validation.seen_in(data[trained.name].train[trained.seq_len]):
       logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '

@@ -30,12 +30,14 @@ from llm_jax.sharding.rules import batch_sharding, in_host_memory, state_shardin
 from llm_jax.tracking.metrics import read_metrics
 from llm_jax.tracking.progress import Progress
 from llm_jax.train.adapted_start import AdaptedStarter
+from llm_jax.train.beside_state import saved_arrays, with_arrays
 from llm_jax.train.build import best_params, init_params, init_trained, make_trained_objective
 from llm_jax.train.compile import CompiledStep, compile_steps
 from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
 from llm_jax.train.hooks import Evaluate, Log, SavePeriodically, StopOnPreemption, check_result, divergence_hint
 from llm_jax.train.loop import Hook, train_loop
 from llm_jax.train.profile import Profiler, Window
+from llm_jax.train.rollout import ShowRollouts, make_rollout_source
 from llm_jax.train.session import Session
 from llm_jax.train.starting_point import Start, Starter
 from llm_jax.train.state import TrainState
@@ -46,7 +48,8 @@ class BuiltStage:
   """A stage made ready. Nothing of it is compiled, and no parameters are read.
 
   data: of this stage, and of those that it comes from, by name.
-  phases: the shapes of its steps; `sources` has the batches of each, `source` those of all, one after the other.
+  phases: the shapes of its steps; `sources` has the batches of each, `source` those of all, one after the other. A
+    stage that learns from its own answers has no `sources`.
   abstract: the shapes of its state, with `shardings`.
   """
   session: Session
@@ -85,7 +88,11 @@ def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -
   phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
   train = data[stage.name].train
   sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)
-             for phase in phases]
+             for phase in phases if train]
+  if stage.rollout is not None:
+    source = make_rollout_source(session, stage, data[stage.name])
+  else:
+    source = RampSource(sources) if stage.ramp else sources[0]
   optimizer = make_optimizer(stage.optimizer, abstract_params(session, stage))
   create = functools.partial(TrainState.create, optimizer=optimizer, ema=stage.ema is not None)
   shapes = jax.eval_shape(create, abstract_params(session, stage))
@@ -98,7 +105,7 @@ def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -
   make_starter = Starter if stage.adapters is None else AdaptedStarter
   return BuiltStage(
     session=session, stage=stage, data=data, phases=phases, sources=sources,
-    source=RampSource(sources) if stage.ramp else sources[0],
+    source=source,
     objective=make_trained_objective(stage, session.transformer(stage)), optimizer=optimizer, abstract=abstract,
     shardings=shardings, starter=make_starter(session, stage, from_scratch, abstract, optimizer),
     store=session.store(stage.name), evaluations=make_evaluations(session, stage, data))
@@ -174,6 +181,7 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
 
     hooks: list[Hook] = [
       log,
+      ShowRollouts(built.source, log),
       Evaluate(evaluations, log, evaluate),
       SavePeriodically(session.run.checkpoints.every, log, save, built.store.retention.pinned),
       StopOnPreemption(session.preemption, log, save_and_wait),
@@ -184,7 +192,8 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
         stack.callback(profiler.close)
         hooks = [log, profiler.after_step, *hooks[1:], profiler.before_step]
         profiler.before_step(first)
-      state = train_loop(state, frozen, built.source, train_step, steps, hooks)
+      rescue = lambda step, state: save_and_wait(step, state) if step > first else None
+      state = train_loop(state, frozen, built.source, train_step, steps, hooks, rescue)
       log.pause('saves the end')
       check_result(stage, int(state.skipped), hint_of(built))
       if first < steps or stage.steps == 0:
@@ -222,7 +231,7 @@ def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
     return StageProgress(lineage, {})
   metadata = start.resumed.metadata
   if metadata.data is not None:
-    built.source.restore(metadata.data)
+    built.source.restore(metadata.data, saved_arrays(start.resumed))
   validation = built.data[built.stage.name].validation
   if validation is not None and metadata.eval_data is not None:
     check_same_data(metadata.eval_data, validation.fingerprint, 'eval_data.')
@@ -251,7 +260,8 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
     start_metrics=progress.start_metrics,
   )
   is_bad_perhaps = int(state.skipped) > 0
-  built.store.save(step, state, metadata, wait=wait, keep_all=is_bad_perhaps)
+  arrays = {} if metadata.final else built.source.arrays()
+  built.store.save(step, with_arrays(state, arrays), metadata, wait=wait, keep_all=is_bad_perhaps)
   progress.saved_step = step
 
 

@@ -20,6 +20,7 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
+from llm_jax.train.beside_state import state_alone
 from llm_jax.train.build import store_param, store_params
 from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState, fresh_counters
@@ -294,7 +295,9 @@ def check_form(checkpoint: SavedCheckpoint, abstract: TrainState) -> None:
 
 
 def without_counters(checkpoint: SavedCheckpoint, abstract: TrainState) -> tuple[SavedCheckpoint, TrainState]:
-  """Both as they are; where the checkpoint is of a version before the counters, both without them."""
+  """Both as they are, of the checkpoint the state alone; where it is of a version before the counters, both without
+  them."""
+  checkpoint = state_alone(checkpoint)
   if OLD_COUNTER not in checkpoint.leaves:
     return checkpoint, abstract
   leaves = {name: leaf for name, leaf in checkpoint.leaves.items() if name != OLD_COUNTER}

@@ -8,7 +8,7 @@ import optax
 
 from llm_jax.config.spikes import SkipSpikes
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.objectives.loss import Loss, Metrics, divided
+from llm_jax.objectives.loss import Loss, Metrics, added, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
 from llm_jax.optim.rounding import rounded_like, widened
@@ -117,7 +117,7 @@ def sum_over_microbatches(function: Callable[[Any, jax.Array], Sums], batch: Any
     return constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
 
   def add(sums, inputs):
-    return jax.tree.map(jnp.add, sums, function(*inputs)), None
+    return added(sums, function(*inputs)), None
 
   inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
   first = jax.tree.map(lambda x: x[0], inputs)

@@ -1,0 +1,60 @@
+"""Learn from rewards in a minute, offline: a Llama of 135,000 parameters that answers in three ways learns which one is
+rewarded.
+
+python -m launch.train --config=experiments/rl_miniature.py:grpo --workdir=runs/rl_grpo
+
+The task is to sort six digits, '402913>'. The texts of the first stage answer with the same digits half of the time,
+with their reverse three times in ten, and with the digits in order twice in ten. The second stage is rewarded for the
+last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo or reinforce.
+"""
+from llm_jax.config.errors import require
+from llm_jax.config.experiment import (
+  AdamW,
+  Bytes,
+  Checkpoints,
+  Constant,
+  DigitTexts,
+  Exact,
+  HeldOut,
+  LinearToZero,
+  Muon,
+  Params,
+  PassRate,
+  Rollout,
+  SortedDigits,
+  cispo,
+  dapo,
+  dr_grpo,
+  experiment,
+  grpo,
+  gspo,
+  mix,
+  presets,
+  reinforce,
+  rloo,
+  stage,
+)
+
+METHODS = {
+  'grpo': grpo(), 'dr_grpo': dr_grpo(), 'dapo': dapo(), 'rloo': rloo(), 'gspo': gspo(), 'cispo': cispo(),
+  'reinforce': reinforce(),
+}
+
+
+def get_config(method):
+  require(method in METHODS, 'method', method, f'use one of {", ".join(METHODS)}')
+  return experiment(
+    seed=0,
+    tokenizer=Bytes(),
+    model=presets.llama(d_model=64, num_layers=2, num_heads=4, vocab_size=257, tied_head=True,
+                        rope_theta=100.0),
+    checkpoints=Checkpoints(every=50),
+    stages=(
+      stage('texts', mix(DigitTexts(), packing='best_fit'), seq_len=60, batch_size=64, steps=400,
+            learning_rate=LinearToZero(peak=4e-3, warmup=20), optimizer=Muon(), evals=(HeldOut(every=100),)),
+      stage('rewards', SortedDigits(), seq_len=16, batch_size=256, steps=150, objective=METHODS[method],
+            rollout=Rollout((Exact(),), answers=8, max_new_tokens=8, buckets=1),
+            learning_rate=Constant(peak=3e-4, warmup=5), optimizer=AdamW(b2=0.95, weight_decay=0.0),
+            init=Params('texts'), skip_spikes=None, evals=(PassRate(every=50, prompts=300),)),
+    ),
+  )

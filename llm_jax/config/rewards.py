@@ -1,0 +1,110 @@
+"""What scores an answer: `Rollout.rewards` is a tuple of these; `llm_jax/rollout/rewards.py` computes them.
+
+Every reward has a weight; an answer's reward is the weighted sum.
+"""
+import dataclasses
+import math
+import re
+
+from llm_jax.config.errors import require
+
+__all__ = ['Exact', 'Function', 'Length', 'PythonParses', 'Regex', 'Reward']
+
+
+class RewardConfig:
+  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty."""
+  weight: float
+
+  def __post_init__(self):
+    require(math.isfinite(self.weight), 'weight', self.weight, 'use a finite number')
+
+  @property
+  def name(self) -> str:
+    """How records call it."""
+    return re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(RewardConfig):
+  """1 for an answer that has ended and is what the prompt's row has under `column`, white space around both aside.
+
+  column: the field of the row that has the right answer.
+  """
+  column: str = 'answer'
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Regex(RewardConfig):
+  """1 for an answer in which the expression is found.
+
+  pattern: a regular expression of Python; begin it with \\A and end it with \\Z for the whole answer.
+  """
+  pattern: str
+  weight: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    try:
+      re.compile(self.pattern)
+      problem = ''
+    except re.error as error:
+      problem = str(error)
+    require(not problem, 'pattern', self.pattern, f'no regular expression: {problem}')
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonParses(RewardConfig):
+  """1 for an answer that has ended and is Python that parses: one fenced block, or all of the answer."""
+  weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Length(RewardConfig):
+  """0 up to `longest` - `margin` tokens, then falling in a straight line to -1 at `longest` and beyond (Yu et al. 2025,
+  DAPO, equation 13).
+
+  longest: tokens of an answer from which on it gets -1.
+  margin: over how many tokens it falls.
+  """
+  longest: int
+  margin: int
+  weight: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.margin >= 1, 'margin', self.margin, 'use 1 or more')
+    require(self.longest >= self.margin, 'longest', self.longest, f'use margin={self.margin} or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Function(RewardConfig):
+  """A function of yours: (prompts, answers, **columns) -> a number for each answer. The three are lists of one length;
+  a column has what the rows of the prompts have under its name.
+
+  path: the file and the function, 'rewards.py:length_near_100'.
+  """
+  path: str
+  weight: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    file, _, function = self.path.rpartition(':')
+    require(file.endswith('.py') and function.isidentifier(), 'path', self.path,
+            "name a file and a function of it, such as 'rewards.py:score'")
+
+  @property
+  def name(self) -> str:
+    return self.path.rpartition(':')[2]
+
+
+Reward = Exact | Regex | PythonParses | Length | Function
+
+
+def reward_names(rewards: tuple[Reward, ...]) -> tuple[str, ...]:
+  """How records call each of them; no two alike."""
+  names: list[str] = []
+  for reward in rewards:
+    earlier = sum(name.partition(':')[0] == reward.name for name in names)
+    names.append(f'{reward.name}:{earlier + 1}' if earlier else reward.name)
+  return tuple(names)

@@ -1,0 +1,67 @@
+"""How a stage makes the answers that it learns from: sampled from the model as it is, and scored."""
+import dataclasses
+import math
+
+from llm_jax.config.errors import require
+from llm_jax.config.fields import Safe, Sequences, Tokens
+from llm_jax.config.rewards import Reward, reward_names
+
+__all__ = ['Rollout']
+
+SHORTEST = 16  # tokens of a bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """Answers to prompts, sampled with the parameters that a stage has reached, scored, and learnt from.
+
+  One rollout is learnt from in `minibatches` x `replays` steps. Each takes the stage's `batch_size` answers, so that a
+  rollout has minibatches x batch_size of them, to a share of 1 / `answers` as many prompts. The softmax that is sampled
+  from is never cut: what top-k or top-p leave out would be missing in the log-probabilities that are learnt from.
+
+  rewards: what scores an answer. Its reward is the weighted sum.
+  answers: sampled to every prompt, one group.
+  max_new_tokens: the most tokens of an answer.
+  temperature: divides the logits, in sampling and in what is learnt.
+  minibatches: steps in which every answer of a rollout is learnt from once.
+  replays: how often it is.
+  buckets: lengths that a step's rows are padded to, from `seq_len` down by halves. Each is compiled ahead.
+  rows_at_once: answers that are sampled at a time; None: all of a rollout.
+  samples_every: rollouts between two whose answers are written to generations.jsonl; 0: none.
+  """
+  rewards: tuple[Reward, ...]
+  answers: int = 8
+  max_new_tokens: Tokens = 128
+  temperature: float = 1.0
+  minibatches: int = 1
+  replays: int = 1
+  buckets: int = 2
+  rows_at_once: Safe[Sequences | None] = None
+  samples_every: Safe[int] = 25
+
+  def __post_init__(self):
+    require(len(self.rewards) > 0, 'rewards', self.rewards, 'name at least one, such as Exact()')
+    for field in ('answers', 'max_new_tokens', 'minibatches', 'replays', 'buckets'):
+      require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
+    require(self.buckets <= 4, 'buckets', self.buckets, 'each is compiled: use 4 or fewer')
+    require(1e-3 <= self.temperature < math.inf, 'temperature', self.temperature,
+            'use a finite number of 0.001 or more: without chance all answers of a group are the same')
+    require(self.rows_at_once is None or self.rows_at_once >= 1, 'rows_at_once', self.rows_at_once,
+            'use 1 or more, or None for all')
+    require(self.samples_every >= 0, 'samples_every', self.samples_every, 'use 0 or more')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """How records call the rewards."""
+    return reward_names(self.rewards)
+
+  @property
+  def steps(self) -> int:
+    """That one rollout is learnt from in."""
+    return self.minibatches * self.replays
+
+  def lengths(self, seq_len: int) -> tuple[int, ...]:
+    """What rows are padded to, the longest first."""
+    halves = [seq_len >> k for k in range(self.buckets)]
+    return tuple(length for k, length in enumerate(halves)
+                 if k == 0 or (length << k == seq_len and length >= SHORTEST))

@@ -1,0 +1,54 @@
+"""Log-probabilities of sampled answers, once a rollout, by the module that is trained: the sampler's own would differ
+by rounding, and a ratio to them would not be 1 where nothing has been learnt yet.
+
+Shapes: B batch, T time, D model width, V vocabulary.
+"""
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llm_jax.batch import LanguageModelBatch
+from llm_jax.decode.request import fetch
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.log_probs import tempered_head, token_entropies, token_log_probs
+from llm_jax.rollout.buffer import RolloutBuffer
+from llm_jax.runtime import activity
+
+Place = Callable[[Any], Any]  # a batch of NumPy arrays to the devices
+
+
+def score_answers(model: Transformer, params: Any, buffer: RolloutBuffer, temperature: float, rows_at_once: int,
+                  lengths: Sequence[int], place: Place, with_entropy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """(log-probabilities, entropies) of the answers, float32 [answers, seq_len]; 0 elsewhere, and where no entropies are
+  wanted.
+
+  rows_at_once: of one microbatch.   lengths: what rows may be padded to.
+  """
+  log_probs, entropies = np.zeros_like(buffer.old_log_probs), np.zeros_like(buffer.old_log_probs)
+  for first in range(0, len(log_probs), rows_at_once):
+    activity.beat()
+    rows = np.arange(first, first + rows_at_once)
+    length = buffer.shortest_length(rows, lengths)
+    batch = place(buffer.text(rows, length, buffer.is_answer(rows).astype(np.float32)))
+    found = _score(model, params, batch, temperature, with_entropy)
+    log_probs[rows, :length] = fetch(found[0])
+    entropies[rows, :length] = fetch(found[1])
+  return log_probs, entropies
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _score(model: Transformer, params: Any, batch: LanguageModelBatch, temperature: float, with_entropy: bool
+           ) -> tuple[jax.Array, jax.Array]:
+  x_BTD: Any = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
+  w_VD, soft_cap = tempered_head(model, params, temperature)
+  kernels = model.execution.kernel_set
+  log_probs_BT = token_log_probs(x_BTD, w_VD, batch.targets, soft_cap=soft_cap, kernels=kernels)
+  entropies_BT = jnp.zeros_like(log_probs_BT)
+  if with_entropy:
+    entropies_BT = token_entropies(x_BTD, w_VD, soft_cap=soft_cap, kernels=kernels)
+  is_answer_BT = batch.weights > 0
+  return jnp.where(is_answer_BT, log_probs_BT, 0), jnp.where(is_answer_BT, entropies_BT, 0)

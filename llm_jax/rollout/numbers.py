@@ -1,0 +1,53 @@
+"""What a person sees of a rollout."""
+from collections.abc import Sequence
+
+import numpy as np
+
+from llm_jax.rollout.advantages import is_constant
+from llm_jax.rollout.sampling import Answer
+
+FEW_DISTINCT = 1.5  # answers to a prompt that differ, in the mean
+LOW_ENTROPY = 0.02  # nats a token
+
+
+def rollout_numbers(answers: Sequence[Answer], rewards: np.ndarray, parts: dict[str, np.ndarray], group: int
+                    ) -> dict[str, float]:
+  """Of the answers and their rewards.   rewards: float [answers].   parts: each reward by itself, not weighted."""
+  by_group = rewards.reshape(-1, group)
+  lengths = np.array([len(answer.ids) for answer in answers])
+  ids = [answer.ids for answer in answers]
+  distinct = [len(set(ids[first:first + group])) for first in range(0, len(ids), group)]
+  numbers = {
+    'reward': rewards.mean(),
+    'reward_std': rewards.std(),
+    'reward_std_in_group': by_group.std(1).mean(),
+    'groups_alike': is_constant(by_group).mean(),
+    'answer_length': lengths.mean(),
+    'answer_length_max': lengths.max(),
+    'cut_off': np.mean([not answer.ended for answer in answers]),
+    'distinct': np.mean(distinct) / group,
+  }
+  if len(parts) > 1:
+    numbers |= {f'reward/{name}': scores.mean() for name, scores in parts.items()}
+  return {name: float(value) for name, value in numbers.items()}
+
+
+def mismatch_numbers(answers: Sequence[Answer], old_log_probs: np.ndarray, is_answer: np.ndarray) -> dict[str, float]:
+  """How far the sampler's log-probabilities are from the trainer's, in absolute value a token."""
+  sampled = np.concatenate([answer.log_probs for answer in answers])
+  difference = np.abs(old_log_probs[is_answer] - sampled)
+  return {'sampler_mismatch': float(difference.mean()), 'sampler_mismatch_max': float(difference.max())}
+
+
+def collapse(numbers: dict[str, float], group: int) -> dict[str, str]:
+  """In which ways the policy may have collapsed, in words. Where its rewards are high it may only have solved the task:
+  the words say what they are."""
+  found: dict[str, str] = {}
+  reward = f'the mean reward is {numbers["reward"]:.3g}'
+  if numbers['reward_std'] == 0:
+    found['reward'] = f'all answers have one reward, so that nothing is learnt from them; {reward}'
+  if group > 1 and numbers['distinct'] * group < FEW_DISTINCT:
+    found['distinct'] = f'the {group} answers to a prompt are nearly all the same; {reward}'
+  if numbers['entropy'] < LOW_ENTROPY:
+    found['entropy'] = f'the entropy is {numbers["entropy"]:.2g} nats a token: nothing is left to chance; {reward}'
+  return found

@@ -1,0 +1,134 @@
+"""Scores answers: what the rewards of `llm_jax/config/rewards.py` compute."""
+import importlib.util
+import math
+import numbers
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_jax.config.errors import require
+from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, Reward
+from llm_jax.config.rollout import Rollout
+from llm_jax.data.sources import standard_library
+from llm_jax.rollout.sampling import Answer
+from llm_jax.runtime import activity, processes
+from llm_jax.runtime.errors import RewardError, one_line
+
+Scorer = Callable[[Sequence[Answer]], Sequence[float]]
+SHOWN = 60  # characters of a prompt in an error
+
+
+class Rewards:
+  """The rewards of a stage.
+
+  Raises:
+    ConfigError: a user's file or function is not there.
+  """
+
+  def __init__(self, rollout: Rollout):
+    self.names = rollout.names
+    self.weights = np.array([reward.weight for reward in rollout.rewards])
+    self.scorers = [scorer(reward, f'rollout.rewards[{i}]') for i, reward in enumerate(rollout.rewards)]
+
+  def score(self, answers: Sequence[Answer]) -> np.ndarray:
+    """The rewards of each answer, not weighted, float64 [rewards, answers]. Process 0 asks, all get the result.
+
+    Raises:
+      RewardError: a function of the user's raises or gives what is no number; names it and the row.
+    """
+    def ask() -> list[list[float]]:
+      found: list[list[float]] = []
+      for name, score in zip(self.names, self.scorers, strict=True):
+        activity.beat()
+        found.append(checked(name, call(name, score, answers), answers))
+      return found
+
+    return np.array(processes.on_first(ask))
+
+  def weighted(self, scores: np.ndarray) -> np.ndarray:
+    """The reward of each answer, float64 [answers]."""
+    return self.weights @ scores
+
+
+def call(name: str, score: Scorer, answers: Sequence[Answer]) -> Any:
+  try:
+    return score(answers)
+  except Exception as error:  # whatever a function of the user's raises
+    raise RewardError(f'reward {name} raised {type(error).__name__}: {one_line(error)}') from error
+
+
+def checked(name: str, found: Any, answers: Sequence[Answer]) -> list[float]:
+  """The scores as numbers, one for each answer."""
+  found = list(found) if isinstance(found, Sequence | np.ndarray) else found
+  if not isinstance(found, list) or len(found) != len(answers):
+    given = f'{len(found)} numbers' if isinstance(found, list) else f'a {type(found).__name__}'
+    raise RewardError(f'reward {name} gave {given} for {len(answers)} answers: return a list with a number for each')
+  for row, (value, answer) in enumerate(zip(found, answers, strict=True)):
+    is_number = isinstance(value, numbers.Real | np.number) and math.isfinite(float(value))
+    if not is_number:
+      raise RewardError(f'reward {name} gave {value!r:.40} for row {row}, the answer {answer.text[:SHOWN]!r} to '
+                        f'{answer.prompt.text[:SHOWN]!r}: return a finite number')
+  return [float(value) for value in found]
+
+
+# ---------------------------------------------------------------------------------------------- each kind
+def scorer(reward: Reward, path: str) -> Scorer:
+  """What computes a reward.   path: of the field, for errors."""
+  match reward:
+    case Exact(column):
+      return lambda answers: [is_exact(answer, column) for answer in answers]
+    case Regex(pattern):
+      expression = re.compile(pattern)
+      return lambda answers: [expression.search(answer.text) is not None for answer in answers]
+    case PythonParses():
+      return lambda answers: [parses(answer) for answer in answers]
+    case Length(longest, margin):
+      return lambda answers: [-min(max(len(answer.ids) - longest + margin, 0) / margin, 1.0) for answer in answers]
+    case Function():
+      return of_function(load_function(reward.path, path))
+
+
+def is_exact(answer: Answer, column: str) -> bool:
+  if column not in answer.prompt.columns:
+    raise KeyError(f'the row of the prompt {answer.prompt.text[:SHOWN]!r} has no {column!r}, only '
+                   f'{sorted(answer.prompt.columns)}')
+  return answer.ended and answer.text.strip() == str(answer.prompt.columns[column]).strip()
+
+
+def parses(answer: Answer) -> bool:
+  fenced = standard_library.code_in(answer.text)
+  return answer.ended and standard_library.parses(answer.text if fenced is None else fenced)
+
+
+def of_function(function: Callable[..., Sequence[float]]) -> Scorer:
+  """A user's function, asked for all answers at once. Rows without a column have None there."""
+  def score(answers: Sequence[Answer]) -> Sequence[float]:
+    names = sorted({name for answer in answers for name in answer.prompt.columns})
+    columns = {name: [answer.prompt.columns.get(name) for answer in answers] for name in names}
+    prompts = [answer.prompt.text for answer in answers]
+    return function(prompts, [answer.text for answer in answers], **columns)
+
+  return score
+
+
+def load_function(path: str, field: str) -> Callable[..., Sequence[float]]:
+  """The function that 'FILE.py:name' names."""
+  file, _, name = path.rpartition(':')
+  require(os.path.isfile(file), f'{field}.path', path, 'no such file')
+  spec = importlib.util.spec_from_file_location(f'rewards_{abs(hash(os.path.abspath(file)))}', file)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    problem = ''
+  except Exception as error:  # whatever a user's file raises
+    problem = f'{type(error).__name__}: {one_line(error)}'
+  require(not problem, f'{field}.path', path, f'cannot be imported: {problem}')
+  function = getattr(module, name, None)
+  defined = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith('_'))
+  require(callable(function), f'{field}.path', path, f'{file} has no function of that name, only {defined}')
+  assert function is not None
+  return function

@@ -1,0 +1,242 @@
+"""Batches of a stage that learns from its own answers: a rollout is sampled, scored, and given out in steps."""
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from llm_jax.batch import RolloutBatch
+from llm_jax.config.errors import require
+from llm_jax.config.objectives import KLInReward, PolicyGradient
+from llm_jax.config.stage import Stage
+from llm_jax.data.batch_source import BatchSource, DataPosition
+from llm_jax.data.batches import check_same_data
+from llm_jax.data.prompts import PromptSet
+from llm_jax.decode.sampling import Sampling
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
+from llm_jax.rollout.advantages import advantages
+from llm_jax.rollout.buffer import RolloutBuffer, token_weights
+from llm_jax.rollout.log_probs import score_answers
+from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
+from llm_jax.rollout.rewards import Rewards
+from llm_jax.rollout.sampling import Answer, Sampler
+from llm_jax.runtime.errors import CheckpointError
+
+MOST_SHOWN = 8  # answers of a rollout that are written down
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """The models of a rollout, as functions of what is trained and of what stands frozen beside it.
+
+  model: what computes log-probabilities of all parameters, as it is trained.
+  whole: (params, frozen) -> all parameters.
+  for_decoding: the same as arrays in the dtype of the computation, laid out for the decoder.
+  reference: (frozen) -> all parameters of what the stage starts from, or None.
+  """
+  model: Transformer
+  whole: Callable[[Any, Frozen], Any]
+  for_decoding: Callable[[Any, Frozen], Any]
+  reference: Callable[[Frozen], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """What a person is told of a rollout.
+
+  answers: (prompt, answer with its reward), a few of them.   warnings: as `numbers.collapse` has them.
+  """
+  answers: tuple[tuple[str, str], ...] = ()
+  warnings: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+class RolloutSource(BatchSource):
+  """Answers sampled with the parameters of the state at the first step of each rollout.
+
+  Everything about a rollout follows from the parameters, the seed and its number. Its position is the number of answers
+  that were given out, and where that is in the middle of a rollout, the rollout itself is saved beside it.
+
+  sharding: of [batch, time] arrays.
+  """
+
+  def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler, rewards: Rewards,
+               sharding: jax.sharding.NamedSharding, seed: int):
+    assert stage.rollout is not None and isinstance(stage.objective, PolicyGradient)
+    self.rollout = stage.rollout
+    self.lengths = stage.rollout.lengths(stage.seq_len)
+    self._stage = stage
+    self._objective = stage.objective
+    self._prompts = prompts
+    self._policy = policy
+    self._sampler = sampler
+    self._rewards = rewards
+    self._sharding = sharding
+    self._seed = seed
+    self._samples = 0
+    self._buffer: RolloutBuffer | None = None
+    self._numbers: dict[str, Any] = {}
+    self._shown = Shown()
+
+  # -------------------------------------------------------------------------------------------- batches
+  def next(self, state: Any = None, frozen: Any = None) -> RolloutBatch:
+    """The answers of the next step; at the first of a rollout they are made."""
+    number, place = divmod(self._samples // self._stage.batch_size, self.rollout.steps)
+    self._numbers, self._shown = {}, Shown()
+    if place == 0:
+      self._buffer = self.make(number, state.params, frozen)
+    assert self._buffer is not None
+    replay, minibatch = divmod(place, self.rollout.minibatches)
+    first = minibatch * self._stage.batch_size
+    rows = self._buffer.order[replay, first:first + self._stage.batch_size]
+    length = self._buffer.shortest_length(rows, self.lengths)
+    weights = token_weights(self._buffer.is_answer(rows), self._objective.aggregation, self.rollout.max_new_tokens)
+    batch = self._place(self._buffer.batch(rows, length, weights))
+    self._samples += self._stage.batch_size
+    return batch
+
+  def make(self, number: int, params: Any, frozen: Any) -> RolloutBuffer:
+    """A rollout: sampled, scored, with the log-probabilities that its steps compare with.
+
+    Raises:
+      RewardError: a reward that is no number.
+    """
+    jax.block_until_ready(params)  # so that the step before is not counted as sampling
+    seconds = Seconds()
+    group, count = self.rollout.answers, self._stage.batch_size * self.rollout.minibatches
+    first = number * (count // group)
+    prompts = [self._prompts.at(number) for number in range(first, first + count // group)]
+    key, order = self._chance(number, count)
+    decoding = self._policy.for_decoding(params, frozen)
+    answers = self._sampler.answers(decoding, prompts, group, Sampling(self.rollout.temperature), key)
+    del decoding  # before the log-probabilities need the memory
+    seconds.note('sampling')
+    scores = self._rewards.score(answers)
+    rewards = self._rewards.weighted(scores)
+    seconds.note('scoring')
+    buffer = RolloutBuffer.of(answers, self._stage.seq_len, order)
+    old, entropies = self._log_probs(self._policy.whole(params, frozen), buffer, with_entropy=True)
+    reference = None
+    if self._objective.has_reference:
+      reference, _ = self._log_probs(self._policy.reference(frozen), buffer)
+    seconds.note('log_probs')
+    is_answer = buffer.is_answer(np.arange(count))
+    learnt_rewards = rewards
+    if isinstance(self._objective.kl, KLInReward):
+      assert reference is not None
+      learnt_rewards = rewards - self._objective.kl.weight * (old - reference).sum(1)
+    found = advantages(learnt_rewards.reshape(-1, group), self._objective.advantage).reshape(-1, 1)
+    parts = dict(zip(self._rewards.names, scores, strict=True))
+    self._numbers = {
+      **rollout_numbers(answers, rewards, parts, group),
+      **mismatch_numbers(answers, old, is_answer),
+      'entropy': float(entropies[is_answer].mean()),
+      **seconds.noted,
+    }
+    self._shown = Shown(self._examples(number, answers, rewards), collapse(self._numbers, group))
+    return dataclasses.replace(buffer, advantages=np.where(is_answer, found, 0).astype(np.float32), old_log_probs=old,
+                               reference_log_probs=reference)
+
+  def _chance(self, number: int, count: int) -> tuple[jax.Array, np.ndarray]:
+    """The key of a rollout's sampling, and the order in which its answers are learnt from, [replays, answers]."""
+    key = jax.random.fold_in(jax.random.key(self._seed), number)
+    orders = [jax.random.permutation(jax.random.fold_in(key, replay), count) for replay in range(self.rollout.replays)]
+    return key, np.stack([np.asarray(order) for order in orders])
+
+  def _log_probs(self, params: Any, buffer: RolloutBuffer, with_entropy: bool = False
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    rows_at_once = self._stage.batch_size // self._stage.microbatches
+    return score_answers(self._policy.model, params, buffer, self.rollout.temperature, rows_at_once, self.lengths,
+                         self._place, with_entropy)
+
+  def _place(self, batch: Any) -> Any:
+    """Arrays that every process has whole, on the devices of the mesh."""
+    def put(array: np.ndarray) -> jax.Array:
+      return jax.make_array_from_callback(array.shape, self._sharding, lambda index: array[index])
+    return jax.tree.map(put, batch)
+
+  def abstract(self, length: int) -> RolloutBatch:
+    """The shapes, dtypes and sharding of a step's batch whose rows are padded to `length`."""
+    rows = np.arange(self._stage.batch_size)
+    shape = (len(rows), self._stage.seq_len)
+    zeros = np.zeros(shape, np.float32)
+    lengths = np.ones(len(rows), np.int32)
+    buffer = RolloutBuffer(np.zeros((shape[0], shape[1] + 1), np.int32), lengths, lengths, np.zeros((1, len(rows))),
+                           zeros, zeros, zeros if self._objective.has_reference else None)
+    return jax.tree.map(
+      lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._sharding),
+      buffer.batch(rows, length, zeros))
+
+  # -------------------------------------------------------------------------------------------- for people
+  def numbers(self) -> dict[str, Any]:
+    """Of the rollout that the last batch began, np.float64 scalars; {} where it went on with one."""
+    return {name: np.float64(value) for name, value in self._numbers.items()}
+
+  def shown(self) -> Shown:
+    """Of the same."""
+    return self._shown
+
+  def _examples(self, number: int, answers: list[Answer], rewards: np.ndarray) -> tuple[tuple[str, str], ...]:
+    every = self.rollout.samples_every
+    if every == 0 or number % every:
+      return ()
+    step = max(self.rollout.answers, len(answers) // MOST_SHOWN)
+    chosen = range(0, len(answers), step)[:MOST_SHOWN]
+    return tuple((answers[i].prompt.text, f'{answers[i].text}\n[reward {rewards[i]:.3g}]') for i in chosen)
+
+  # -------------------------------------------------------------------------------------------- where it is
+  @property
+  def fingerprint(self) -> dict[str, str]:
+    rollout = self.rollout
+    return {**self._prompts.fingerprint, 'batch_size': str(self._stage.batch_size),
+            'rollout': f'answers={rollout.answers} minibatches={rollout.minibatches} replays={rollout.replays}'}
+
+  def position(self) -> DataPosition:
+    return DataPosition(self._samples, self.fingerprint)
+
+  def arrays(self) -> dict[str, Any]:
+    """The rollout, where some of its steps are still to come: the parameters that sampled it are gone."""
+    if self._buffer is None or self._place_in_rollout == 0:
+      return {}
+    everywhere = jax.sharding.NamedSharding(self._sharding.mesh, jax.sharding.PartitionSpec())
+    return {
+      name: jax.make_array_from_callback(array.shape, everywhere, lambda index, array=array: array[index])
+      for name, array in self._buffer.arrays().items()
+    }
+
+  def restore(self, position: DataPosition, arrays: Mapping[str, Any] | None = None) -> None:
+    check_same_data(position.fingerprint, self.fingerprint)
+    self._samples = position.samples
+    if self._place_in_rollout == 0:
+      return
+    if not arrays:
+      raise CheckpointError(f'the checkpoint of stage {self._stage.name} is in the middle of a rollout and lacks it: '
+                            'go back to an earlier one with --from_step')
+    self._buffer = RolloutBuffer.from_arrays(arrays)
+    count = self._stage.batch_size * self.rollout.minibatches
+    require(self._buffer.ids.shape == (count, self._stage.seq_len + 1), 'seq_len', self._stage.seq_len,
+            'the checkpoint has a rollout of another size')
+
+  @property
+  def _place_in_rollout(self) -> int:
+    """Steps of the rollout that were given out; 0: the next one begins another."""
+    return self._samples // self._stage.batch_size % self.rollout.steps
+
+  def close(self) -> None:
+    """Nothing is read ahead."""
+
+
+class Seconds:
+  """How long the parts of a rollout took."""
+
+  def __init__(self):
+    self.noted: dict[str, float] = {}
+    self._since = time.perf_counter()
+
+  def note(self, part: str) -> None:
+    """The part has ended."""
+    now = time.perf_counter()
+    self.noted[f'{part}_seconds'] = now - self._since
+    self._since = now

@@ -1,0 +1,187 @@
+"""Rollouts of a tiny model: the same answers in parts, exact resumption, and batches that hold what was sampled."""
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llm_jax.config import presets
+from llm_jax.config.data import Data, Weighted
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.objectives import KLInReward, PolicyGradient
+from llm_jax.config.policy_gradients import grpo, rloo
+from llm_jax.config.rewards import Length, Regex
+from llm_jax.config.rollout import Rollout
+from llm_jax.config.schedules import Constant
+from llm_jax.config.sources import Prompts, SortedDigits, Text
+from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import Params
+from llm_jax.data.prompts import open_prompts
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer
+from llm_jax.decode.sampling import GREEDY, Sampling
+from llm_jax.modules.execution import Execution
+from llm_jax.modules.transformer import Transformer
+from llm_jax.objectives.frozen import Frozen
+from llm_jax.rollout.advantages import advantages
+from llm_jax.rollout.rewards import Rewards
+from llm_jax.rollout.sampling import Sampler
+from llm_jax.rollout.source import Policy, RolloutSource
+from llm_jax.sharding.rules import batch_sharding
+
+ROLLOUT = Rollout((Regex('[^a-m]', weight=0.5), Length(longest=6, margin=5)), answers=4, max_new_tokens=6,
+                  temperature=0.8, minibatches=2, replays=2)
+TOKENIZER = ByteTokenizer()
+EXECUTION = Execution(unroll=False, kernels='xla')
+
+
+@functools.cache
+def model():
+  config = presets.llama(d_model=16, num_layers=1, num_heads=2, d_ff=32, vocab_size=257)
+  transformer = Transformer(config, EXECUTION)
+  params = transformer.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params']
+  return transformer, jax.tree.map(lambda p: 6 * p, params)  # so that its tokens are not all alike
+
+
+@dataclasses.dataclass
+class State:
+  params: object
+
+
+def make_stage(objective=None, rollout: Rollout = ROLLOUT, **fields) -> Stage:
+  return Stage('rewards', Data((Weighted(SortedDigits(3, 100)),)), steps=10, batch_size=8, init=Params('before'),
+               learning_rate=Constant(1e-3), objective=objective or PolicyGradient(), rollout=rollout,
+               **{'seq_len': 32, **fields})
+
+
+def make_source(stage: Stage, rows_at_once: int | None = None) -> RolloutSource:
+  transformer, _ = model()
+  prompts = open_prompts(stage.data, TOKENIZER, 'train', seed=3, longest=20)
+  sampler = Sampler(transformer.config, EXECUTION, TOKENIZER, prompts.stop_tokens, 6, rows_at_once)
+  policy = Policy(transformer, lambda params, frozen: params, lambda params, frozen: params,
+                  lambda frozen: frozen.reference)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'))
+  return RolloutSource(stage, prompts, policy, sampler, Rewards(stage.rollout), batch_sharding(mesh), seed=5)
+
+
+def take(source: RolloutSource, count: int) -> list:
+  _, params = model()
+  frozen = Frozen(reference=jax.tree.map(lambda p: 0.9 * p, params))
+  return [jax.tree.map(np.asarray, source.next(State(params), frozen)) for _ in range(count)]
+
+
+def same(a, b) -> bool:
+  return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- what is learnt from
+def test_every_answer_is_learnt_from_once_in_each_replay():
+  source = make_source(make_stage())
+  batches = take(source, 4)
+  buffer = source._buffer
+  rows = [np.sort(buffer.order[replay]) for replay in range(2)]
+  np.testing.assert_array_equal(rows, [np.arange(16)] * 2)
+  assert not np.array_equal(buffer.order[0], buffer.order[1])
+  tokens = lambda batches: sorted(tuple(row) for batch in batches for row in np.pad(
+    batch.text.tokens, ((0, 0), (0, 32 - batch.text.tokens.shape[1]))).tolist())
+  assert tokens(batches[:2]) == tokens(batches[2:])
+  assert same(take(make_source(make_stage()), 4), batches)  # a function of seed and parameters alone
+
+
+def test_weights_mark_the_answer_and_only_that():
+  source = make_source(make_stage())
+  [batch, *_] = take(source, 1)
+  buffer = source._buffer
+  rows = buffer.order[0, :8]
+  for row, weights, targets in zip(rows, batch.text.weights, batch.text.targets, strict=True):
+    whole = buffer.ids[row, :buffer.lengths[row]]
+    assert chr(whole[buffer.prompt_lengths[row] - 1]) == '>'
+    np.testing.assert_array_equal(targets[weights > 0], whole[buffer.prompt_lengths[row]:])
+  assert set(np.unique(batch.text.weights)) == {0.0, 1.0}
+  assert batch.text.tokens.shape == (8, 16)  # the shorter bucket
+
+
+def test_old_log_probabilities_are_the_samplers():
+  """Under the temperature that they were sampled with, to rounding; the numbers tell of it."""
+  source = make_source(make_stage())
+  take(source, 1)
+  numbers = source.numbers()
+  assert 0 < numbers['sampler_mismatch_max'] < 1e-4
+  assert source._buffer.old_log_probs.min() < -0.1
+  assert {'reward', 'reward/regex', 'reward/length', 'groups_alike', 'entropy', 'distinct'} <= numbers.keys()
+  take(source, 1)
+  assert source.numbers() == {}  # of a step that goes on with a rollout
+
+
+def test_a_penalty_in_the_reward_is_in_the_advantages():
+  source = make_source(make_stage(rloo(kl=0.3)))
+  take(source, 1)
+  buffer = source._buffer
+  assert isinstance(source._objective.kl, KLInReward)
+  penalty = 0.3 * (buffer.old_log_probs - buffer.reference_log_probs).sum(1)
+  answers = [bytes(ids[ids < 256].astype(np.uint8).tolist()) for ids in (
+    row[start:end] for row, start, end in zip(buffer.ids, buffer.prompt_lengths, buffer.lengths, strict=True))]
+  regex = np.array([any(not 97 <= byte <= 109 for byte in text) for text in answers])
+  lengths = buffer.lengths - buffer.prompt_lengths
+  rewards = 0.5 * regex - np.clip(lengths - 1, 0, 5) / 5
+  want = advantages((rewards - penalty).reshape(-1, 4), 'leave_one_out').reshape(-1)
+  np.testing.assert_allclose(buffer.advantages.sum(1) / lengths, want, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- chance, and resuming
+def test_answers_are_the_same_in_parts():
+  transformer, params = model()
+  prompts = open_prompts(make_stage().data, TOKENIZER, 'train', seed=3, longest=20).first(6)
+  draw = lambda rows, sampling: Sampler(transformer.config, EXECUTION, TOKENIZER, (256,), 6, rows).answers(
+    params, prompts, 2, sampling, jax.random.key(1))
+  ids = lambda answers: [answer.ids for answer in answers]
+  whole = ids(draw(None, Sampling(0.8)))
+  assert ids(draw(4, Sampling(0.8))) == whole
+  assert len(set(whole)) > 6  # no part repeats another
+  assert ids(draw(None, GREEDY))[::2] == ids(draw(None, GREEDY))[1::2]
+
+
+@pytest.mark.parametrize('done', [1, 3, 4, 6])
+def test_a_source_goes_on_bitwise(done):
+  """In the middle of a rollout, whose parameters are gone, and between two."""
+  stage = make_stage(grpo(kl=0.1))
+  source = make_source(stage)
+  take(source, done)
+  position, arrays = source.position(), source.arrays()
+  assert bool(arrays) == (done % 4 != 0)
+  resumed = make_source(stage)
+  resumed.restore(position, {name: np.asarray(array) for name, array in arrays.items()})
+  assert same(take(resumed, 6), take(source, 6))
+
+
+def test_another_rollout_is_refused_on_resume():
+  source = make_source(make_stage())
+  take(source, 1)
+  other = make_source(make_stage(rollout=dataclasses.replace(ROLLOUT, replays=1)))
+  with pytest.raises(ConfigError, match='rollout = .answers=4 minibatches=2 replays=1.: the checkpoint was made with'):
+    other.restore(source.position(), source.arrays())
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+@pytest.mark.parametrize('fields, message', [
+  (dict(rollout=None), 'rollout = None: data has prompts'),
+  (dict(rollout=dataclasses.replace(ROLLOUT, answers=1)), 'rollout.answers = 1: one answer has no other'),
+  (dict(rollout=dataclasses.replace(ROLLOUT, answers=3)), 'rollout.answers = 3: use a divisor'),
+  (dict(seq_len=6), 'rollout.max_new_tokens = 6: leaves no room'),
+  (dict(data=Data((Weighted(Text('books')),))), 'objective = .PolicyGradient.: learns from prompts'),
+])
+def test_stages_that_are_refused(fields, message):
+  with pytest.raises(ConfigError, match=message):
+    dataclasses.replace(make_stage(), **fields)
+
+
+def test_a_prompt_that_is_too_long_is_named(tmp_path):
+  path = tmp_path / 'prompts.jsonl'
+  path.write_text('{"prompt": "short", "answer": "a"}\n{"prompt": "' + 30 * 'long ' + '"}\n')
+  data = Data((Weighted(Prompts(str(path), template=None, val_fraction=0.0)),))
+  with pytest.raises(ConfigError, match='prompts.jsonl:2.* = .151 tokens.: with rollout.max_new_tokens behind it'):
+    open_prompts(data, TOKENIZER, 'train', seed=0, longest=100)
+  prompts = open_prompts(data, TOKENIZER, 'train', seed=0, longest=200)
+  [short] = [prompt for prompt in prompts.first(2) if prompt.text == 'short']
+  assert short.columns == {'answer': 'a'} and short.ids == (256, *b'short')

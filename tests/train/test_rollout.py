@@ -1,0 +1,90 @@
+"""Stages that learn from their own answers, as a user starts them."""
+import random
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from llm_jax.tracking.metrics import read_generations, read_metrics
+from tests.train import runs
+
+STAGES = ('texts', 'rewards', 'adapters')
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  return runs.tiny('rollout', tmp_path_factory.mktemp('rollout') / 'none')
+
+
+@pytest.fixture(scope='module')
+def untouched(experiment, tmp_path_factory):
+  """An uninterrupted run."""
+  workdir = tmp_path_factory.mktemp('untouched')
+  runs.run(workdir / 'none', workdir / 'run', experiment=experiment)
+  return workdir / 'run'
+
+
+@pytest.mark.slow  # tests/rollout/test_source.py has the parts
+def test_what_a_person_sees(untouched):
+  records = read_metrics(untouched)
+  for name in ('rewards', 'adapters'):
+    steps = [record for record in records if record['stage'] == name and record['kind'] == 'train']
+    began = [record['step'] for record in steps if 'reward' in record]
+    assert began == [1, 5, 9]  # four steps learn from a rollout
+    first = steps[0]
+    assert {'reward/exact', 'reward/regex', 'entropy', 'distinct', 'sampling_seconds', 'cut_off'} <= first.keys()
+    assert first['sampler_mismatch_max'] < 1e-4
+    assert first['ratio'] == pytest.approx(1, abs=1e-5)  # dropout is configured, and the temperature is not 1
+    assert first['ratio_max'] == pytest.approx(1, abs=1e-5)
+    assert first['kl'] == pytest.approx(0, abs=1e-6)
+    assert steps[-1]['kl'] > 1e-5
+    assert all(np.isfinite(record['loss']) for record in steps)
+  final = next(record for record in records if record['stage'] == 'rewards' and record['kind'] == 'final')
+  assert {'pass_greedy', 'pass_sampled', 'pass_greedy_at_start'} <= final.keys()
+  assert any('[reward' in record['text'] for record in read_generations(untouched))
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_bitwise(experiment, untouched, tmp_path):
+  """While they sample, score, learn from replays or save."""
+  rng = random.Random(0)
+  workdir = tmp_path / 'run'
+  for _ in range(8):
+    process = runs.start(tmp_path / 'none', workdir, experiment=experiment)
+    runs.await_hearing(process)
+    try:
+      process.communicate(timeout=rng.uniform(4, 14))
+      break
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGKILL)
+      process.communicate()
+  runs.run(tmp_path / 'none', workdir, experiment=experiment)
+  assert runs.losses(workdir) == runs.losses(untouched)
+  for stage in STAGES:
+    assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('point', ['after_commit@6', 'before_commit@9'])
+def test_killed_between_replays(experiment, untouched, tmp_path, point):
+  """Step 6 is in the middle of a rollout's replays, and step 9 just after another has begun."""
+  workdir = tmp_path / 'run'
+  runs.run(tmp_path / 'none', workdir, experiment=experiment, kill_at=point, expect=-signal.SIGKILL)
+  runs.run(tmp_path / 'none', workdir, experiment=experiment)
+  assert runs.losses(workdir) == runs.losses(untouched)
+  for stage in STAGES:
+    assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [('fsdp=2', 'tensor=2', 'data=2'), ('data=8',)], ids=str)
+def test_devices_change_only_the_last_digits(experiment, untouched, tmp_path, mesh):
+  workdir = tmp_path / 'run'
+  flags = [f'--config.mesh.{axis}' for axis in mesh]
+  runs.run(tmp_path / 'none', workdir, *flags, experiment=experiment, devices=8)
+  told = lambda workdir: [(record['step'], record['prompt'], record['text']) for record in read_generations(workdir)
+                          if record['stage'] == 'rewards' and record['step'] == 1]
+  assert told(workdir) == told(untouched)
+  mine, theirs = runs.losses(workdir), runs.losses(untouched)
+  assert mine['rewards', 1] == pytest.approx(theirs['rewards', 1], abs=1e-6)
