@@ -8,6 +8,7 @@ from llm_jax.report.recipe_graph import stage_graph
 from llm_jax.report.records import RunRecords, read_run
 from llm_jax.report.stages import curves, data_table, stage_table
 from llm_jax.report.summary import headline, subtitle
+from llm_jax.report.time_table import time_table
 from llm_jax.runtime.files import write_atomic
 
 
@@ -36,6 +37,7 @@ def render(workdir: pathlib.Path) -> str:
     '<h2>Stages</h2>',
     stage_table(run.stages),
     data_table(run),
+    time_table(run),
     events(run),
     generations(run),
     f'<h2>Configuration</h2><div class="card tree">{tree(run.config)}</div>' if run.config else '',

@@ -10,7 +10,7 @@ from typing import Any
 from llm_jax.config import schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.objectives import LanguageModel, Objective
-from llm_jax.tracking.metrics import read_generations, read_metrics
+from llm_jax.tracking.metrics import read_generations, read_metrics, read_time_use
 from llm_jax.tracking.numbers import value
 
 MetricsRecord = Mapping[str, Any]  # a line of metrics.jsonl
@@ -86,12 +86,14 @@ class RunRecords:
   """A run's files, read. Whatever is missing or damaged is empty.
 
   config, lineage: config.json and lineage.json.
+  time_use: seconds of the run's wall time by what they went to.
   """
   workdir: pathlib.Path
   config: Mapping[str, Any]
   lineage: Mapping[str, Any]
   metrics: Sequence[MetricsRecord]
   generations: Sequence[Mapping[str, Any]]
+  time_use: Mapping[str, float]
   stages: Sequence[StageRecords]
 
   def of_kind(self, kind: str) -> list[MetricsRecord]:
@@ -106,7 +108,7 @@ def read_run(workdir: pathlib.Path) -> RunRecords:
   config = read_json(workdir / 'config.json')
   metrics = read_metrics(workdir)
   return RunRecords(workdir, config, read_json(workdir / 'lineage.json'), metrics, read_generations(workdir),
-                    _by_stage(metrics, config))
+                    read_time_use(workdir), _by_stage(metrics, config))
 
 
 def loss_label(stages: Iterable[StageRecords]) -> str:

@@ -3,6 +3,9 @@ import contextlib
 import dataclasses
 from collections.abc import Generator
 
+from llm_jax.runtime import time_use
+from llm_jax.runtime.time_use import Use
+
 PATIENCE = 10  # how many times as long as a step something else may take: compiling, evaluating, saving
 
 
@@ -33,9 +36,10 @@ def now() -> Activity:
   return _now
 
 
-def begin(doing: str, patience: float = PATIENCE, *, holds_interpreter: bool = False) -> None:
-  """Says what the process does from here on, see `Activity`."""
+def begin(doing: str, patience: float = PATIENCE, *, holds_interpreter: bool = False, use: Use = Use.START) -> None:
+  """Says what the process does from here on, see `Activity`, and what its time goes to."""
   global _now
+  time_use.clock().begin(use)
   last = _now
   _now = Activity(doing, last.num_started + 1, last.beats + 1, False, patience, holds_interpreter)
 

@@ -15,11 +15,13 @@ from typing import Any
 
 from llm_jax.config.implementation import load
 from llm_jax.config.type_hints import is_mapping, is_sequence
+from llm_jax.runtime import time_use
 from llm_jax.tracking.jsonl import JsonlFile, damaged_lines, read_jsonl
 from llm_jax.tracking.tracker import Record, TrackedRun, Tracker
 
 METRICS = 'metrics.jsonl'
 GENERATIONS = 'generations.jsonl'
+TIME_USE = 'time_use.jsonl'
 MOST_LINES_NAMED = 8
 
 
@@ -41,8 +43,10 @@ class MetricsWriter:
     self._primary = primary
     self._metrics = JsonlFile(folder / METRICS)
     self._generations = JsonlFile(folder / GENERATIONS)
+    self._time_use = JsonlFile(folder / TIME_USE)
     self._trackers = trackers
     self._failed: set[str] = set()
+    self._position: dict[str, Any] = {'stage': '', 'step': 0}  # of the newest record
 
   def write(self, kind: str, stage: str, step: int, **numbers: Any) -> None:
     """Appends a record. Numbers may be Python's, NumPy's or jax scalars, or lists and mappings of them; trackers
@@ -51,6 +55,7 @@ class MetricsWriter:
       return
     values = {name: _plain(value) for name, value in numbers.items()}
     record = Record(kind, stage, int(step), time.time(), values)
+    self._position = {'stage': stage, 'step': record.step}
     for tracker in (self._metrics, *self._trackers):
       self._attempt(tracker, lambda tracker=tracker: tracker.write(record))
 
@@ -61,22 +66,31 @@ class MetricsWriter:
     entry = {'stage': stage, 'step': int(step), 'prompt': prompt, 'text': text}
     self._attempt(self._generations, lambda: self._generations.append(entry))
 
-  def rewind(self, stage: str, step: int) -> None:
-    """Forgets what came after `step` of `stage`, so that a resumed run's files read as one run never stopped. Other
-    stages keep theirs."""
+  def time_use(self) -> None:
+    """Appends what the time of this process went to up to now, see `time_use.py`."""
     if not self._primary:
       return
+    clock = time_use.clock()
+    entry = {**self._position, 'started_at': clock.started_at, 'seconds': clock.seconds()}
+    self._attempt(self._time_use, lambda: self._time_use.append(entry))
+
+  def rewind(self, stage: str, step: int) -> int:
+    """Forgets what came after `step` of `stage`, so that a resumed run's files read as one run never stopped. Other
+    stages keep theirs. Returns the last step that it forgets, or `step`."""
+    if not self._primary:
+      return step
     forgotten = [Record.from_json(entry) for entry in read_jsonl(self._metrics.path)
                  if entry.get('stage') == stage and entry['step'] > step]
     # The trackers first: those that cannot forget note what `metrics.jsonl` still says that they have.
     for tracker in (*self._trackers, self._metrics, self._generations):
       self._attempt(tracker, lambda tracker=tracker: tracker.rewind(stage, step, forgotten))
+    return max((record.step for record in forgotten), default=step)
 
   def close(self) -> None:
     """Lets the trackers keep what they have not kept yet."""
     if not self._primary:
       return
-    for tracker in (self._metrics, self._generations, *self._trackers):
+    for tracker in (self._metrics, self._generations, self._time_use, *self._trackers):
       self._attempt(tracker, tracker.close)
 
   def __enter__(self) -> 'MetricsWriter':
@@ -100,6 +114,23 @@ class MetricsWriter:
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
   """The records of `metrics.jsonl` in order; lines that are not whole are passed over. No file: an empty list."""
   return list(read_jsonl(pathlib.Path(workdir) / METRICS))
+
+
+def read_time_use(workdir: str | os.PathLike[str]) -> dict[str, float]:
+  """Seconds of the run's wall time by what they went to, from the start of its first process to the last record of its
+  last one. 'idle' is the time between two of them, with what the first has not written down any more."""
+  newest: dict[float, dict[str, float]] = {}
+  for entry in read_jsonl(pathlib.Path(workdir) / TIME_USE):
+    newest[entry['started_at']] = entry['seconds']
+  seconds: dict[str, float] = {}
+  ended_at = None
+  for started_at, spent in sorted(newest.items()):
+    if ended_at is not None:
+      seconds['idle'] = seconds.get('idle', 0.0) + max(0.0, started_at - ended_at)
+    ended_at = started_at + sum(spent.values())
+    for use, number in spent.items():
+      seconds[use] = seconds.get(use, 0.0) + number
+  return seconds
 
 
 def warn_of_damage(workdir: str | os.PathLike[str]) -> None:

@@ -9,12 +9,14 @@ from llm_jax.objectives.loss import as_numbers
 from llm_jax.runtime import activity
 from llm_jax.runtime.hardware import memory_in_use
 from llm_jax.runtime.preemption import Preempted, Preemption
+from llm_jax.runtime.time_use import Use, clock
 from llm_jax.tracking.metrics import MetricsWriter
 from llm_jax.tracking.progress import Progress
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.state import TrainState
 
 MOST_STEPS_NAMED = 4
+TIME_USE_SECONDS = 60  # between two records of it, so that a kill loses little
 
 
 class Diverged(RuntimeError):
@@ -57,11 +59,12 @@ class Log:
   flops_per_token: (step) -> FLOP of a token in that step.   peak_flops: FLOP/s of all devices together.
   every: steps between two records in metrics.jsonl.
   hint: what to do where the stage has diverged.
+  done_before: steps that a process did which ended after its last checkpoint: up to there they are done once more.
   """
 
   def __init__(self, writer: MetricsWriter, progress: Progress, stage: Stage, *,
                flops_per_token: Callable[[int], float], peak_flops: float, every: int,
-               hint: Callable[[], str] = lambda: ''):
+               hint: Callable[[], str] = lambda: '', done_before: int = 0):
     self.writer = writer
     self.progress = progress
     self.stage = stage
@@ -69,6 +72,9 @@ class Log:
     self.flops_per_token = flops_per_token
     self.peak_flops = peak_flops
     self.hint = hint
+    self.done_before = done_before
+    self.use = clock().use
+    self.time_use_at = time.perf_counter()  # when the use of time was written last
     self.pending: PendingStep | None = None
     self.seconds = float('inf')  # of the last step that was timed
     self.resume()
@@ -79,15 +85,16 @@ class Log:
     self.flush(finished_at)
     self.pending = PendingStep(step, metrics, finished_at)
 
-  def pause(self, doing: str = 'saves') -> None:
+  def pause(self, doing: str, use: Use) -> None:
     """Before something other than steps, such as 'saves': writes what is pending; no step is expected until `resume`.
     """
     self.flush()
-    activity.begin(f'{doing} of stage {self.stage.name}')
+    activity.begin(f'{doing} of stage {self.stage.name}', use=use)
 
   def resume(self) -> None:
     """Starts the clock anew, so that what came between two steps is not counted as their time."""
     self.since = time.perf_counter()
+    clock().begin(self.use)
 
   def flush(self, finished_before: float | None = None) -> None:
     """Reads and writes the numbers of the pending step, which had finished at `finished_before` at the latest."""
@@ -95,7 +102,9 @@ class Log:
       return
     pending, self.pending = self.pending, None
     numbers = as_numbers(pending.metrics)
-    activity.begin(f'trains stage {self.stage.name}, after step {pending.step}', 1)
+    self.use = Use.REDONE if pending.step < self.done_before else Use.STEP  # of the next step
+    activity.begin(f'trains stage {self.stage.name}, after step {pending.step}', 1, use=self.use)
+    self._write_time_use()
     self._measure(pending.finished_at or finished_before or time.perf_counter())
     num_skipped = int(numbers.pop('skipped'))
     reason = pop_reason(numbers)
@@ -105,6 +114,11 @@ class Log:
     self.progress.update(pending.step, memory=memory_in_use(), **numbers)
     if num_skipped > 0:
       self._warn_of_skipped(pending.step, num_skipped, reason)
+
+  def _write_time_use(self) -> None:
+    if time.perf_counter() - self.time_use_at > TIME_USE_SECONDS:
+      self.time_use_at = time.perf_counter()
+      self.writer.time_use()
 
   def _measure(self, finished_at: float) -> None:
     """Two short steps may be seen to end at once: then the time of the one before stands for both."""
@@ -157,7 +171,7 @@ class SavePeriodically:
     self.is_due |= self.steps > 0 and step % self.steps == 0
     if not self.is_due or step >= self.log.stage.steps:
       return
-    self.log.pause(f'saves step {step}')
+    self.log.pause(f'saves step {step}', Use.CHECKPOINT)
     if int(state.skipped) == 0 or step in self.pinned:
       self.save(step, state)
       self.is_due = False
@@ -178,7 +192,7 @@ class Evaluate:
   def __call__(self, step: int, state: TrainState, metrics: Any) -> bool:
     if step >= self.log.stage.steps or not self.evaluations.is_due(step):
       return False
-    self.log.pause(f'evaluates step {step}')
+    self.log.pause(f'evaluates step {step}', Use.EVALUATION)
     ends_stage = self.evaluate(step, state)
     self.log.resume()
     return ends_stage
@@ -194,6 +208,6 @@ class StopOnPreemption:
 
   def __call__(self, step: int, state: TrainState, metrics: Any) -> None:
     if self.preemption.requested():
-      self.log.pause(f'saves step {step}')
+      self.log.pause(f'saves step {step}', Use.CHECKPOINT)
       self.save(step, state)
       raise Preempted(f'saved at step {step}')

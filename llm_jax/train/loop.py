@@ -5,6 +5,7 @@ from typing import Any
 from llm_jax.data.batch_source import BatchSource
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.runtime.errors import RewardError
+from llm_jax.runtime.time_use import Use, within
 from llm_jax.train.state import TrainState
 
 # Called after every step with the number of finished steps. It may raise to stop the run; True ends the stage.
@@ -22,7 +23,8 @@ def train_loop(state: TrainState, frozen: Frozen, source: BatchSource, train_ste
   """
   for step in range(int(state.step), steps):
     try:
-      batch = source.next(state, frozen)
+      with within(Use.DATA):
+        batch = source.next(state, frozen)
     except RewardError:
       rescue(step, state)
       raise

@@ -9,6 +9,7 @@ import jax
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.stage import Stage
 from llm_jax.runtime import activity
+from llm_jax.runtime.time_use import Use
 from llm_jax.tracking.operations import kinds_of
 from llm_jax.tracking.trace import STEP, read_trace, step_times, table
 from llm_jax.train.hooks import Log
@@ -57,7 +58,7 @@ class Profiler:
       return
     is_last = step >= self.window.stop
     if is_last:
-      self.log.pause('writes the profile')  # it reads the step's numbers, and so waits for its end
+      self.log.pause('writes the profile', Use.START)  # it reads the step's numbers, and so waits for its end
     self.step.__exit__(None, None, None)
     self.step = None
     if is_last:

@@ -31,7 +31,7 @@ from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_token
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.optim.optimizers import made_by_function
 from llm_jax.rollout.rewards import Rewards
-from llm_jax.runtime import activity, cpu, hub, processes
+from llm_jax.runtime import activity, cpu, hub, processes, time_use
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.guard import Guard
@@ -39,6 +39,7 @@ from llm_jax.runtime.hardware import total_peak_flops
 from llm_jax.runtime.lineage import code_digest, make_lineage, package_versions
 from llm_jax.runtime.preemption import Preemption
 from llm_jax.runtime.requests import leave, tell
+from llm_jax.runtime.time_use import Use
 from llm_jax.runtime.watchdog import Watchdog
 from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
@@ -92,6 +93,7 @@ def train(run: Run, workdir: pathlib.Path, only: str | None = None,
 
 def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[pathlib.Path], None],
            from_step: int | None, guard: Guard, profile: tuple[int, int] | None) -> None:
+  time_use.begin_run()
   activity.begin('opens the run')
   check_packages(run)
   check_optimizers(run)
@@ -105,7 +107,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
       processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
     check_starts(session, stages)
     window = None if profile is None else choose_window(profile, stages)
-    activity.begin('opens the data')
+    activity.begin('opens the data', use=Use.DATA)
     data = open_data(session, stages)
     check_evaluations(session, stages, data)
     if session.primary:
@@ -118,6 +120,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
           run_stage(built, window if stage is stages[0] else None)
     finally:
       activity.begin('ends the run')
+      session.writer.time_use()
       if session.primary:
         at_end(workdir)
     processes.barrier('end of the run')  # a process that leaves early ends the others
@@ -274,7 +277,7 @@ def open_tokenizer(run: Run, workdir: pathlib.Path) -> Tokenizer:
   """The run's tokenizer: made once (a trained one on the first stage's training text) and kept in the workdir."""
   folder = workdir / 'tokenizer'
 
-  activity.begin('makes the tokenizer', holds_interpreter=True)
+  activity.begin('makes the tokenizer', holds_interpreter=True, use=Use.DATA)
 
   def make() -> None:
     if not folder.exists():

@@ -25,6 +25,7 @@ from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.quantization_aware import QuantizationAwareObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime import activity, cpu, processes
+from llm_jax.runtime.time_use import Use
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, in_host_memory, state_shardings
 from llm_jax.tracking.metrics import read_metrics
@@ -149,28 +150,29 @@ def run_stage(built: BuiltStage, profile: Window | None = None) -> None:
     if profile is not None:
       profile.check(stage, start.step)
     progress = restore_progress(built, start)
-    session.writer.rewind(stage.name, start.step)
+    done_before = session.writer.rewind(stage.name, start.step)
     steps = start.step if progress.stopped_early else stage.steps
     # Compiled before there is a state, for both need memory. Nothing is compiled where no step is to come.
-    activity.begin(f'compiles stage {stage.name}')
+    activity.begin(f'compiles stage {stage.name}', use=Use.COMPILE)
     train_step = compile_steps(built, start.step, steps)
     evaluations = Evaluations(session, stage, built.evaluations, progress.start_metrics)
-    activity.begin(f'reads the start of stage {stage.name}')
+    activity.begin(f'reads the start of stage {stage.name}', use=Use.RESTORE if start.resumed else Use.START)
     state, frozen = start.read()
-    activity.begin(f'evaluates the start of stage {stage.name}')
+    activity.begin(f'evaluates the start of stage {stage.name}', use=Use.EVALUATION)
     if start.resumed is None and built.starter.is_trained:
       evaluations.run_at_start(whole_model(built, best_params(state), frozen), whole_frozen(built, frozen))
     cpu.release_free_memory()
-    _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps, profile)
+    _train_and_finish(built, progress, evaluations, train_step, state, frozen, start.step, steps, done_before, profile)
 
 
 def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: Evaluations,
                       train_step: CompiledStep, state: TrainState, frozen: Frozen, first: int, steps: int,
-                      profile: Window | None) -> None:
+                      done_before: int, profile: Window | None) -> None:
   session, stage = built.session, built.stage
-  activity.begin(f'begins to train stage {stage.name}')
+  use = Use.REDONE if first < done_before else Use.STEP
+  activity.begin(f'begins to train stage {stage.name}', use=use)
   with Progress(stage.steps, stage.name, start=first, enabled=session.primary) as display:
-    log = make_log(built, display)
+    log = make_log(built, display, done_before)
     save = functools.partial(save_checkpoint, built, progress)
     save_and_wait = functools.partial(save_checkpoint, built, progress, wait=True)
 
@@ -194,16 +196,16 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
         profiler.before_step(first)
       rescue = lambda step, state: save_and_wait(step, state) if step > first else None
       state = train_loop(state, frozen, built.source, train_step, steps, hooks, rescue)
-      log.pause('saves the end')
+      log.pause('saves the end', Use.CHECKPOINT)
       check_result(stage, int(state.skipped), hint_of(built))
       if first < steps or stage.steps == 0:
         save_and_wait(int(state.step), state)
-    activity.begin(f'evaluates the end of stage {stage.name}')
+    activity.begin(f'evaluates the end of stage {stage.name}', use=Use.EVALUATION)
     finish(built, evaluations, int(state.step), state, frozen, display)
 
 
-def make_log(built: BuiltStage, display: Progress) -> Log:
-  """The hook that writes every step's numbers."""
+def make_log(built: BuiltStage, display: Progress, done_before: int) -> Log:
+  """The hook that writes every step's numbers.   done_before: see `Log`."""
   session, stage = built.session, built.stage
   model = session.run.model_of(stage)
   # A forward pass alone takes a third of what a training step does.
@@ -213,7 +215,7 @@ def make_log(built: BuiltStage, display: Progress) -> Log:
     return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)
 
   return Log(session.writer, display, stage, every=session.run.log_every, flops_per_token=flops_per_token,
-             peak_flops=session.peak_flops, hint=lambda: hint_of(built))
+             peak_flops=session.peak_flops, hint=lambda: hint_of(built), done_before=done_before)
 
 
 def hint_of(built: BuiltStage) -> str:
