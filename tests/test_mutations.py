@@ -28,7 +28,7 @@ class Mutation:
 MUTATIONS = (
   # ---------------------------------------------------------------------------------------- killed and stopped runs
   Mutation('steps of a killed run are written twice', 'llm_jax/train/stage.py',
-           'session.writer.rewind(stage.name, start.step)', 'pass',
+           'session.writer.rewind(stage.name, start.step)', 'start.step',
            'tests/train/test_faults.py::test_skipped_steps_are_the_same_after_a_kill'),
   Mutation('a resumed run reads its data from the start', 'llm_jax/data/batches.py',
            'self._samples = position.samples', 'pass',
