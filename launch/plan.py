@@ -16,9 +16,11 @@ from launch.errors import refusing
 from launch.experiment_file import load_run
 from launch.overrides import split_overrides
 from llm_jax.config.errors import require
+from llm_jax.config.run import Run
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import Plan, make_plan
-from llm_jax.plan.text import to_json, to_text
+from llm_jax.plan.search import search
+from llm_jax.plan.text import candidates_text, to_json, to_text
 from llm_jax.plan.topology import Topology, parse_topology
 
 
@@ -33,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       folder = None if path is None else path.absolute().parent
       require(folder is None or os.path.isdir(folder), '--json, --picture', str(path), 'there is no such folder')
     print(to_text(plan))
+    if args.search:
+      require(topology is not None, '--search', True, 'name the devices: --topology=v5p:4x4x4')
+      print_search(run, topology)
     write(plan, args.json, args.picture)
   return 0
 
@@ -49,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--pue', type=float, default=default.pue, help='power usage effectiveness; %(default)s')
   parser.add_argument('--carbon', type=float, default=default.carbon, help='kg of CO2e a kWh; %(default)s')
   parser.add_argument('--bytes_per_token', type=float, default=default.bytes_per_token, help='of text; %(default)s')
+  parser.add_argument('--search', action='store_true', help='tries meshes, remat and microbatches; lists the best')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='writes the plan as JSON too')
   parser.add_argument('--picture', type=pathlib.Path, metavar='FILE', help='draws the memory as SVG too')
   return parser
@@ -60,6 +66,13 @@ def assumptions_of(args: argparse.Namespace, topology: Topology | None) -> Assum
     watts = topology.chip.watts
   return Assumptions(mfu=args.mfu, price=args.price, watts=watts, pue=args.pue, carbon=args.carbon,
                      bytes_per_token=args.bytes_per_token)
+
+
+def print_search(run: Run, topology: Topology) -> None:
+  """The best ways to run each stage."""
+  for number, stage in enumerate(run.stages):
+    if stage.adapters is None:
+      print('\n' + candidates_text(stage.name, number, search(run, number, topology)))
 
 
 def write(plan: Plan, json_path: pathlib.Path | None, picture_path: pathlib.Path | None) -> None:

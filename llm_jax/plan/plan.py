@@ -18,6 +18,8 @@ from llm_jax.config.stage import Stage
 from llm_jax.plan.cost import Assumptions, Cost, cost_of
 from llm_jax.plan.data import SourceUse, source_uses
 from llm_jax.plan.memory import Memory, step_memory
+from llm_jax.plan.roofline import Roofline, roofline
+from llm_jax.plan.search import Knob, knobs
 from llm_jax.plan.topology import Topology
 from llm_jax.plan.traffic import Traffic, step_traffic
 from llm_jax.sharding.check import check_divides, mesh_sizes, row_shards
@@ -29,7 +31,8 @@ class StagePlan:
 
   flops: of its tokens, attention and passes of a reference included.   simple_flops: 6 N D, N all active parameters.
   phase: the one whose step takes most memory.   memory: of one device then; None for a stage with adapters.
-  traffic: that a device must send in such a step.   checkpoint: bytes of the state; None for a stage with adapters.
+  traffic: that a device must send in such a step.   roofline: the least time of it; None: not known.
+  knobs: what would save memory, the most first.   checkpoint: bytes of the state; None for a stage with adapters.
   """
   name: str
   steps: int
@@ -41,6 +44,8 @@ class StagePlan:
   phase: Phase
   memory: Memory | None
   traffic: list[Traffic]
+  roofline: Roofline | None
+  knobs: list[Knob]
   checkpoint: float | None
 
 
@@ -100,7 +105,7 @@ def make_plan(run: Run, topology: Topology | None, assumptions: Assumptions, mod
         check_divides(model, run.mesh, phase.batch_size, phase.seq_len, devices, phase.microbatches, stage.name)
   chip = None if topology is None else topology.chip
   peak = None if chip is None else chip.peak
-  stages = [_plan_stage(run, stage, sizes, devices, copies, peak, assumptions) for stage in run.stages]
+  stages = [_plan_stage(run, number, sizes, devices, topology, assumptions) for number in range(len(run.stages))]
   return Plan(
     model=model_name, parameters=count_parameters(model), parts=count_parts(model),
     active=count_active_parameters(model), matmul=count_matmul_parameters(model), multi_token=count_multi_token(model),
@@ -116,8 +121,11 @@ def _named_devices(run: Run) -> int:
   return devices
 
 
-def _plan_stage(run: Run, stage: Stage, sizes: dict[str, int], devices: int, copies: int, peak: float | None,
+def _plan_stage(run: Run, number: int, sizes: dict[str, int], devices: int, topology: Topology | None,
                 assumptions: Assumptions) -> StagePlan:
+  stage = run.stages[number]
+  copies = row_shards(run.model, run.mesh, devices)
+  peak = None if topology is None else topology.chip.peak
   model = run.model_of(stage)
   phases = stage.phases_over(copies)
   passes = 1 + stage.objective.reference_passes / 3  # a forward pass alone takes a third
@@ -129,12 +137,14 @@ def _plan_stage(run: Run, stage: Stage, sizes: dict[str, int], devices: int, cop
   phase = phases[fullest]
   tokens = stage.tokens_after(stage.steps)
   memory = memories[fullest] if has_all else None
+  traffic = step_traffic(model, sizes, phase, run.context_attention) if has_all else []
   return StagePlan(
     name=stage.name, steps=stage.steps, tokens=tokens, flops=passes * flops,
     simple_flops=6.0 * count_active_parameters(model) * tokens,
     sources=source_uses(stage, assumptions.bytes_per_token),
     cost=cost_of(passes * flops, devices, peak, assumptions), phase=phase, memory=memory,
-    traffic=step_traffic(model, sizes, phase, run.context_attention) if has_all else [],
+    traffic=traffic, roofline=None if topology is None else roofline(model, stage, phase, sizes, traffic, topology),
+    knobs=knobs(run, number, devices) if has_all else [],
     checkpoint=None if memory is None else _checkpoint_bytes(model, stage, phase))
 
 

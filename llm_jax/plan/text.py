@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_jax.plan.cost import PETAFLOPS_DAY, Cost
 from llm_jax.plan.plan import Plan, StagePlan
+from llm_jax.plan.search import Candidate
 
 GIB = 2**30
 NOT_KNOWN = 'not known'
@@ -73,6 +74,9 @@ def _stage(plan: Plan, stage: StagePlan) -> Iterator[str]:
   yield _row('sent by a device in a step', _gib(sum(traffic.sent for traffic in stage.traffic)))
   for traffic in stage.traffic:
     yield _row(f'  {traffic.kind} {traffic.axis}', f'{_gib(traffic.sent)}  {traffic.what}')
+  if stage.roofline is not None:
+    yield _row('least time of a step', f'{stage.roofline.seconds:,.3g} s, bound by {stage.roofline.bound} (arithmetic '
+               f'{stage.roofline.arithmetic:,.3g} s, network {stage.roofline.network:,.3g} s)')
   if stage.checkpoint is not None:
     yield _row('checkpoint', _gib(stage.checkpoint))
 
@@ -84,6 +88,10 @@ def _memory(plan: Plan, stage: StagePlan) -> Iterator[str]:
   for field in dataclasses.fields(memory):
     yield _row(f'  {names.get(field.name, field.name)}', _gib(getattr(memory, field.name)))
   yield _row('peak of a device', f'{_gib(memory.peak)}{_fits(plan, memory.peak)}')
+  is_too_much = plan.capacity is not None and memory.peak > plan.capacity
+  for knob in stage.knobs if is_too_much else ():
+    left = memory.peak - knob.saved
+    yield _row(f'  saves {_gib(knob.saved)}', f'--{knob.field}={knob.value}, then {_gib(left)}{_fits(plan, left)}')
 
 
 def _fits(plan: Plan, peak: float) -> str:
@@ -91,6 +99,14 @@ def _fits(plan: Plan, peak: float) -> str:
     return ''
   left = plan.capacity - peak
   return f' of {_gib(plan.capacity)}: ' + (f'fits, {_gib(left)} left' if left >= 0 else f'too much by {_gib(-left)}')
+
+
+def candidates_text(name: str, number: int, candidates: list[Candidate]) -> str:
+  """What a search found for a stage."""
+  lines = [f'search for stage {name}: the fastest that fit, by arithmetic']
+  for each in candidates:
+    lines.append(_row(f'{each.roofline.seconds:,.3g} s a step, {_gib(each.peak)}', each.flags(number)))
+  return '\n'.join(lines if candidates else [*lines, _row('none', 'nothing fits: more devices, or a smaller batch')])
 
 
 def _total(plan: Plan) -> Iterator[str]:
@@ -127,3 +143,4 @@ def _assumptions(plan: Plan) -> Iterator[str]:
   yield _row('text (--bytes_per_token)', f'{given.bytes_per_token:g} bytes a token where a source is no token file')
   yield _row('memory', 'activations in bfloat16; no optimizer where it is in the host\'s memory')
   yield _row('sent', 'ring algorithms; weights in bfloat16, gathered forward and backward')
+  yield _row('least time of a step', 'all arithmetic at the peak, all links at their full rate, one beside the other')

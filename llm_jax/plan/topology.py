@@ -16,6 +16,8 @@ class Chip:
   backend: of jax: 'tpu', 'gpu' or 'cpu'.
   peak: dense bfloat16 FLOP/s, and memory: bytes, as the makers state them; None where it depends on the machine.
   watts: the board's power limit; None where it is not published.
+  link: bytes a second that it sends to its neighbours, all links together: half of what is stated for both ways.
+  network: the same to other hosts, of GPUs: a card of 400 Gbit/s for each, as the reference designs have.
   largest: the largest slice of a TPU; () for what has no shape.
   """
   name: str
@@ -24,18 +26,20 @@ class Chip:
   memory: float | None
   watts: float | None
   largest: tuple[int, ...] = ()
+  link: float | None = None
+  network: float | None = None
 
 
 # Google Cloud's pages of each TPU; NVIDIA's data sheets (A100 2020, H100 2023, H200 and B200 2024).
 CHIPS = {
-  'v4': Chip('TPU v4', 'tpu', 275e12, 32 * GIB, None, (12, 16, 16)),
-  'v5e': Chip('TPU v5e', 'tpu', 197e12, 16 * GIB, None, (16, 16)),
-  'v5p': Chip('TPU v5p', 'tpu', 459e12, 95 * GIB, None, (16, 16, 24)),
-  'v6e': Chip('TPU v6e', 'tpu', 918e12, 32 * GIB, None, (16, 16)),
-  'a100': Chip('A100 80GB', 'gpu', 312e12, 80e9, 400),
-  'h100': Chip('H100 80GB', 'gpu', 989.4e12, 80e9, 700),
-  'h200': Chip('H200', 'gpu', 989.4e12, 141e9, 700),
-  'b200': Chip('B200', 'gpu', 2.25e15, 180e9, 1_000),
+  'v4': Chip('TPU v4', 'tpu', 275e12, 32 * GIB, None, (12, 16, 16), 300e9),
+  'v5e': Chip('TPU v5e', 'tpu', 197e12, 16 * GIB, None, (16, 16), 200e9),
+  'v5p': Chip('TPU v5p', 'tpu', 459e12, 95 * GIB, None, (16, 16, 24), 600e9),
+  'v6e': Chip('TPU v6e', 'tpu', 918e12, 32 * GIB, None, (16, 16), 400e9),
+  'a100': Chip('A100 80GB', 'gpu', 312e12, 80e9, 400, (), 300e9, 50e9),
+  'h100': Chip('H100 80GB', 'gpu', 989.4e12, 80e9, 700, (), 450e9, 50e9),
+  'h200': Chip('H200', 'gpu', 989.4e12, 141e9, 700, (), 450e9, 50e9),
+  'b200': Chip('B200', 'gpu', 2.25e15, 180e9, 1_000, (), 900e9, 50e9),
   'cpu': Chip('CPU device', 'cpu', None, None, None),
 }
 FLAT_SLICES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))

@@ -28,6 +28,8 @@ from llm_jax.config.experiment import (
 )
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import make_plan
+from llm_jax.plan.roofline import bandwidth
+from llm_jax.plan.search import knobs, peak_of, search
 from llm_jax.plan.topology import parse_topology
 from llm_jax.plan.traffic import step_traffic
 
@@ -132,6 +134,48 @@ def test_one_device_sends_nothing():
   assert step_traffic(run.model, sizes, run.stages[0].phases[0]) == []
 
 
+# ------------------------------------------------------------------------------------------------ other settings
+def test_knobs_are_ranked_and_save_what_they_say():
+  run = run_of(presets.llama3_1_8b(), Mesh(fsdp=16), remat='none')
+  found = knobs(run, 0, 64)
+  assert [knob.saved for knob in found] == sorted((knob.saved for knob in found), reverse=True)
+  assert {'config.stages[0].remat', 'config.mesh.fsdp', 'config.stages[0].optimizer.moments'} <= {
+    knob.field for knob in found}
+  first = found[0]
+  assert (first.field, first.value) == ('config.stages[0].remat', 'block')
+  blocks = run_of(presets.llama3_1_8b(), Mesh(fsdp=16), remat='block')
+  assert peak_of(run, run.stages[0], 64) - first.saved == peak_of(blocks, blocks.stages[0], 64)
+
+
+def test_what_a_search_finds_fits_and_can_be_set(config, capsys):
+  run = run_of(presets.llama3_1_8b(), Mesh(), remat='none')
+  topology = parse_topology('h100:16')
+  found = search(run, 0, topology)
+  assert len(found) == 5
+  assert all(each.peak < topology.chip.memory for each in found)
+  assert [each.roofline.seconds for each in found] == sorted(each.roofline.seconds for each in found)
+  command.main([config, '--topology=h100:16', *found[0].flags(0).split()])
+  text = capsys.readouterr().out
+  assert 'too much by' not in text and f'{found[0].peak / GIB:,.2f} GiB of' in text
+
+
+def test_roofline_by_hand():
+  """Llama 3 8B, remat='block': 8 N FLOPs and attention a token; gathers and scatters at 600 GB/s."""
+  stage_plan = planned('v5p:4x4x4', presets.llama3_1_8b(), Mesh(1, 64))
+  flops = 1_024 * 4_096 * (6 * 7_504_924_672 + 12 * 32 * 32 * 128 * 4_096) * 4 / 3
+  assert stage_plan.roofline.arithmetic == pytest.approx(flops / (64 * 459e12))
+  assert stage_plan.roofline.network == pytest.approx(sum(each.sent for each in stage_plan.traffic) / 600e9)
+  assert stage_plan.roofline.bound == 'arithmetic'
+
+
+def test_an_axis_that_leaves_its_host_is_slower():
+  sizes = dict(data=2, fsdp=8, tensor=4, context=1, expert=1)
+  topology = parse_topology('h100:64')
+  assert bandwidth('tensor', sizes, topology) == 450e9
+  assert bandwidth('fsdp', sizes, topology) == bandwidth('data+context', sizes, topology) == 50e9
+  assert bandwidth('data', sizes, parse_topology('v5p:4x4x4')) == 600e9
+
+
 # ------------------------------------------------------------------------------------------------ data
 def test_sources(tmp_path):
   (tmp_path / 'a.bin').write_bytes(bytes(2_000))
@@ -213,7 +257,7 @@ def test_files(config, tmp_path, capsys):
   (['--topology=v5p:4x4x4', '--config.mesh.fsdp=48'], 'config.mesh.fsdp'),
   (['--topology=v5p:4x4x4', '--config.mesh.data=1', '--config.mesh.fsdp=1', '--config.mesh.tensor=64'], 'num_heads=32'),
   (['--topology=h100:8', '--config.mesh.data=1'], 'number of devices, 8'),
-  (['--mfu=1.5'], '--mfu'),
+  (['--mfu=1.5'], '--mfu'), (['--search'], '--search'), (['--search', '--topology=cpu:16'], '--search'),
   (['--json=/no/such/folder/x.json'], 'no such folder')))
 def test_one_line_of_what_is_wrong(config, arguments, words, capsys):
   with pytest.raises(SystemExit) as ended:

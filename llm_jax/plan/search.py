@@ -1,0 +1,158 @@
+"""Other settings of a run: what each single one would save, and which mesh, remat and microbatches would be best."""
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.optimizers import Adafactor, AdamW, Lion, Muon, Optax
+from llm_jax.config.ramp import Phase
+from llm_jax.config.run import Mesh, Run
+from llm_jax.config.stage import Stage
+from llm_jax.plan.memory import step_memory
+from llm_jax.plan.roofline import Roofline, roofline
+from llm_jax.plan.topology import Topology
+from llm_jax.plan.traffic import step_traffic
+from llm_jax.sharding.check import check_divides, mesh_sizes, row_shards
+
+FULL_SHARE = 0.92  # of a device's memory that a step may plan for
+LARGEST = {'tensor': 16, 'context': 16}  # of axes that cost most
+REMATS = ('none', 'dots', 'block')
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+  """One change of a configuration. field: its path.   saved: bytes of a device's peak."""
+  field: str
+  value: object
+  saved: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+  """A way to run a stage. peak: bytes of a device.   sent: by a device in a step."""
+  mesh: Mesh
+  remat: str
+  microbatches: int
+  peak: float
+  sent: float
+  roofline: Roofline
+
+  def flags(self, number: int) -> str:
+    """What sets it on a command line. number: of the stage."""
+    axes = [f'--config.mesh.{axis}={size}' for axis, size in dataclasses.asdict(self.mesh).items()]
+    stage = f'--config.stages[{number}]'
+    return ' '.join([*axes, f'{stage}.remat={self.remat}', f'{stage}.microbatches={self.microbatches}'])
+
+
+# ---------------------------------------------------------------------------------------------- one change
+def knobs(run: Run, number: int, devices: int) -> list[Knob]:
+  """What saves memory in stage `number`, the most first. What the mesh or the batch does not allow is left out."""
+  stage = run.stages[number]
+  now = peak_of(run, stage, devices)
+  found = []
+  for field, value, other in _alternatives(run, number):
+    try:
+      saved = now - peak_of(other, other.stages[number], devices)
+    except ConfigError:
+      continue
+    if saved > 0:
+      found.append(Knob(field, value, saved))
+  return sorted(found, key=lambda knob: -knob.saved)
+
+
+def peak_of(run: Run, stage: Stage, devices: int) -> float:
+  """Bytes of a device in the stage's fullest step.   Raises: ConfigError where mesh, model and batch do not fit."""
+  sizes = mesh_sizes(run.mesh, devices)
+  return max(step_memory(run.model_of(stage), stage, phase, sizes).peak for phase in _phases(run, stage, devices))
+
+
+def _phases(run: Run, stage: Stage, devices: int) -> tuple[Phase, ...]:
+  """The stage's phases, checked."""
+  phases = stage.phases_over(row_shards(run.model, run.mesh, devices))
+  for phase in phases:
+    check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, devices, phase.microbatches, stage.name)
+  return phases
+
+
+def _alternatives(run: Run, number: int) -> Iterator[tuple[str, object, Run]]:
+  """(field, value, the run with it)."""
+  stage, where = run.stages[number], f'config.stages[{number}]'
+  changes: list[tuple[str, Any]] = [('remat', remat) for remat in REMATS if remat != stage.remat]
+  changes += [('microbatches', stage.microbatches * factor) for factor in (2, 4, 8)
+              if stage.batch_size % (stage.microbatches * factor) == 0]
+  changes += [('parameters', 'bfloat16'), ('optimizer_memory', 'host')]
+  for field, value in changes:
+    yield f'{where}.{field}', value, _with_stage(run, number, **{field: value})
+  match stage.optimizer:
+    case AdamW() | Muon() | Lion():
+      for moments in ('bfloat16', 'int8'):
+        optimizer = dataclasses.replace(stage.optimizer, moments=moments)
+        yield f'{where}.optimizer.moments', moments, _with_stage(run, number, optimizer=optimizer)
+    case Adafactor() | Optax():
+      pass
+  for axis in ('fsdp', 'tensor', 'context', 'expert'):
+    size = 2 * max(getattr(run.mesh, axis), 1)
+    taken = -1 if run.mesh.data == -1 else run.mesh.data // 2
+    if taken:
+      yield f'config.mesh.{axis}', size, dataclasses.replace(
+        run, mesh=dataclasses.replace(run.mesh, **{'data': taken, axis: size}))
+
+
+def _with_stage(run: Run, number: int, **changes: Any) -> Run:
+  stages = list(run.stages)
+  stages[number] = dataclasses.replace(stages[number], **changes)
+  return dataclasses.replace(run, stages=tuple(stages))
+
+
+# ---------------------------------------------------------------------------------------------- many changes
+def search(run: Run, number: int, topology: Topology, most: int = 5) -> list[Candidate]:
+  """The fastest ways to run stage `number` that fit into memory, by arithmetic, the fastest first.
+
+  Raises: ConfigError where nothing is known of the devices.
+  """
+  chip = topology.chip
+  if chip.memory is None or chip.peak is None:
+    raise ConfigError('--search', topology.name, 'nothing is known of these devices: name TPUs or GPUs')
+  found = []
+  for mesh in _meshes(topology.devices):
+    for remat, microbatches in itertools.product(REMATS, _divisors(run.stages[number].batch_size)):
+      candidate = _candidate(run, number, topology, mesh, remat, microbatches)
+      if candidate is not None and candidate.peak <= FULL_SHARE * chip.memory:
+        found.append(candidate)
+  return sorted(found, key=lambda each: (each.roofline.seconds, each.sent, each.peak))[:most]
+
+
+def _candidate(run: Run, number: int, topology: Topology, mesh: Mesh, remat: str, microbatches: int
+               ) -> Candidate | None:
+  """None where it does not divide."""
+  try:
+    other = dataclasses.replace(_with_stage(run, number, remat=remat, microbatches=microbatches), mesh=mesh)
+    stage = other.stages[number]
+    phases = _phases(other, stage, topology.devices)
+  except ConfigError:
+    return None
+  model, sizes = other.model_of(stage), mesh_sizes(mesh, topology.devices)
+  peak = max(step_memory(model, stage, phase, sizes).peak for phase in phases)
+  longest = max(phases, key=lambda phase: phase.tokens)
+  traffic = step_traffic(model, sizes, longest, other.context_attention)
+  found = roofline(model, stage, longest, sizes, traffic, topology)
+  return None if found is None else Candidate(mesh, remat, microbatches, peak, sum(each.sent for each in traffic),
+                                              found)
+
+
+def _meshes(devices: int) -> Iterator[Mesh]:
+  """Every mesh of so many devices."""
+  for tensor in _divisors(devices, LARGEST['tensor']):
+    for context in _divisors(devices // tensor, LARGEST['context']):
+      for expert in _divisors(devices // tensor // context):
+        rest = devices // tensor // context // expert
+        for fsdp in _divisors(rest):
+          yield Mesh(rest // fsdp, fsdp, tensor, context, expert)
+
+
+def _divisors(number: int, most: int | None = None) -> list[int]:
+  """Powers of two, as slices and hosts have them."""
+  most = number if most is None else min(most, number)
+  return [size for size in range(1, most + 1) if number % size == 0 and math.log2(size).is_integer()]
