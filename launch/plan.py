@@ -2,8 +2,9 @@
 
   python -m launch.plan --config=experiments/llama3_8b.py:FOLDER --topology=v5p:4x4x4 --price=4.2
 
-By arithmetic, in a second or two. A mesh that does not fit the devices, the model or a batch is refused as
-`launch.train` refuses it. Fields of the experiment are set as there: --config.mesh.fsdp=16.
+By arithmetic, in a second or two; with --compile also by the compiler for the devices, of which none is needed. A mesh
+that does not fit the devices, the model or a batch is refused as `launch.train` refuses it. Fields of the experiment
+are set as there: --config.mesh.fsdp=16.
 """
 import argparse
 import json
@@ -38,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.search:
       require(topology is not None, '--search', True, 'name the devices: --topology=v5p:4x4x4')
       print_search(run, topology)
+    if args.compile:
+      require(topology is not None, '--compile', True, 'name the devices: --topology=v5p:4x4x4')
+      require(plan.fullest is not None, '--compile', True, 'only stages without adapters can be compiled')
+      from launch.plan_compile import compiled_text
+      print('\n' + compiled_text(run, plan, topology))
     write(plan, args.json, args.picture)
   return 0
 
@@ -54,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--pue', type=float, default=default.pue, help='power usage effectiveness; %(default)s')
   parser.add_argument('--carbon', type=float, default=default.carbon, help='kg of CO2e a kWh; %(default)s')
   parser.add_argument('--bytes_per_token', type=float, default=default.bytes_per_token, help='of text; %(default)s')
+  parser.add_argument('--compile', action='store_true', help='compiles the step for the devices, without having any')
   parser.add_argument('--search', action='store_true', help='tries meshes, remat and microbatches; lists the best')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='writes the plan as JSON too')
   parser.add_argument('--picture', type=pathlib.Path, metavar='FILE', help='draws the memory as SVG too')

@@ -17,7 +17,7 @@ from llm_jax.modules.kernels.norm import normalize
 from llm_jax.modules.low_rank import adapter_of, dropout_rng
 from llm_jax.modules.quantized import dense, is_quantized
 from llm_jax.sharding.rules import constrain, parameter_axes
-from llm_jax.sharding.sums import by_device, is_shared_out, sum_over_devices
+from llm_jax.sharding.sums import is_shared_out, sum_of_rows
 
 
 def weight(module: nn.Module, std: float, shape: tuple[int, ...]) -> Any:
@@ -88,12 +88,10 @@ def _rows_forward(w_VD, index, dtype):
 def _rows_backward(dtype, saved, d):
   w_VD, index = saved
   sum_dtype = accum_dtype(w_VD)
-  add_rows = lambda index, d: jnp.zeros(w_VD.shape, sum_dtype).at[index].add(d.astype(sum_dtype))
-  if not is_shared_out(index.shape):
-    return constrain(add_rows(index, d).astype(w_VD.dtype), 'vocab', None), None
-  terms = jax.vmap(jax.vmap(add_rows))(by_device(index), by_device(d))
-  dw_VD = sum_over_devices(constrain(terms, 'batch', 'seq', 'vocab', None), ('vocab', 'embed'))
-  return dw_VD.astype(w_VD.dtype), None
+  if is_shared_out(index.shape):
+    return sum_of_rows(index, d, w_VD.shape, sum_dtype, ('vocab', 'embed')).astype(w_VD.dtype), None
+  dw_VD = jnp.zeros(w_VD.shape, sum_dtype).at[index].add(d.astype(sum_dtype)).astype(w_VD.dtype)
+  return constrain(dw_VD, 'vocab', None), None
 
 
 _rows.defvjp(_rows_forward, _rows_backward)

@@ -32,7 +32,7 @@ def step_traffic(model: Architecture, sizes: Mapping[str, int], phase: Phase, fo
   sizes: of the mesh axes, all of them.   form: of attention where time is split, 'gather' or 'ring'.
   """
   tokens = phase.tokens // (sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context'])  # of a device
-  found = [*_weights(model, sizes, phase.microbatches), *_tensor(model, sizes['tensor'], tokens),
+  found = [*_weights(model, sizes, phase.microbatches, tokens), *_tensor(model, sizes['tensor'], tokens),
            *_context(model, sizes, tokens, form), *_experts(model, sizes['expert'], tokens)]
   return [traffic for traffic in found if traffic.sent > 0]
 
@@ -42,9 +42,9 @@ def others(n: int) -> float:
   return (n - 1) / n
 
 
-def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int) -> list[Traffic]:
+def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int, tokens: int) -> list[Traffic]:
   """Parameters are gathered over fsdp in each microbatch and their gradients scattered; what is left of the gradients
-  is summed over the axes that hold the same parameters."""
+  is summed over the axes that hold the same parameters. For the embedding's, the tokens' own gradients are sent."""
   tables = 2 * model.vocab_size * model.d_model / sizes['tensor']  # a tied head is gathered, and summed, as one untied
   tied = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
   of_experts = count_expert_parameters(model)
@@ -59,7 +59,8 @@ def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int) -
     Traffic('all-gather', 'fsdp', 'weights of the blocks', fsdp * PASSES * layers * HALF),
     Traffic('all-gather', 'fsdp', 'embedding and head', fsdp * tables * HALF),
     Traffic('reduce-scatter', 'fsdp', 'gradients of the blocks', fsdp * layers * HALF),
-    Traffic('reduce-scatter', 'fsdp', 'gradients of embedding and head', fsdp * tables * FULL),
+    Traffic('reduce-scatter', 'fsdp', 'gradient of the head', fsdp * tables / 2 * FULL),
+    Traffic('all-to-all', 'fsdp', 'gradient of the embedding', others(sizes['fsdp']) * tokens * model.d_model * HALF),
     Traffic('all-reduce', axes, 'gradients', 2 * others(copies) * gradients),
     Traffic('all-reduce', 'expert', 'gradients of what is no expert', 2 * others(sizes['expert']) * over_expert),
   ]

@@ -49,6 +49,40 @@ def sum_over_devices(terms: jax.Array, logical: tuple[str, ...]) -> jax.Array:
   return jax.shard_map(local, in_specs=held, out_specs=weight, check_vma=False)(terms)
 
 
+def sum_of_rows(index: jax.Array, d: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, logical: tuple[str, str]
+                ) -> jax.Array:
+  """The gradient of a table [rows, width] that was read by index: a row gets the sum of d over the tokens that read it.
+
+  The tokens go to where their part of the width is stored (an all-to-all), because they are fewer than the rows.
+
+  index: int [batch, time].   d: [batch, time, width].   shape: of the table.   dtype: of the sum.
+  logical: the table's logical axes.
+  """
+  sizes = jax.sharding.get_abstract_mesh().shape
+  row_axes, time_axes = dividing_axes(index.shape, ('batch', 'seq'), sizes)
+  summed = (*row_axes, *time_axes)
+  weight = parameter_spec(logical, shape, sizes)
+  rows_axis, width_axis = weight
+  num_rows = shape[0] // sizes[rows_axis] if rows_axis else shape[0]
+  whole = tuple(axis for axis in summed if axis != width_axis)
+
+  def local(index, d):
+    if width_axis in summed:
+      d = jax.lax.all_to_all(d, width_axis, split_axis=2, concat_axis=0, tiled=True)
+      index = jax.lax.all_gather(index, width_axis, axis=0, tiled=True)
+    if rows_axis:
+      index = index - num_rows * jax.lax.axis_index(rows_axis)
+    index = jnp.where((index >= 0) & (index < num_rows), index, num_rows)  # what another device has is dropped
+    total = jnp.zeros((num_rows, d.shape[-1]), dtype).at[index].add(d.astype(dtype), mode='drop')
+    return jax.lax.psum(total, whole) if whole else total
+
+  tokens = PartitionSpec(row_axes or None, time_axes or None)
+  # check_vma=False for the reason given in `experts.py`.
+  width = None if width_axis in summed else width_axis
+  return jax.shard_map(local, in_specs=(tokens, PartitionSpec(*tokens, width)), out_specs=weight, check_vma=False)(
+    index, d)
+
+
 def _scattered_sum(x: jax.Array, axis: str, dimension: int) -> jax.Array:
   """The sum over the devices of a mesh axis, of which each gets its part of `dimension`."""
   for group in _stages(axis):
