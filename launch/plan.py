@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from launch.errors import refusing
 from launch.experiment_file import load_run
 from launch.overrides import split_overrides
-from llm_jax.config.errors import require
+from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import Plan, make_plan
@@ -37,13 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
       require(folder is None or os.path.isdir(folder), '--json, --picture', str(path), 'there is no such folder')
     print(to_text(plan))
     if args.search:
-      require(topology is not None, '--search', True, 'name the devices: --topology=v5p:4x4x4')
-      print_search(run, topology)
+      print_search(run, named(topology, '--search'))
     if args.compile:
-      require(topology is not None, '--compile', True, 'name the devices: --topology=v5p:4x4x4')
       require(plan.fullest is not None, '--compile', True, 'only stages without adapters can be compiled')
       from launch.plan_compile import compiled_text
-      print('\n' + compiled_text(run, plan, topology))
+      print('\n' + compiled_text(run, plan, named(topology, '--compile')))
     write(plan, args.json, args.picture)
   return 0
 
@@ -73,6 +71,13 @@ def assumptions_of(args: argparse.Namespace, topology: Topology | None) -> Assum
     watts = topology.chip.watts
   return Assumptions(mfu=args.mfu, price=args.price, watts=watts, pue=args.pue, carbon=args.carbon,
                      bytes_per_token=args.bytes_per_token)
+
+
+def named(topology: Topology | None, flag: str) -> Topology:
+  """The devices that a flag needs."""
+  if topology is None:
+    raise ConfigError(flag, True, 'name the devices: --topology=v5p:4x4x4')
+  return topology
 
 
 def print_search(run: Run, topology: Topology) -> None:

@@ -33,13 +33,14 @@ def unit_interval(key: str) -> float:
 def of_file(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None = None) -> str:
   """sha256 (hex) of a file's content.
 
-  The hash is remembered under the cache folder together with the file's device, inode, size, modification and change
-  time. The change time cannot be set by a program, so an edited file is hashed anew whatever its dates say.
+  The hash is remembered under the cache folder together with the file's inode, size, modification and change time, all
+  of which hosts that mount one file system see alike; its device number they do not. The change time cannot be set by a
+  program, so an edited file is hashed anew whatever its dates say.
   """
   path = os.path.abspath(path)
   record = cache_folder(cache_dir) / 'hashes' / f'{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json'
   before = os.stat(path)
-  status = [before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
+  status = [before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns]
   remembered = _remembered(record, status)
   if remembered is not None:
     return remembered
