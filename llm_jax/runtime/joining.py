@@ -1,5 +1,6 @@
 """How this process joins the others of its run."""
 import dataclasses
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -14,9 +15,11 @@ from llm_jax.runtime.address import split_address
 from llm_jax.runtime.errors import one_line
 from llm_jax.runtime.links import Link
 from llm_jax.runtime.peers import Peers
+from llm_jax.runtime.seconds import seconds_of
 
 # After which jax itself gives up on a process, with an abort and no name. The peers know earlier.
 HEARTBEAT_SECONDS = 120
+HEARTBEAT_VARIABLE = 'LLM_JAX_HEARTBEAT_SECONDS'
 SHUTDOWN_SECONDS = 5
 PORT_SECONDS = 60
 PORT_KEY = 'llm_jax_meeting'  # in jax's store: where process 0 listens for the others
@@ -113,11 +116,14 @@ def _initialize(membership: _Membership | None, coordinator: str | None) -> None
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
   jax.config.update('jax_enable_preemption_service', False)  # it would take SIGTERM over
   known = (None, None, None) if membership is None else dataclasses.astuple(membership)
+  heartbeat = seconds_of(HEARTBEAT_VARIABLE, HEARTBEAT_SECONDS)
+  patience = meeting.meeting_seconds()
   try:
     jax.distributed.initialize(
       *known,
       cluster_detection_method=None if membership is None else 'deactivate',
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      initialization_timeout=math.ceil(patience),
+      heartbeat_timeout_seconds=math.ceil(heartbeat),
       shutdown_timeout_seconds=SHUTDOWN_SECONDS)
   except (ValueError, RuntimeError) as error:
     raise ConfigError('coordinator', coordinator, f'the processes could not be joined ({one_line(error)}): give '

@@ -11,8 +11,10 @@ from llm_jax.runtime import activity
 from llm_jax.runtime.links import Link
 from llm_jax.runtime.peers import EXIT_LOST
 from llm_jax.runtime.requests import leave, tell
+from llm_jax.runtime.seconds import seconds_of
 
-MEETING_SECONDS = 300  # for all to come
+MEETING_SECONDS = 300  # for all to come, where JOIN_VARIABLE does not say another time
+JOIN_VARIABLE = 'LLM_JAX_JOIN_SECONDS'
 PATIENT_SECONDS = 60  # that process 0 waits before it names the missing; the next time after twice as long
 CONNECT_SECONDS = 5
 RETRY_SECONDS = 1
@@ -21,13 +23,18 @@ SAY_SECONDS = 0.5  # between two words of process 0 to those that have come
 HELLO = 'llm_jax'  # what a process says first: whoever says anything else has found the port by chance
 
 
+def meeting_seconds() -> float:
+  """How long processes wait for all to come. 1,000 hosts that pull a container may need more than the default."""
+  return seconds_of(JOIN_VARIABLE, MEETING_SECONDS)
+
+
 def receive_all(port: int, num_processes: int, field: str = 'coordinator') -> dict[int, Link]:
   """Process 0: a link to each of the others, by rank, once all have come.
 
   Afterwards the port is free for jax: the links stay as they are.
 
   Raises:
-    ConfigError: naming the port where it is taken, or the processes that have not come after MEETING_SECONDS.
+    ConfigError: naming the port where it is taken, or the processes that have not come in time.
   """
   try:
     listener = _listen(port)
@@ -50,6 +57,7 @@ def _receive_all(listener: socket.socket, num_processes: int, field: str) -> dic
 def _await_all(listener: socket.socket, num_processes: int, field: str, links: dict[int, Link]) -> None:
   """Fills `links`, and tells those that have come whom they wait for."""
   listener.settimeout(POLL_SECONDS)
+  patience = meeting_seconds()
   since = time.monotonic()
   named_at, pause = since, PATIENT_SECONDS
   said_at = since
@@ -68,8 +76,8 @@ def _await_all(listener: socket.socket, num_processes: int, field: str, links: d
     if missing and now - named_at > pause:
       named_at, pause = now, 2 * pause
       print(f'process 0 has waited {now - since:.0f} s for process {missing} (to join)', file=sys.stderr, flush=True)
-    if missing and now - since > MEETING_SECONDS:
-      raise ConfigError(field, listener.getsockname()[1], f'process {missing} has not come after {MEETING_SECONDS} s: '
+    if missing and now - since > patience:
+      raise ConfigError(field, listener.getsockname()[1], f'process {missing} has not come after {patience:g} s: '
                         'start it, or look at its output')
 
 
@@ -163,12 +171,13 @@ def _closing_on_error(links: dict[int, Link]) -> Generator[None, None, None]:
 
 def _connect(field: str, address: str, host: str, port: int) -> Link:
   """Tries until something listens there: it may not do so yet, or its name may not be known yet."""
-  deadline = time.monotonic() + MEETING_SECONDS
+  patience = meeting_seconds()
+  deadline = time.monotonic() + patience
   while True:
     try:
       return Link(socket.create_connection((host, port), timeout=CONNECT_SECONDS))
     except (OSError, UnicodeError):
       if time.monotonic() >= deadline:
-        raise ConfigError(field, address, f'nobody answers there after {MEETING_SECONDS} s: start process 0 there, or '
+        raise ConfigError(field, address, f'nobody answers there after {patience:g} s: start process 0 there, or '
                           'name its address') from None
     time.sleep(RETRY_SECONDS)

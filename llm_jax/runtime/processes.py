@@ -51,7 +51,8 @@ def barrier(name: str) -> None:
 def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generator[None, None, None]:
   """While the body waits, prints now and then which processes have not set `key/<rank>`.
 
-  Of the processes that wait, only the one with the lowest rank prints.
+  Of the processes that wait, only the one with the lowest rank asks for all keys, and prints: of a thousand, each would
+  read a thousand.
   """
   ended = threading.Event()
   everyone = range(jax.process_count())  # asked now: in the thread jax may be gone
@@ -61,7 +62,7 @@ def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generato
     pause = PATIENT_SECONDS
     while not ended.wait(pause):
       try:
-        keys = [path for path, _ in client.key_value_dir_get(f'{key}/')]
+        keys = [path for path, _ in client.key_value_dir_get(f'{key}/')] if _is_lowest(client, rank, key) else []
       except jax.errors.JaxRuntimeError:  # process 0 is gone, which jax reports itself
         return
       waiting = {int(path.rpartition('/')[2]) for path in keys}
@@ -77,6 +78,17 @@ def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generato
     yield
   finally:
     ended.set()
+
+
+def _is_lowest(client: Any, rank: int, key: str) -> bool:
+  """Whether no process of a lower rank has set its `key/<rank>`. Process 0 has, mostly, and is asked for first."""
+  for lower in range(rank):
+    try:
+      client.key_value_try_get(f'{key}/{lower}')
+    except jax.errors.JaxRuntimeError:  # it is not there
+      continue
+    return False
+  return True
 
 
 def gather(value: int) -> list[int]:

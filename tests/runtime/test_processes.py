@@ -17,7 +17,7 @@ import pytest
 
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError
-from llm_jax.runtime import activity, joining, meeting
+from llm_jax.runtime import activity, joining, meeting, processes
 from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, Preemption
 
 pytestmark = pytest.mark.usefixtures('signals_are_heard')
@@ -227,6 +227,37 @@ def test_process_0_names_those_who_do_not_come(monkeypatch):
   monkeypatch.setattr(meeting, 'MEETING_SECONDS', 0.3)
   with pytest.raises(ConfigError, match='process 1, 2 has not come after 0.3 s: start it, or look at its output'):
     joining.join(f'127.0.0.1:{free_port()}', 3, 0)
+
+
+def test_how_long_they_wait_is_the_clusters(monkeypatch):
+  monkeypatch.setenv('LLM_JAX_JOIN_SECONDS', '0.2')
+  with pytest.raises(ConfigError, match='process 1 has not come after 0.2 s'):
+    joining.join(f'127.0.0.1:{free_port()}', 2, 0)
+  monkeypatch.setenv('LLM_JAX_JOIN_SECONDS', 'long')
+  with pytest.raises(ConfigError, match="LLM_JAX_JOIN_SECONDS = 'long': give a number of seconds above 0"):
+    joining.join(f'127.0.0.1:{free_port()}', 2, 0)
+
+
+class Store:
+  """jax's store of keys, and what it was asked for."""
+
+  def __init__(self, *ranks):
+    self.keys = {f'key/{rank}' for rank in ranks}
+    self.asked = []
+
+  def key_value_try_get(self, key):
+    self.asked.append(key)
+    if key not in self.keys:
+      raise jax.errors.JaxRuntimeError(f'NOT_FOUND: {key}')
+
+
+@pytest.mark.parametrize('waiting, rank, is_lowest, num_asked', (
+  (range(1, 1_000), 1, True, 1), (range(1_000), 999, False, 1), (range(1, 1_000), 999, False, 2),
+  (range(9), 0, True, 0)))
+def test_of_a_thousand_that_wait_one_asks_who_is_missing(waiting, rank, is_lowest, num_asked):
+  store = Store(*waiting)
+  assert processes._is_lowest(store, rank, 'key') == is_lowest
+  assert len(store.asked) == num_asked
 
 
 def test_they_meet_and_a_stranger_does_not_count():
