@@ -92,7 +92,8 @@ def _alternatives(run: Run, number: int) -> Iterator[tuple[str, object, Run]]:
         yield f'{where}.optimizer.moments', moments, _with_stage(run, number, optimizer=optimizer)
     case Adafactor() | Optax():
       pass
-  for axis in ('fsdp', 'tensor', 'context', 'expert'):
+  others = [field.name for field in dataclasses.fields(Mesh) if field.name != 'data']
+  for axis in others:
     size = 2 * max(getattr(run.mesh, axis), 1)
     taken = -1 if run.mesh.data == -1 else run.mesh.data // 2
     if taken:
