@@ -12,7 +12,7 @@ FLOORS = (
   ('llm_jax/harness', 'llm_jax/rollout'),
   ('llm_jax/adapters', 'llm_jax/evaluation', 'llm_jax/prompting'),
   ('llm_jax/train', 'llm_jax/report'),
-  ('llm_jax/explain',),
+  ('llm_jax/arena', 'llm_jax/explain'),
   ('experiments', 'launch'),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
