@@ -5,7 +5,8 @@ python -m launch.train --config=experiments/rl_miniature.py:grpo --workdir=runs/
 
 The task is to sort six digits, '402913>'. The texts of the first stage answer with the same digits half of the time,
 with their reverse three times in ten, and with the digits in order twice in ten. The second stage is rewarded for the
-last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo or reinforce.
+last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo,
+raft or reinforce.
 """
 from llm_jax.config.errors import require
 from llm_jax.config.experiment import (
@@ -30,6 +31,7 @@ from llm_jax.config.experiment import (
   gspo,
   mix,
   presets,
+  raft,
   reinforce,
   rloo,
   stage,
@@ -37,7 +39,7 @@ from llm_jax.config.experiment import (
 
 METHODS = {
   'grpo': grpo(), 'dr_grpo': dr_grpo(), 'dapo': dapo(), 'rloo': rloo(), 'gspo': gspo(), 'cispo': cispo(),
-  'reinforce': reinforce(),
+  'raft': raft(), 'reinforce': reinforce(),
 }
 
 
@@ -50,7 +52,7 @@ def get_config(method):
                         rope_theta=100.0),
     checkpoints=Checkpoints(every=50),
     stages=(
-      stage('texts', mix(DigitTexts(), packing='best_fit'), seq_len=60, batch_size=64, steps=400,
+      stage('texts', mix(DigitTexts(), packing='best_fit'), seq_len=60, batch_size=64, steps=300,
             learning_rate=LinearToZero(peak=4e-3, warmup=20), optimizer=Muon(), evals=(HeldOut(every=100),)),
       stage('rewards', SortedDigits(), seq_len=16, batch_size=256, steps=150, objective=METHODS[method],
             rollout=Rollout((Exact(),), answers=8, max_new_tokens=8, buckets=1),

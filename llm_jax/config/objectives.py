@@ -316,20 +316,21 @@ class KLInReward:
     require(self.weight > 0, 'weight', self.weight, 'use a number above 0')
 
 
-ADVANTAGES = ('group', 'group_mean', 'leave_one_out', 'batch')
+ADVANTAGES = ('group', 'group_mean', 'leave_one_out', 'batch', 'best')
 RATIOS = ('token', 'sequence_mean', 'sequence')
 AGGREGATIONS = ('tokens', 'sequences', 'constant_length')
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyGradient(ObjectiveConfig):
-  """What was rewarded more than the other answers becomes likelier. GRPO, Dr. GRPO, DAPO, RLOO, GSPO, CISPO and
+  """What was rewarded more than the other answers becomes likelier. GRPO, Dr. GRPO, DAPO, RLOO, GSPO, CISPO, RAFT and
   REINFORCE are choices of these fields, see `policy_gradients.py`.
 
-  advantage: what an answer's reward is compared with: 'group', 'group_mean', 'leave_one_out' or 'batch'. 'group': the
+  advantage: how an answer's reward is compared: 'group', 'group_mean', 'leave_one_out', 'batch' or 'best'. 'group': the
     mean of its group, divided by the group's standard deviation + 1e-4 (Shao et al. 2024, GRPO, section 4.1.2);
     'group_mean': not divided (Liu et al. 2025, Dr. GRPO); 'leave_one_out': the mean of the others of its group
-    (Ahmadian et al. 2024, RLOO, equation 9); 'batch': the mean of the rollout.
+    (Ahmadian et al. 2024, RLOO, equation 9); 'batch': the mean of the rollout; 'best': 1 for the best answer
+    of a group whose answers have several rewards, 0 for the others (Dong et al. 2023, RAFT).
   ratio: of what r is: 'token', 'sequence' or 'sequence_mean'. 'sequence': of a whole answer; 'sequence_mean': the
     geometric mean over its tokens (Zheng et al. 2025, GSPO, equation 7).
   aggregation: how tokens are averaged: 'tokens', 'sequences' or 'constant_length'. 'tokens': over all of a step's

@@ -1,7 +1,7 @@
 """Policy gradients by their papers' names, each a choice of `PolicyGradient`'s fields."""
 from llm_jax.config.objectives import Clip, ClipWeight, KLInLoss, KLInReward, PolicyGradient
 
-__all__ = ['cispo', 'dapo', 'dr_grpo', 'grpo', 'gspo', 'reinforce', 'rloo']
+__all__ = ['cispo', 'dapo', 'dr_grpo', 'grpo', 'gspo', 'raft', 'reinforce', 'rloo']
 
 
 def grpo(kl: float = 0.0) -> PolicyGradient:
@@ -34,6 +34,11 @@ def gspo() -> PolicyGradient:
 def cispo(most: float = 5.0) -> PolicyGradient:
   """MiniMax 2025 (MiniMax-M1), section 3.1: the weight of a token is cut, its gradient is not."""
   return PolicyGradient('group', 'token', 'tokens', ClipWeight(most))
+
+
+def raft() -> PolicyGradient:
+  """Dong et al. 2023, algorithm 1: the best answer of each group is learnt as a text would be."""
+  return PolicyGradient('best', 'token', 'tokens', clip=None)
 
 
 def reinforce() -> PolicyGradient:

@@ -22,6 +22,8 @@ def advantages(rewards: np.ndarray, kind: str) -> np.ndarray:
       found = above_mean
     case 'leave_one_out':  # less the mean of the others
       found = above_mean * num_answers / (num_answers - 1)
+    case 'best':  # of several that are best, the first
+      found = np.arange(num_answers) == rewards.argmax(1)[:, None]
     case _:
       raise ValueError(kind)
   is_group_constant = is_constant(rewards)[:, None]

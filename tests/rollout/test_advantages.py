@@ -29,6 +29,10 @@ def test_of_the_rollout():
   np.testing.assert_allclose(advantages(REWARDS, 'batch'), REWARDS - REWARDS.mean(), rtol=1e-6)
 
 
+def test_of_the_best():
+  np.testing.assert_array_equal(advantages(REWARDS, 'best'), [[1, 0, 0, 0], [0, 0, 1, 0]])
+
+
 @pytest.mark.parametrize('kind', ADVANTAGES)
 @pytest.mark.parametrize('reward', [0.1, 1 / 3, -7.7])
 def test_equal_rewards_give_exactly_0(kind, reward):
