@@ -6,6 +6,7 @@ from llm_jax.report.displays import displays, headlines
 from llm_jax.report.html import escape, lineage_table, page, tree
 from llm_jax.report.recipe_graph import stage_graph
 from llm_jax.report.records import RunRecords, read_run
+from llm_jax.report.rewards import rewards
 from llm_jax.report.stages import curves, data_table, stage_table
 from llm_jax.report.summary import headline, subtitle
 from llm_jax.report.time_table import time_table
@@ -34,6 +35,7 @@ def render(workdir: pathlib.Path) -> str:
     displays(run.metrics),
     '<h2>Curves</h2>',
     curves(run.stages),
+    rewards(run),
     '<h2>Stages</h2>',
     stage_table(run.stages),
     data_table(run),

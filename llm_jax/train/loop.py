@@ -1,5 +1,6 @@
 """The training loop, whole. Everything else is a hook."""
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from llm_jax.data.batch_source import BatchSource
@@ -22,15 +23,22 @@ def train_loop(state: TrainState, frozen: Frozen, source: BatchSource, train_ste
   rescue: called with the steps done and the state where a reward fails, before the error goes on.
   """
   for step in range(int(state.step), steps):
-    try:
-      with within(Use.DATA):
-        batch = source.next(state, frozen)
-    except RewardError:
-      rescue(step, state)
-      raise
+    with within(Use.DATA), rescuing(rescue, step, state):
+      batch = source.next(state, frozen)
     state, metrics = train_step(state, frozen, batch)
     metrics = {**metrics, **source.numbers()}
-    ends_stage = [hook(step + 1, state, metrics) for hook in hooks]
+    with rescuing(rescue, step + 1, state):
+      ends_stage = [hook(step + 1, state, metrics) for hook in hooks]
     if any(ends_stage):
       break
   return state
+
+
+@contextlib.contextmanager
+def rescuing(rescue: Callable[[int, TrainState], None], step: int, state: TrainState) -> Generator[None]:
+  """Calls `rescue` where a reward fails in the body, which leaves the state whole."""
+  try:
+    yield
+  except RewardError:
+    rescue(step, state)
+    raise

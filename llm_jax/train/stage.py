@@ -194,7 +194,11 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
         stack.callback(profiler.close)
         hooks = [log, profiler.after_step, *hooks[1:], profiler.before_step]
         profiler.before_step(first)
-      rescue = lambda step, state: save_and_wait(step, state) if step > first else None
+      def rescue(step: int, state: TrainState) -> None:
+        if step > first:
+          log.pause(f'saves step {step}')
+          save_and_wait(step, state)
+
       state = train_loop(state, frozen, built.source, train_step, steps, hooks, rescue)
       log.pause('saves the end', Use.CHECKPOINT)
       check_result(stage, int(state.skipped), hint_of(built))

@@ -1,6 +1,7 @@
 """Rollouts of a tiny model: the same answers in parts, exact resumption, and batches that hold what was sampled."""
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,9 @@ from llm_jax.rollout.advantages import advantages
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
+from llm_jax.runtime.errors import RewardError
 from llm_jax.sharding.rules import batch_sharding
+from llm_jax.train.loop import train_loop
 
 ROLLOUT = Rollout((Regex('[^a-m]', weight=0.5), Length(longest=6, margin=5)), answers=4, max_new_tokens=6,
                   temperature=0.8, minibatches=2, replays=2)
@@ -161,6 +164,23 @@ def test_another_rollout_is_refused_on_resume():
   other = make_source(make_stage(rollout=dataclasses.replace(ROLLOUT, replays=1)))
   with pytest.raises(ConfigError, match='rollout = .answers=4 minibatches=2 replays=1.: the checkpoint was made with'):
     other.restore(source.position(), source.arrays())
+
+
+def test_a_reward_that_fails_leaves_the_state_to_be_saved():
+  class Failing:
+    def next(self, state, frozen):
+      if state.step:
+        raise RewardError('no number')
+
+    def numbers(self):
+      return {}
+
+  rescued = []
+  first, second = types.SimpleNamespace(step=0), types.SimpleNamespace(step=1)
+  with pytest.raises(RewardError):
+    train_loop(first, Frozen(), Failing(), lambda *arguments: (second, {}), 5, [],
+               rescue=lambda step, state: rescued.append((step, state)))
+  assert rescued == [(1, second)]
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
