@@ -196,7 +196,7 @@ def _train_and_finish(built: BuiltStage, progress: StageProgress, evaluations: E
         profiler.before_step(first)
       def rescue(step: int, state: TrainState) -> None:
         if step > first:
-          log.pause(f'saves step {step}')
+          log.pause(f'saves step {step}', Use.CHECKPOINT)
           save_and_wait(step, state)
 
       state = train_loop(state, frozen, built.source, train_step, steps, hooks, rescue)
