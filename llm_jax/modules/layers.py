@@ -49,9 +49,13 @@ class Linear(nn.Module):
     return y.astype(x.dtype)
 
   def product(self, x: jax.Array, w: jax.Array) -> jax.Array:
-    """x w. Where devices share the tokens of an activation [batch, time, ...], w's gradient is summed over them."""
+    """x w. Where devices share the tokens of an activation [batch, time, ...], w's gradient is summed over them.
+
+    A layer that is applied by itself, such as the head of a classifier, has no path that tells where w is stored.
+    """
     is_activation = x.ndim - self.contract == 2
-    if not is_activation or not is_shared_out(x.shape) or self.is_initializing():
+    is_alone = not self.path
+    if not is_activation or is_alone or not is_shared_out(x.shape) or self.is_initializing():
       return linear(x, w, self.contract, self.execution.kernel_set)
     path = '/'.join((*self.path, 'w'))
     is_stacked = path.startswith('blocks/')  # with an axis of the layers, which `nn.scan` takes away
