@@ -16,19 +16,11 @@ import re
 import time
 from unittest import mock
 
+from llm_jax.plan.h100 import H100
+
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_gpu_autotune_level=0', 'TPU_SKIP_MDS_QUERY': '1',
                'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost'}
 GIB = 2**30
-H100 = """
-platform_name: "CUDA"  device_description_str: "NVIDIA H100 80GB HBM3"  dnn_version_info { major: 9 minor: 10 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
-  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  l2_cache_size: 52428800
-  device_memory_size: 84942979072  memory_bandwidth: 3352320000000
-}"""
 CHIPS = {  # what `topologies` asks for, and the backend's name
     'v5p': (dict(platform='tpu', topology_name='v5p:2x2x4'), 'tpu'),
     'h100': (dict(platform='cuda', topology_name='', topology='1x1x8', target_config=H100), 'gpu'),

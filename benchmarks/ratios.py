@@ -56,6 +56,11 @@ def import_llama(content: Content) -> Ratios:
   return ratios
 
 
+def collectives(content: Content) -> Ratios:
+  """Bytes that a device sends in a step over those that it must send (1 is the least possible)."""
+  return {case: result['ratio'] for case, result in content['cases'].items()}
+
+
 def accelerator_memory(content: Content) -> Ratios:
   """Peak memory a chip of a training step over that of one with all scores of a layer at once (less is better).
 
@@ -88,6 +93,7 @@ RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'decode': decode,
   'cross_entropy_memory': cross_entropy_memory,
   'accelerator_memory': accelerator_memory,
+  'collectives': collectives,
   'context_memory': context_memory,
   'expert_balance': expert_balance,
   'import_llama': import_llama,

@@ -190,6 +190,8 @@ def first_group(text: str, num_devices: int) -> list[int]:
     return [int(device) for device in pairs[1].split(',')]
   if (listed := re.search(r'replica_groups=\{\{([0-9,]+)\}', text)) is not None:
     return [int(device) for device in listed[1].split(',')]
+  if (meshed := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)) is not None:
+    return _first_of_axes(*meshed.groups())
   counted = re.search(r'replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?', text)
   if counted is None:
     return list(range(num_devices))
@@ -197,6 +199,19 @@ def first_group(text: str, num_devices: int) -> list[int]:
   devices = np.arange(num_devices).reshape(sizes)
   devices = devices.transpose(order) if order else devices
   return devices.reshape(groups)[0].tolist()
+
+
+def _first_of_axes(mesh: str, axes: str) -> list[int]:
+  """The first group of `mesh['data'=2,'fsdp'=8] {'fsdp'}`. A part, `'fsdp':(2)4`, is the 4 of 2 x 4 x 1."""
+  sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
+  devices = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  used = {name: (int(before or 1), int(size or sizes[name]))
+          for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)}
+  for number, (name, whole) in enumerate(sizes.items()):
+    before, size = used.get(name, (1, 1))
+    rest = whole // (before * size) if name in used else 1
+    devices = devices.take([i * rest for i in range(size)], axis=number)
+  return devices.ravel().tolist()
 
 
 def axes_of(group: list[int], mesh_shape: Mapping[str, int]) -> tuple[str, ...]:

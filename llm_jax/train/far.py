@@ -24,6 +24,7 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
+from llm_jax.plan.h100 import H100
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, in_host_memory, mesh_axes, replicated, state_shardings
 from llm_jax.train.build import init_params, make_trained_objective, stage_seed
@@ -35,16 +36,7 @@ PLATFORMS = {'tpu': 'tpu', 'gpu': 'cuda', 'cpu': 'cpu'}  # a backend, and the pl
 # What libtpu asks of a machine that has no TPU, and what keeps the compiler for GPU from trying kernels out.
 ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost',
                'XLA_FLAGS': '--xla_gpu_autotune_level=0'}
-H100 = """
-platform_name: "CUDA"  device_description_str: "NVIDIA H100 80GB HBM3"  dnn_version_info { major: 9 minor: 10 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }  core_count: 132  fpus_per_core: 128  clock_rate_ghz: 1.98
-  threads_per_warp: 32  threads_per_block_limit: 1024  threads_per_core_limit: 2048
-  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-  registers_per_core_limit: 65536  registers_per_block_limit: 65536  shared_memory_per_core: 233472
-  shared_memory_per_block: 49152  shared_memory_per_block_optin: 232448  l2_cache_size: 52428800
-  device_memory_size: 84942979072  memory_bandwidth: 3352320000000
-}"""
+
 
 
 def prepare() -> None:

@@ -1,7 +1,7 @@
 """The collectives of real training steps, compiled for devices that are not here, beside the bytes that they must send.
 
 pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
-PYTHONPATH=chips python -m tools.collectives [--cases h100x8 h100x64 ...] [--output FILE.json]
+PYTHONPATH=chips python -m benchmarks.collectives [--cases h100x8 h100x64 ...]
 
 Compiled and never run: Llama 3 8B cut to two layers, AdamW, bfloat16, blocks rematerialised. The closed form is that of
 `llm_jax/plan/traffic.py`. Peak is what the compiler plans for a device. Async is the share of the bytes gathered and
@@ -10,10 +10,10 @@ reduced by collectives that are started and awaited later.
 import argparse
 import collections
 import dataclasses
-import json
-import pathlib
 import time
 
+from benchmarks.machine import machine
+from benchmarks.records import write_results
 from llm_jax.train import far
 
 GIB = 2**30
@@ -90,18 +90,17 @@ def measure(case: Case) -> dict:
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--cases', nargs='+', default=list(CASES), choices=list(CASES))
-  parser.add_argument('--output', type=pathlib.Path, help='a JSON file, to which the results are added')
   args = parser.parse_args()
   far.prepare()
+  import jax
+  cases = {}
   for name in args.cases:
-    found = measure(CASES[name])
+    found = cases[name] = measure(CASES[name])
     parts = ', '.join(f'{what} {gib:.2f}' for what, gib in found['sent_gib'].items() if gib >= 0.005)
     print(f'{name}: {found["total_gib"]:.2f} GiB, {found["ratio"]:.2f} x the closed form ({parts}); '
           f'async {found["async_share"]:.0%}, peak {found["peak_gib"]:.2f} GiB, {found["compile_seconds"]:.0f} s',
           flush=True)
-    if args.output is not None:
-      results = json.loads(args.output.read_text()) if args.output.exists() else {}
-      args.output.write_text(json.dumps(results | {name: found}, indent=1) + '\n')
+  write_results('collectives', {'machine': machine(), 'jax': jax.__version__, 'cases': cases})
 
 
 if __name__ == '__main__':
