@@ -24,6 +24,7 @@ from llm_jax.hf.files import inside, read_json
 from llm_jax.hf.peft import read_adapter
 from llm_jax.modules.low_rank import merge
 from llm_jax.objectives.classification import HEAD
+from llm_jax.objectives.scalar_head import REWARD, VALUE
 from llm_jax.tracking.run_config import read_config
 from llm_jax.tracking.task import ByteProgress
 
@@ -105,9 +106,15 @@ def read_run(workdir: pathlib.Path, stage: str | None, step: int | None, merge: 
           'it has no adapters: leave it out')
   files = _tokenizer_files(workdir / 'tokenizer', chosen.data.template)
   params = read_model(run, workdir, chosen, checkpoint, merged=True)
-  if params.pop(HEAD, None):
-    print("its classifier's head is left out: what is written is the language model", file=sys.stderr)
+  for name in left_out(params):
+    print(f"its head {name!r} is left out: what is written is the language model", file=sys.stderr)
+    del params[name]
   return Model(run.model_of(chosen), params, files)
+
+
+def left_out(params: dict[str, Any]) -> list[str]:
+  """The heads of objectives among the parameters, which no language model has."""
+  return [name for name in (HEAD, REWARD, VALUE) if name in params]
 
 
 def read_adapters(workdir: pathlib.Path, stage: str | None, step: int | None) -> Adapted:
@@ -119,7 +126,8 @@ def read_adapters(workdir: pathlib.Path, stage: str | None, step: int | None) ->
   root = SavedModels(run, workdir).root(chosen)
   folder = root.init.folder if isinstance(root.init, HuggingFace) else ''
   params = read_params(checkpoint)
-  params.pop(HEAD, None)
+  for name in left_out(params):
+    del params[name]
   return Adapted(run.model_of(chosen), chosen.adapters, params, folder)
 
 

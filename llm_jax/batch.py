@@ -27,11 +27,13 @@ class PreferenceBatch:
   """Pairs of answers to the same prompt. Row i of `chosen` and of `rejected` are one pair.
 
   Every row is one document, prompt and answer, from position 0 on, then padding; `weights` is 1 where the target is a
-  token of the answer that counts, so that a row's log-probability is the weighted sum over its targets. `sources` as
-  LanguageModelBatch has it; its sides have none.
+  token of the answer that counts, so that a row's log-probability is the weighted sum over its targets. `margins` says
+  how much better each chosen answer is, where the data tells. `sources` as LanguageModelBatch has it; its sides have
+  none.
   """
   chosen: LanguageModelBatch
   rejected: LanguageModelBatch
+  margins: Array | None = None  # float32 [batch]
   sources: Array | None = None  # int32
 
 

@@ -15,7 +15,19 @@ from llm_jax.config import objectives
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.objectives import DPO, IPO, KTO, ORPO, APODown, APOZero, Classification, LanguageModel, SimPO, SLiC
+from llm_jax.config.objectives import (
+  DPO,
+  IPO,
+  KTO,
+  ORPO,
+  APODown,
+  APOZero,
+  Classification,
+  LanguageModel,
+  RewardModel,
+  SimPO,
+  SLiC,
+)
 from llm_jax.config.optimizers import Muon
 from llm_jax.config.ramp import Ramp
 from llm_jax.config.rows import PROMPTS
@@ -42,6 +54,7 @@ OBJECTIVES: dict[str, tuple[typing.Any, Callable[[pathlib.Path], Source]]] = {
   'APODown': (APODown(), lambda folder: pairs(folder)),
   'ORPO': (ORPO(), lambda folder: pairs(folder)),
   'SimPO': (SimPO(), lambda folder: pairs(folder)),
+  'RewardModel': (RewardModel(center=0.01), lambda folder: pairs(folder)),
   'KTO': (KTO(desirable_weight=1.5), lambda folder: RatedAnswers(f'{folder}/{RATED}', template='plain')),
 }
 

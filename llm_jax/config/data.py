@@ -80,6 +80,8 @@ class Data:
               f'{self.rows.name} and {source.rows.name} cannot be mixed: give each a stage of its own')
       require(source.classes == self.labels, 'sources', [each.classes for each in sources],
               'texts with classes are mixed with none but those of the same')
+      require(source.has_margins == self.has_margins, 'sources', [each.has_margins for each in sources],
+              'pairs with margins are mixed with none without: give `margin` to all sources or to none')
     templates = list(dict.fromkeys(source.chat_template for source in sources if source.chat_template))
     require(len(templates) <= 1, 'sources', templates,
             'dialogues of one stage are written out by one chat template: choose one of these for all')
@@ -114,6 +116,11 @@ class Data:
   def labels(self) -> tuple[str, ...] | None:
     """The classes of its texts; None where they have none."""
     return self.sources[0].source.classes
+
+  @property
+  def has_margins(self) -> bool:
+    """Whether its rows say how much better one of two answers is."""
+    return self.sources[0].source.has_margins
 
   @property
   def template(self) -> str | None:

@@ -11,7 +11,7 @@ from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RATED, TEXT, RowKind
 
 __all__ = [
   'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'IPO', 'KLInLoss', 'KLInReward', 'KTO',
-  'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'SLiC', 'SimPO',
+  'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'RewardModel', 'SLiC', 'SimPO',
 ]
 
 
@@ -43,6 +43,7 @@ class ObjectiveConfig:
   reference_passes: forward passes of a batch that its loss takes beside the one that is differentiated, such as the
     reference's.
   has_reference: whether it compares with the parameters that the stage starts from, which stay as they are.
+  reads_margins: whether it heeds what a row says of how much better one of two answers is.
   metrics: what a person looks at first, beside the loss.
   """
   implementation: ClassVar[str]
@@ -50,6 +51,7 @@ class ObjectiveConfig:
   title: ClassVar[str]
   reference_passes: ClassVar[int] = 0
   has_reference: ClassVar[bool] = False
+  reads_margins: ClassVar[bool] = False
   metrics: ClassVar[tuple[Metric, ...]] = ()
 
   def status(self, found: Mapping[str, Any]) -> str:
@@ -220,6 +222,29 @@ class SimPO(PreferenceConfig):
   title: ClassVar[str] = 'SimPO'
 
 
+# ---------------------------------------------------------------------------------------------- reward models
+@dataclasses.dataclass(frozen=True)
+class RewardModel(ObjectiveConfig):
+  """-log sigmoid(r_chosen - r_rejected - margin m) + center (r_chosen + r_rejected)^2, r being the score that a linear
+  head of one output reads at an answer's last token (Ouyang et al. 2022, InstructGPT, equation 1).
+
+  m is the margin that a row states, 0 where it states none (Touvron et al. 2023, Llama 2, equation 2).
+
+  margin: what the margins of the rows are multiplied by; 0 leaves them out (Llama 3, section 4.1.3).
+  center: weight of the squared sum of the scores, which holds their mean near 0 (Eisenstein et al. 2023: 0.01).
+  """
+  margin: float = 1.0
+  center: float = 0.0
+  implementation: ClassVar[str] = 'llm_jax.objectives.reward_model:RewardModelObjective'
+  rows: ClassVar[RowKind] = PAIRS
+  title: ClassVar[str] = 'reward model'
+  reads_margins: ClassVar[bool] = True
+  metrics: ClassVar[tuple[Metric, ...]] = PreferenceConfig.metrics
+
+  def __post_init__(self):
+    require_weights(self, 'margin', 'center')
+
+
 # ---------------------------------------------------------------------------------------------- rated answers
 @dataclasses.dataclass(frozen=True)
 class KTO(ObjectiveConfig):
@@ -359,5 +384,6 @@ class PolicyGradient(ObjectiveConfig):
 
 
 Objective = (
-  LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | KTO | PolicyGradient
+  LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | RewardModel | KTO |
+  PolicyGradient
 )

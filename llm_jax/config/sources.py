@@ -50,6 +50,11 @@ class SourceConfig:
     """Names of the classes of its texts; None where they have none."""
     return None
 
+  @property
+  def has_margins(self) -> bool:
+    """Whether its rows say how much better one of two answers is."""
+    return False
+
 
 # ---------------------------------------------------------------------------------------------- text
 @dataclasses.dataclass(frozen=True)
@@ -217,14 +222,20 @@ class Preferences(DialogueSource):
 
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
+  margin: name of the entry that says how much better the chosen answer is, a number from 0 on; None: rows have none.
   """
   path: Safe[str]
   template: str = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
+  margin: str | None = None
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:PreferencesReader'
   rows: ClassVar[RowKind] = PAIRS
+
+  @property
+  def has_margins(self) -> bool:
+    return self.margin is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -148,6 +148,8 @@ class Stage:
     require(objective.rows == rows, 'objective', type(objective).__name__,
             f'learns from {objective.rows.name}, and data has {rows.name}: use {names_with(Objective, rows)}, or data '
             f'of {names_with(Source, objective.rows)}')
+    require(objective.reads_margins or not self.data.has_margins, 'data', type(objective).__name__,
+            'does not read how much better an answer is: leave `margin` out of the source')
     is_alike = self.validation_data.rows == rows and self.validation_data.labels == self.data.labels
     require(is_alike, 'eval_data', self.eval_data,
             f'must be of one kind with data, {rows.name}' + (' of the same classes' if self.data.labels else ''))

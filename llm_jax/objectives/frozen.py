@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llm_jax import paths
 
-FLOAT32_HEADS = ('classifier', 'reward', 'value')  # of objectives; their matrices, and routers', are used in float32
+FLOAT32_HEADS = ('classifier', 'reward', 'value_head')  # of objectives; used in float32, as routers are
 
 
 @flax.struct.dataclass

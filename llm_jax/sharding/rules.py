@@ -21,7 +21,7 @@ PARAMETER_AXES = (
   (r'^embedding/w$',                       ('vocab', 'embed')),
   (r'^positions/w$',                       ('position', 'embed')),
   (r'^head/w$',                            ('vocab', 'embed')),
-  (r'^classifier/w$',                      ('embed', 'scores')),
+  (r'^(classifier|reward|value_head)/w$',  ('embed', 'scores')),
   (r'(^|[/_])norm/(scale|bias)$',          ('vector',)),
   (r'/attention/query/w$',                 ('embed', 'heads', 'head_dim')),
   (r'/attention/query/b$',                 ('heads', 'head_dim')),

@@ -15,16 +15,20 @@ from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import Tokenizer
 
 SIDES = ('chosen', 'rejected')
+MARGIN_IDS = 4  # ids that a margin is stored in
+MARGIN_FORMAT = 1  # raise it when margins are stored in another way
 
 
 class Pair(NamedTuple):
-  """Two dialogues with the same prompt."""
+  """Two dialogues with the same prompt.   margin: how much better the chosen one is."""
   chosen: Dialogue
   rejected: Dialogue
+  margin: float = 0.0
 
 
 class PairRows(Rows):
-  """Rows of a store of preferences: `rows[i]` is {'chosen', 'rejected'}, each the fields of LanguageModelBatch.
+  """Rows of a store of preferences: `rows[i]` is {'chosen', 'rejected'}, each the fields of LanguageModelBatch, and
+  'margins' where pairs have one.
 
   What does not fit into `seq_len` inputs and the target after them is cut off at the end, and a pair whose prompt
   leaves no room for a token of the answer is left out: what trl's DPOTrainer does with max_length = seq_len + 1. So is
@@ -33,12 +37,15 @@ class PairRows(Rows):
   their answers.
   """
 
-  def __init__(self, store: TokenStore, settings: RowSettings):
+  def __init__(self, store: TokenStore, settings: RowSettings, has_margins: bool = False):
     self.store = store
     self.seq_len = settings.seq_len
+    self.has_margins = has_margins
     self._eot = settings.tokenizer.eot
     first = store.offsets[:-1].reshape(-1, 2)  # [pairs, side]
-    last = store.offsets[1:].reshape(-1, 2)
+    last = np.array(store.offsets[1:].reshape(-1, 2))
+    if has_margins:
+      last[:, 0] -= MARGIN_IDS  # they stand behind the chosen answer
     fits = self._prompts_fit(first, last)
     num_fitting = int(fits.sum())
     require(
@@ -52,6 +59,7 @@ class PairRows(Rows):
 
     self.num_left_out = len(fits) - num_fitting
     self.num_equal = int(is_equal.sum())
+    self._margins_at = last[fits, 0]
     self._first = first[fits]
     self._last = ends[fits]
     self.num_cut = int((self._last < last[fits]).any(axis=1).sum())
@@ -77,7 +85,12 @@ class PairRows(Rows):
     return len(self._first)
 
   def __getitem__(self, row: int) -> Fields:
-    return {name: self._side(part) for name, part in zip(SIDES, self._parts(row), strict=True)}
+    sides = {name: self._side(part) for name, part in zip(SIDES, self._parts(row), strict=True)}
+    return {**sides, 'margins': self._margin(row)} if self.has_margins else sides
+
+  def _margin(self, row: int) -> np.float32:
+    begin = int(self._margins_at[row])
+    return ids_to_margin(self.store.tokens[begin:begin + MARGIN_IDS])
 
   def _side(self, part: slice) -> Fields:
     num_inputs = part.stop - part.start - 1
@@ -85,7 +98,8 @@ class PairRows(Rows):
 
   @property
   def padding(self) -> Fields:
-    return {name: assemble((), self.seq_len, 0) for name in SIDES}
+    sides = {name: assemble((), self.seq_len, 0) for name in SIDES}
+    return {**sides, 'margins': np.float32(0)} if self.has_margins else sides
 
   @staticmethod
   def to_batch(fields: Fields) -> PreferenceBatch:
@@ -111,28 +125,35 @@ class PairRows(Rows):
 
 @dataclasses.dataclass(frozen=True)
 class PairEncoder(Encoder[Pair]):
-  """A pair is stored as two documents, the chosen one first, as the template writes them.
+  """A pair is stored as two documents, the chosen one first, as the template writes them; behind the chosen one stand
+  the bytes of the margin, where pairs have one.
 
   mask_formatting: special tokens are no targets.
   """
   template: str
   mask_formatting: bool
+  has_margins: bool = False
   has_counts = True
 
   @property
   def versions(self) -> dict[str, int]:
-    return {'chat': chat_templates.FORMAT}
+    chat = {'chat': chat_templates.FORMAT}
+    return {**chat, 'margin': MARGIN_FORMAT} if self.has_margins else chat
 
   def check(self, tokenizer: Tokenizer) -> None:
     chat_templates.check_template(self.template, tokenizer)
+    require(not self.has_margins or tokenizer.vocab_size >= 256, 'margin', f'{tokenizer.vocab_size} tokens',
+            'margins are stored as 256 different ids: use a tokenizer with as many')
 
   def length(self, document: Pair) -> int:
     return document.chosen.length + document.rejected.length
 
   def encode(self, documents: Sequence[Pair], tokenizer: Tokenizer) -> Iterator[Encoded]:
     for pair in documents:
-      for dialogue in pair:
-        yield encode_dialogue(dialogue, self.template, tokenizer, self.mask_formatting)
+      chosen, rejected = (encode_dialogue(dialogue, self.template, tokenizer, self.mask_formatting)
+                          for dialogue in (pair.chosen, pair.rejected))
+      yield with_margin(chosen, pair.margin) if self.has_margins else chosen
+      yield rejected
 
   def text(self, document: Pair) -> str:
     """The prompt once."""
@@ -143,4 +164,20 @@ class PairEncoder(Encoder[Pair]):
     yield document.rejected.learnt
 
   def make_rows(self, store: TokenStore, settings: RowSettings) -> PairRows:
-    return PairRows(store, settings)
+    return PairRows(store, settings, self.has_margins)
+
+
+def with_margin(encoded: Encoded, margin: float) -> Encoded:
+  """A document with the bytes of a margin behind it, none of them a target."""
+  assert encoded.counts is not None
+  counts = np.concatenate([encoded.counts, np.zeros(MARGIN_IDS, encoded.counts.dtype)])
+  return Encoded((*encoded.ids, margin_to_ids(margin)), encoded.num_bytes, counts)
+
+
+def margin_to_ids(margin: float) -> np.ndarray:
+  """The four bytes of a float32, little-endian."""
+  return np.frombuffer(np.array(margin, '<f4').tobytes(), np.uint8).astype(np.int32)
+
+
+def ids_to_margin(ids: np.ndarray) -> np.float32:
+  return np.frombuffer(np.asarray(ids, np.uint8).tobytes(), '<f4')[0]

@@ -26,6 +26,7 @@ from llm_jax.data.tokenizers.jinja_template import Tools
 BESIDE = ('system', 'tools')  # entries of a row that belong to its messages
 Answers = TypeVar('Answers', Pair, Rated)
 Nothing = Literal['']
+LARGEST_MARGIN = 1e6
 NOTHING: Nothing = ''  # an empty document, which sources leave out
 
 
@@ -44,11 +45,17 @@ class PreferencesReader(Reader[Preferences]):
   suffixes = JSONL
 
   def encoder(self) -> PairEncoder:
-    return PairEncoder(self.config.template, self.config.mask_formatting)
+    return PairEncoder(self.config.template, self.config.mask_formatting, self.config.has_margins)
 
   def records(self, files: Files) -> Iterable[Record]:
     return formats.jsonl(files, functools.partial(
-      read_preference, template=self.config.template, ignore=self.config.ignore))
+      read_preference, template=self.config.template, ignore=self.config.ignore, margin=self.config.margin))
+
+  def selects(self) -> dict[str, Any]:
+    fields = super().selects()
+    if self.config.margin is None:
+      del fields['margin']  # the rows are those of versions that knew no margins
+    return fields
 
 
 class RatedAnswersReader(Reader[RatedAnswers]):
@@ -169,9 +176,24 @@ def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callabl
   return answers if row_entries.is_learnt(row, where) else NOTHING
 
 
-def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Pair | Nothing:
-  """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
-  return _read_answers(line, where, ('prompt', 'chosen', 'rejected'), preference, template, ignore)
+def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = (), margin: str | None = None
+                    ) -> Pair | Nothing:
+  """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row.
+
+  margin: name of the entry that has the pair's margin; None: there is none.
+  """
+  entries = ('prompt', 'chosen', 'rejected') if margin is None else ('prompt', 'chosen', 'rejected', margin)
+  read = preference if margin is None else functools.partial(preference_with_margin, name=margin)
+  return _read_answers(line, where, entries, read, template, ignore)
+
+
+def preference_with_margin(row: dict, where: str, template: str, ignore: Sequence[str], name: str) -> Pair:
+  """The pair of a row, with what the row has under `name`. Raises ConfigError naming the row."""
+  margin = field(row, name, where)
+  is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+  if not is_number or not 0 <= margin <= LARGEST_MARGIN:
+    raise formats.bad(where, f'{name} is {margin!r}', f'give a number from 0 to {LARGEST_MARGIN:g}')
+  return preference(row, where, template, ignore)._replace(margin=float(margin))
 
 
 def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Pair:

@@ -158,3 +158,41 @@ def test_every_process_reads_only_its_rows(make, processes, folder, bpe):
       expected = jax.tree.map(lambda field, rows=placement.rows: field[rows], batch)
       local = data.to_batch(placement.read(8 * k))
       assert jax.tree.all(jax.tree.map(np.array_equal, local, expected))
+
+
+def test_margins_are_read_to_the_bit(bpe, tmp_path):
+  """They stand in a store of ids, behind what is learnt, and change nothing else of a row."""
+  margins = [3, 2 / 3, 0.0, 1.0]
+  rows = [{'prompt': f'a{i}', 'chosen': 'b', 'rejected': 'c', 'margin': margin} for i, margin in enumerate(margins)]
+  path = write(tmp_path / 'p.jsonl', rows)
+  source = config.Preferences(path, 'plain', val_fraction=0.0, margin='margin')
+  without = config.Preferences(path, 'plain', val_fraction=0.0, ignore=('margin',))
+  data = open_data(tmp_path, bpe, source, seq_len=24)
+  bare = open_data(tmp_path, bpe, without, seq_len=24)
+  assert [row['margins'] for row in data.rows] == [np.float32(margin) for margin in margins]
+  assert data.num_targets == bare.num_targets
+  for row, other in zip(data.rows, bare.rows, strict=True):
+    for side in ('chosen', 'rejected'):
+      for name, value in other[side].items():
+        np.testing.assert_array_equal(row[side][name], value)
+  assert data.to_batch(data.padding).margins == 0
+
+
+@pytest.mark.parametrize('margin', [-1, True, 'much', None, float('nan')])
+def test_what_is_no_margin(margin, bpe, tmp_path):
+  row = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'margin': margin}
+  source = config.Preferences(write(tmp_path / 'p.jsonl', [row]), 'plain', val_fraction=0.0, margin='margin')
+  with pytest.raises(ConfigError, match='margin is'):
+    open_data(tmp_path, bpe, source, seq_len=24)
+
+
+def test_margins_are_for_reward_models_alone(tmp_path):
+  def made(objective, *sources):
+    return config.stage('a', config.mix(*sources) if len(sources) > 1 else sources[0], steps=1, seq_len=8,
+                        batch_size=1, learning_rate=config.Constant(1e-3), objective=objective)
+  with_margin, without = config.Preferences('a', margin='m'), config.Preferences('b')
+  assert made(config.RewardModel(), with_margin).data.has_margins
+  with pytest.raises(ConfigError, match='does not read how much better'):
+    made(config.ORPO(), with_margin)
+  with pytest.raises(ConfigError, match='to all sources or to none'):
+    made(config.RewardModel(), with_margin, without)
