@@ -68,7 +68,7 @@ def built(session):
 
 def test_a_stop_at_a_checkpoints_step_saves_once(built):
   progress = StageProgress(lineage=Lineage(RUN), start_metrics={})
-  state = types.SimpleNamespace(skipped=0)
+  state = dataclasses.make_dataclass('State', ['skipped'])(0)
   save_checkpoint(built, progress, 4, state)
   save_checkpoint(built, progress, 4, state, wait=True)
   save_checkpoint(built, progress, 5, state, wait=True)
