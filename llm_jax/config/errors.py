@@ -15,6 +15,9 @@ class ConfigError(ValueError):
     shown = ' '.join(repr(value).splitlines())  # an array has several
     super().__init__(f'{field} = {shown if len(shown) <= LONGEST else shown[:LONGEST] + "..."}: {hint}')
 
+  def __reduce__(self):
+    return type(self), (self.field, self.value, self.hint)  # what another process makes it of again
+
   def under(self, path: str) -> 'ConfigError':
     """The same error with its field named from the root of the configuration; a file's path is its own name."""
     if os.sep in self.field:
