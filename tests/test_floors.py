@@ -9,7 +9,7 @@ FLOORS = (
   ('llm_jax/data', 'llm_jax/sharding', 'llm_jax/optim'),
   ('llm_jax/modules', 'llm_jax/plan'),
   ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/checkpoints', 'llm_jax/tracking'),
-  ('llm_jax/harness', 'llm_jax/rollout'),
+  ('llm_jax/retrieve', 'llm_jax/harness', 'llm_jax/rollout'),
   ('llm_jax/adapters', 'llm_jax/evaluation', 'llm_jax/prompting'),
   ('llm_jax/train', 'llm_jax/report'),
   ('llm_jax/arena', 'llm_jax/explain'),

@@ -11,7 +11,7 @@ import pytest
 
 from docs import tables
 from docs.pictures import make
-from launch import arena, convert, evaluate, explain, plan, report, sample, train
+from launch import arena, convert, evaluate, explain, plan, report, retrieve, sample, train
 from launch.experiment_file import load_run
 from launch.overrides import split_overrides
 from llm_jax.config import experiment, presets
@@ -115,7 +115,7 @@ def test_examples_of_experiments_are_right(code, tmp_path, monkeypatch):
   assert isinstance(load_run(f'{path}{argument}'), Run)
 
 
-PROGRAMS = [train, sample, convert, evaluate, explain, arena, report, plan]
+PROGRAMS = [train, sample, convert, evaluate, explain, arena, retrieve, report, plan]
 
 
 @pytest.mark.parametrize('module', PROGRAMS, ids=lambda module: module.__name__)
