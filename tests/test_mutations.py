@@ -163,6 +163,16 @@ MUTATIONS = (
   Mutation('a checkpoint is due while steps are skipped', 'llm_jax/train/hooks.py',
            'if int(state.skipped) == 0 or step in self.pinned:', 'if True:',
            'tests/train/test_stage.py::test_no_checkpoint_is_taken_while_steps_are_skipped'),
+  # ---------------------------------------------------------------------------------------- evaluations
+  Mutation('a choice has no token of its own', 'llm_jax/harness/text.py',
+           "require(len(pair[1]) > 0, 'continuation'", "require(True, 'continuation'",
+           'tests/harness/test_text.py::test_what_cannot_be_scored'),
+  Mutation('a prompt loses its examples', 'llm_jax/harness/run.py',
+           'require(length <= room or truncate, where', 'require(True, where',
+           'tests/harness/test_text.py::test_a_prompt_that_would_be_cut_is_named'),
+  Mutation('a program does what it must not', 'llm_jax/runtime/sandbox_runner.py',
+           'if reason is not None:', 'if False:',
+           'tests/runtime/test_sandbox.py::test_what_is_not_allowed_is_stopped'),
   # ---------------------------------------------------------------------------------------- imported models
   Mutation('tensors are missing or of another shape', 'llm_jax/hf/weights.py',
            'if problems:', 'if False:',

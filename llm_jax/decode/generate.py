@@ -24,6 +24,7 @@ from llm_jax.decode.request import (
   check_config,
   check_count,
   check_prompts,
+  common_beginning,
   fetch,
   make_choice,
   make_request,
@@ -35,6 +36,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 
 PREFILL_CHUNK = 512
+LEAST_SHARED = 32  # tokens that prompts have in common, for which a pass of its own pays
 ENDS_CHUNK = 16  # tokens between two questions whether rows have ended
 Ends = Callable[[int, list[int]], bool]
 
@@ -56,8 +58,8 @@ class Generated:
 def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int,
              sampling: Greedy | Sampling = GREEDY, rng: jax.Array | None = None, *, stop_tokens: Sequence[int] = (),
              execution: Execution | None = None, log_probs: bool = False, prefill_chunk: int = PREFILL_CHUNK,
-             samples: int = 1, ends: Ends | None = None, log_prob_temperature: float = 1.0, first_row: int = 0
-             ) -> Generated:
+             samples: int = 1, share_prefix: bool = False, ends: Ends | None = None, log_prob_temperature: float = 1.0,
+             first_row: int = 0) -> Generated:
   """Continues every prompt until a stop token or `max_new_tokens`.
 
   Args:
@@ -75,6 +77,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     prefill_chunk: the most tokens of a prompt read at a time; bounds the memory of long prompts, the cache aside.
     samples: continuations of each prompt, which is read once for all of them; those of one prompt stand side by side
       in the result. They are what as many equal prompts get.
+    share_prefix: read what all prompts begin with, such as the same examples, once; it changes results by rounding.
     ends: (number of the row, its new tokens) -> whether it has ended, such as by the text of a stop sequence. Asked
       every few tokens, so a row may be that much longer.
     log_prob_temperature: log-probabilities are those under softmax(logits / it).
@@ -89,7 +92,7 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
   def run(config: Architecture, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> Generated:
     with mesh_of(params):
       program, placed, state = _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution,
-                                      log_probs, prefill_chunk, samples, log_prob_temperature, first_row)
+                                      log_probs, prefill_chunk, samples, log_prob_temperature, first_row, share_prefix)
       if ends is None:
         return _collect(decode(program, placed, rng, state, max_new_tokens), 0)
       return _decode_until(program, placed, rng, state, max_new_tokens, ends)
@@ -190,12 +193,20 @@ class State:
 
 @functools.partial(jax.jit, static_argnames=('program', 'max_new', 'samples'))
 def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int,
-            samples: int = 1, first_row: int = 0) -> State:
+            samples: int = 1, first_row: int = 0, prefix: tuple[jax.Array, jax.Array] | None = None) -> State:
   """Reads the prompts, padded on the left, and generates the first token of each of their samples.
 
   max_new: the most new tokens per row.   first_row: the number of the first row.
+  prefix: what stands before every prompt, int32 [1, prompt time] padded on the left, and its length, int32 [1].
   """
-  x_BD, cache = read_prompts(program, params, prompts_BP, lengths_B, max_new)
+  cache = None
+  start = jnp.int32(0)
+  if prefix is not None:
+    room = length_in_pieces(program, prompts_BP.shape[1]) + max_new
+    _, cache = read_prompts(program, params, *prefix, room)
+    cache = cache.select(jnp.zeros(len(prompts_BP), jnp.int32))
+    start = prefix[1][0]
+  x_BD, cache = read_prompts(program, params, prompts_BP, lengths_B, max_new, cache, start)
   if samples > 1:
     prompt_of_B = jnp.repeat(jnp.arange(len(prompts_BP)), samples)
     cache = cache.select(prompt_of_B)
@@ -204,19 +215,21 @@ def prefill(program: Program, params: Any, rng: jax.Array, prompts_BP: jax.Array
   logits_BV = program.logits(params, x_BD[:, None])[:, 0]
   seen_BV = init_seen(program.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], program.config.vocab_size)
   log_probs_BN = jnp.zeros((B, max_new), jnp.float32) if program.log_probs else None
-  state = State(cache, jnp.int32(0), first_row + jnp.arange(B), lengths_B - 1, jnp.zeros(B, bool),
+  state = State(cache, jnp.int32(0), first_row + jnp.arange(B), start + lengths_B - 1, jnp.zeros(B, bool),
                 jnp.zeros(B, jnp.int32), jnp.zeros((B, max_new), jnp.int32), log_probs_BN, seen_BV)
   return advance(program, rng, state, cache, logits_BV)
 
 
-def read_prompts(program: Program, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int
-                 ) -> tuple[jax.Array, Cache]:
+def read_prompts(program: Program, params: Any, prompts_BP: jax.Array, lengths_B: jax.Array, max_new: int,
+                 cache: Cache | None = None, start: jax.Array | int = 0) -> tuple[jax.Array, Cache]:
   """The features of each prompt's last token, [batch, d_model], and the cache, with free slots for `max_new` tokens.
 
-  The prompts are read in pieces of equal size, at most `program.prefill_chunk` tokens, by one program.
+  The prompts are read in pieces of equal size, at most `program.prefill_chunk` tokens, by one program. With a `cache`
+  they stand behind the `start` tokens in it.
   """
   B, P = prompts_BP.shape
-  positions = in_pieces(program, jnp.arange(P) - (P - lengths_B[:, None]), fill=-1)  # negative in padding
+  places_BP = jnp.arange(P) - (P - lengths_B[:, None])
+  positions = in_pieces(program, jnp.where(places_BP < 0, -1, start + places_BP), fill=-1)  # negative in padding
 
   def read(cache: Cache, piece: tuple[jax.Array, jax.Array]) -> tuple[Cache, jax.Array]:
     tokens, positions = piece
@@ -224,8 +237,9 @@ def read_prompts(program: Program, params: Any, prompts_BP: jax.Array, lengths_B
     x_BTD, cache = program.features(params, tokens, jnp.maximum(positions, 0), segment_ids, cache)
     return cache, x_BTD[:, -1]
 
-  length = length_in_pieces(program, P) + max_new
-  cache = init_cache(program.config, B, length, program.execution.compute_dtype, program.lookahead)
+  if cache is None:
+    length = length_in_pieces(program, P) + max_new
+    cache = init_cache(program.config, B, length, program.execution.compute_dtype, program.lookahead)
   cache, last = jax.lax.scan(read, cache, (in_pieces(program, prompts_BP), positions))
   return last[-1], cache
 
@@ -280,14 +294,33 @@ def advance(program: Program, rng: jax.Array, state: State, cache: Cache, logits
 
 # ------------------------------------------------------------------------------------------- on the host
 def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, execution, log_probs, prefill_chunk,
-           samples=1, log_prob_temperature=1.0, first_row=0):
+           samples=1, log_prob_temperature=1.0, first_row=0, share_prefix=False):
   """Checks the request and reads the prompts."""
   require(prefill_chunk >= 1, 'prefill_chunk', prefill_chunk, f'use 1 or more, such as {PREFILL_CHUNK}')
   request = make_request(config, params, prompts, max_new_tokens, execution)
   program = Program(request.config, request.execution, sampling, stop_tokens, log_probs, prefill_chunk,
                     log_prob_temperature=log_prob_temperature)
-  return program, request.params, prefill(program, request.params, rng, request.prompts_BP, request.lengths_B,
-                                      bucket(max_new_tokens), samples, first_row)
+  prompts_BP, lengths_B, prefix = request.prompts_BP, request.lengths_B, None
+  if share_prefix and sampling.repetition_penalty == 1:  # which looks at all of a prompt
+    prompts_BP, lengths_B, prefix = _without_prefix(prompts_BP, lengths_B)
+  return program, request.params, prefill(program, request.params, rng, prompts_BP, lengths_B, bucket(max_new_tokens),
+                                          samples, first_row, prefix)
+
+
+def _without_prefix(prompts_BP: np.ndarray, lengths_B: np.ndarray
+                    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+  """Prompts padded on the left without what all of them begin with, their lengths, and that beginning, likewise padded;
+  None where they have too little in common. Each keeps its last token, which the first new one follows."""
+  P = prompts_BP.shape[1]
+  rows = [tuple(row[P - length:-1].tolist()) for row, length in zip(prompts_BP, lengths_B, strict=True)]
+  beginning = common_beginning(rows)
+  if len(rows) == 1 or len(beginning) < LEAST_SHARED:
+    return prompts_BP, lengths_B, None
+  padded = np.zeros((1, bucket(len(beginning))), np.int32)
+  padded[0, -len(beginning):] = beginning
+  rest_B = lengths_B - np.int32(len(beginning))
+  # What is left of the longest sets the width; before a shorter one stands some of its beginning, which is padding now.
+  return prompts_BP[:, -bucket(int(rest_B.max())):], rest_B, (padded, np.array([len(beginning)], np.int32))
 
 
 def _decode_until(program: Program, params: Any, rng: jax.Array, state: State, max_new_tokens: int, ends: Ends

@@ -18,6 +18,8 @@ from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.parameters import check_params
 
+Ids = tuple[int, ...]
+
 
 class Request(NamedTuple):
   """Prompts, and the decoder as it runs: with its layers unrolled if `execution` says so.
@@ -142,6 +144,15 @@ def token_ids(field: str, prompt: Sequence[int], hint: str = 'give a list of lis
   require(ids.ndim == 1 and (len(ids) == 0 or np.issubdtype(ids.dtype, np.integer)), field, prompt,
           hint)
   return ids
+
+
+def common_beginning(texts: Sequence[Ids]) -> Ids:
+  """What all texts begin with: what the first and the last of them in order have in common."""
+  first, last = min(texts), max(texts)
+  length = 0
+  while length < min(len(first), len(last)) and first[length] == last[length]:
+    length += 1
+  return first[:length]
 
 
 def bucket(length: int) -> int:

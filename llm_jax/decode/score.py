@@ -14,9 +14,9 @@ import numpy as np
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.generate import Program, in_pieces, length_in_pieces, read_prompts
-from llm_jax.decode.request import bucket, check_config, check_count, fetch, mesh_of, ready, token_ids
+from llm_jax.decode.request import Ids, bucket, check_config, check_count, fetch, mesh_of, ready, token_ids
 from llm_jax.decode.sampling import GREEDY
-from llm_jax.decode.score_plan import Batch, Ids, make_batches, make_rows
+from llm_jax.decode.score_plan import Batch, make_batches, make_rows
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.execution import Execution
 from llm_jax.runtime.processes import agree
@@ -72,7 +72,8 @@ def score(config: Architecture, params: Any, contexts: Sequence[Sequence[int]], 
   before, behind = check_requests(config, contexts, continuations)
   if not before:
     return []
-  agree('contexts', repr((before, behind)))
+  if jax.process_count() > 1:
+    agree('contexts', repr((before, behind)))
   plan = list(make_batches(config, make_rows(before, behind), batch_size, share_prefixes))
   found: dict[int, Scored] = {}
   with mesh_of(params):

@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.decode.request import bucket
-
-Ids = tuple[int, ...]
+from llm_jax.decode.request import Ids, bucket, common_beginning
 
 
 class Wanted(NamedTuple):
@@ -110,12 +108,3 @@ def _behind(rows: Sequence[Row], beginnings: Sequence[Ids]) -> Batch:
   rest = max(len(row.ids) - len(beginning) for row, beginning in zip(rows, beginnings, strict=True))
   places = tuple(distinct.index(beginning) for beginning in beginnings)
   return Batch(tuple(rows), tuple(prefixes), places, bucket(max(map(len, distinct))), bucket(rest))
-
-
-def common_beginning(texts: Sequence[Ids]) -> Ids:
-  """What all texts begin with: what the first and the last of them in order have in common."""
-  first, last = min(texts), max(texts)
-  length = 0
-  while length < min(len(first), len(last)) and first[length] == last[length]:
-    length += 1
-  return first[:length]

@@ -135,7 +135,7 @@ class HarnessModel(LM):
     can_end = bool(writing.stops) and not reader.config.switch_lengths
     out = generate(reader.config, reader.params, contexts, writing.max_new_tokens, writing.sampling, key,
                    stop_tokens=reader.stop_tokens, execution=reader.execution, samples=samples,
-                   ends=ends if can_end else None)
+                   share_prefix=reader.share_prefixes, ends=ends if can_end else None)
     return [self._cut(tokens, writing.stops) for tokens in out.tokens]
 
   def _cut(self, tokens: list[int], stops: Sequence[str]) -> str:

@@ -7,12 +7,14 @@ never one. (The `hf` backend of the harness reads the name of a control token as
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.data.tokenizers.chat_templates import Message, render_prompt
 from llm_jax.data.tokenizers.rendered import CLOSE, OPEN, Marker, Rendered
+
+RECENT = 64  # texts whose ids are remembered
 
 Pair = tuple[list[int], list[int]]  # the ids of a context, and of the continuation behind it
 
@@ -53,10 +55,20 @@ class HarnessText:
   def encode(self, text: str, begins: bool | None = None) -> list[int]:
     """The ids of a text.   begins: as the field; None: as it says, and never before a conversation."""
     is_conversation = OPEN in text
-    ids = self._encode_conversation(text) if is_conversation else self.tokenizer.encode(text)
+    ids = self._ids(text)
     if begins is None:
       begins = self.begins and not is_conversation and self.template is None
-    return [*(self.tokenizer.begin if begins else ()), *map(int, ids)]
+    return [*(self.tokenizer.begin if begins else ()), *ids]
+
+  @functools.cached_property
+  def _ids(self) -> Callable[[str], tuple[int, ...]]:
+    """Remembers the last texts: the choices of a question have one context."""
+    @functools.lru_cache(maxsize=RECENT)
+    def ids(text: str) -> tuple[int, ...]:
+      found = self._encode_conversation(text) if OPEN in text else self.tokenizer.encode(text)
+      return tuple(map(int, found))
+
+    return ids
 
   def _encode_conversation(self, text: str) -> list[int]:
     """The ids of a text in which control tokens stand between marks."""

@@ -13,7 +13,7 @@ from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.run import Mesh
-from llm_jax.decode.generate import Program, bucket, generate, prefill, stream
+from llm_jax.decode.generate import Program, _without_prefix, bucket, generate, prefill, stream
 from llm_jax.decode.request import make_choice, make_request
 from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
@@ -306,6 +306,30 @@ def test_samples_of_a_prompt_are_what_equal_prompts_get(name):
   apart = generate(config, params, equal, NEW, sampling, jax.random.key(3), **options)
   assert shared.tokens == apart.tokens and len({tuple(row) for row in shared.tokens}) > len(PROMPTS)
   np.testing.assert_allclose(np.concatenate(shared.log_probs), np.concatenate(apart.log_probs), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['rolling', *(pytest.param(name, marks=pytest.mark.slow)
+                                             for name in ('local-global', 'everything', 'dense-banded'))])
+def test_what_prompts_begin_with_may_be_read_once(name):
+  """It is longer than the windows; the prompts go on at different lengths, one of them by a single token."""
+  config, params = DECODERS[name], make_params(DECODERS[name])
+  beginning = np.random.default_rng(0).integers(3, config.vocab_size, 34).tolist()
+  prompts = [beginning + rest for rest in ([5], [6, 7, 8], [9, 10])]
+  options = dict(log_probs=True, stop_tokens=(2,), execution=SCANNED, samples=2)
+  request = (config, params, prompts, NEW, Sampling(1.2, top_k=30), jax.random.key(3))
+  shared, apart = generate(*request, share_prefix=True, **options), generate(*request, **options)
+  assert shared.tokens == apart.tokens
+  np.testing.assert_allclose(np.concatenate(shared.log_probs), np.concatenate(apart.log_probs), atol=1e-5)
+
+
+def test_a_beginning_is_cut_off_and_kept_apart():
+  prompts = np.zeros((2, 48), np.int32)
+  prompts[0, -40:], prompts[1, -36:] = np.arange(40), [*range(35), 99]
+  rest, lengths, (beginning, length) = _without_prefix(prompts, np.array([40, 36], np.int32))
+  assert lengths.tolist() == [5, 1] and length.tolist() == [35] and beginning[0, -35:].tolist() == [*range(35)]
+  assert rest.shape == (2, 16) and rest[0, -5:].tolist() == [*range(35, 40)] and rest[1, -1] == 99
+  assert _without_prefix(prompts[:1], lengths[:1])[2] is None  # alone
+  assert _without_prefix(prompts[:, -20:], np.array([20, 20], np.int32))[2] is None  # nothing in common
 
 
 def test_rows_end_where_they_are_said_to_end():

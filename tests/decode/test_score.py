@@ -12,8 +12,9 @@ import torch
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.positions import LearnedPositions
 from llm_jax.config.run import Mesh
+from llm_jax.decode.request import common_beginning
 from llm_jax.decode.score import Scored, score
-from llm_jax.decode.score_plan import common_beginning, make_batches, make_rows
+from llm_jax.decode.score_plan import make_batches, make_rows
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh

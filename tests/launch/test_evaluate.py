@@ -1,12 +1,18 @@
 """`launch.evaluate`: scores of a small run on local files, and what is refused before its parameters are read."""
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
 from launch import evaluate
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
+from llm_jax.hf.tokenizer import tokenizer_files
 from tests.harness import small_tasks
+from tests.harness.test_parity import VOCAB, byte_tokenizer
+from tests.hf import hf_models
 from tests.launch.sample_runs import write_run
 
 ARC = [{'id': f'q{i}', 'question': f'What is {i} and {i}?', 'answerKey': 'A',
@@ -93,3 +99,37 @@ def test_what_is_refused_before_the_model_is_read(workdir, arc, unread, capsys, 
     call(workdir, *[flag.replace('FILE', str(arc)) for flag in flags])
   message = capsys.readouterr().err.strip().splitlines()[-1]
   assert exit.value.code == 2 and re.search(line, message), message
+
+
+@pytest.mark.slow  # the harness reads the definitions of all its tasks
+def test_the_harness_itself_knows_our_models(workdir, tmp_path):
+  tasks = small_tasks.write(tmp_path)
+  definition = (tasks / 'letters.yaml').read_text()
+  (tasks / 'letters.yaml').write_text(f'{definition}dataset_path: json\ntest_split: test\ndataset_kwargs:\n'
+                                      f'  data_files: {{test: {tasks}/rows.jsonl}}\n')
+  command = [sys.executable, '-m', 'launch.harness', 'run', '--model', 'llm_jax', '--model_args',
+             f'checkpoint={workdir},max_length=48', '--tasks', 'letters', '--include_path', str(tasks),
+             '--output_path', str(tmp_path / 'out'), '--limit', '3']
+  done = subprocess.run(command, env={**os.environ, 'HF_DATASETS_CACHE': str(tmp_path / 'cache')}, text=True,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  assert done.returncode == 0 and re.search(r'\|letters\|.*\|acc', done.stdout), done.stdout
+  [results] = (tmp_path / 'out').rglob('results_*.json')
+  assert json.loads(results.read_text())['n-samples']['letters']['effective'] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [(), ('--chat',)])
+def test_a_hugging_face_folder(tmp_path, monkeypatch, capsys, flags):
+  """With the tokenizer and the chat template that it brings."""
+  monkeypatch.setenv('LLM_JAX_CACHE', str(tmp_path / 'cache'))
+  folder = tmp_path / 'model'
+  config = hf_models.llama(vocab_size=VOCAB, max_position_embeddings=256, bos_token_id=258, eos_token_id=258)
+  hf_models.make(config).save_pretrained(folder)
+  for name, content in tokenizer_files(byte_tokenizer(), 'chatml').items():
+    (folder / name).write_bytes(content)
+  tasks = small_tasks.write(tmp_path)
+  names = ('choices', 'letters', 'written')
+  data = [f'--data={name}={tasks}/rows.jsonl' for name in names]
+  call(folder, f'--tasks={",".join(names)}', *data, f'--include_path={tasks}', '--num_fewshot=1', '--against=hf',
+       f'--output={tmp_path}/out', *flags)
+  assert 'hf backend: the same on 24 questions' in capsys.readouterr().out
