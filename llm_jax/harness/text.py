@@ -118,14 +118,15 @@ class HarnessText:
     return context[-max(room, 1):], continuation[-self.max_length:]
 
   # -------------------------------------------------------------------------------------------- conversations
-  def render(self, messages: Sequence[Message], answers: bool = True) -> str:
+  def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """A conversation as its template writes it, with control tokens between marks.
 
-    answers: it ends with the header behind which the assistant speaks; else with its last message, which goes on.
+    add_generation_prompt: it ends with the header behind which the assistant speaks; else with its last message, which
+      goes on. (The harness calls it so.)
     """
     if self.template is None:
       raise ConfigError('template', None, 'the model has no chat template: name one, or leave the conversation out')
-    if answers:
+    if add_generation_prompt:
       return self._guarding(render_prompt(messages, self.template, self.tokenizer))
     text = self.render(messages[:-1])
     joint = '' if text.endswith(('\n', CLOSE)) else ' '

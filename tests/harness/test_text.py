@@ -9,8 +9,11 @@ from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer, RankTokenizer
 from llm_jax.data.tokenizers.chat_templates import prompt_ids
 from llm_jax.data.tokenizers.rendered import CLOSE, OPEN
-from llm_jax.harness.run import survey
+from llm_jax.harness.index import scan
+from llm_jax.harness.run import Asking, prepare, survey
+from llm_jax.harness.tasks import TaskSource
 from llm_jax.harness.text import HarnessText, shown
+from tests.harness import small_tasks
 from tests.harness.test_parity import byte_tokenizer
 
 EOT = 256
@@ -86,7 +89,7 @@ def test_a_choice_behind_a_conversation_writes_no_control_token():
 def test_an_answer_that_was_begun_goes_on():
   text = text_of(byte_tokenizer(), 'chatml')
   said = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'The answer is'}]
-  assert shown(text.render(said, answers=False)).endswith('<|im_start|>assistant\nThe answer is')
+  assert shown(text.render(said, add_generation_prompt=False)).endswith('<|im_start|>assistant\nThe answer is')
 
 
 # ---------------------------------------------------------------------------------------------- all requests
@@ -129,3 +132,15 @@ def test_a_token_without_a_row_is_named():
 
 def test_ids_are_plain_numbers():
   assert not any(isinstance(token, np.generic) for token in text_of().encode('a'))
+
+
+@pytest.mark.parametrize('multiturn', [True, False])
+def test_questions_of_tasks_are_put_as_conversations(tmp_path, multiturn):
+  tasks = small_tasks.write(tmp_path)
+  source = TaskSource(('choices',), {'choices': tasks / 'rows.jsonl'}, num_fewshot=1, own=scan(tasks))
+  text = text_of(byte_tokenizer(), 'chatml', length=300)
+  found = prepare(source, Asking(limit=1, system='Be brief.', multiturn=multiturn), text).survey
+  assert found.first_prompt.startswith('<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQ: ')
+  assert found.first_prompt.endswith('?\nA:<|im_end|>\n<|im_start|>assistant\n')
+  assert found.first_prompt.count('<|im_start|>user') == (2 if multiturn else 1)
+  assert found.first_ids[0] == 256 and found.bos_rule.startswith('none of its own')
