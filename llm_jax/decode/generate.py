@@ -303,6 +303,8 @@ def _start(config, params, prompts, max_new_tokens, sampling, rng, stop_tokens, 
   prompts_BP, lengths_B, prefix = request.prompts_BP, request.lengths_B, None
   if share_prefix and sampling.repetition_penalty == 1:  # which looks at all of a prompt
     prompts_BP, lengths_B, prefix = _without_prefix(prompts_BP, lengths_B)
+  if prefix is not None:  # rolling caches keep the prefix while padding is read behind it
+    program = dataclasses.replace(program, lookahead=length_in_pieces(program, prompts_BP.shape[1]))
   return program, request.params, prefill(program, request.params, rng, prompts_BP, lengths_B, bucket(max_new_tokens),
                                           samples, first_row, prefix)
 

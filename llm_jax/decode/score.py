@@ -132,6 +132,9 @@ def score_batch(program: Program, params: Any, batch: Batch, size: int) -> dict[
     places[i, :len(wanted)] = [padding + place - start for place, _ in wanted]
     targets[i, :len(wanted)] = [target for _, target in wanted]
   cache = None
+  is_in_pieces = batch.suffix_length > program.prefill_chunk
+  if batch.prefixes and is_in_pieces:  # rolling caches keep the prefix while pieces of padding are read behind it
+    program = dataclasses.replace(program, lookahead=length_in_pieces(program, batch.suffix_length))
   if batch.prefixes:
     cache = read_prefixes(program, params, *_padded(batch), prefix_of, batch.suffix_length)
   result = _scored(program, params, cache, tokens, lengths, starts, places, targets)

@@ -139,6 +139,22 @@ def test_long_texts_are_read_in_pieces():
   check_equal([found], expected_scores(lambda _: np.array(logits, np.float64), [ids[:1]], [ids[1:]]), 1e-4)
 
 
+def test_a_window_keeps_its_prefix_while_longer_texts_are_read_in_pieces():
+  """The first piece of the shorter text is padding alone."""
+  config, params = DECODERS['rolling'], make_params(DECODERS['rolling'])
+  rng = np.random.default_rng(0)
+  beginning, long, short = (rng.integers(0, VOCAB, count).tolist() for count in (900, 600, 5))
+  apply = jax.jit(Transformer(config, SCANNED).apply)
+
+  def logits(ids):
+    padded = jnp.array([ids + [0] * (1_504 - len(ids))])
+    return np.array(apply({'params': params}, padded)[0, :len(ids)], np.float64)
+
+  contexts, continuations = [beginning] * 2, [long, short]
+  found = score(config, params, contexts, continuations, execution=SCANNED)
+  check_equal(found, expected_scores(logits, contexts, continuations), 1e-4)
+
+
 # ------------------------------------------------------------------------------------------- what is read
 def tokens_read(contexts, continuations, batch_size=16, share_prefixes=True):
   rows = make_rows([tuple(ids) for ids in contexts], [tuple(ids) for ids in continuations])
