@@ -88,9 +88,20 @@ def lean_training(content: Content) -> Ratios:
   return {name: loss / full for name, loss in means.items()}
 
 
+def score(content: Content) -> Ratios:
+  """Seconds of the harness's `hf` backend over ours, and of samples that do not share their prompt over such that do
+  (more is better)."""
+  ratios = {'samples of a prompt': content['samples']['apart_over_shared']} if 'samples' in content else {}
+  for case, kinds in content['cases'].items():
+    for kind, result in kinds.items():
+      ratios[f'{case}, {kind}'] = result['hf_over_llm_jax']
+  return ratios
+
+
 RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'train_step': train_step,
   'decode': decode,
+  'score': score,
   'cross_entropy_memory': cross_entropy_memory,
   'accelerator_memory': accelerator_memory,
   'collectives': collectives,
