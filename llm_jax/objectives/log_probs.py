@@ -37,7 +37,8 @@ def answer_log_probs(model: Transformer, params: Params, batch: LanguageModelBat
 def tempered_head(model: Transformer, params: Params, temperature: float) -> tuple[jax.Array, float | None]:
   """The head's weight and the soft cap of the logits, both divided by a temperature: then so are the logits."""
   cap = model.config.logit_soft_cap
-  return model.head_weight(params) / temperature, None if cap is None else cap / temperature
+  w_VD = model.head_weight(params).astype(jnp.float32)  # it may be stored in bfloat16, which would round it once more
+  return w_VD / temperature, None if cap is None else cap / temperature
 
 
 def token_entropies(x_BTD: jax.Array, w_VD: jax.Array, *, soft_cap: float | None = None, kernels: str | None = None
