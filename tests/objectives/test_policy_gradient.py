@@ -170,11 +170,16 @@ def test_rloo_of_trl(tmp_path):
 
 # ---------------------------------------------------------------------------------------------- identities
 def check_same_gradient(grads, expected) -> None:
+  """To rounding, which that of a ratio of whole answers has several times."""
   for mine, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
-    np.testing.assert_allclose(mine, theirs, rtol=0, atol=2e-6 * np.abs(theirs).max())
+    np.testing.assert_allclose(mine, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize('config', [grpo(kl=0.1), dr_grpo(), dapo(), rloo()], ids=lambda config: config.aggregation)
+def slow(*values):
+  return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.mark.parametrize('config', [grpo(kl=0.1), *slow(dr_grpo(), dapo(), rloo())], ids=repr)
 def test_microbatches_change_nothing(config):
   """However long the answers of each are."""
   given = batch(config, spread=0.05)
@@ -198,7 +203,7 @@ def test_devices_change_nothing():
     check_same_gradient(grads, whole_grads)
 
 
-@pytest.mark.parametrize('config', [grpo(), rloo(), gspo(), cispo(), reinforce()], ids=repr)
+@pytest.mark.parametrize('config', [rloo(), *slow(grpo(), gspo(), cispo(), reinforce())], ids=repr)
 def test_without_advantage_nothing_is_learnt(config):
   given = dataclasses.replace(batch(config), advantages=np.zeros((ROWS, TIME), np.float32))
   grads, loss = ours(config, given)
