@@ -1,5 +1,6 @@
 """`launch.plan --compile`: a run's real step compiled for devices that are not here, beside the plan's arithmetic."""
 import collections
+import contextlib
 import re
 from collections.abc import Iterator
 
@@ -47,8 +48,11 @@ def devices_of(topology: Topology) -> list:
         require(topology.name.startswith('h100:'), '--compile', topology.name, 'of GPUs only h100 can be compiled for')
         return list(far.gpus(topology.devices))
       case _:
-        jax.config.update('jax_num_cpu_devices', topology.devices)
-        return jax.devices()
+        with contextlib.suppress(RuntimeError):  # where this process has its devices already
+          jax.config.update('jax_num_cpu_devices', topology.devices)
+        devices = jax.devices('cpu')
+        require(len(devices) >= topology.devices, '--compile', topology.name, f'here are {len(devices)} CPU devices')
+        return devices[:topology.devices]
   except (NotImplementedError, RuntimeError) as error:
     package = 'libtpu' if topology.chip.backend == 'tpu' else 'jax-cuda12-plugin and jax-cuda12-pjrt'
     reason = re.sub(r'\s+', ' ', str(error))[:LONGEST_REASON]

@@ -33,7 +33,7 @@ class Memory:
   gradients: as the parameters are stored, and sharded.
   activations: what the forward pass keeps for the backward pass.
   block: of one block while its gradients are computed, its gathered weights included.
-  loss: head, its gradient and a chunk of logits, while the loss is computed.
+  loss: the head's gradient and a chunk of logits, while the loss is computed.
   """
   parameters: float
   optimizer: float
@@ -49,8 +49,8 @@ class Memory:
 
   @property
   def peak(self) -> float:
-    """The backward pass has the gradients of other layers beside it, the loss has not."""
-    return self.stays + self.activations + max(self.gradients + self.block, self.loss)
+    """The backward pass of a block, or the end of the loss, is the fullest moment."""
+    return self.stays + self.gradients + self.activations + max(self.block, self.loss)
 
 
 def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int]) -> Memory:
@@ -164,8 +164,8 @@ def _gathered(model: Architecture, held: Mapping[str, float], sizes: Mapping[str
 
 
 def _loss(model: Architecture, sizes: Mapping[str, int], tokens: float) -> float:
-  """The head in bfloat16, its gradient in float32 as it is summed and as it is sent, logits, features and theirs."""
+  """The head's gradient in float32, as it is summed, ordered and sent; logits, features and their gradients."""
   head = model.vocab_size * model.d_model / sizes['tensor']
   chunk_tokens = min(tokens, max(CHUNK_TOKENS, CHUNK_BYTES / FULL / model.vocab_size))
   logits = chunk_tokens * model.vocab_size / sizes['tensor'] * FULL
-  return head * HALF + 3 * head * FULL + 2 * logits + 2 * tokens * model.d_model * HALF
+  return 3 * head * FULL + 2 * logits + 2 * tokens * model.d_model * HALF

@@ -84,7 +84,7 @@ def _stage(plan: Plan, stage: StagePlan) -> Iterator[str]:
 def _memory(plan: Plan, stage: StagePlan) -> Iterator[str]:
   memory = stage.memory
   assert memory is not None
-  names = {'block': 'one block, backward', 'loss': 'loss (not beside the last two)'}
+  names = {'block': 'one block, backward', 'loss': 'loss (not beside the last)'}
   for field in dataclasses.fields(memory):
     yield _row(f'  {names.get(field.name, field.name)}', _gib(getattr(memory, field.name)))
   yield _row('peak of a device', f'{_gib(memory.peak)}{_fits(plan, memory.peak)}')

@@ -59,5 +59,4 @@ def _bar(stage: StagePlan, y: int, scale: float) -> list[str]:
 
 def is_at_peak(memory: Memory, field: str) -> bool:
   """Whether bytes of a kind are there at the fullest moment: in the loss, or in the backward pass of a block."""
-  in_loss = memory.loss > memory.gradients + memory.block
-  return field not in (('gradients', 'block') if in_loss else ('loss',))
+  return field != ('block' if memory.loss > memory.block else 'loss')

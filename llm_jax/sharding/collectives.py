@@ -190,21 +190,32 @@ def first_group(text: str, num_devices: int) -> list[int]:
     return [int(device) for device in pairs[1].split(',')]
   if (listed := re.search(r'replica_groups=\{\{([0-9,]+)\}', text)) is not None:
     return [int(device) for device in listed[1].split(',')]
-  if (meshed := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text)) is not None:
-    return _first_of_axes(*meshed.groups())
-  counted = re.search(r'replica_groups=\[([0-9,]+)\]<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?', text)
+  if (meshed := re.search(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}", text)) is not None:
+    return _first_of_axes(meshed[1], _in_order(meshed[2], num_devices), meshed[3])
+  counted = re.search(r'replica_groups=\[([0-9,]+)\](<=\S+)', text)
   if counted is None:
     return list(range(num_devices))
-  groups, sizes, order = ([int(size) for size in (part or '').split(',') if size] for part in counted.groups())
-  devices = np.arange(num_devices).reshape(sizes)
-  devices = devices.transpose(order) if order else devices
-  return devices.reshape(groups)[0].tolist()
+  return _in_order(counted[2], num_devices).reshape(_numbers(counted[1]))[0].tolist()
 
 
-def _first_of_axes(mesh: str, axes: str) -> list[int]:
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(',') if number]
+
+
+def _in_order(text: str, num_devices: int) -> np.ndarray:
+  """The devices in an order such as `<=[2,4]T(1,0)`: counted, as a 2 x 4 array, transposed."""
+  stated = re.search(r'<=\[([0-9,]+)\](?:T\(([0-9,]+)\))?', text)
+  devices = np.arange(num_devices)
+  if stated is None:
+    return devices
+  devices = devices.reshape(_numbers(stated[1]))
+  return (devices.transpose(_numbers(stated[2])) if stated[2] else devices).ravel()
+
+
+def _first_of_axes(mesh: str, devices: np.ndarray, axes: str) -> list[int]:
   """The first group of `mesh['data'=2,'fsdp'=8] {'fsdp'}`. A part, `'fsdp':(2)4`, is the 4 of 2 x 4 x 1."""
   sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
-  devices = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
+  devices = devices.reshape(tuple(sizes.values()))
   used = {name: (int(before or 1), int(size or sizes[name]))
           for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)}
   for number, (name, whole) in enumerate(sizes.items()):

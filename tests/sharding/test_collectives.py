@@ -67,6 +67,8 @@ MESH = {'data': 2, 'fsdp': 4, 'tensor': 2}
    ('all-gather', ('fsdp',), 1024 * 3 / 4, False)),
   ('wrapped', "%g = bf16[32,16] all-gather(%p), replica_groups=mesh['data'=2,'fsdp'=4,'tensor'=2] {'fsdp'}",
    ('all-gather', ('fsdp',), 1024 * 3 / 4, False)),
+  ('wrapped', "%g = bf16[32,16] all-gather(%p), replica_groups=mesh['x'=4,'y'=4]<=[2,4,2]T(1,0,2) {'x'}",
+   ('all-gather', ('fsdp',), 1024 * 3 / 4, False)),
   ('wrapped', "%g = bf16[16,16] all-gather(%p), replica_groups=mesh['data'=2,'fsdp'=4,'tensor'=2] {'fsdp':(2)2}",
    ('all-gather', ('fsdp',), 512 / 2, False)),
   ('wrapped', '%r = f32[8,16]{1,0:T(8,128)} all-reduce(%p), replica_groups=[2,8]<=[16], to_apply=%region',
