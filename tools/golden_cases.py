@@ -23,6 +23,7 @@ from llm_jax.config.objectives import (
   APODown,
   APOZero,
   Classification,
+  Distillation,
   LanguageModel,
   RewardModel,
   SimPO,
@@ -46,6 +47,7 @@ COMMON: dict[str, typing.Any] = dict(steps=STEPS, seq_len=48, batch_size=4, lear
 # The objective, with options that are not its defaults where they add a term, and the data that it learns from.
 OBJECTIVES: dict[str, tuple[typing.Any, Callable[[pathlib.Path], Source]]] = {
   'LanguageModel': (LanguageModel(z_loss=1e-2), lambda folder: texts(folder)),
+  'Distillation': (Distillation(Params('before'), divergence=0.3, nll_weight=0.5), lambda folder: texts(folder)),
   'Classification': (Classification(), lambda folder: LabelledJsonl(f'{folder}/{LABELLED}', LABELS)),
   'DPO': (DPO(nll_weight=0.2, label_smoothing=0.1), lambda folder: pairs(folder)),
   'IPO': (IPO(), lambda folder: pairs(folder)),

@@ -19,7 +19,7 @@ from llm_jax.data.sources.documents import Split
 from llm_jax.data.tokenizers.base import Tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives.frozen import Frozen
+from llm_jax.objectives.frozen import Frozen, FrozenModel
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.train.build import best_params, init_params, make_objective, stage_seed
@@ -104,7 +104,7 @@ class Training:
     microbatches = self.stage.phase_at(0).microbatches
 
     def gradients(params: Any, batch: Batch) -> Any:
-      return accumulate(self.objective, params, Frozen(reference=params), batch, rng, microbatches)[0]
+      return accumulate(self.objective, params, self._freeze(params), batch, rng, microbatches)[0]
 
     return jax.tree.map(np.array, jax.jit(gradients)(params, batch))
 
@@ -112,13 +112,18 @@ class Training:
     """Trains the first `count` steps."""
     state = self._create()
     # A copy: each step is given the state's memory, and must not overwrite what the objective compares with.
-    frozen = Frozen(reference=jax.tree.map(jnp.array, self.initial_params()))
+    frozen = self._freeze(jax.tree.map(jnp.array, self.initial_params()))
     for done, batch in enumerate(batches(self.run, self.stage, count)):
       train_step = self._compile(done, state, frozen, batch)
       start = time.perf_counter()
       state, metrics = train_step(state, frozen, batch)
       loss = float(metrics['loss'])  # waits for the step
       yield Step(done + 1, batch, state, loss, time.perf_counter() - start)
+
+  def _freeze(self, params: Any) -> Frozen:
+    """What the steps read: the parameters before the first step are the reference, and the teacher."""
+    is_distilled = self.stage.objective.distilled is not None
+    return Frozen(reference=params, teacher=FrozenModel(params, self.objective.model) if is_distilled else None)
 
   def _init(self) -> Any:
     return init_params(self.run, self.stage)

@@ -43,12 +43,14 @@ class Lineage:
   folder: digests of the Hugging Face folder's files that the stage started from; None: it started elsewhere.
   base: digest of what the adapters of the stage were trained beside; None: the stage has none.
   branches: where the run went back to an earlier step, and what was changed there; JSON values.
+  teacher: digest of the model that the stage distils; None: it distils none.
   """
   run: RunLineage
   parent: str | None = None
   folder: dict[str, str] | None = None
   base: str | None = None
   branches: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  teacher: str | None = None
 
   def to_json(self) -> dict[str, Any]:
     fields = {**self.run.to_json(), 'parent': self.parent}
@@ -58,13 +60,16 @@ class Lineage:
       fields['base'] = self.base
     if self.branches:
       fields['branches'] = self.branches
+    if self.teacher is not None:
+      fields['teacher'] = self.teacher
     return fields
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Lineage':
-    of_run = {name: value for name, value in fields.items() if name not in ('parent', 'folder', 'base', 'branches')}
+    own = ('parent', 'folder', 'base', 'branches', 'teacher')
+    of_run = {name: value for name, value in fields.items() if name not in own}
     return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'), fields.get('base'),
-               fields.get('branches', []))
+               fields.get('branches', []), fields.get('teacher'))
 
 
 # What each field of a checkpoint's metadata is in JSON: a manifest may have a right checksum and say anything.

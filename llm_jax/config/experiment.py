@@ -23,6 +23,7 @@ from llm_jax.config.sources import *
 from llm_jax.config.spikes import *
 from llm_jax.config.stage import *
 from llm_jax.config.stage_init import *
+from llm_jax.config.teachers import *
 from llm_jax.config.tokenizers import *
 from llm_jax.config.trackers import *
 from llm_jax.config.type_hints import is_sequence

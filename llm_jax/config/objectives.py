@@ -3,15 +3,17 @@
 To add one, write its class here, name it in `Objective`, and write the class that `implementation` names.
 """
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from llm_jax.config.errors import require, require_weights
 from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RATED, TEXT, RowKind
+from llm_jax.config.teachers import Teacher
 
 __all__ = [
-  'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'IPO', 'KLInLoss', 'KLInReward', 'KTO',
-  'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'RewardModel', 'SLiC', 'SimPO',
+  'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'Distillation', 'IPO', 'KLInLoss', 'KLInReward',
+  'KTO', 'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'RewardModel', 'SLiC', 'SimPO',
 ]
 
 
@@ -52,6 +54,12 @@ class ObjectiveConfig:
   reference_passes: ClassVar[int] = 0
   has_reference: ClassVar[bool] = False
   reads_margins: ClassVar[bool] = False
+
+  @property
+  def distilled(self) -> Teacher | None:
+    """The model whose probabilities are learnt; None where none is."""
+    return None
+
   metrics: ClassVar[tuple[Metric, ...]] = ()
 
   def status(self, found: Mapping[str, Any]) -> str:
@@ -85,6 +93,47 @@ class LanguageModel(ObjectiveConfig):
 
   def __post_init__(self):
     require_weights(self, 'z_loss', 'multi_token_weight')
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(ObjectiveConfig):
+  """beta KL(teacher || M) + (1 - beta) KL(student || M) at every target, M being beta teacher + (1 - beta) student
+  (Agarwal et al. 2024, GKD, equation 3), on what the data says so far.
+
+  teacher: SavedRun(workdir), Params(stage) or HuggingFace(folder); its tokenizer is the run's.
+  divergence: beta; 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence.
+  temperature: what the logits of both are divided by.
+  nll_weight: of the student's cross-entropy on the data, which is added.
+  sampled: ids drawn from the teacher at every target, in the place of all its probabilities (Anshumann et al. 2025:
+    12); None: all. Needs divergence 0 and temperature 1.
+  """
+  teacher: Teacher
+  divergence: float = 0.0
+  temperature: float = 1.0
+  nll_weight: float = 0.0
+  sampled: int | None = None
+  implementation: ClassVar[str] = 'llm_jax.objectives.distillation:DistillationObjective'
+  rows: ClassVar[RowKind] = TEXT
+  title: ClassVar[str] = 'distillation'
+  reference_passes: ClassVar[int] = 1
+  metrics: ClassVar[tuple[Metric, ...]] = (
+    Metric('nll', 'loss on the data', '{:.4f}', '{:.4f} on the data', '{:.3f} on the data'),
+    Metric('teacher_nll', "the teacher's", '{:.4f}', 'teacher {:.4f}', 'teacher {:.3f}'),
+  )
+
+  @property
+  def distilled(self) -> Teacher:
+    return self.teacher
+
+  def __post_init__(self):
+    require(0 <= self.divergence <= 1, 'divergence', self.divergence, 'use a number from 0 to 1')
+    is_warm = math.isfinite(self.temperature) and self.temperature > 0
+    require(is_warm, 'temperature', self.temperature, 'use a finite number above 0')
+    require_weights(self, 'nll_weight')
+    if self.sampled is not None:
+      require(self.sampled >= 1, 'sampled', self.sampled, 'use 1 or more, or None for all probabilities')
+      is_plain = self.divergence == 0 and self.temperature == 1
+      require(is_plain, 'sampled', self.sampled, 'ids are drawn for divergence=0 and temperature=1 alone: use these')
 
 
 # ---------------------------------------------------------------------------------------------- classes
@@ -384,6 +433,6 @@ class PolicyGradient(ObjectiveConfig):
 
 
 Objective = (
-  LanguageModel | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | RewardModel | KTO |
-  PolicyGradient
+  LanguageModel | Distillation | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | RewardModel |
+  KTO | PolicyGradient
 )

@@ -10,7 +10,7 @@ from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import RoPE
 from llm_jax.config.optimizers import state_form
 from llm_jax.config.stage import Stage
-from llm_jax.config.stage_init import Average, Resume
+from llm_jax.config.stage_init import Average, Params, Resume
 
 if TYPE_CHECKING:
   from llm_jax.config.run import Run
@@ -29,6 +29,7 @@ def check_stages(run: Run) -> None:
       _check_resume(stage, _named(earlier, stage.init.stage), path)
     _check_adapters(run, stage, path)
     _check_lengths(run, stage, path)
+    _check_teacher(stage, earlier, path)
 
 
 def _named(stages: tuple[Stage, ...], name: str) -> Stage:
@@ -44,6 +45,15 @@ def _check_parents(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
       require(checkpoint.stage in names, f'{path}.init.checkpoints[{k}].stage', checkpoint.stage, hint)
   for parent in stage.parents:
     require(parent in names, f'{path}.init', stage.init, hint)
+
+
+def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
+  """A teacher that is a stage of the run comes before its student."""
+  teacher = stage.objective.distilled
+  names = [each.name for each in earlier]
+  if isinstance(teacher, Params):
+    require(teacher.stage in names, f'{path}.objective.teacher', teacher.stage,
+            f'name an earlier stage, one of {names}')
 
 
 def _check_resume(stage: Stage, parent: Stage, path: str) -> None:

@@ -6,8 +6,19 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax import paths
+from llm_jax.modules.transformer import Transformer
 
 FLOAT32_HEADS = ('classifier', 'reward', 'value_head')  # of objectives; used in float32, as routers are
+
+
+@flax.struct.dataclass
+class FrozenModel:
+  """A model that is read only, which may have another architecture than the one that is trained.
+
+  params: its parameters, and those of its objective, such as a reward model's head.
+  """
+  params: Any
+  model: Transformer = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -23,8 +34,8 @@ class Frozen:
   """
   base: Any = None
   reference: Any = None
-  reward: dict[str, Any] | None = None
-  teacher: Any = None
+  reward: dict[str, FrozenModel] | None = None
+  teacher: FrozenModel | None = None
 
 
 def read_only(params: Any, dtype: jnp.dtype) -> Any:

@@ -33,8 +33,9 @@ def test_no_result_changes(family):
   np.testing.assert_array_equal(logits(stored), logits(params))
 
 
-def test_what_is_used_in_float32_stays():
-  model = Transformer(narrow(FAMILIES['deepseek']), Execution())
+@pytest.mark.parametrize('family', ['deepseek', 'llama2'])
+def test_what_is_used_in_float32_stays(family):
+  model = Transformer(narrow(FAMILIES[family]), Execution())
   params = {**random_params(model), 'classifier': {'w': np.zeros((48, 2), np.float32)}}
   for path, leaf in paths.leaves(read_only(params, jnp.bfloat16)):
     is_stored = path.endswith('/w') and 'router' not in path and 'classifier' not in path
