@@ -5,11 +5,12 @@ python -m launch.train --config=experiments/rl_miniature.py:grpo --workdir=runs/
 
 The task is to sort six digits, '402913>'. The texts of the first stage answer with the same digits half of the time,
 with their reverse three times in ten, and with the digits in order twice in ten. The second stage is rewarded for the
-last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo,
-raft or reinforce.
+last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo, raft or reinforce; or ppo,
+with a critic of its own.
 """
 from llm_jax.config.errors import require
 from llm_jax.config.experiment import (
+  PPO,
   AdamW,
   Bytes,
   Checkpoints,
@@ -17,6 +18,7 @@ from llm_jax.config.experiment import (
   DigitTexts,
   Exact,
   HeldOut,
+  KLInReward,
   LinearToZero,
   Muon,
   Params,
@@ -39,7 +41,7 @@ from llm_jax.config.experiment import (
 
 METHODS = {
   'grpo': grpo(), 'dr_grpo': dr_grpo(), 'dapo': dapo(), 'rloo': rloo(), 'gspo': gspo(), 'cispo': cispo(),
-  'raft': raft(), 'reinforce': reinforce(),
+  'raft': raft(), 'reinforce': reinforce(), 'ppo': PPO(kl=KLInReward(0.05), value_weight=0.5),
 }
 
 

@@ -74,6 +74,8 @@ class RolloutBatch:
   advantages: Array                        # float32 [batch, time]
   old_log_probs: Array                     # float32 [batch, time], when they were sampled
   reference_log_probs: Array | None = None # float32 [batch, time]
+  values: Array | None = None              # float32 [batch, time], what a critic foresaw before each target
+  returns: Array | None = None             # float32 [batch, time], what it is to foresee
 
 
 Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch | RatedBatch | RolloutBatch

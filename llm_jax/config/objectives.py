@@ -13,7 +13,7 @@ from llm_jax.config.teachers import Teacher
 
 __all__ = [
   'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'Distillation', 'IPO', 'KLInLoss', 'KLInReward',
-  'KTO', 'LanguageModel', 'ORPO', 'Objective', 'PolicyGradient', 'RewardModel', 'SLiC', 'SimPO',
+  'KTO', 'LanguageModel', 'ORPO', 'Objective', 'PPO', 'PolicyGradient', 'RewardModel', 'SLiC', 'SimPO',
 ]
 
 
@@ -432,7 +432,58 @@ class PolicyGradient(ObjectiveConfig):
     return self.kl is not None
 
 
+CRITICS = ('apart', 'shared')
+
+
+@dataclasses.dataclass(frozen=True)
+class PPO(ObjectiveConfig):
+  """Proximal policy optimisation with a critic (Schulman et al. 2017; InstructGPT, Ouyang et al. 2022, section 3.5).
+
+  The policy's -min(r A, clip(r) A) and, times value_weight, half the larger of the squared errors of the critic's value
+  and of that value clipped near the one that it was, both means over tokens.
+
+  A are generalised advantages, whitened over the rollout. An answer is rewarded at its last token, each token with less
+  by `kl`.
+
+  gamma: what a reward one token later counts for.
+  decay: lambda of generalised advantage estimation: 0 believes the critic's next value, 1 the rewards.
+  clip: how far the ratio may move in the steps of one rollout.
+  value_clip: how far a value may move in them.
+  value_weight: of the critic's loss.
+  kl: a penalty for leaving what the stage starts from; None: none, and no reference is kept.
+  whiten_rewards: whether rewards are divided by their standard deviation over all tokens.
+  critic: 'apart', a decoder of its own that starts as the policy does, or 'shared', a head on the policy's features.
+  """
+  gamma: float = 1.0
+  decay: float = 0.95
+  clip: Clip = Clip()
+  value_clip: float = 0.2
+  value_weight: float = 0.1
+  kl: KLInReward | None = KLInReward(0.05)
+  whiten_rewards: bool = False
+  critic: str = 'apart'
+  rows: ClassVar[RowKind] = PROMPTS
+  title: ClassVar[str] = 'PPO'
+
+  def __post_init__(self):
+    for field in ('gamma', 'decay'):
+      require(0 <= getattr(self, field) <= 1, field, getattr(self, field), 'use a number from 0 to 1')
+    require(self.value_clip > 0, 'value_clip', self.value_clip, 'use a number above 0')
+    require_weights(self, 'value_weight')
+    require(self.critic in CRITICS, 'critic', self.critic, f'use one of {CRITICS}')
+    require(self.clip.most is None, 'clip', self.clip, 'PPO has no bound on the ratio besides: leave `most` out')
+
+  @property
+  def implementation(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    name = 'PPOWithCriticObjective' if self.critic == 'apart' else 'PPOObjective'
+    return f'llm_jax.objectives.ppo:{name}'
+
+  @property
+  def has_reference(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    return self.kl is not None
+
+
 Objective = (
   LanguageModel | Distillation | Classification | DPO | IPO | SLiC | APOZero | APODown | ORPO | SimPO | RewardModel |
-  KTO | PolicyGradient
+  KTO | PolicyGradient | PPO
 )

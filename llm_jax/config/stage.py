@@ -10,7 +10,7 @@ from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
-from llm_jax.config.objectives import LanguageModel, Objective, PolicyGradient
+from llm_jax.config.objectives import PPO, LanguageModel, Objective, PolicyGradient
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
@@ -175,6 +175,9 @@ class Stage:
     require(self.data.rows == PROMPTS, 'rollout', rollout,
             f'answers are sampled to prompts, and data has {self.data.rows.name}: use data of '
             f'{names_with(Source, PROMPTS)}, or rollout=None')
+    has_critic = isinstance(self.objective, PPO) and self.objective.critic == 'apart'
+    require(self.adapters is None or not has_critic, 'objective.critic', 'apart',
+            "it would be trained whole, beside adapters: use critic='shared'")
     compares = isinstance(self.objective, PolicyGradient) and self.objective.advantage != 'batch'
     require(rollout.answers > 1 or not compares, 'rollout.answers', rollout.answers,
             "one answer has no other of its group to be compared with: use 2 or more, or advantage='batch'")

@@ -56,3 +56,8 @@ class Objective(abc.ABC):
   def init_parameters(self, data: Data, rng: jax.Array) -> Params:
     """Fresh float32 values of `own_parameters`, a function of `rng` alone."""
     return {}
+
+  def start_parameters(self, fresh: Params, params: Params) -> Params:
+    """What `own_parameters` are at the start of a stage whose start has none of them: the fresh ones, or what is made
+    of the decoder's.   params: the decoder's."""
+    return fresh

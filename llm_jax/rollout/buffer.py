@@ -15,8 +15,8 @@ class RolloutBuffer:
   ids: int32 [answers, seq_len + 1].
   prompt_lengths, lengths: int32 [answers], ids of the prompt, and of prompt and answer.
   order: int32 [replays, answers], in which the answers are learnt from.
-  advantages, old_log_probs, reference_log_probs: float32 [answers, seq_len], at the place that predicts a token of the
-    answer.
+  advantages, old_log_probs, reference_log_probs, values, returns: float32 [answers, seq_len], at the place that
+    predicts a token of the answer; see `RolloutBatch`.
   """
   ids: np.ndarray
   prompt_lengths: np.ndarray
@@ -25,6 +25,8 @@ class RolloutBuffer:
   advantages: np.ndarray
   old_log_probs: np.ndarray
   reference_log_probs: np.ndarray | None = None
+  values: np.ndarray | None = None
+  returns: np.ndarray | None = None
 
   @classmethod
   def of(cls, answers: Sequence[Answer], seq_len: int, order: np.ndarray) -> 'RolloutBuffer':
@@ -63,9 +65,10 @@ class RolloutBuffer:
 
   def batch(self, rows: np.ndarray, length: int, weights: np.ndarray) -> RolloutBatch:
     """What a step learns from."""
-    reference = self.reference_log_probs
+    cut = lambda array: None if array is None else array[rows, :length]
     return RolloutBatch(self.text(rows, length, weights), self.advantages[rows, :length],
-                        self.old_log_probs[rows, :length], None if reference is None else reference[rows, :length])
+                        self.old_log_probs[rows, :length], cut(self.reference_log_probs), cut(self.values),
+                        cut(self.returns))
 
   def shortest_length(self, rows: np.ndarray, lengths: Sequence[int]) -> int:
     """The least of `lengths` that all of these rows fit into."""

@@ -4,7 +4,7 @@ by rounding, and a ratio to them would not be 1 where nothing has been learnt ye
 Shapes: B batch, T time, D model width, V vocabulary.
 """
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,15 +29,33 @@ def score_answers(model: Transformer, params: Any, buffer: RolloutBuffer, temper
   rows_at_once: of one microbatch.   lengths: what rows may be padded to.
   """
   log_probs, entropies = np.zeros_like(buffer.old_log_probs), np.zeros_like(buffer.old_log_probs)
-  for first in range(0, len(log_probs), rows_at_once):
-    activity.beat()
-    rows = np.arange(first, first + rows_at_once)
-    length = buffer.shortest_length(rows, lengths)
-    batch = place(buffer.text(rows, length, buffer.is_answer(rows).astype(np.float32)))
+  for rows, length, batch in microbatches(buffer, rows_at_once, lengths, place):
     found = _score(model, params, batch, temperature, with_entropy)
     log_probs[rows, :length] = fetch(found[0])
     entropies[rows, :length] = fetch(found[1])
   return log_probs, entropies
+
+
+def value_answers(values: Callable[[Any, LanguageModelBatch], jax.Array], params: Any, buffer: RolloutBuffer,
+                  rows_at_once: int, lengths: Sequence[int], place: Place) -> np.ndarray:
+  """What a critic foresees before every token of the answers, float32 [answers, seq_len]; 0 elsewhere.
+
+  values: compiled (params, rows) -> float32 [batch, time].
+  """
+  found = np.zeros_like(buffer.old_log_probs)
+  for rows, length, batch in microbatches(buffer, rows_at_once, lengths, place):
+    found[rows, :length] = fetch(values(params, batch))
+  return found
+
+
+def microbatches(buffer: RolloutBuffer, rows_at_once: int, lengths: Sequence[int], place: Place
+                 ) -> Iterator[tuple[np.ndarray, int, LanguageModelBatch]]:
+  """(rows, their length, what is placed of them) of all answers in turn; each target of an answer has weight 1."""
+  for first in range(0, len(buffer.ids), rows_at_once):
+    activity.beat()
+    rows = np.arange(first, first + rows_at_once)
+    length = buffer.shortest_length(rows, lengths)
+    yield rows, length, place(buffer.text(rows, length, buffer.is_answer(rows).astype(np.float32)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4))

@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_jax.batch import RolloutBatch
 from llm_jax.config.errors import require
-from llm_jax.config.objectives import KLInReward, PolicyGradient
+from llm_jax.config.objectives import PPO, PolicyGradient
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource, DataPosition
 from llm_jax.data.batches import check_same_data
@@ -17,9 +17,9 @@ from llm_jax.data.prompts import PromptSet
 from llm_jax.decode.sampling import Sampling
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.rollout.advantages import advantages
 from llm_jax.rollout.buffer import RolloutBuffer, token_weights
-from llm_jax.rollout.log_probs import score_answers
+from llm_jax.rollout.credit import Credit, credit_of_critic, credit_of_groups
+from llm_jax.rollout.log_probs import score_answers, value_answers
 from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
@@ -36,11 +36,13 @@ class Policy:
   whole: (params, frozen) -> all parameters.
   for_decoding: the same as arrays in the dtype of the computation, laid out for the decoder.
   reference: (frozen) -> all parameters of what the stage starts from, or None.
+  values: (all parameters, rows) -> what a critic foresees before each target; None without one.
   """
   model: Transformer
   whole: Callable[[Any, Frozen], Any]
   for_decoding: Callable[[Any, Frozen], Any]
   reference: Callable[[Frozen], Any]
+  values: Callable[[Any, Any], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ class RolloutSource(BatchSource):
 
   def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler, rewards: Rewards,
                sharding: jax.sharding.NamedSharding, seed: int):
-    assert stage.rollout is not None and isinstance(stage.objective, PolicyGradient)
+    assert stage.rollout is not None and isinstance(stage.objective, PolicyGradient | PPO)
     self.rollout = stage.rollout
     self.lengths = stage.rollout.lengths(stage.seq_len)
     self._stage = stage
@@ -92,7 +94,8 @@ class RolloutSource(BatchSource):
     first = minibatch * self._stage.batch_size
     rows = self._buffer.order[replay, first:first + self._stage.batch_size]
     length = self._buffer.shortest_length(rows, self.lengths)
-    weights = token_weights(self._buffer.is_answer(rows), self._objective.aggregation, self.rollout.max_new_tokens)
+    aggregation = self._objective.aggregation if isinstance(self._objective, PolicyGradient) else 'tokens'
+    weights = token_weights(self._buffer.is_answer(rows), aggregation, self.rollout.max_new_tokens)
     batch = self._place(self._buffer.batch(rows, length, weights))
     self._samples += self._stage.batch_size
     return batch
@@ -117,27 +120,41 @@ class RolloutSource(BatchSource):
     rewards = self._rewards.weighted(scores)
     seconds.note('scoring')
     buffer = RolloutBuffer.of(answers, self._stage.seq_len, order)
-    old, entropies = self._log_probs(self._policy.whole(params, frozen), buffer, with_entropy=True)
+    whole = self._policy.whole(params, frozen)
+    old, entropies = self._log_probs(whole, buffer, with_entropy=True)
     reference = None
     if self._objective.has_reference:
       reference, _ = self._log_probs(self._policy.reference(frozen), buffer)
-    seconds.note('log_probs')
     is_answer = buffer.is_answer(np.arange(count))
-    learnt_rewards = rewards
-    if isinstance(self._objective.kl, KLInReward):
-      assert reference is not None
-      learnt_rewards = rewards - self._objective.kl.weight * (old - reference).sum(1)
-    found = advantages(learnt_rewards.reshape(-1, group), self._objective.advantage).reshape(-1, 1)
+    credit = self._credit(whole, buffer, rewards, old, reference, is_answer)
+    seconds.note('log_probs')
     parts = dict(zip(self._rewards.names, scores, strict=True))
     self._numbers = {
       **rollout_numbers(answers, rewards, parts, group),
       **mismatch_numbers(answers, old, is_answer),
       'entropy': float(entropies[is_answer].mean()),
+      **credit.numbers,
       **seconds.noted,
     }
     self._shown = Shown(self._examples(number, answers, rewards), collapse(self._numbers, group))
-    return dataclasses.replace(buffer, advantages=np.where(is_answer, found, 0).astype(np.float32), old_log_probs=old,
-                               reference_log_probs=reference)
+    return dataclasses.replace(buffer, advantages=credit.advantages, old_log_probs=old, reference_log_probs=reference,
+                               values=credit.values, returns=credit.returns)
+
+  def _credit(self, whole: Any, buffer: RolloutBuffer, rewards: np.ndarray, old: np.ndarray,
+              reference: np.ndarray | None, is_answer: np.ndarray) -> Credit:
+    """What the tokens of the answers are credited with.   whole: all parameters.   rewards: [answers]."""
+    match self._objective:
+      case PolicyGradient() as config:
+        return credit_of_groups(config, rewards, old, reference, is_answer, self.rollout.answers)
+      case PPO() as config:
+        assert self._policy.values is not None
+        values = value_answers(self._policy.values, whole, buffer, self._rows_at_once, self.lengths, self._place)
+        return credit_of_critic(config, rewards, old, reference, values, is_answer)
+
+  @property
+  def _rows_at_once(self) -> int:
+    """Of one microbatch."""
+    return self._stage.batch_size // self._stage.microbatches
 
   def _chance(self, number: int, count: int) -> tuple[jax.Array, np.ndarray]:
     """The key of a rollout's sampling, and the order in which its answers are learnt from, [replays, answers]."""
@@ -147,9 +164,8 @@ class RolloutSource(BatchSource):
 
   def _log_probs(self, params: Any, buffer: RolloutBuffer, with_entropy: bool = False
                  ) -> tuple[np.ndarray, np.ndarray]:
-    rows_at_once = self._stage.batch_size // self._stage.microbatches
-    return score_answers(self._policy.model, params, buffer, self.rollout.temperature, rows_at_once, self.lengths,
-                         self._place, with_entropy)
+    return score_answers(self._policy.model, params, buffer, self.rollout.temperature, self._rows_at_once,
+                         self.lengths, self._place, with_entropy)
 
   def _place(self, batch: Any) -> Any:
     """Arrays that every process has whole, on the devices of the mesh."""
@@ -164,7 +180,8 @@ class RolloutSource(BatchSource):
     zeros = np.zeros(shape, np.float32)
     lengths = np.ones(len(rows), np.int32)
     buffer = RolloutBuffer(np.zeros((shape[0], shape[1] + 1), np.int32), lengths, lengths, np.zeros((1, len(rows))),
-                           zeros, zeros, zeros if self._objective.has_reference else None)
+                           zeros, zeros, zeros if self._objective.has_reference else None,
+                           zeros if self._policy.values else None, zeros if self._policy.values else None)
     return jax.tree.map(
       lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._sharding),
       buffer.batch(rows, length, zeros))

@@ -75,6 +75,7 @@ TABLE = 'PARAMETER_AXES in llm_jax/sharding/rules.py'
 
 def parameter_axes(path: str, ndim: int) -> tuple[str, ...]:
   """The logical axes of the parameter at `path`.   Raises: ConfigError if no row covers it."""
+  path = path.removeprefix('critic/')  # a decoder of its own, beside the policy's
   axes = _stored_axes(path)
   if axes is None:
     axes = paths.first_match(PARAMETER_AXES, path)

@@ -11,6 +11,8 @@ from llm_jax.data.stage_data import StageData
 from llm_jax.modules.low_rank import merge
 from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.frozen import Frozen, read_only
+from llm_jax.objectives.ppo import CRITIC, PPOObjective
+from llm_jax.objectives.scalar_head import VALUE
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
@@ -35,9 +37,12 @@ def make_policy(session: Session, stage: Stage) -> Policy:
   model = session.transformer(stage)
   objective = make_trained_objective(stage, model)
   for_decoding = DecodingCopy(stage.adapters, session.execution.dtype, session.mesh)
+  inner = objective.objective if isinstance(objective, AdaptedObjective) else objective
+  values = jax.jit(inner.values) if isinstance(inner, PPOObjective) else None
   if isinstance(objective, AdaptedObjective):
-    return Policy(model, objective.whole, for_decoding, lambda frozen: objective.whole_frozen(frozen).reference)
-  return Policy(model, lambda params, frozen: params, for_decoding, lambda frozen: frozen.reference)
+    reference = lambda frozen: objective.whole_frozen(frozen).reference
+    return Policy(model, objective.whole, for_decoding, reference, values)
+  return Policy(model, lambda params, frozen: params, for_decoding, lambda frozen: frozen.reference, values)
 
 
 class DecodingCopy:
@@ -59,7 +64,8 @@ class DecodingCopy:
 
   def _make(self, params: Any, frozen: Frozen) -> Any:
     merged = params if self.adapters is None else merge(frozen.base, params, self.adapters)
-    return read_only(merged, jnp.dtype(self.dtype))
+    decoder = {name: tree for name, tree in merged.items() if name not in (VALUE, CRITIC)}
+    return read_only(decoder, jnp.dtype(self.dtype))
 
 
 def _without_fsdp(sharding: jax.sharding.NamedSharding) -> jax.sharding.NamedSharding:

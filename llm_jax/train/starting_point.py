@@ -21,7 +21,7 @@ from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.beside_state import state_alone
-from llm_jax.train.build import store_param, store_params
+from llm_jax.train.build import make_objective, store_param, store_params
 from llm_jax.train.frozen_models import FoundModel, find_teacher
 from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState, fresh_counters
@@ -167,7 +167,7 @@ class Starter:
 
   @property
   def abstract_reference(self) -> Any:
-    return read_only(self.abstract.params, self.session.execution.compute_dtype)
+    return read_only(self.without_own(self.abstract.params), self.session.execution.compute_dtype)
 
   def freeze(self, params: Any) -> Frozen:
     """What the stage's steps read and never change, in memory of its own, for they write to the state's.
@@ -179,7 +179,11 @@ class Starter:
     dtype = self.session.execution.compute_dtype
     store = jax.jit(lambda params: read_only(jax.tree.map(jnp.copy, params), dtype),
                     out_shardings=jax.tree.map(lambda leaf: leaf.sharding, self.abstract_reference))
-    return Frozen(reference=store(params))
+    return Frozen(reference=store(self.without_own(params)))
+
+  def without_own(self, params: Any) -> Any:
+    """Parameters without those of the objective, such as a critic's, which no reference has."""
+    return {name: tree for name, tree in params.items() if name not in self.own_parameters}
 
   def from_params(self, params: Any) -> TrainState:
     """A fresh state."""
@@ -241,9 +245,13 @@ class Starter:
     missing = [name for name in self.own_parameters if name not in params]
     if not missing:
       return params
-    create = lambda: {name: self.create().params[name] for name in missing}
+    objective = make_objective(self.stage, self.session.transformer(self.stage), self.stage.data)
+
+    def create(params: Any) -> Any:
+      return objective.start_parameters({name: self.create().params[name] for name in missing}, params)
+
     shardings = {name: jax.tree.map(lambda leaf: leaf.sharding, self.abstract.params[name]) for name in missing}
-    return {**params, **jax.jit(create, out_shardings=shardings)()}
+    return {**params, **jax.jit(create, out_shardings=shardings)(params)}
 
   @functools.cached_property
   def averaged(self) -> list[tuple[SavedCheckpoint, float]]:
