@@ -101,7 +101,7 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('stages[0].stepz', 3, "no such field in Stage; did you mean 'steps'?"),
   ('stages[1].learning_rate.peek', 1, "no such field in LinearToZero; did you mean 'peak'?"),
   ('stages[0].learning_rate.kind', 'Cosin', "no such kind; did you mean 'Cosine'?"),
-  ('stages[0].optimizer.kind', 'Lion', 'no such kind; use one of AdamW, Muon'),
+  ('stages[0].optimizer.kind', 'SGD', 'no such kind; use one of AdamW, Muon, Lion, Adafactor, Optax'),
   ('mesh.pipeline', 2, 'no such field in Mesh; use one of data, fsdp, tensor, context, expert'),
   # wrong types
   ('seed', 'three', 'give an integer, not str'),

@@ -251,8 +251,8 @@ def test_help_of_a_field_is_its_line_and_its_unit(capsys):
   assert re.search(r'^  --config.seed=0  +decides parameters, order of the data and dropout$', out, re.MULTILINE)
   assert re.search(r'^  --config.stages\[0\].steps=330  +how many optimizer steps it takes \[steps\]$', out,
                    re.MULTILINE)
-  assert re.search(r'^  --config.stages\[0\].optimizer.kind=Muon  +how gradients become updates: AdamW, Muon$', out,
-                   re.MULTILINE)
+  assert re.search(r'^  --config.stages\[0\].optimizer.kind=Muon  +how gradients become updates: AdamW, Muon, Lion,$',
+                   out, re.MULTILINE)
   assert out.count('how gradients become updates') == 6 and out.count('AdamW, Muon') == 1  # the kinds once
   described = [line for line in out[out.index('Fields of'):].splitlines() if re.search(r'\S {2,}\S', line)]
   assert max(len(line) for line in described if not re.search(r'prompts=', line)) <= 100
