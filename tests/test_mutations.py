@@ -109,7 +109,7 @@ MUTATIONS = (
            "f'{code_digest()} {package_versions()} {execution.dtype}'", "'code'",
            'tests/tracking/test_run_folder.py::test_processes_whose_sources_differ_do_not_agree'),
   Mutation('processes read other data', 'llm_jax/train/run.py',
-           'fingerprints.append(None if split is None else split.fingerprint)', 'pass',
+           'fingerprints += opened.fingerprints', 'pass',
            'tests/train/test_stage.py::test_processes_that_read_other_data_do_not_agree'),
   Mutation('every process reads the first rows', 'llm_jax/data/batches.py',
            'samples = start + self.rows', 'samples = start + np.arange(len(self.rows))',

@@ -103,8 +103,9 @@ def generate(config: Architecture, params: Any, prompts: Sequence[Sequence[int]]
     return run(config, prompts, max_new_tokens, samples)
   require(ends is None, 'ends', ends, 'a model with LongRoPEScaling reads its texts in parts: cut what it writes')
   require(first_row == 0, 'first_row', first_row, 'a model with LongRoPEScaling reads its texts in parts: use one call')
-  prompts = [prompt for prompt in prompts for _ in range(samples)]
-  rows = Rows(config, check_prompts(config, prompts, max_new_tokens), max_new_tokens, stop_tokens)
+  checked = check_prompts(config, prompts, max_new_tokens)
+  repeated = [prompt for prompt in checked for _ in range(samples)]
+  rows = Rows(config, repeated, max_new_tokens, stop_tokens)
   for part in rows.parts():
     found = run(part.config, part.prompts, part.max_new_tokens, 1)
     rows.add(part, found.tokens, found.log_probs)

@@ -113,7 +113,7 @@ def test_stages_that_do_not_fit():
   text, texts = Jsonl('text.jsonl'), LabelledJsonl('labelled.jsonl', LABELS)
   common = dict(seq_len=32, batch_size=8, steps=1, learning_rate=Constant(1e-3))
   with pytest.raises(ConfigError, match=r'Classification.*learns from texts with classes, and data has text: '
-                                        'use LanguageModel, or data of '
+                                        'use LanguageModel or Distillation, or data of '
                      'LabelledJsonl or StandardLibraryFunctions'):
     stage('a', text, objective=Classification(), **common)
   with pytest.raises(ConfigError, match='LanguageModel.*learns from text, and data has texts with classes: '
