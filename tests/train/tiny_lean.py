@@ -28,7 +28,7 @@ def get_config(folder):
   return experiment(
     seed=1,
     tokenizer=BPE(vocab_size=300, special_tokens=('<|im_start|>', '<|im_end|>')),
-    model=presets.llama(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=128, vocab_size=304, dropout=0.1),
+    model=presets.llama(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=128, vocab_size=304),
     checkpoints=Checkpoints(every=4, keep=2),
     stages=(
       stage('full', text, **rows, steps=6, optimizer=Muon(moments='bfloat16')),
