@@ -28,3 +28,9 @@ MATRICES = (
 def matrix_of(path: str) -> Matrix | None:
   """The axes of the weight at `path`; None where it is no matrix."""
   return paths.first_match(MATRICES, path)
+
+
+def split_shape(shape: tuple[int, ...], matrix: Matrix) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+  """The sizes of a matrix's axes: of layers and experts, of inputs, of outputs."""
+  num_outputs, num_inputs = len(matrix.outputs), len(matrix.inputs)
+  return shape[:-num_inputs - num_outputs], shape[-num_inputs - num_outputs:-num_outputs], shape[-num_outputs:]

@@ -5,8 +5,8 @@ from llm_jax.config.adapters import LoRA
 from llm_jax.config.errors import located, require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.run import Run
-from llm_jax.matrices import matrix_of
-from llm_jax.modules.low_rank import split_shape, targets_of
+from llm_jax.matrices import matrix_of, split_shape
+from llm_jax.modules.low_rank import targets_of
 from llm_jax.modules.parameters import parameter_shapes
 
 

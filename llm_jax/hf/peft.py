@@ -21,8 +21,8 @@ from llm_jax.hf.family import Entry, entries
 from llm_jax.hf.files import float_type, read_json
 from llm_jax.hf.layouts import Shape, parse, to_ours, to_theirs
 from llm_jax.hf.tensor_file import TensorFiles
-from llm_jax.matrices import matrix_of
-from llm_jax.modules.low_rank import MAGNITUDE, A, B, split_shape
+from llm_jax.matrices import matrix_of, split_shape
+from llm_jax.modules.low_rank import MAGNITUDE, A, B
 from llm_jax.modules.parameters import parameter_shapes
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from llm_jax import paths
 from llm_jax.config.adapters import LoRA
-from llm_jax.matrices import Matrix, matrix_of
+from llm_jax.matrices import matrix_of, split_shape
 from llm_jax.modules.kernels.linear import linear
 from llm_jax.modules.weight_storage import dense_layers, full_shape
 
@@ -121,12 +121,6 @@ def layers_lengths(w: jax.Array, num_layer_axes: int, contract: int) -> jax.Arra
   for _ in range(num_layer_axes):
     lengths = jax.vmap(lengths)
   return lengths(w)
-
-
-def split_shape(shape: tuple[int, ...], matrix: Matrix) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-  """The sizes of a matrix's axes: of layers and experts, of inputs, of outputs."""
-  num_outputs, num_inputs = len(matrix.outputs), len(matrix.inputs)
-  return shape[:-num_inputs - num_outputs], shape[-num_inputs - num_outputs:-num_outputs], shape[-num_outputs:]
 
 
 def join(base: Any, trained: Any, config: LoRA) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llm_jax.blockwise import EightBits, scaled
-from llm_jax.matrices import Matrix
+from llm_jax.matrices import Matrix, split_shape
 
 BLOCK = 64  # weights that share a scale
 
@@ -100,19 +100,17 @@ class Int4Weight:
     high half.
   group_scales: float32 [*experts, groups, *outputs].
   shape: of the weight, of one layer.
-  num_inputs, num_outputs: how many axes of `shape` are inputs, and how many outputs: the last ones.
+  matrix: which axes of `shape` are inputs, and which outputs.
   """
   packed: jax.Array
   group_scales: jax.Array
   shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
-  num_inputs: int = flax.struct.field(pytree_node=False)
-  num_outputs: int = flax.struct.field(pytree_node=False)
+  matrix: Matrix = flax.struct.field(pytree_node=False)
 
   @classmethod
   def quantize(cls, w: jax.Array, matrix: Matrix) -> 'Int4Weight':
     """w: one layer's weight, float32."""
-    num_inputs, num_outputs = len(matrix.inputs), len(matrix.outputs)
-    experts, inputs, outputs = _split(w.shape, num_inputs, num_outputs)
+    experts, inputs, outputs = split_shape(w.shape, matrix)
     axis = len(experts)
     size = math.prod(inputs)
     rows = w.astype(jnp.float32).reshape(*experts, size, *outputs)
@@ -123,23 +121,17 @@ class Int4Weight:
     scales = jnp.where(scales == 0, 1, scales)
     integers = jnp.clip(jnp.round(groups / jnp.expand_dims(scales, axis + 1)), -8, 7).astype(jnp.int32) + 8
     even, odd = (jnp.take(integers, jnp.arange(first, BLOCK, 2), axis + 1) for first in (0, 1))
-    return cls((even << 4 | odd).astype(jnp.uint8), scales, tuple(w.shape), num_inputs, num_outputs)
+    return cls((even << 4 | odd).astype(jnp.uint8), scales, tuple(w.shape), matrix)
 
   def dense(self, dtype: Any) -> jax.Array:
     """The weight that the integers stand for."""
-    experts, inputs, outputs = _split(self.shape, self.num_inputs, self.num_outputs)
+    experts, inputs, outputs = split_shape(self.shape, self.matrix)
     axis = len(experts)
     pairs = jnp.stack([self.packed >> 4, self.packed & 15], axis + 2).astype(jnp.int32) - 8
     groups = pairs.reshape(*experts, -1, BLOCK, *outputs) * jnp.expand_dims(self.group_scales, axis + 1)
     rows = groups.astype(dtype).reshape(*experts, -1, *outputs)
     kept = jax.lax.slice_in_dim(rows, 0, math.prod(inputs), axis=axis)
     return kept.reshape(self.shape)
-
-
-def _split(shape: tuple[int, ...], num_inputs: int, num_outputs: int
-           ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-  """The sizes of a weight's axes: of experts, of inputs, of outputs."""
-  return shape[:-num_inputs - num_outputs], shape[-num_inputs - num_outputs:-num_outputs], shape[-num_outputs:]
 
 
 QuantizedWeight = NF4Weight | Int8Weight | Int4Weight

@@ -17,7 +17,7 @@ def full_shape(w: Any, path: str) -> tuple[int, ...]:
     case NF4Weight():
       return (*w.codes.shape[:-2], *w.shape)
     case Int4Weight():
-      num_layer_axes = w.group_scales.ndim - len(w.shape) + w.num_inputs - 1
+      num_layer_axes = w.group_scales.ndim - len(w.shape) + len(w.matrix.inputs) - 1
       return (*w.group_scales.shape[:num_layer_axes], *w.shape)
     case _:
       return w.shape
@@ -90,7 +90,7 @@ def _assembled(path: str, parts: Mapping[str, Any], shape: tuple[int, ...]) -> Q
   if 'values' in parts:
     return Int8Weight(**parts)
   if 'packed' in parts:
-    return Int4Weight(**parts, shape=of_layer, num_inputs=len(matrix.inputs), num_outputs=len(matrix.outputs))
+    return Int4Weight(**parts, shape=of_layer, matrix=matrix)
   return NF4Weight(**parts, shape=of_layer)
 
 
