@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, RatedBatch
-from llm_jax.config.objectives import KTO
+from llm_jax.config.preferences import KTO
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Mean, Params, sums_by_source

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import RolloutBatch
-from llm_jax.config.objectives import Clip, ClipWeight, KLInLoss, PolicyGradient
+from llm_jax.config.policy_gradients import Clip, ClipWeight, KLInLoss, PolicyGradient
 from llm_jax.objectives.log_probs import answer_log_probs
 from llm_jax.objectives.loss import Loss, Maximum, Mean, Metrics, Params
 from llm_jax.objectives.protocol import Objective

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, RolloutBatch
 from llm_jax.config.data import Data
-from llm_jax.config.objectives import PPO
+from llm_jax.config.policy_gradients import PPO
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import tempered_head, token_log_probs

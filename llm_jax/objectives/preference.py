@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
-from llm_jax.config.objectives import DPO, IPO, ORPO, APODown, APOZero, PreferenceConfig, SimPO, SLiC
+from llm_jax.config.preferences import DPO, IPO, ORPO, APODown, APOZero, PreferenceConfig, SimPO, SLiC
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs
 from llm_jax.objectives.loss import Loss, Params, sums_by_source

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 
 from llm_jax.config.data import Data
-from llm_jax.config.objectives import ObjectiveConfig
+from llm_jax.config.objective import ObjectiveConfig
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Params

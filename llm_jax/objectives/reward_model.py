@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llm_jax.batch import PreferenceBatch
 from llm_jax.config.data import Data
-from llm_jax.config.objectives import RewardModel
+from llm_jax.config.preferences import RewardModel
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective

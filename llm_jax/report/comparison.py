@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm_jax.config.errors import require
-from llm_jax.config.objectives import LOSS, Metric
+from llm_jax.config.objective import LOSS, Metric
 from llm_jax.report.charts import Series, line_chart, smooth
 from llm_jax.report.html import escape, flatten, page, table
 from llm_jax.report.records import RunRecords, StageRecords, last, loss_label, median, objective_of, read_run

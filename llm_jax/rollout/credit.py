@@ -3,7 +3,7 @@ import dataclasses
 
 import numpy as np
 
-from llm_jax.config.objectives import PPO, KLInReward, PolicyGradient
+from llm_jax.config.policy_gradients import PPO, KLInReward, PolicyGradient
 from llm_jax.rollout.advantages import advantages
 from llm_jax.rollout.generalized_advantages import (
   explained_variance,

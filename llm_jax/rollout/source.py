@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_jax.batch import RolloutBatch
 from llm_jax.config.errors import require
-from llm_jax.config.objectives import PPO, PolicyGradient
+from llm_jax.config.policy_gradients import PPO, PolicyGradient
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource, DataPosition
 from llm_jax.data.batches import check_same_data

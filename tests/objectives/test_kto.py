@@ -9,7 +9,7 @@ import torch
 from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, RatedBatch
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.objectives import KTO
+from llm_jax.config.preferences import KTO
 from llm_jax.config.run import Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer

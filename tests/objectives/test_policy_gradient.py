@@ -10,8 +10,20 @@ import torch
 from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, RolloutBatch
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.objectives import Clip, ClipWeight, KLInLoss, KLInReward, PolicyGradient
-from llm_jax.config.policy_gradients import cispo, dapo, dr_grpo, grpo, gspo, reinforce, rloo
+from llm_jax.config.policy_gradients import (
+  Clip,
+  ClipWeight,
+  KLInLoss,
+  KLInReward,
+  PolicyGradient,
+  cispo,
+  dapo,
+  dr_grpo,
+  grpo,
+  gspo,
+  reinforce,
+  rloo,
+)
 from llm_jax.config.run import Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer

@@ -13,7 +13,7 @@ import pytest
 from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, RolloutBatch
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.objectives import PPO, Clip, KLInReward
+from llm_jax.config.policy_gradients import PPO, Clip, KLInReward
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen

@@ -12,7 +12,7 @@ import transformers
 from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.objectives import RewardModel
+from llm_jax.config.preferences import RewardModel
 from llm_jax.config.run import Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_jax.config.objectives import ADVANTAGES
+from llm_jax.config.policy_gradients import ADVANTAGES
 from llm_jax.rollout.advantages import advantages, is_constant
 
 REWARDS = np.array([[1.0, 0.0, 0.0, 0.5], [0.2, 0.2, 0.9, 0.1]])

@@ -11,8 +11,12 @@ import pytest
 from llm_jax.config import presets
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.objectives import KLInReward, PolicyGradient
-from llm_jax.config.policy_gradients import grpo, rloo
+from llm_jax.config.policy_gradients import (
+  KLInReward,
+  PolicyGradient,
+  grpo,
+  rloo,
+)
 from llm_jax.config.rewards import Length, Regex
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.schedules import Constant
