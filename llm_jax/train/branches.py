@@ -13,10 +13,16 @@ import shutil
 import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from llm_jax import paths
 from llm_jax.checkpoints.folders import committed_folders
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
+from llm_jax.modules.parameters import parameter_shapes
+from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.runtime.files import write_atomic
 from llm_jax.tracking.metrics import METRICS, MetricsWriter, read_metrics
 from llm_jax.tracking.run_config import NAME as CONFIG
@@ -96,6 +102,8 @@ def make_branch(workdir: pathlib.Path, run: Run, stage: str | None, step: int) -
     return
   _check_changes(changes, run, name)
   _check_step(workdir, name, step)
+  if step > 0:
+    _check_optimizer_state(old, run, name)
   stated = {change.path: [_plain(change.old), _plain(change.new)] for change in changes}
   branch = Branch(name, step, time.strftime('%Y-%m-%d %H:%M:%S%z'), stated, old)
   _move_away(workdir, branch, number=len(made) + 1)
@@ -139,6 +147,25 @@ def _check_step(workdir: pathlib.Path, stage: str, step: int) -> None:
   require(step in steps, FLAG, step, f'stage {stage} has no checkpoint of that step, only of {saved}: use one of them, '
           'or 0 for where the stage began')
   store.at(step)  # raises CheckpointError for a damaged one
+
+
+def _check_optimizer_state(old: Run, run: Run, stage: str) -> None:
+  """Refuses an optimizer whose state has another form than the checkpoint's, before anything is moved."""
+  before, after = (_optimizer_state(each, stage) for each in (old, run))
+  if before != after:
+    number = [each.name for each in run.stages].index(stage)
+    found, was = (each.stages[number].optimizer for each in (run, old))
+    raise ConfigError(f'config.stages[{number}].optimizer', found, f'its state has another form than that of {was}, '
+                      f'which the checkpoint holds: keep its kind and its moments, or use {FLAG}=0')
+
+
+def _optimizer_state(run: Run, stage: str) -> Any:
+  """The form of the stage's optimizer state: its tree, and the shapes and types of its arrays."""
+  [optimizer] = [each.optimizer for each in run.stages if each.name == stage]
+  shapes = parameter_shapes(run.model).items()
+  params = paths.nest({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes})
+  state = jax.eval_shape(lambda: make_optimizer(optimizer, params).init(params))
+  return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
 
 
 def _move_away(workdir: pathlib.Path, branch: Branch, number: int) -> None:

@@ -70,6 +70,10 @@ def test_a_run_goes_back_to_an_earlier_step_with_another_rate(corpus, workdir):
   assert '--from_step = 7: stage second has no checkpoint of that step, only of 10, 5' in output
   output = runs.run(corpus, workdir, '--config.seed=5', '--from_step=5', expect=2)
   assert 'config.seed = 5: the run was started with 1, and a branch changes only' in output
+  lean = '--config.stages[1].optimizer.moments=bfloat16'
+  output = runs.run(corpus, workdir, lean, '--from_step=5', expect=2)
+  assert 'config.stages[1].optimizer = AdamW(' in output and 'its state has another form than that of' in output
+  assert not (workdir / 'branches').exists()
   flags = (change, '--from_step=5')
   runs.run(corpus, workdir, *flags, kill_at='after_commit@10', expect=-9)
   output = runs.run(corpus, workdir, *flags)
