@@ -28,13 +28,14 @@ class PreferenceBatch:
 
   Every row is one document, prompt and answer, from position 0 on, then padding; `weights` is 1 where the target is a
   token of the answer that counts, so that a row's log-probability is the weighted sum over its targets. `margins` says
-  how much better each chosen answer is, where the data tells. `sources` as LanguageModelBatch has it; its sides have
-  none.
+  how much better each chosen answer is, where the data tells, and `soft_labels` how probable it is that it is better.
+  `sources` as LanguageModelBatch has it; its sides have none.
   """
   chosen: LanguageModelBatch
   rejected: LanguageModelBatch
-  margins: Array | None = None  # float32 [batch]
-  sources: Array | None = None  # int32
+  margins: Array | None = None      # float32 [batch]
+  sources: Array | None = None      # int32
+  soft_labels: Array | None = None  # float32 [batch]
 
 
 @flax.struct.dataclass

@@ -82,6 +82,8 @@ class Data:
               'texts with classes are mixed with none but those of the same')
       require(source.has_margins == self.has_margins, 'sources', [each.has_margins for each in sources],
               'pairs with margins are mixed with none without: give `margin` to all sources or to none')
+      require(source.has_soft_labels == self.has_soft_labels, 'sources', [each.has_soft_labels for each in sources],
+              'pairs with soft labels are mixed with none without: give `soft_label` to all sources or to none')
     templates = list(dict.fromkeys(source.chat_template for source in sources if source.chat_template))
     require(len(templates) <= 1, 'sources', templates,
             'dialogues of one stage are written out by one chat template: choose one of these for all')
@@ -121,6 +123,11 @@ class Data:
   def has_margins(self) -> bool:
     """Whether its rows say how much better one of two answers is."""
     return self.sources[0].source.has_margins
+
+  @property
+  def has_soft_labels(self) -> bool:
+    """Whether its rows say how probable it is that one of two answers is better."""
+    return self.sources[0].source.has_soft_labels
 
   @property
   def template(self) -> str | None:

@@ -36,6 +36,7 @@ class ObjectiveConfig:
     reference's.
   has_reference: whether it compares with the parameters that the stage starts from, which stay as they are.
   reads_margins: whether it heeds what a row says of how much better one of two answers is.
+  reads_soft_labels: whether it heeds what a row says of how probable it is that one of two answers is better.
   metrics: what a person looks at first, beside the loss.
   """
   implementation: ClassVar[str]
@@ -44,6 +45,7 @@ class ObjectiveConfig:
   reference_passes: ClassVar[int] = 0
   has_reference: ClassVar[bool] = False
   reads_margins: ClassVar[bool] = False
+  reads_soft_labels: ClassVar[bool] = False
 
   @property
   def distilled(self) -> Teacher | None:

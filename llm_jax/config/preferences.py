@@ -26,7 +26,9 @@ class PreferenceConfig(ObjectiveConfig):
 
 @dataclasses.dataclass(frozen=True)
 class DPO(PreferenceConfig):
-  """-log sigmoid(margin) (Rafailov et al. 2023, equation 7); the reference is what the stage starts from.
+  """-log sigmoid(margin) (Rafailov et al. 2023, equation 7); the reference is what the stage starts from. Where a row
+  says that its chosen answer is the better one with probability p, -p log sigmoid(margin) - (1 - p) log
+  sigmoid(-margin).
 
   nll_weight: of the chosen answer's negative log-likelihood a token (Pang et al. 2024; Llama 3, section 4.1.4: 0.2).
   label_smoothing: the probability that a label is wrong (Mitchell 2023, conservative DPO).
@@ -38,6 +40,7 @@ class DPO(PreferenceConfig):
   title: ClassVar[str] = 'DPO'
   reference_passes: ClassVar[int] = 1
   has_reference: ClassVar[bool] = True
+  reads_soft_labels: ClassVar[bool] = True
 
   def __post_init__(self):
     super().__post_init__()
@@ -125,7 +128,9 @@ class RewardModel(ObjectiveConfig):
   """-log sigmoid(r_chosen - r_rejected - margin m) + center (r_chosen + r_rejected)^2, r being the score that a linear
   head of one output reads at an answer's last token (Ouyang et al. 2022, InstructGPT, equation 1).
 
-  m is the margin that a row states, 0 where it states none (Touvron et al. 2023, Llama 2, equation 2).
+  m is the margin that a row states, 0 where it states none (Touvron et al. 2023, Llama 2, equation 2). Where a row says
+  that its chosen answer is the better one with probability p, the first term is -p log sigmoid(r_chosen - r_rejected -
+  margin m) - (1 - p) log sigmoid(r_rejected - r_chosen + margin m) (Bai et al. 2022, section 4.1).
 
   margin: what the margins of the rows are multiplied by; 0 leaves them out (Llama 3, section 4.1.3).
   center: weight of the squared sum of the scores, which holds their mean near 0 (Eisenstein et al. 2023: 0.01).
@@ -136,6 +141,7 @@ class RewardModel(ObjectiveConfig):
   rows: ClassVar[RowKind] = PAIRS
   title: ClassVar[str] = 'reward model'
   reads_margins: ClassVar[bool] = True
+  reads_soft_labels: ClassVar[bool] = True
   metrics: ClassVar[tuple[Metric, ...]] = PreferenceConfig.metrics
 
   def __post_init__(self):

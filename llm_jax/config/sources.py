@@ -55,6 +55,11 @@ class SourceConfig:
     """Whether its rows say how much better one of two answers is."""
     return False
 
+  @property
+  def has_soft_labels(self) -> bool:
+    """Whether its rows say how probable it is that one of two answers is better."""
+    return False
+
 
 # ---------------------------------------------------------------------------------------------- text
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +228,7 @@ class Preferences(DialogueSource):
   mask_formatting: the end of turn is no target in either answer (Dubey et al. 2024, Llama 3, section 4.1.4).
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
   margin: name of the entry that says how much better the chosen answer is, a number from 0 on; None: rows have none.
+  soft_label: name of the entry with the probability that the chosen answer is better; None: it is, for certain.
   """
   path: Safe[str]
   template: str = 'chatml'
@@ -230,12 +236,17 @@ class Preferences(DialogueSource):
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
   margin: str | None = None
+  soft_label: str | None = None
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:PreferencesReader'
   rows: ClassVar[RowKind] = PAIRS
 
   @property
   def has_margins(self) -> bool:
     return self.margin is not None
+
+  @property
+  def has_soft_labels(self) -> bool:
+    return self.soft_label is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -150,6 +150,8 @@ class Stage:
             f'of {names_with(Source, objective.rows)}')
     require(objective.reads_margins or not self.data.has_margins, 'data', type(objective).__name__,
             'does not read how much better an answer is: leave `margin` out of the source')
+    require(objective.reads_soft_labels or not self.data.has_soft_labels, 'data', type(objective).__name__,
+            'takes every chosen answer for the better one: use RewardModel or DPO, or leave `soft_label` out')
     is_alike = self.validation_data.rows == rows and self.validation_data.labels == self.data.labels
     require(is_alike, 'eval_data', self.eval_data,
             f'must be of one kind with data, {rows.name}' + (' of the same classes' if self.data.labels else ''))

@@ -58,6 +58,15 @@ def sums_by_source(names: Sequence[str], sources_B: jax.Array | None, loss_B: ja
   return jax.lax.stop_gradient(means)
 
 
+def pair_cross_entropy(margin_B: jax.Array, probability_B: jax.Array | float) -> jax.Array:
+  """The cross-entropy of pairs of which the first is the better one with a probability, float32 [batch].
+
+  margin_B: by how much the first has the higher score, the logit of what the scores say.
+  """
+  as_labelled_B, as_not_labelled_B = -jax.nn.log_sigmoid(margin_B), -jax.nn.log_sigmoid(-margin_B)
+  return probability_B * as_labelled_B + (1 - probability_B) * as_not_labelled_B
+
+
 def divided(metrics: Metrics, weight: jax.Array) -> Metrics:
   """The metrics that have no weight of their own divided by `weight`."""
   return {name: sums if isinstance(sums, Mean | Maximum) else sums / weight for name, sums in metrics.items()}

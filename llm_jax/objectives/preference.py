@@ -10,7 +10,7 @@ from llm_jax.batch import LanguageModelBatch, PreferenceBatch
 from llm_jax.config.preferences import DPO, IPO, ORPO, APODown, APOZero, PreferenceConfig, SimPO, SLiC
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import sequence_log_probs
-from llm_jax.objectives.loss import Loss, Params, sums_by_source
+from llm_jax.objectives.loss import Loss, Params, pair_cross_entropy, sums_by_source
 from llm_jax.objectives.protocol import Objective
 
 
@@ -45,8 +45,11 @@ class PreferenceObjective(Objective):
   config: PreferenceConfig
 
   @abc.abstractmethod
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
-    """float32 [batch], differentiable."""
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
+    """float32 [batch], differentiable.
+
+    probability: that the chosen answer is the better one; 1 for objectives that read no soft labels.
+    """
 
   def reward(self, answers: Answers) -> jax.Array:
     """beta x log-ratio to the reference; without one, beta x the mean log-probability. float32 [batch]."""
@@ -56,7 +59,7 @@ class PreferenceObjective(Objective):
   def __call__(self, params: Params, frozen: Frozen, batch: PreferenceBatch, rng: jax.Array | None,
                statistics: Any = None) -> Loss:
     chosen, rejected = self.score(params, frozen, batch)
-    loss = self.pair_loss(chosen, rejected)
+    loss = self.pair_loss(chosen, rejected, 1.0 if batch.soft_labels is None else batch.soft_labels)
     reward_chosen, reward_rejected = self.reward(chosen), self.reward(rejected)
     is_pair = batch.rejected.weights.sum(-1) > 0
 
@@ -96,19 +99,18 @@ def _answers(policy: jax.Array, reference: jax.Array | None, side: LanguageModel
 class DPOObjective(PreferenceObjective):
   config: DPO
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     margin = self.reward(chosen) - self.reward(rejected)
     wrong = self.config.label_smoothing
-    as_labelled, as_not_labelled = -jax.nn.log_sigmoid(margin), -jax.nn.log_sigmoid(-margin)
-    nll = -chosen.mean_log_prob
-    return (1 - wrong) * as_labelled + wrong * as_not_labelled + self.config.nll_weight * nll
+    probability = (1 - wrong) * probability + wrong * (1 - probability)
+    return pair_cross_entropy(margin, probability) - self.config.nll_weight * chosen.mean_log_prob
 
 
 @dataclasses.dataclass(frozen=True)
 class IPOObjective(PreferenceObjective):
   config: IPO
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     return jnp.square(chosen.mean_log_ratio() - rejected.mean_log_ratio() - 1 / (2 * self.config.beta))
 
 
@@ -116,7 +118,7 @@ class IPOObjective(PreferenceObjective):
 class SLiCObjective(PreferenceObjective):
   config: SLiC
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     return jax.nn.relu(1 - (self.reward(chosen) - self.reward(rejected)))
 
 
@@ -124,7 +126,7 @@ class SLiCObjective(PreferenceObjective):
 class APOZeroObjective(PreferenceObjective):
   config: APOZero
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     return 1 - jax.nn.sigmoid(self.reward(chosen)) + jax.nn.sigmoid(self.reward(rejected))
 
 
@@ -132,7 +134,7 @@ class APOZeroObjective(PreferenceObjective):
 class APODownObjective(PreferenceObjective):
   config: APODown
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     margin = self.reward(chosen) - self.reward(rejected)
     return jax.nn.sigmoid(self.reward(chosen)) + 1 - jax.nn.sigmoid(margin)
 
@@ -141,7 +143,7 @@ class APODownObjective(PreferenceObjective):
 class ORPOObjective(PreferenceObjective):
   config: ORPO
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     p_chosen, p_rejected = chosen.mean_log_prob, rejected.mean_log_prob
     log_odds_ratio = (p_chosen - p_rejected) - (_log1mexp(p_chosen) - _log1mexp(p_rejected))
     return -p_chosen - self.config.beta * jax.nn.log_sigmoid(log_odds_ratio)
@@ -151,7 +153,7 @@ class ORPOObjective(PreferenceObjective):
 class SimPOObjective(PreferenceObjective):
   config: SimPO
 
-  def pair_loss(self, chosen: Answers, rejected: Answers) -> jax.Array:
+  def pair_loss(self, chosen: Answers, rejected: Answers, probability: jax.Array | float) -> jax.Array:
     return -jax.nn.log_sigmoid(self.reward(chosen) - self.reward(rejected) - self.config.gamma)
 
 

@@ -12,7 +12,7 @@ from llm_jax.batch import PreferenceBatch
 from llm_jax.config.data import Data
 from llm_jax.config.preferences import RewardModel
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.objectives.loss import Loss, Params, sums_by_source
+from llm_jax.objectives.loss import Loss, Params, pair_cross_entropy, sums_by_source
 from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.scalar_head import REWARD, init_scalar_head, sequence_scores
 
@@ -35,7 +35,9 @@ class RewardModelObjective(Objective):
     chosen_B, rejected_B = jnp.split(sequence_scores(self.model, params, both, rng), 2)
     margin_B = 0.0 if batch.margins is None else self.config.margin * batch.margins
     mean_B = (chosen_B + rejected_B) / 2
-    loss_B = -jax.nn.log_sigmoid(chosen_B - rejected_B - margin_B) + self.config.center * jnp.square(2 * mean_B)
+    probability_B = 1.0 if batch.soft_labels is None else batch.soft_labels
+    loss_B = pair_cross_entropy(chosen_B - rejected_B - margin_B, probability_B)
+    loss_B += self.config.center * jnp.square(2 * mean_B)
 
     weight_B = (batch.rejected.weights.sum(-1) > 0).astype(jnp.float32)
     per_pair = {

@@ -83,14 +83,8 @@ def ours(name):
 def test_trl(name, tmp_path):
   """Loss, gradients and logged rewards of TRL's DPOTrainer on the same weights and pairs."""
   trainer = make_trainer(tmp_path, **FORMS[name][1])
-  policy, batch = models()[0], pairs()
-  policy.zero_grad()
-  both = lambda field: np.concatenate([getattr(batch.chosen, field), getattr(batch.rejected, field)])
-  completion = np.roll(both('weights'), 1, 1)  # TRL marks the tokens that are predicted, we the places that predict
-  inputs = dict(input_ids=torch.tensor(both('tokens')).long(), completion_mask=torch.tensor(completion).long(),
-                attention_mask=torch.tensor(both('segment_ids')).long())
-  want = trainer._compute_loss(policy, inputs, False)
-  want.backward()
+  policy = models()[0]
+  want = trl_loss(trainer)
   loss, metrics, grads = ours(name)
   assert abs(loss - want.item()) <= 1e-6 * max(1, abs(want.item()))
   for mine, theirs in (('reward_chosen', 'rewards/chosen'), ('reward_rejected', 'rewards/rejected'),
@@ -100,6 +94,19 @@ def test_trl(name, tmp_path):
   for parameter_name, parameter in policy.named_parameters():
     error = np.linalg.norm(grads[parameter_name] - parameter.grad.numpy()) / np.linalg.norm(parameter.grad.numpy())
     assert error <= 1e-5, f'{parameter_name}: {error}'
+
+
+def trl_loss(trainer):
+  """Of the pairs, by a DPOTrainer; its gradients are left in the policy."""
+  policy, batch = models()[0], pairs()
+  policy.zero_grad()
+  both = lambda field: np.concatenate([getattr(batch.chosen, field), getattr(batch.rejected, field)])
+  completion = np.roll(both('weights'), 1, 1)  # TRL marks the tokens that are predicted, we the places that predict
+  inputs = dict(input_ids=torch.tensor(both('tokens')).long(), completion_mask=torch.tensor(completion).long(),
+                attention_mask=torch.tensor(both('segment_ids')).long())
+  loss = trainer._compute_loss(policy, inputs, False)
+  loss.backward()
+  return loss
 
 
 def make_trainer(folder, **options):
@@ -156,6 +163,39 @@ def test_formula(name):
     case config.SimPO(beta, gamma):
       want = -log_sigmoid(beta * (pc - pr) / n - gamma)
   assert abs(ours(name)[0] - want.mean()) <= 2e-6 * max(1, abs(want.mean()))
+
+
+SOFT = np.float32([0.9, 0.5, 0.2])
+
+
+def test_soft_labels_weigh_the_two_losses():
+  """-p log sigmoid(m) - (1 - p) log sigmoid(-m); label smoothing moves p towards a half; the NLL stays."""
+  _, _, model, params, reference = models()
+  (pc, pr), (qc, qr) = log_probs_of_pairs()
+  form = config.DPO(beta=0.3, nll_weight=0.2, label_smoothing=0.1)
+  soft = pairs().replace(soft_labels=SOFT)
+  loss = jax.jit(objective_of(form, model))(params, Frozen(reference=reference), soft, None)
+  margin = 0.3 * ((pc - qc) - (pr - qr))
+  p = 0.9 * SOFT.astype(float) + 0.1 * (1 - SOFT.astype(float))
+  want = p * np.log1p(np.exp(-margin)) + (1 - p) * np.log1p(np.exp(margin)) - 0.2 * pc / 6
+  np.testing.assert_allclose(loss.total, want.sum(), rtol=2e-6)
+
+
+def test_trls_robust_loss_is_one_of_soft_labels(tmp_path):
+  """(1 - e) / (1 - 2e) of one label's loss and -e / (1 - 2e) of the other's, loss and gradient."""
+  wrong = 0.1
+  trainer = make_trainer(tmp_path, loss_type='robust', label_smoothing=wrong, beta=0.3)
+  policy, _, model, params, reference = models()
+  want = trl_loss(trainer)
+  soft = pairs().replace(soft_labels=np.full(3, (1 - wrong) / (1 - 2 * wrong), np.float32))
+  objective = objective_of(config.DPO(beta=0.3), model)
+  loss, grads = jax.jit(jax.value_and_grad(
+    lambda params: objective(params, Frozen(reference=reference), soft, None).total / 3))(params)
+  assert abs(loss - want.item()) <= 1e-6 * max(1, abs(want.item()))
+  ours = hf.state_dict_from_params(model.config, grads)
+  for name, parameter in policy.named_parameters():
+    error = np.linalg.norm(ours[name] - parameter.grad.numpy()) / np.linalg.norm(parameter.grad.numpy())
+    assert error <= 1e-5, f'{name}: {error}'
 
 
 def test_policy_that_is_the_reference_gives_ln_2():

@@ -152,6 +152,21 @@ def test_margins_can_be_left_out():
   np.testing.assert_allclose(loss.total, step('plain')(params, batch('plain'))[1].total, rtol=1e-6)
 
 
+def test_soft_labels_weigh_the_two_losses():
+  """By the formula in float64; a label of 1 is a hard one."""
+  _, model, params = models()
+  objective = jax.jit(RewardModelObjective(model, RewardModel(margin=1.0)))
+  probabilities = np.float32([1.0, 0.5, 0.8, 0.1])
+  soft = objective(params, Frozen(), batch('margin').replace(soft_labels=probabilities), None)
+  scores = [np.float64(sequence_scores(model, params, rows(side))) for side in LENGTHS]
+  margin = scores[0] - scores[1] - np.float64(MARGINS)
+  p = np.float64(probabilities)
+  want = p * np.log1p(np.exp(-margin)) + (1 - p) * np.log1p(np.exp(margin))
+  np.testing.assert_allclose(soft.total, want.sum(), rtol=1e-6)
+  hard = objective(params, Frozen(), batch('margin').replace(soft_labels=np.ones(4, np.float32)), None)
+  np.testing.assert_allclose(hard.total, step('margin')(params, batch('margin'))[1].total, rtol=1e-6)
+
+
 def test_microbatches_and_devices_give_the_same_gradient():
   _, _, params = models()
   whole, loss = step('centred')(params, batch('centred'))

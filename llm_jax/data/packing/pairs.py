@@ -15,20 +15,25 @@ from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import Tokenizer
 
 SIDES = ('chosen', 'rejected')
-MARGIN_IDS = 4  # ids that a margin is stored in
-MARGIN_FORMAT = 1  # raise it when margins are stored in another way
+NUMBER_IDS = 4  # ids that a number of a pair is stored in
+NUMBER_FORMAT = 1  # raise it when numbers are stored in another way
 
 
 class Pair(NamedTuple):
-  """Two dialogues with the same prompt.   margin: how much better the chosen one is."""
+  """Two dialogues with the same prompt.
+
+  margin: how much better the chosen one is.
+  soft_label: how probable it is that it is the better one.
+  """
   chosen: Dialogue
   rejected: Dialogue
   margin: float = 0.0
+  soft_label: float = 1.0
 
 
 class PairRows(Rows):
-  """Rows of a store of preferences: `rows[i]` is {'chosen', 'rejected'}, each the fields of LanguageModelBatch, and
-  'margins' where pairs have one.
+  """Rows of a store of preferences: `rows[i]` is {'chosen', 'rejected'}, each the fields of LanguageModelBatch, and the
+  pair's `numbers`, such as 'margins'.
 
   What does not fit into `seq_len` inputs and the target after them is cut off at the end, and a pair whose prompt
   leaves no room for a token of the answer is left out: what trl's DPOTrainer does with max_length = seq_len + 1. So is
@@ -37,15 +42,14 @@ class PairRows(Rows):
   their answers.
   """
 
-  def __init__(self, store: TokenStore, settings: RowSettings, has_margins: bool = False):
+  def __init__(self, store: TokenStore, settings: RowSettings, numbers: tuple[str, ...] = ()):
     self.store = store
     self.seq_len = settings.seq_len
-    self.has_margins = has_margins
+    self.numbers = numbers
     self._eot = settings.tokenizer.eot
     first = store.offsets[:-1].reshape(-1, 2)  # [pairs, side]
     last = np.array(store.offsets[1:].reshape(-1, 2))
-    if has_margins:
-      last[:, 0] -= MARGIN_IDS  # they stand behind the chosen answer
+    last[:, 0] -= NUMBER_IDS * len(numbers)  # they stand behind the chosen answer
     fits = self._prompts_fit(first, last)
     num_fitting = int(fits.sum())
     require(
@@ -59,7 +63,7 @@ class PairRows(Rows):
 
     self.num_left_out = len(fits) - num_fitting
     self.num_equal = int(is_equal.sum())
-    self._margins_at = last[fits, 0]
+    self._numbers_at = last[fits, 0]
     self._first = first[fits]
     self._last = ends[fits]
     self.num_cut = int((self._last < last[fits]).any(axis=1).sum())
@@ -86,11 +90,13 @@ class PairRows(Rows):
 
   def __getitem__(self, row: int) -> Fields:
     sides = {name: self._side(part) for name, part in zip(SIDES, self._parts(row), strict=True)}
-    return {**sides, 'margins': self._margin(row)} if self.has_margins else sides
+    return {**sides, **self._numbers(row)}
 
-  def _margin(self, row: int) -> np.float32:
-    begin = int(self._margins_at[row])
-    return ids_to_margin(self.store.tokens[begin:begin + MARGIN_IDS])
+  def _numbers(self, row: int) -> Fields:
+    begin = int(self._numbers_at[row])
+    starts = range(begin, begin + NUMBER_IDS * len(self.numbers), NUMBER_IDS)
+    return {name: ids_to_number(self.store.tokens[start:start + NUMBER_IDS])
+            for name, start in zip(self.numbers, starts, strict=True)}
 
   def _side(self, part: slice) -> Fields:
     num_inputs = part.stop - part.start - 1
@@ -99,7 +105,7 @@ class PairRows(Rows):
   @property
   def padding(self) -> Fields:
     sides = {name: assemble((), self.seq_len, 0) for name in SIDES}
-    return {**sides, 'margins': np.float32(0)} if self.has_margins else sides
+    return {**sides, **{name: np.float32(0) for name in self.numbers}}
 
   @staticmethod
   def to_batch(fields: Fields) -> PreferenceBatch:
@@ -126,24 +132,33 @@ class PairRows(Rows):
 @dataclasses.dataclass(frozen=True)
 class PairEncoder(Encoder[Pair]):
   """A pair is stored as two documents, the chosen one first, as the template writes them; behind the chosen one stand
-  the bytes of the margin, where pairs have one.
+  the bytes of the margin and of the soft label, where pairs have one.
 
   mask_formatting: special tokens are no targets.
   """
   template: str
   mask_formatting: bool
   has_margins: bool = False
+  has_soft_labels: bool = False
   has_counts = True
+
+  @property
+  def numbers(self) -> tuple[str, ...]:
+    """What is stored of a pair beside its answers, by the names of `PreferenceBatch`, in this order."""
+    margins = ('margins',) if self.has_margins else ()
+    return (*margins, 'soft_labels') if self.has_soft_labels else margins
 
   @property
   def versions(self) -> dict[str, int]:
     chat = {'chat': chat_templates.FORMAT}
-    return {**chat, 'margin': MARGIN_FORMAT} if self.has_margins else chat
+    margins = {'margin': NUMBER_FORMAT} if self.has_margins else {}
+    soft_labels = {'soft_label': NUMBER_FORMAT} if self.has_soft_labels else {}
+    return {**chat, **margins, **soft_labels}
 
   def check(self, tokenizer: Tokenizer) -> None:
     chat_templates.check_template(self.template, tokenizer)
-    require(not self.has_margins or tokenizer.vocab_size >= 256, 'margin', f'{tokenizer.vocab_size} tokens',
-            'margins are stored as 256 different ids: use a tokenizer with as many')
+    require(not self.numbers or tokenizer.vocab_size >= 256, ', '.join(self.numbers), f'{tokenizer.vocab_size} tokens',
+            'they are stored as 256 different ids: use a tokenizer with as many')
 
   def length(self, document: Pair) -> int:
     return document.chosen.length + document.rejected.length
@@ -152,7 +167,8 @@ class PairEncoder(Encoder[Pair]):
     for pair in documents:
       chosen, rejected = (encode_dialogue(dialogue, self.template, tokenizer, self.mask_formatting)
                           for dialogue in (pair.chosen, pair.rejected))
-      yield with_margin(chosen, pair.margin) if self.has_margins else chosen
+      stored = {'margins': pair.margin, 'soft_labels': pair.soft_label}
+      yield with_numbers(chosen, [stored[name] for name in self.numbers])
       yield rejected
 
   def text(self, document: Pair) -> str:
@@ -164,20 +180,20 @@ class PairEncoder(Encoder[Pair]):
     yield document.rejected.learnt
 
   def make_rows(self, store: TokenStore, settings: RowSettings) -> PairRows:
-    return PairRows(store, settings, self.has_margins)
+    return PairRows(store, settings, self.numbers)
 
 
-def with_margin(encoded: Encoded, margin: float) -> Encoded:
-  """A document with the bytes of a margin behind it, none of them a target."""
+def with_numbers(encoded: Encoded, numbers: Sequence[float]) -> Encoded:
+  """A document with the bytes of numbers behind it, none of them a target."""
   assert encoded.counts is not None
-  counts = np.concatenate([encoded.counts, np.zeros(MARGIN_IDS, encoded.counts.dtype)])
-  return Encoded((*encoded.ids, margin_to_ids(margin)), encoded.num_bytes, counts)
+  counts = np.concatenate([encoded.counts, np.zeros(NUMBER_IDS * len(numbers), encoded.counts.dtype)])
+  return Encoded((*encoded.ids, *map(number_to_ids, numbers)), encoded.num_bytes, counts)
 
 
-def margin_to_ids(margin: float) -> np.ndarray:
+def number_to_ids(number: float) -> np.ndarray:
   """The four bytes of a float32, little-endian."""
-  return np.frombuffer(np.array(margin, '<f4').tobytes(), np.uint8).astype(np.int32)
+  return np.frombuffer(np.array(number, '<f4').tobytes(), np.uint8).astype(np.int32)
 
 
-def ids_to_margin(ids: np.ndarray) -> np.float32:
+def ids_to_number(ids: np.ndarray) -> np.float32:
   return np.frombuffer(np.asarray(ids, np.uint8).tobytes(), '<f4')[0]

@@ -45,16 +45,19 @@ class PreferencesReader(Reader[Preferences]):
   suffixes = JSONL
 
   def encoder(self) -> PairEncoder:
-    return PairEncoder(self.config.template, self.config.mask_formatting, self.config.has_margins)
+    return PairEncoder(self.config.template, self.config.mask_formatting, self.config.has_margins,
+                       self.config.has_soft_labels)
 
   def records(self, files: Files) -> Iterable[Record]:
     return formats.jsonl(files, functools.partial(
-      read_preference, template=self.config.template, ignore=self.config.ignore, margin=self.config.margin))
+      read_preference, template=self.config.template, ignore=self.config.ignore, margin=self.config.margin,
+      soft_label=self.config.soft_label))
 
   def selects(self) -> dict[str, Any]:
     fields = super().selects()
-    if self.config.margin is None:
-      del fields['margin']  # the rows are those of versions that knew no margins
+    for name in ('margin', 'soft_label'):
+      if fields[name] is None:
+        del fields[name]  # the rows are those of versions that knew none
     return fields
 
 
@@ -176,24 +179,31 @@ def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callabl
   return answers if row_entries.is_learnt(row, where) else NOTHING
 
 
-def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = (), margin: str | None = None
-                    ) -> Pair | Nothing:
+def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = (), margin: str | None = None,
+                    soft_label: str | None = None) -> Pair | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row.
 
-  margin: name of the entry that has the pair's margin; None: there is none.
+  margin, soft_label: names of the entries that have the pair's; None: there is none.
   """
-  entries = ('prompt', 'chosen', 'rejected') if margin is None else ('prompt', 'chosen', 'rejected', margin)
-  read = preference if margin is None else functools.partial(preference_with_margin, name=margin)
-  return _read_answers(line, where, entries, read, template, ignore)
+  def read(row: dict, where: str, template: str, ignore: Sequence[str]) -> Pair:
+    pair = preference(row, where, template, ignore)
+    if margin is not None:
+      pair = pair._replace(margin=read_number(row, margin, where, LARGEST_MARGIN))
+    if soft_label is not None:
+      pair = pair._replace(soft_label=read_number(row, soft_label, where, 1.0))
+    return pair
+
+  named = [name for name in (margin, soft_label) if name is not None]
+  return _read_answers(line, where, ('prompt', 'chosen', 'rejected', *named), read, template, ignore)
 
 
-def preference_with_margin(row: dict, where: str, template: str, ignore: Sequence[str], name: str) -> Pair:
-  """The pair of a row, with what the row has under `name`. Raises ConfigError naming the row."""
-  margin = field(row, name, where)
-  is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
-  if not is_number or not 0 <= margin <= LARGEST_MARGIN:
-    raise formats.bad(where, f'{name} is {margin!r}', f'give a number from 0 to {LARGEST_MARGIN:g}')
-  return preference(row, where, template, ignore)._replace(margin=float(margin))
+def read_number(row: dict, name: str, where: str, largest: float) -> float:
+  """What the row has under `name`, a number from 0 on. Raises ConfigError naming the row."""
+  number = field(row, name, where)
+  is_number = isinstance(number, int | float) and not isinstance(number, bool)
+  if not is_number or not 0 <= number <= largest:
+    raise formats.bad(where, f'{name} is {number!r}', f'give a number from 0 to {largest:g}')
+  return float(number)
 
 
 def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Pair:

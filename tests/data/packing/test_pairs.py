@@ -186,6 +186,42 @@ def test_what_is_no_margin(margin, bpe, tmp_path):
     open_data(tmp_path, bpe, source, seq_len=24)
 
 
+def test_soft_labels_stand_beside_margins(bpe, tmp_path):
+  numbers = [(3, 0.5), (0, 1), (1.5, 0.9), (2, 0)]
+  rows = [{'prompt': f'a{i}', 'chosen': 'b', 'rejected': 'c', 'm': margin, 'p': label}
+          for i, (margin, label) in enumerate(numbers)]
+  path = write(tmp_path / 'p.jsonl', rows)
+  open_with = lambda **fields: open_data(tmp_path, bpe, config.Preferences(path, 'plain', val_fraction=0.0, **fields),
+                                         seq_len=24)
+  both, alone = open_with(margin='m', soft_label='p'), open_with(soft_label='p', ignore=('m',))
+  assert [(row['margins'], row['soft_labels']) for row in both.rows] == [
+    (np.float32(margin), np.float32(label)) for margin, label in numbers]
+  assert [row['soft_labels'] for row in alone.rows] == [np.float32(label) for _, label in numbers]
+  assert both.num_targets == alone.num_targets
+  batch = both.to_batch(both.row(0))
+  assert (batch.margins, batch.soft_labels) == numbers[both.locate(0)[1]]
+
+
+@pytest.mark.parametrize('label', [-0.1, 1.5, True, 'A', None, float('nan')])
+def test_what_is_no_soft_label(label, bpe, tmp_path):
+  row = {'prompt': 'a', 'chosen': 'b', 'rejected': 'c', 'p': label}
+  source = config.Preferences(write(tmp_path / 'p.jsonl', [row]), 'plain', val_fraction=0.0, soft_label='p')
+  with pytest.raises(ConfigError, match='p is .*: give a number from 0 to 1'):
+    open_data(tmp_path, bpe, source, seq_len=24)
+
+
+def test_soft_labels_are_for_those_that_read_them():
+  def made(objective, *sources):
+    return config.stage('a', config.mix(*sources) if len(sources) > 1 else sources[0], steps=1, seq_len=8,
+                        batch_size=1, learning_rate=config.Constant(1e-3), objective=objective, init=config.Params('b'))
+  soft, hard = config.Preferences('a', soft_label='p'), config.Preferences('b')
+  assert made(config.RewardModel(), soft).data.has_soft_labels and made(config.DPO(), soft).data.has_soft_labels
+  with pytest.raises(ConfigError, match='takes every chosen answer for the better one'):
+    made(config.IPO(), soft)
+  with pytest.raises(ConfigError, match='to all sources or to none'):
+    made(config.DPO(), soft, hard)
+
+
 def test_margins_are_for_reward_models_alone(tmp_path):
   def made(objective, *sources):
     return config.stage('a', config.mix(*sources) if len(sources) > 1 else sources[0], steps=1, seq_len=8,
