@@ -173,6 +173,13 @@ MUTATIONS = (
   Mutation('a program does what it must not', 'llm_jax/runtime/sandbox_runner.py',
            'if reason is not None:', 'if False:',
            'tests/runtime/test_sandbox.py::test_what_is_not_allowed_is_stopped'),
+  # ---------------------------------------------------------------------------------------- rewards
+  Mutation('a reward model does not read what stands behind an answer', 'llm_jax/rollout/reward_models.py',
+           'ids = (*answer.ids, *self.end) if answer.ended else answer.ids', 'ids = answer.ids',
+           'tests/rollout/test_reward_models.py::test_the_score_is_that_of_transformers'),
+  Mutation('every reward is the score of the first reward model', 'llm_jax/rollout/reward_models.py',
+           'self.frozen.reward[name]', 'next(iter(self.frozen.reward.values()))',
+           'tests/rollout/test_reward_models.py::test_the_score_is_that_of_transformers'),
   # ---------------------------------------------------------------------------------------- imported models
   Mutation('tensors are missing or of another shape', 'llm_jax/hf/weights.py',
            'if problems:', 'if False:',

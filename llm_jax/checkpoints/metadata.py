@@ -44,6 +44,7 @@ class Lineage:
   base: digest of what the adapters of the stage were trained beside; None: the stage has none.
   branches: where the run went back to an earlier step, and what was changed there; JSON values.
   teacher: digest of the model that the stage distils; None: it distils none.
+  reward_models: digests of the models that score the stage's answers, by the names of the rewards.
   """
   run: RunLineage
   parent: str | None = None
@@ -51,6 +52,7 @@ class Lineage:
   base: str | None = None
   branches: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   teacher: str | None = None
+  reward_models: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     fields = {**self.run.to_json(), 'parent': self.parent}
@@ -62,14 +64,16 @@ class Lineage:
       fields['branches'] = self.branches
     if self.teacher is not None:
       fields['teacher'] = self.teacher
+    if self.reward_models:
+      fields['reward_models'] = self.reward_models
     return fields
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'Lineage':
-    own = ('parent', 'folder', 'base', 'branches', 'teacher')
+    own = ('parent', 'folder', 'base', 'branches', 'teacher', 'reward_models')
     of_run = {name: value for name, value in fields.items() if name not in own}
     return cls(RunLineage.from_json(of_run), fields['parent'], fields.get('folder'), fields.get('base'),
-               fields.get('branches', []), fields.get('teacher'))
+               fields.get('branches', []), fields.get('teacher'), fields.get('reward_models', {}))
 
 
 # What each field of a checkpoint's metadata is in JSON: a manifest may have a right checksum and say anything.

@@ -262,11 +262,13 @@ class PassRate(EvaluationConfig):
   prompts: how many are answered, spread over those that are held out.
   samples: sampled answers to each, beside the greedy one.
   passing: the reward from which on an answer passes.
+  reward: the one of the rewards that decides, by the name of its records, such as 'exact'; None: the weighted sum.
   """
   every: Steps = 0
   prompts: int = 256
   samples: int = 1
   passing: float = 1.0
+  reward: str | None = None
   implementation: ClassVar[str] = 'llm_jax.evaluation.pass_rate:PassRateEvaluation'
 
   def __post_init__(self):
@@ -276,6 +278,9 @@ class PassRate(EvaluationConfig):
 
   def check(self, stage: 'Stage') -> None:
     require(stage.rollout is not None, 'passing', self.passing, 'the stage has no rollout, whose rewards are asked for')
+    names = () if stage.rollout is None else stage.rollout.names
+    require(self.reward is None or self.reward in names, 'reward', self.reward,
+            f'the rewards of the stage are {", ".join(names)}: use one of them, or None')
 
 
 Evaluation = (

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import RoPE
 from llm_jax.config.optimizers import state_form
+from llm_jax.config.preferences import RewardModel
+from llm_jax.config.rewards import RewardModelScore
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, Params, Resume
 
@@ -30,6 +32,7 @@ def check_stages(run: Run) -> None:
     _check_adapters(run, stage, path)
     _check_lengths(run, stage, path)
     _check_teacher(stage, earlier, path)
+    _check_reward_models(stage, earlier, path)
 
 
 def _named(stages: tuple[Stage, ...], name: str) -> Stage:
@@ -54,6 +57,15 @@ def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
   if isinstance(teacher, Params):
     require(teacher.stage in names, f'{path}.objective.teacher', teacher.stage,
             f'name an earlier stage, one of {names}')
+
+
+def _check_reward_models(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
+  """A reward model that is a stage of the run has learnt before it scores."""
+  trained = [each.name for each in earlier if isinstance(each.objective, RewardModel)]
+  for k, reward in enumerate(() if stage.rollout is None else stage.rollout.rewards):
+    if isinstance(reward, RewardModelScore) and isinstance(reward.model, Params):
+      require(reward.model.stage in trained, f'{path}.rollout.rewards[{k}].model', reward.model.stage,
+              f'name an earlier stage whose objective is RewardModel, one of {trained}')
 
 
 def _check_resume(stage: Stage, parent: Stage, path: str) -> None:

@@ -7,12 +7,14 @@ import math
 import re
 
 from llm_jax.config.errors import require
+from llm_jax.config.stage_init import Params
+from llm_jax.config.teachers import SavedRun
 
-__all__ = ['Exact', 'Function', 'Length', 'PythonParses', 'Regex', 'Reward']
+__all__ = ['Exact', 'Function', 'Length', 'PythonParses', 'Regex', 'Reward', 'RewardModelScore']
 
 
 class RewardConfig:
-  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty."""
+  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty, and with 0 it is only recorded."""
   weight: float
 
   def __post_init__(self):
@@ -98,7 +100,30 @@ class Function(RewardConfig):
     return self.path.rpartition(':')[2]
 
 
-Reward = Exact | Regex | PythonParses | Length | Function
+@dataclasses.dataclass(frozen=True)
+class RewardModelScore(RewardConfig):
+  """The score that a reward model gives to prompt and answer (Ouyang et al. 2022, InstructGPT, section 3.5).
+
+  The model has learnt with the objective `RewardModel`, and its tokenizer is the run's. It may have another size.
+
+  model: Params(stage) of the same run, or SavedRun(workdir).
+  label: how records call it; None: by the name of its stage.
+  """
+  model: SavedRun | Params
+  label: str | None = None
+  weight: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    is_plain = self.label is None or re.fullmatch(r'[\w.-]+', self.label)
+    require(bool(is_plain), 'label', self.label, 'use letters, digits, _, - and .')
+
+  @property
+  def name(self) -> str:
+    return self.label or self.model.stage or super().name
+
+
+Reward = Exact | Regex | PythonParses | Length | Function | RewardModelScore
 
 
 def reward_names(rewards: tuple[Reward, ...]) -> tuple[str, ...]:

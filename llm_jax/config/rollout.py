@@ -4,7 +4,7 @@ import math
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe, Sequences, Tokens
-from llm_jax.config.rewards import Reward, reward_names
+from llm_jax.config.rewards import Reward, RewardModelScore, reward_names
 
 __all__ = ['Rollout']
 
@@ -19,7 +19,7 @@ class Rollout:
   rollout has minibatches x batch_size of them, to a share of 1 / `answers` as many prompts. The softmax that is sampled
   from is never cut: what top-k or top-p leave out would be missing in the log-probabilities that are learnt from.
 
-  rewards: what scores an answer. Its reward is the weighted sum.
+  rewards: what scores an answer. Its reward is the weighted sum; one of weight 0 is recorded beside it.
   answers: sampled to every prompt, one group.
   max_new_tokens: the most tokens of an answer.
   temperature: divides the logits, in sampling and in what is learnt.
@@ -54,6 +54,12 @@ class Rollout:
   def names(self) -> tuple[str, ...]:
     """How records call the rewards."""
     return reward_names(self.rewards)
+
+  @property
+  def reward_models(self) -> dict[str, RewardModelScore]:
+    """Those of the rewards that are scores of reward models, by the names of records."""
+    named = zip(self.names, self.rewards, strict=True)
+    return {name: reward for name, reward in named if isinstance(reward, RewardModelScore)}
 
   @property
   def steps(self) -> int:

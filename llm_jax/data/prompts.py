@@ -24,7 +24,7 @@ class PromptSet:
   """The prompts of one split, held in memory.
 
   fingerprint: what determines them and their order, by component.
-  stop_tokens: ids that end an answer.
+  stop_tokens: ids that end an answer.   end: ids that stand behind these where the answer is the last.
   """
 
   def __init__(self, data: Data, sources: Sequence[DocumentSource], prompts: Sequence[Sequence[Prompt]], seed: int,
@@ -34,6 +34,7 @@ class PromptSet:
     self._mixture = make_mixture(data.sources, 1, ())
     self._orders = [_order(len(part), seed, i) for i, part in enumerate(prompts)]
     self.stop_tokens: tuple[int, ...] = sources[0].encoder.stop_tokens(tokenizer)
+    self.end: tuple[int, ...] = sources[0].encoder.end(tokenizer)
     self.fingerprint = {
       'data': ', '.join(f'{source.kind}:{source.fingerprint[:16]} val_fraction={source.val_fraction}'
                         for source in sources),

@@ -1,5 +1,6 @@
 """Whether answers to held-out prompts get the rewards of the stage."""
-from typing import Any
+import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -8,10 +9,29 @@ from llm_jax.config.evaluations import PassRate
 from llm_jax.data.prompts import Prompt, PromptSet
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
+from llm_jax.objectives.frozen import Frozen
+from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
+from llm_jax.rollout.source import placed
+from llm_jax.sharding.rules import batch_sharding
 
 SHOWN = 4  # answers that are written down
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """Answers, what decides whether they pass, and their rewards, float64 [answers].
+
+  parts: each reward by itself, not weighted.
+  """
+  answers: list[Answer]
+  deciding: np.ndarray
+  rewards: np.ndarray
+  parts: dict[str, np.ndarray]
+
+  def share(self, passing: float) -> float:
+    return float((self.deciding >= passing).mean())
 
 
 class PassRateEvaluation(Evaluation):
@@ -36,34 +56,43 @@ class PassRateEvaluation(Evaluation):
     assert rollout is not None and prompts is not None
     chosen = prompts.first(self.config.prompts)
     model.heartbeat()
-    greedy = self.score(model.params, prompts, chosen, 1, GREEDY)
-    sampled = self.score(model.params, prompts, chosen, self.config.samples, Sampling(rollout.temperature))
+    greedy = self.score(model, prompts, chosen, 1, GREEDY)
+    sampled = self.score(model, prompts, chosen, self.config.samples, Sampling(rollout.temperature))
     metrics = {
-      'pass_greedy': share_passed(greedy, self.config.passing),
-      'pass_sampled': share_passed(sampled, self.config.passing),
-      'reward_greedy': float(greedy[1].mean()),
-      'reward_sampled': float(sampled[1].mean()),
+      'pass_greedy': greedy.share(self.config.passing),
+      'pass_sampled': sampled.share(self.config.passing),
+      'reward_greedy': float(greedy.rewards.mean()),
+      'reward_sampled': float(sampled.rewards.mean()),
     }
+    if len(rollout.rewards) > 1:
+      for kind, scored in (('greedy', greedy), ('sampled', sampled)):
+        metrics |= {f'reward_{kind}/{name}': float(scores.mean()) for name, scores in scored.parts.items()}
     found = f'{metrics["pass_greedy"]:.1%} greedy, {metrics["pass_sampled"]:.1%} sampled'
     generations = tuple((answer.prompt.text, f'{answer.text}\n[reward {reward:.3g}]')
-                        for answer, reward in zip(greedy[0][:SHOWN], greedy[1], strict=False))
+                        for answer, reward in zip(greedy.answers[:SHOWN], greedy.rewards, strict=False))
     if model.moment is Moment.START:
       return Result(metrics)
     before = f'{start["pass_greedy"]:.0%} → ' if start else ''
     return Result(metrics, status=f'held-out answers that pass at step {model.step:,}: {found}',
                   headline=f'{before}{metrics["pass_greedy"]:.0%} pass', generations=generations)
 
-  def score(self, params: Any, prompts: PromptSet, chosen: list[Prompt], samples: int, sampling: Greedy | Sampling
-            ) -> tuple[list[Answer], np.ndarray]:
+  def score(self, model: Evaluated, prompts: PromptSet, chosen: list[Prompt], samples: int, sampling: Greedy | Sampling
+            ) -> Scored:
     """Answers and their rewards."""
     setup, rollout = self.setup, self.setup.stage.rollout
     assert rollout is not None
     sampler = Sampler(setup.model, setup.execution, setup.tokenizer, prompts.stop_tokens, rollout.max_new_tokens,
                       rollout.rows_at_once)
-    answers = sampler.answers(params, chosen, samples, sampling, jax.random.key(setup.run.seed))
+    answers = sampler.answers(model.params, chosen, samples, sampling, jax.random.key(setup.run.seed))
     rewards = Rewards(rollout)
-    return answers, rewards.weighted(rewards.score(answers))
+    scores = rewards.score(answers, self.reward_models(model.frozen, prompts))
+    parts = dict(zip(rewards.names, scores, strict=True))
+    weighted = rewards.weighted(scores)
+    return Scored(answers, weighted if self.config.reward is None else parts[self.config.reward], weighted, parts)
 
-
-def share_passed(scored: tuple[list[Answer], np.ndarray], passing: float) -> float:
-  return float((scored[1] >= passing).mean())
+  def reward_models(self, frozen: Frozen, prompts: PromptSet) -> RewardModels:
+    stage = self.setup.stage
+    assert stage.rollout is not None
+    place = functools.partial(placed, sharding=batch_sharding(self.setup.mesh))
+    return RewardModels(frozen, prompts.end, self.setup.phase.batch_size // self.setup.phase.microbatches,
+                        stage.rollout.lengths(stage.seq_len), place)

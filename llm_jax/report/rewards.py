@@ -1,4 +1,5 @@
 """What a report shows of stages that learn from rewards of their own answers."""
+import dataclasses
 from collections.abc import Sequence
 
 from llm_jax.report.charts import Series, line_chart
@@ -15,6 +16,7 @@ CHARTS = (
   ('Ratio', 'to the policy that sampled', (('ratio', 'mean'), ('ratio_max', 'largest of a step'))),
 )
 COLOURS = 'ab'
+PART = 'reward/'  # begins the names of the rewards one by one
 PASSED = (('pass_greedy', 'greedy'), ('pass_sampled', 'sampled'))
 
 
@@ -31,7 +33,23 @@ def stage_charts(run: RunRecords, name: str, train: Sequence[MetricsRecord]) -> 
   drawn = [line_chart(f'{name}: held-out answers that pass', curves(scored, PASSED, 'dots'), y_label='share')]
   for title, label, names in CHARTS:
     drawn.append(line_chart(f'{name}: {title.lower()}', curves(train, names), y_label=label))
+  drawn[2:2] = [part_chart(name, part, train, scored) for part in parts(train)]
   return drawn
+
+
+def parts(train: Sequence[MetricsRecord]) -> list[str]:
+  """The names of the rewards, where there are several."""
+  names = [key.removeprefix(PART) for record in train for key in record if key.startswith(PART)]
+  return list(dict.fromkeys(names))
+
+
+def part_chart(stage: str, part: str, train: Sequence[MetricsRecord], scored: Sequence[MetricsRecord]) -> str:
+  """One reward by itself, not weighted, each on an axis of its own: what is learnt from beside what is only recorded,
+  such as the score of a reward model beside that of a verifier (Gao et al. 2023, figure 1)."""
+  held_out = curves(scored, ((f'reward_sampled/{part}', 'held-out prompts'),), 'dots')
+  held_out = [dataclasses.replace(curve, colour='b') for curve in held_out]
+  drawn = [*curves(train, ((PART + part, 'prompts of training'),)), *held_out]
+  return line_chart(f'{stage}: reward {part}', drawn, y_label='mean, not weighted')
 
 
 def curves(records: Sequence[MetricsRecord], names: Sequence[tuple[str, str]], style: str = 'line') -> list[Series]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, Reward
+from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, RewardModelScore
 from llm_jax.config.rollout import Rollout
 from llm_jax.data.sources import standard_library
 from llm_jax.rollout.sampling import Answer
@@ -18,6 +18,7 @@ from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import RewardError, one_line
 
 Scorer = Callable[[Sequence[Answer]], Sequence[float]]
+ModelScorer = Callable[[str, Sequence[Answer]], np.ndarray]  # (name of a reward, answers) -> scores, by every process
 SHOWN = 60  # characters of a prompt in an error
 
 
@@ -31,20 +32,31 @@ class Rewards:
   def __init__(self, rollout: Rollout):
     self.names = rollout.names
     self.weights = np.array([reward.weight for reward in rollout.rewards])
-    self.scorers = [scorer(reward, f'rollout.rewards[{i}]') for i, reward in enumerate(rollout.rewards)]
+    self.models = tuple(rollout.reward_models)
+    self.scorers = {name: scorer(reward, f'rollout.rewards[{i}]')
+                    for i, (name, reward) in enumerate(zip(self.names, rollout.rewards, strict=True))
+                    if not isinstance(reward, RewardModelScore)}
 
-  def score(self, answers: Sequence[Answer]) -> np.ndarray:
-    """The rewards of each answer, not weighted, float64 [rewards, answers]. Process 0 asks, all get the result.
+  def score(self, answers: Sequence[Answer], by_model: ModelScorer | None = None) -> np.ndarray:
+    """The rewards of each answer, not weighted, float64 [rewards, answers]. Process 0 asks functions, and all get the
+    result; models are asked by all.
+
+    by_model: asks them; needed where a reward is a model's score.
 
     Raises:
       RewardError: a function of the user's raises or gives what is no number; names it and the row.
     """
+    found: dict[str, Any] = {}
+    for name in self.models:
+      assert by_model is not None
+      activity.beat()
+      found[name] = by_model(name, answers).tolist()
+
     def ask() -> list[list[float]]:
-      found: list[list[float]] = []
-      for name, score in zip(self.names, self.scorers, strict=True):
+      for name, score in self.scorers.items():
         activity.beat()
-        found.append(checked(name, call(name, score, answers), answers))
-      return found
+        found[name] = call(name, score, answers)
+      return [checked(name, found[name], answers) for name in self.names]
 
     return np.array(processes.on_first(ask))
 
@@ -75,8 +87,8 @@ def checked(name: str, found: Any, answers: Sequence[Answer]) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------- each kind
-def scorer(reward: Reward, path: str) -> Scorer:
-  """What computes a reward.   path: of the field, for errors."""
+def scorer(reward: Exact | Regex | PythonParses | Length | Function, path: str) -> Scorer:
+  """What computes a reward without a model.   path: of the field, for errors."""
   match reward:
     case Exact(column):
       return lambda answers: [is_exact(answer, column) for answer in answers]

@@ -21,6 +21,7 @@ from llm_jax.rollout.buffer import RolloutBuffer, token_weights
 from llm_jax.rollout.credit import Credit, credit_of_critic, credit_of_groups
 from llm_jax.rollout.log_probs import score_answers, value_answers
 from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
+from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
 from llm_jax.runtime.errors import CheckpointError
@@ -116,7 +117,8 @@ class RolloutSource(BatchSource):
     answers = self._sampler.answers(decoding, prompts, group, Sampling(self.rollout.temperature), key)
     del decoding  # before the log-probabilities need the memory
     seconds.note('sampling')
-    scores = self._rewards.score(answers)
+    by_model = RewardModels(frozen, self._prompts.end, self._rows_at_once, self.lengths, self._place)
+    scores = self._rewards.score(answers, by_model)
     rewards = self._rewards.weighted(scores)
     seconds.note('scoring')
     buffer = RolloutBuffer.of(answers, self._stage.seq_len, order)
@@ -169,9 +171,7 @@ class RolloutSource(BatchSource):
 
   def _place(self, batch: Any) -> Any:
     """Arrays that every process has whole, on the devices of the mesh."""
-    def put(array: np.ndarray) -> jax.Array:
-      return jax.make_array_from_callback(array.shape, self._sharding, lambda index: array[index])
-    return jax.tree.map(put, batch)
+    return placed(batch, self._sharding)
 
   def abstract(self, length: int) -> RolloutBatch:
     """The shapes, dtypes and sharding of a step's batch whose rows are padded to `length`."""
@@ -243,6 +243,13 @@ class RolloutSource(BatchSource):
 
   def close(self) -> None:
     """Nothing is read ahead."""
+
+
+def placed(batch: Any, sharding: jax.sharding.Sharding) -> Any:
+  """Arrays that every process has whole, on the devices of the sharding."""
+  def put(array: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(put, batch)
 
 
 class Seconds:

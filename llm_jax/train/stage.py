@@ -232,7 +232,8 @@ def hint_of(built: BuiltStage) -> str:
 def restore_progress(built: BuiltStage, start: Start) -> StageProgress:
   """What a checkpoint of the stage notes, its data's position restored; raises ConfigError where data has changed."""
   branches = [branch.to_json() for branch in built.session.branches]
-  lineage = Lineage(built.session.lineage, start.parent, start.folder, start.base, branches, start.teacher)
+  lineage = Lineage(built.session.lineage, start.parent, start.folder, start.base, branches, start.teacher,
+                    start.reward_models)
   if start.resumed is None:
     return StageProgress(lineage, {})
   metadata = start.resumed.metadata

@@ -22,7 +22,7 @@ from llm_jax.runtime import hub, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.train.beside_state import state_alone
 from llm_jax.train.build import make_objective, store_param, store_params
-from llm_jax.train.frozen_models import FoundModel, find_teacher
+from llm_jax.train.frozen_models import FoundModels, find_models
 from llm_jax.train.session import Session
 from llm_jax.train.state import TrainState, fresh_counters
 
@@ -39,6 +39,7 @@ class Start:
   folder: digests of the Hugging Face folder that the stage started from, for its lineage; None: it started elsewhere.
   base: digest of what the stage's adapters are trained beside, for its lineage; None: it has none.
   teacher: digest of the model that the stage distils, for its lineage; None: it distils none.
+  reward_models: digests of those that score its answers, for its lineage.
   resumed: the stage's own checkpoint that it goes on from, or None.
   """
   read: Callable[[], tuple[TrainState, Frozen]]
@@ -46,6 +47,7 @@ class Start:
   folder: dict[str, str] | None = None
   base: str | None = None
   teacher: str | None = None
+  reward_models: dict[str, str] = dataclasses.field(default_factory=dict)
   resumed: SavedCheckpoint | None = None
 
   @property
@@ -75,18 +77,15 @@ class Starter:
   def start(self, newest: SavedCheckpoint | None) -> Start:
     """From the stage's own newest checkpoint where there is one, else from its `init`."""
     found = self.start_of_state(newest)
-    teacher = self.teacher
-    if teacher is None:
-      return found
-    recorded = None if newest is None else newest.metadata.lineage.teacher
-    if recorded not in (None, teacher.digest):
-      raise CheckpointError(f'{newest.path if newest else ""}: it distils another teacher ({recorded[:12]}, now '
-                            f'{teacher.digest[:12]}): bring that one back, or start in another workdir')
+    models = self.read_beside
+    if newest is not None:
+      models.check_same_as(newest)
 
     def read() -> tuple[TrainState, Frozen]:
       state, frozen = found.read()
-      return state, dataclasses.replace(frozen, teacher=teacher.read())
-    return dataclasses.replace(found, read=read, teacher=teacher.digest)
+      return state, models.beside(frozen)
+    teacher = None if models.teacher is None else models.teacher.digest
+    return dataclasses.replace(found, read=read, teacher=teacher, reward_models=models.digests)
 
   def start_of_state(self, newest: SavedCheckpoint | None) -> Start:
     """The same, without the models that the stage reads beside what it starts from."""
@@ -158,12 +157,12 @@ class Starter:
   def abstract_frozen(self) -> Frozen:
     """The shapes of what the stage's steps read and never change."""
     reference = self.abstract_reference if self.is_referenced else None
-    return Frozen(reference=reference, teacher=None if self.teacher is None else self.teacher.abstract)
+    return self.read_beside.abstract_beside(Frozen(reference=reference))
 
   @functools.cached_property
-  def teacher(self) -> FoundModel | None:
-    """The model that the stage distils, or None."""
-    return find_teacher(self.session, self.stage)
+  def read_beside(self) -> FoundModels:
+    """The models that the stage reads beside what it starts from."""
+    return find_models(self.session, self.stage)
 
   @property
   def abstract_reference(self) -> Any:

@@ -56,6 +56,10 @@ class PromptEncoder:
     """Ids that end an answer."""
     return (tokenizer.eot,) if self.template is None else chat_templates.end_of_turn(self.template, tokenizer)
 
+  def end(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that stand behind the end of an answer that is the last."""
+    return () if self.template is None else chat_templates.after_turn(self.template, tokenizer)
+
 
 class PromptsReader(Reader[Prompts]):
   suffixes = JSONL

@@ -175,6 +175,14 @@ def end_of_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   return tuple(dict.fromkeys((end_id, tokenizer.eot)))
 
 
+def after_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids that a template writes behind the end of the last answer: a line break in 'chatml', nothing in others."""
+  said = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+  ids = render(said, template, tokenizer)[0].tolist()
+  end, *_ = end_of_turn(template, tokenizer)
+  return tuple(ids[len(ids) - ids[::-1].index(end):]) if end in ids else ()
+
+
 def formatting(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
   """bool, the shape of `ids`: special tokens. They are the template's own, for no content is encoded to one."""
   return np.isin(ids, list(tokenizer.special_ids.values()))

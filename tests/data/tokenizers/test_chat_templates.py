@@ -160,6 +160,18 @@ def test_what_counts_is_each_answer_and_its_end(bpe):
   assert chat_templates.end_of_turn('plain', bpe) == (bpe.eot,)
 
 
+@pytest.mark.parametrize('template', ['plain', 'chatml', 'llama2', 'llama3'])
+def test_a_conversation_is_its_prompt_its_answer_and_what_stands_behind(template, bpe):
+  """What a policy samples behind a prompt, with its end, becomes the ids that a reward model was taught with."""
+  prompt, answer = {'role': 'user', 'content': 'One?'}, {'role': 'assistant', 'content': 'Un. <|im_end|>'}
+  ids, counts = chat_templates.render([prompt, answer], template, bpe)
+  sampled = ids[counts].tolist()
+  behind = chat_templates.after_turn(template, bpe)
+  assert ids.tolist() == [*chat_templates.prompt_ids([prompt], template, bpe), *sampled, *behind]
+  assert sampled[-1] in chat_templates.end_of_turn(template, bpe)
+  assert bpe.decode(behind) == ('\n' if template == 'chatml' else '')
+
+
 def test_plain_needs_nothing_but_the_end_of_text():
   ours = byte_level.ByteTokenizer()
   messages = [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'a\n'},
