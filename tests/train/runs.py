@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -60,20 +61,22 @@ def tiny(name: str, data: pathlib.Path) -> str:
   return f'{ROOT}/tests/train/tiny_{name}.py:{data}'
 
 
-def command(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, experiment: str | None = None) -> list[str]:
-  """What trains the tiny experiment, or another one."""
-  return [sys.executable, '-m', 'launch.train', f'--config={experiment or tiny("experiment", corpus)}',
+def command(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, experiment: str | None = None,
+            module: str = 'launch.train', arguments: Sequence[str] = ()) -> list[str]:
+  """What trains the tiny experiment, or another one.   module, arguments: what is started with its flags behind."""
+  return [sys.executable, '-m', module, *arguments, f'--config={experiment or tiny("experiment", corpus)}',
           f'--workdir={workdir}', *flags]
 
 
 def start(corpus: pathlib.Path, workdir: pathlib.Path, *flags: str, devices: int = 1,
-          rank: tuple[int, int, int] | None = None, experiment: str | None = None, kill_at: str = ''
-          ) -> subprocess.Popen:
-  """Starts the tiny experiment, or another one. rank: (port, processes, this one). kill_at: see `kill_point`."""
+          rank: tuple[int, int, int] | None = None, experiment: str | None = None, kill_at: str = '',
+          module: str = 'launch.train', arguments: Sequence[str] = ()) -> subprocess.Popen:
+  """Starts the tiny experiment, or another one. rank: (port, processes, this one). kill_at: see `kill_point`.
+  module, arguments: see `command`."""
   cluster = [] if rank is None else [f'--coordinator=localhost:{rank[0]}', f'--num_processes={rank[1]}',
                                      f'--process_id={rank[2]}']
   return subprocess.Popen(
-      command(corpus, workdir, *flags, *cluster, experiment=experiment),
+      command(corpus, workdir, *flags, *cluster, experiment=experiment, module=module, arguments=arguments),
       cwd=ROOT, env=environment(corpus.parent / 'cache', devices) | {'LLM_JAX_KILL_AT': kill_at},
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

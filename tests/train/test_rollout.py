@@ -1,28 +1,33 @@
 """Stages that learn from their own answers, as a user starts them."""
 import random
 import signal
-import subprocess
 
 import numpy as np
 import pytest
 
 from llm_jax.tracking.metrics import read_generations, read_metrics
-from tests.train import runs
+from tests.train import kill_inside, runs
 
-STAGES = ('texts', 'rewards', 'adapters')
-
-
-@pytest.fixture(scope='module')
-def experiment(tmp_path_factory):
-  return runs.tiny('rollout', tmp_path_factory.mktemp('rollout') / 'none')
+STAGES = ('texts', 'rewards', 'adapters', 'critic')
+KILLS = 10  # of one test
 
 
 @pytest.fixture(scope='module')
-def untouched(experiment, tmp_path_factory):
+def folder(tmp_path_factory):
+  """Where compiled programs are kept for all tests of this file."""
+  return tmp_path_factory.mktemp('rollout')
+
+
+@pytest.fixture(scope='module')
+def experiment(folder):
+  return runs.tiny('rollout', folder / 'none')
+
+
+@pytest.fixture(scope='module')
+def untouched(experiment, folder):
   """An uninterrupted run."""
-  workdir = tmp_path_factory.mktemp('untouched')
-  runs.run(workdir / 'none', workdir / 'run', experiment=experiment)
-  return workdir / 'run'
+  runs.run(folder / 'none', folder / 'run', experiment=experiment)
+  return folder / 'run'
 
 
 @pytest.mark.slow  # tests/rollout/test_source.py has the parts
@@ -46,32 +51,47 @@ def test_what_a_person_sees(untouched):
 
 
 @pytest.mark.slow
-def test_killed_runs_go_on_bitwise(experiment, untouched, tmp_path):
-  """While they sample, score, learn from replays or save."""
-  rng = random.Random(0)
-  workdir = tmp_path / 'run'
-  for _ in range(8):
-    process = runs.start(tmp_path / 'none', workdir, experiment=experiment)
-    runs.await_hearing(process)
-    try:
-      process.communicate(timeout=rng.uniform(4, 14))
-      break
-    except subprocess.TimeoutExpired:
-      process.send_signal(signal.SIGKILL)
-      process.communicate()
-  runs.run(tmp_path / 'none', workdir, experiment=experiment)
-  assert runs.losses(workdir) == runs.losses(untouched)
-  for stage in STAGES:
-    assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_killed_runs_go_on_bitwise(experiment, untouched, folder, tmp_path, seed):
+  """SIGKILL at random moments while they sample, score, compute log-probabilities, learn or take the next batch."""
+  rng = random.Random(seed)
+  moments = rng.sample(2 * list(kill_inside.MOMENTS), KILLS)
+  died = 0
+  while moments:
+    workdir = tmp_path / str(died)
+    died += killed_run(folder, workdir, experiment, moments, rng)
+    assert runs.losses(workdir) == runs.losses(untouched)
+    for stage in STAGES:
+      assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
+
+
+def killed_run(folder, workdir, experiment, moments, rng):
+  """Starts a run again until it ends, and kills it in the moments to come, which it takes from the list. Gives how many
+  they were."""
+  died = 0
+  while moments:
+    call = rng.randint(1, 8 if moments[-1] == 'learning' else 4)
+    arguments = [moments[-1], str(call), f'{rng.random():.3f}']
+    process = runs.start(folder / 'none', workdir, experiment=experiment, module='tests.train.kill_inside',
+                         arguments=arguments)
+    output, _ = process.communicate(timeout=500)
+    if process.returncode == 0:
+      return died
+    assert process.returncode == -signal.SIGKILL, output
+    print('killed in', *arguments, [(each['stage'], each['step']) for each in read_metrics(workdir)[-1:]])
+    moments.pop()
+    died += 1
+  runs.run(folder / 'none', workdir, experiment=experiment)
+  return died
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('point', ['after_commit@6', 'before_commit@9'])
-def test_killed_between_replays(experiment, untouched, tmp_path, point):
+def test_killed_between_replays(experiment, untouched, folder, tmp_path, point):
   """Step 6 is in the middle of a rollout's replays, and step 9 just after another has begun."""
   workdir = tmp_path / 'run'
-  runs.run(tmp_path / 'none', workdir, experiment=experiment, kill_at=point, expect=-signal.SIGKILL)
-  runs.run(tmp_path / 'none', workdir, experiment=experiment)
+  runs.run(folder / 'none', workdir, experiment=experiment, kill_at=point, expect=-signal.SIGKILL)
+  runs.run(folder / 'none', workdir, experiment=experiment)
   assert runs.losses(workdir) == runs.losses(untouched)
   for stage in STAGES:
     assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
@@ -79,10 +99,10 @@ def test_killed_between_replays(experiment, untouched, tmp_path, point):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [('fsdp=2', 'tensor=2', 'data=2'), ('fsdp=4', 'tensor=2', 'data=1')], ids=str)
-def test_devices_change_only_the_last_digits(experiment, untouched, tmp_path, mesh):
+def test_devices_change_only_the_last_digits(experiment, untouched, folder, tmp_path, mesh):
   workdir = tmp_path / 'run'
   flags = [f'--config.mesh.{axis}' for axis in mesh]
-  runs.run(tmp_path / 'none', workdir, *flags, experiment=experiment, devices=8)
+  runs.run(folder / 'none', workdir, *flags, experiment=experiment, devices=8)
   told = lambda workdir: [(record['step'], record['prompt'], record['text']) for record in read_generations(workdir)
                           if record['stage'] == 'rewards' and record['step'] == 1]
   assert told(workdir) == told(untouched)
