@@ -66,7 +66,8 @@ class RatedBatch:
 
 @flax.struct.dataclass
 class RolloutBatch:
-  """Answers that the model has sampled itself. Rows are as those of PreferenceBatch; a row of padding has no targets.
+  """Answers that the model has sampled itself, several to a row, packed as in LanguageModelBatch: each is a segment of
+  prompt and answer.
 
   `text.weights` is what a target's loss is multiplied by: 1, or less where answers count alike whatever their length.
   Log-probabilities are of the targets, under softmax(logits / temperature), and 0 where no target is of the answer.

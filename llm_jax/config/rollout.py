@@ -8,7 +8,8 @@ from llm_jax.config.rewards import Reward, RewardModelScore, reward_names
 
 __all__ = ['Rollout']
 
-SHORTEST = 16  # tokens of a bucket
+FEWER_ROWS = 0.75  # of one bucket, from those of the one before
+HALVES, SHORTEST = 2, 16  # lengths of rows of one answer, and the least tokens of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Rollout:
   temperature: divides the logits, in sampling and in what is learnt.
   minibatches: steps in which every answer of a rollout is learnt from once.
   replays: how often it is.
-  buckets: lengths that a step's rows are padded to, from `seq_len` down by halves. Each is compiled ahead.
+  buckets: the answers of a step share rows of `seq_len` tokens. So many numbers of rows are compiled ahead, from
+    `batch_size` down, each a quarter less than the one before; a step takes the least that its answers fit into.
   rows_at_once: answers that are sampled at a time; None: all of a rollout.
   samples_every: rollouts between two whose answers are written to generations.jsonl; 0: none.
   """
@@ -35,7 +37,7 @@ class Rollout:
   temperature: float = 1.0
   minibatches: int = 1
   replays: int = 1
-  buckets: int = 2
+  buckets: int = 4
   rows_at_once: Safe[Sequences | None] = None
   samples_every: Safe[int] = 25
 
@@ -43,7 +45,7 @@ class Rollout:
     require(len(self.rewards) > 0, 'rewards', self.rewards, 'name at least one, such as Exact()')
     for field in ('answers', 'max_new_tokens', 'minibatches', 'replays', 'buckets'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
-    require(self.buckets <= 4, 'buckets', self.buckets, 'each is compiled: use 4 or fewer')
+    require(self.buckets <= 8, 'buckets', self.buckets, 'each is compiled: use 8 or fewer')
     require(1e-3 <= self.temperature < math.inf, 'temperature', self.temperature,
             'use a finite number of 0.001 or more: without chance all answers of a group are the same')
     require(self.rows_at_once is None or self.rows_at_once >= 1, 'rows_at_once', self.rows_at_once,
@@ -66,8 +68,14 @@ class Rollout:
     """That one rollout is learnt from in."""
     return self.minibatches * self.replays
 
+  def row_counts(self, batch_size: int, unit: int = 1) -> tuple[int, ...]:
+    """How many rows a step may have, the most first.   unit: each is a multiple of it, such as microbatches."""
+    wanted = [batch_size * FEWER_ROWS ** k for k in range(self.buckets)]
+    counts = {min(unit * math.ceil(count / unit), batch_size) for count in wanted}
+    return tuple(sorted(counts, reverse=True))
+
   def lengths(self, seq_len: int) -> tuple[int, ...]:
-    """What rows are padded to, the longest first."""
-    halves = [seq_len >> k for k in range(self.buckets)]
+    """What rows of one answer each are padded to, the longest first."""
+    halves = [seq_len >> k for k in range(HALVES)]
     return tuple(length for k, length in enumerate(halves)
                  if k == 0 or (length << k == seq_len and length >= SHORTEST))

@@ -10,16 +10,18 @@ class DataPosition:
 
   samples: rows that were given out.
   fingerprint: what determines these rows, by component.
+  tokens: that were in them, where no two batches have as many; else 0.
   """
   samples: int
   fingerprint: dict[str, str]
+  tokens: int = 0
 
   def to_json(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
 
   @classmethod
   def from_json(cls, fields: dict[str, Any]) -> 'DataPosition':
-    return cls(int(fields['samples']), dict(fields['fingerprint']))
+    return cls(int(fields['samples']), dict(fields['fingerprint']), int(fields.get('tokens', 0)))
 
 
 class BatchSource(Protocol):

@@ -36,24 +36,23 @@ class PolicyGradientObjective(Objective):
                statistics: Any = None) -> Loss:
     log_probs_BT = answer_log_probs(self.model, params, batch.text, self.temperature)
     is_answer_BT = batch.text.weights > 0
-    log_ratio_BT = self.log_ratios(log_probs_BT - batch.old_log_probs, is_answer_BT)
+    log_ratio_BT = self.log_ratios(log_probs_BT - batch.old_log_probs, is_answer_BT, batch.text.segment_ids)
     ratio_BT = jnp.exp(log_ratio_BT)
     loss_BT = self.surrogate(ratio_BT, batch.advantages, log_probs_BT)
     loss_BT += self.penalty(log_probs_BT, ratio_BT, batch)
     weights_BT = batch.text.weights
-    num_answers = is_answer_BT.any(-1).sum().astype(jnp.float32)
+    num_answers = count_answers(is_answer_BT, batch.text.segment_ids)
     weight = weights_BT.sum() if self.config.aggregation == 'tokens' else num_answers
     return Loss((weights_BT * loss_BT).sum(), weight, self.metrics(log_probs_BT, ratio_BT, batch, num_answers))
 
-  def log_ratios(self, log_ratio_BT: jax.Array, is_answer_BT: jax.Array) -> jax.Array:
-    """log r of each token: its own, or that of the answer it is in."""
-    sum_B1 = log_ratio_BT.sum(-1, keepdims=True)  # 0 outside of answers
+  def log_ratios(self, log_ratio_BT: jax.Array, is_answer_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    """log r of each token: its own, or that of the answer it is in. They are 0 outside of answers."""
     match self.config.ratio:
       case 'sequence':
-        log_ratio_BT = jnp.broadcast_to(sum_B1, log_ratio_BT.shape)
+        log_ratio_BT = sums_of_answers(log_ratio_BT, segment_ids_BT)
       case 'sequence_mean':
-        length_B1 = jnp.maximum(is_answer_BT.sum(-1, keepdims=True), 1)
-        log_ratio_BT = jnp.broadcast_to(sum_B1 / length_B1, log_ratio_BT.shape)
+        length_BT = jnp.maximum(sums_of_answers(is_answer_BT.astype(jnp.float32), segment_ids_BT), 1)
+        log_ratio_BT = sums_of_answers(log_ratio_BT, segment_ids_BT) / length_BT
     return jnp.where(is_answer_BT, jnp.clip(log_ratio_BT, -MOST_LOG_RATIO, MOST_LOG_RATIO), 0)
 
   def surrogate(self, ratio_BT: jax.Array, advantages_BT: jax.Array, log_probs_BT: jax.Array) -> jax.Array:
@@ -99,6 +98,20 @@ class PolicyGradientObjective(Objective):
       difference_BT = log_probs_BT - batch.reference_log_probs
       found |= {'kl': mean(k3(difference_BT)), 'kl_k1': Mean(difference_BT.sum(), num_answers)}
     return jax.lax.stop_gradient(found)
+
+
+def sums_of_answers(values_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+  """At each token the sum over the segment that it is in, [batch, time]."""
+  def of_row(values_T: jax.Array, segment_ids_T: jax.Array) -> jax.Array:
+    return jax.ops.segment_sum(values_T, segment_ids_T, num_segments=len(values_T) + 1)[segment_ids_T]
+  return jax.vmap(of_row)(values_BT, segment_ids_BT)
+
+
+def count_answers(is_answer_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+  """How many answers there are, float32: runs of tokens of answers, which end where their segments do."""
+  segment_of_answer_BT = jnp.where(is_answer_BT, segment_ids_BT, 0)
+  before_BT = jnp.pad(segment_of_answer_BT, ((0, 0), (1, 0)))[:, :-1]
+  return (is_answer_BT & (segment_of_answer_BT != before_BT)).sum().astype(jnp.float32)
 
 
 def k3(difference: jax.Array) -> jax.Array:

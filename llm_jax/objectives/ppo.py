@@ -16,7 +16,7 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import tempered_head, token_log_probs
 from llm_jax.objectives.loss import Loss, Maximum, Mean, Params
-from llm_jax.objectives.policy_gradient import MOST_LOG_RATIO, k3
+from llm_jax.objectives.policy_gradient import MOST_LOG_RATIO, count_answers, k3
 from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.scalar_head import VALUE, apply_scalar_head, init_scalar_head
 
@@ -75,7 +75,7 @@ class PPOObjective(Objective):
     }
     if batch.reference_log_probs is not None:
       difference_BT = log_probs_BT - batch.reference_log_probs
-      num_answers = is_answer_BT.any(-1).sum().astype(jnp.float32)
+      num_answers = count_answers(is_answer_BT, batch.text.segment_ids)
       metrics |= {'kl': mean(k3(difference_BT)), 'kl_k1': Mean((is_answer_BT * difference_BT).sum(), num_answers)}
     return Loss((weights_BT * loss_BT).sum(), num_tokens, jax.lax.stop_gradient(metrics))
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from llm_jax.batch import LanguageModelBatch, RolloutBatch
+from llm_jax.rollout.packing import Layout, pack
 from llm_jax.rollout.sampling import Answer
 
 
@@ -57,18 +58,27 @@ class RolloutBuffer:
     return (places >= first) & (places < end)
 
   def text(self, rows: np.ndarray, length: int, weights: np.ndarray) -> LanguageModelBatch:
-    """Rows for the model, cut to `length`.   weights: float32 [rows, seq_len]."""
+    """Rows of one answer each, cut to `length`.   weights: float32 [rows, seq_len]."""
     ids = self.ids[rows]
     places = np.broadcast_to(np.arange(length, dtype=np.int32), (len(rows), length))
     segment_ids = (places < self.lengths[rows, None] - 1).astype(np.int32)
     return LanguageModelBatch(ids[:, :length], ids[:, 1:length + 1], weights[:, :length], places, segment_ids)
 
-  def batch(self, rows: np.ndarray, length: int, weights: np.ndarray) -> RolloutBatch:
+  def pack(self, rows: np.ndarray) -> Layout:
+    """These answers, side by side in rows of seq_len."""
+    return pack(rows, self.lengths[rows] - 1, self.ids.shape[1] - 1)
+
+  def packed_text(self, layout: Layout, weights: np.ndarray) -> LanguageModelBatch:
+    """Rows for the model, of several answers each.   weights: float32 [answers, seq_len]."""
+    return LanguageModelBatch(layout.gather(self.ids), layout.gather(self.ids[:, 1:]), layout.gather(weights),
+                              layout.places, layout.segment_ids)
+
+  def batch(self, layout: Layout, weights: np.ndarray) -> RolloutBatch:
     """What a step learns from."""
-    cut = lambda array: None if array is None else array[rows, :length]
-    return RolloutBatch(self.text(rows, length, weights), self.advantages[rows, :length],
-                        self.old_log_probs[rows, :length], cut(self.reference_log_probs), cut(self.values),
-                        cut(self.returns))
+    gather = lambda array: None if array is None else layout.gather(array)
+    return RolloutBatch(self.packed_text(layout, weights), layout.gather(self.advantages),
+                        layout.gather(self.old_log_probs), gather(self.reference_log_probs), gather(self.values),
+                        gather(self.returns))
 
   def shortest_length(self, rows: np.ndarray, lengths: Sequence[int]) -> int:
     """The least of `lengths` that all of these rows fit into."""

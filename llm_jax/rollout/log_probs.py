@@ -16,41 +16,53 @@ from llm_jax.decode.request import fetch
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.log_probs import tempered_head, token_entropies, token_log_probs
 from llm_jax.rollout.buffer import RolloutBuffer
+from llm_jax.rollout.packing import Layout, in_parts
 from llm_jax.runtime import activity
 
 Place = Callable[[Any], Any]  # a batch of NumPy arrays to the devices
 
 
-def score_answers(model: Transformer, params: Any, buffer: RolloutBuffer, temperature: float, rows_at_once: int,
-                  lengths: Sequence[int], place: Place, with_entropy: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def score_answers(model: Transformer, params: Any, buffer: RolloutBuffer, temperature: float, sizes: Sequence[int],
+                  place: Place, with_entropy: bool = False) -> tuple[np.ndarray, np.ndarray]:
   """(log-probabilities, entropies) of the answers, float32 [answers, seq_len]; 0 elsewhere, and where no entropies are
   wanted.
 
-  rows_at_once: of one microbatch.   lengths: what rows may be padded to.
+  sizes: how many rows of several answers a microbatch may have.
   """
   log_probs, entropies = np.zeros_like(buffer.old_log_probs), np.zeros_like(buffer.old_log_probs)
-  for rows, length, batch in microbatches(buffer, rows_at_once, lengths, place):
+  for layout, batch in packed_microbatches(buffer, sizes, place):
     found = _score(model, params, batch, temperature, with_entropy)
-    log_probs[rows, :length] = fetch(found[0])
-    entropies[rows, :length] = fetch(found[1])
+    layout.scatter(fetch(found[0]), log_probs)
+    layout.scatter(fetch(found[1]), entropies)
   return log_probs, entropies
 
 
 def value_answers(values: Callable[[Any, LanguageModelBatch], jax.Array], params: Any, buffer: RolloutBuffer,
-                  rows_at_once: int, lengths: Sequence[int], place: Place) -> np.ndarray:
+                  sizes: Sequence[int], place: Place) -> np.ndarray:
   """What a critic foresees before every token of the answers, float32 [answers, seq_len]; 0 elsewhere.
 
-  values: compiled (params, rows) -> float32 [batch, time].
+  values: compiled (params, rows) -> float32 [batch, time].   sizes: see `score_answers`.
   """
   found = np.zeros_like(buffer.old_log_probs)
-  for rows, length, batch in microbatches(buffer, rows_at_once, lengths, place):
-    found[rows, :length] = fetch(values(params, batch))
+  for layout, batch in packed_microbatches(buffer, sizes, place):
+    layout.scatter(fetch(values(params, batch)), found)
   return found
+
+
+def packed_microbatches(buffer: RolloutBuffer, sizes: Sequence[int], place: Place
+                        ) -> Iterator[tuple[Layout, LanguageModelBatch]]:
+  """(where its answers stand, what is placed of them) of all answers in turn; each target of an answer has weight 1."""
+  everything = np.arange(len(buffer.ids))
+  weights = buffer.is_answer(everything).astype(np.float32)
+  for layout in in_parts(buffer.pack(everything), sizes):
+    activity.beat()
+    yield layout, place(buffer.packed_text(layout, weights))
 
 
 def microbatches(buffer: RolloutBuffer, rows_at_once: int, lengths: Sequence[int], place: Place
                  ) -> Iterator[tuple[np.ndarray, int, LanguageModelBatch]]:
-  """(rows, their length, what is placed of them) of all answers in turn; each target of an answer has weight 1."""
+  """(rows of one answer each, their length, what is placed of them) of all answers in turn; each target of an answer
+  has weight 1."""
   for first in range(0, len(buffer.ids), rows_at_once):
     activity.beat()
     rows = np.arange(first, first + rows_at_once)

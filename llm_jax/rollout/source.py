@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from llm_jax.batch import RolloutBatch
+from llm_jax.batch import LanguageModelBatch, RolloutBatch
 from llm_jax.config.errors import require
 from llm_jax.config.policy_gradients import PPO, PolicyGradient
 from llm_jax.config.stage import Stage
@@ -21,6 +21,7 @@ from llm_jax.rollout.buffer import RolloutBuffer, token_weights
 from llm_jax.rollout.credit import Credit, credit_of_critic, credit_of_groups
 from llm_jax.rollout.log_probs import score_answers, value_answers
 from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
+from llm_jax.rollout.packing import in_parts
 from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
@@ -62,14 +63,15 @@ class RolloutSource(BatchSource):
   Everything about a rollout follows from the parameters, the seed and its number. Its position is the number of answers
   that were given out, and where that is in the middle of a rollout, the rollout itself is saved beside it.
 
-  sharding: of [batch, time] arrays.
+  sharding: of [batch, time] arrays.   shards: how many devices share the rows of a batch.
   """
 
   def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler, rewards: Rewards,
-               sharding: jax.sharding.NamedSharding, seed: int):
+               sharding: jax.sharding.NamedSharding, seed: int, shards: int = 1):
     assert stage.rollout is not None and isinstance(stage.objective, PolicyGradient | PPO)
     self.rollout = stage.rollout
     self.lengths = stage.rollout.lengths(stage.seq_len)
+    self.row_counts = stage.rollout.row_counts(stage.batch_size, shards * stage.microbatches)
     self._stage = stage
     self._objective = stage.objective
     self._prompts = prompts
@@ -79,6 +81,7 @@ class RolloutSource(BatchSource):
     self._sharding = sharding
     self._seed = seed
     self._samples = 0
+    self._tokens = 0
     self._buffer: RolloutBuffer | None = None
     self._numbers: dict[str, Any] = {}
     self._shown = Shown()
@@ -94,11 +97,15 @@ class RolloutSource(BatchSource):
     replay, minibatch = divmod(place, self.rollout.minibatches)
     first = minibatch * self._stage.batch_size
     rows = self._buffer.order[replay, first:first + self._stage.batch_size]
-    length = self._buffer.shortest_length(rows, self.lengths)
+    [layout] = in_parts(self._buffer.pack(rows), self.row_counts)
     aggregation = self._objective.aggregation if isinstance(self._objective, PolicyGradient) else 'tokens'
-    weights = token_weights(self._buffer.is_answer(rows), aggregation, self.rollout.max_new_tokens)
-    batch = self._place(self._buffer.batch(rows, length, weights))
+    is_answer = self._buffer.is_answer(np.arange(len(self._buffer.ids)))
+    weights = token_weights(is_answer, aggregation, self.rollout.max_new_tokens)
+    batch = self._place(self._buffer.batch(layout, weights))
     self._samples += self._stage.batch_size
+    self._tokens += layout.num_tokens
+    self._numbers |= {'tokens': self._tokens, 'step_tokens': layout.num_tokens,
+                      'padding': 1 - layout.num_tokens / layout.answers.size}
     return batch
 
   def make(self, number: int, params: Any, frozen: Any) -> RolloutBuffer:
@@ -150,13 +157,18 @@ class RolloutSource(BatchSource):
         return credit_of_groups(config, rewards, old, reference, is_answer, self.rollout.answers)
       case PPO() as config:
         assert self._policy.values is not None
-        values = value_answers(self._policy.values, whole, buffer, self._rows_at_once, self.lengths, self._place)
+        values = value_answers(self._policy.values, whole, buffer, self._sizes, self._place)
         return credit_of_critic(config, rewards, old, reference, values, is_answer)
 
   @property
   def _rows_at_once(self) -> int:
-    """Of one microbatch."""
+    """Of one microbatch, with one answer in a row."""
     return self._stage.batch_size // self._stage.microbatches
+
+  @property
+  def _sizes(self) -> list[int]:
+    """Rows that a microbatch may have, with several answers in a row."""
+    return [count // self._stage.microbatches for count in self.row_counts]
 
   def _chance(self, number: int, count: int) -> tuple[jax.Array, np.ndarray]:
     """The key of a rollout's sampling, and the order in which its answers are learnt from, [replays, answers]."""
@@ -166,29 +178,28 @@ class RolloutSource(BatchSource):
 
   def _log_probs(self, params: Any, buffer: RolloutBuffer, with_entropy: bool = False
                  ) -> tuple[np.ndarray, np.ndarray]:
-    return score_answers(self._policy.model, params, buffer, self.rollout.temperature, self._rows_at_once,
-                         self.lengths, self._place, with_entropy)
+    return score_answers(self._policy.model, params, buffer, self.rollout.temperature, self._sizes, self._place,
+                         with_entropy)
 
   def _place(self, batch: Any) -> Any:
     """Arrays that every process has whole, on the devices of the mesh."""
     return placed(batch, self._sharding)
 
-  def abstract(self, length: int) -> RolloutBatch:
-    """The shapes, dtypes and sharding of a step's batch whose rows are padded to `length`."""
-    rows = np.arange(self._stage.batch_size)
-    shape = (len(rows), self._stage.seq_len)
-    zeros = np.zeros(shape, np.float32)
-    lengths = np.ones(len(rows), np.int32)
-    buffer = RolloutBuffer(np.zeros((shape[0], shape[1] + 1), np.int32), lengths, lengths, np.zeros((1, len(rows))),
-                           zeros, zeros, zeros if self._objective.has_reference else None,
-                           zeros if self._policy.values else None, zeros if self._policy.values else None)
-    return jax.tree.map(
-      lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self._sharding),
-      buffer.batch(rows, length, zeros))
+  def abstract(self, count: int) -> RolloutBatch:
+    """The shapes, dtypes and sharding of a step's batch of `count` rows."""
+    shape = (count, self._stage.seq_len)
+    whole, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype in (np.int32, np.float32))
+    reference = real if self._objective.has_reference else None
+    value = real if self._policy.values else None
+    return RolloutBatch(LanguageModelBatch(whole, whole, real, whole, whole), real, real, reference, value, value)
 
   # -------------------------------------------------------------------------------------------- for people
   def numbers(self) -> dict[str, Any]:
-    """Of the rollout that the last batch began, np.float64 scalars; {} where it went on with one."""
+    """Of the last batch, np.float64 scalars, and of the rollout where it began one.
+
+    tokens, step_tokens: prompts and answers that were learnt from, in all and in this step.
+    padding: the share of what the step computes that is none of these.
+    """
     return {name: np.float64(value) for name, value in self._numbers.items()}
 
   def shown(self) -> Shown:
@@ -211,7 +222,7 @@ class RolloutSource(BatchSource):
             'rollout': f'answers={rollout.answers} minibatches={rollout.minibatches} replays={rollout.replays}'}
 
   def position(self) -> DataPosition:
-    return DataPosition(self._samples, self.fingerprint)
+    return DataPosition(self._samples, self.fingerprint, self._tokens)
 
   def arrays(self) -> dict[str, Any]:
     """The rollout, where some of its steps are still to come: the parameters that sampled it are gone."""
@@ -225,7 +236,7 @@ class RolloutSource(BatchSource):
 
   def restore(self, position: DataPosition, arrays: Mapping[str, Any] | None = None) -> None:
     check_same_data(position.fingerprint, self.fingerprint)
-    self._samples = position.samples
+    self._samples, self._tokens = position.samples, position.tokens
     if self._place_in_rollout == 0:
       return
     if not arrays:

@@ -48,11 +48,11 @@ def compile_steps(built: 'BuiltStage', first: int, last: int) -> CompiledStep:
 
 
 def shapes_to_come(built: 'BuiltStage', first: int, last: int) -> Iterator[tuple[Phase, Any]]:
-  """The phases that have a step from `first` to `last`, and the abstract batch of each. A rollout's rows may be padded
-  to several lengths."""
+  """The phases that have a step from `first` to `last`, and the abstract batch of each. The answers
+  of a rollout may take several numbers of rows."""
   if isinstance(built.source, RolloutSource):
-    for length in built.source.lengths if first < last else ():
-      yield dataclasses.replace(built.phases[0], seq_len=length), built.source.abstract(length)
+    for count in built.source.row_counts if first < last else ():
+      yield dataclasses.replace(built.phases[0], batch_size=count), built.source.abstract(count)
     return
   ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
   for phase, source, end in zip(built.phases, built.sources, ends, strict=True):

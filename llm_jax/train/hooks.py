@@ -108,7 +108,7 @@ class Log:
     self._measure(pending.finished_at or finished_before or time.perf_counter())
     num_skipped = int(numbers.pop('skipped'))
     reason = pop_reason(numbers)
-    numbers.update(self._speed(pending.step), skipped=num_skipped > 0)
+    numbers.update(self._speed(pending.step, numbers), skipped=num_skipped > 0)
     if pending.step % self.every == 0 or num_skipped > 0:
       self.writer.write('train', self.stage.name, pending.step, **numbers)
     self.progress.update(pending.step, memory=memory_in_use(), **numbers)
@@ -126,9 +126,11 @@ class Log:
       self.seconds = finished_at - self.since
       self.since = finished_at
 
-  def _speed(self, step: int) -> dict[str, float]:
-    tokens = self.stage.tokens_after(step)
-    per_second = (tokens - self.stage.tokens_after(step - 1)) / self.seconds
+  def _speed(self, step: int, numbers: dict[str, float]) -> dict[str, float]:
+    """A source whose batches differ in size counts its tokens itself."""
+    tokens = numbers.pop('tokens', self.stage.tokens_after(step))
+    of_step = numbers.pop('step_tokens', self.stage.tokens_after(step) - self.stage.tokens_after(step - 1))
+    per_second = of_step / self.seconds
     utilisation = per_second * self.flops_per_token(step) / self.peak_flops
     return {'step_seconds': self.seconds, 'tokens': tokens, 'tokens_per_second': per_second, 'mfu': utilisation}
 

@@ -16,6 +16,7 @@ from llm_jax.objectives.scalar_head import VALUE
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
+from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, param_shardings
 from llm_jax.train.build import make_trained_objective, stage_seed
 from llm_jax.train.hooks import Log
@@ -29,7 +30,8 @@ def make_rollout_source(session: Session, stage: Stage, data: StageData) -> Roll
   sampler = Sampler(run.model_of(stage), session.execution, session.tokenizer, data.prompts.stop_tokens,
                     stage.rollout.max_new_tokens, stage.rollout.rows_at_once)
   return RolloutSource(stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
-                       batch_sharding(session.mesh), stage_seed(run, stage))
+                       batch_sharding(session.mesh), stage_seed(run, stage),
+                       row_shards(run.model, run.mesh, jax.device_count()))
 
 
 def make_policy(session: Session, stage: Stage) -> Policy:

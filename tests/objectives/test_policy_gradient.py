@@ -11,6 +11,7 @@ from llm_jax import hf
 from llm_jax.batch import LanguageModelBatch, RolloutBatch
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.policy_gradients import (
+  RATIOS,
   Clip,
   ClipWeight,
   KLInLoss,
@@ -31,6 +32,7 @@ from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import answer_log_probs
 from llm_jax.objectives.policy_gradient import PolicyGradientObjective
 from llm_jax.rollout.buffer import token_weights
+from llm_jax.rollout.packing import pack
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding
 from llm_jax.train.step import accumulate
@@ -96,6 +98,28 @@ def ours(config: PolicyGradient, rows: RolloutBatch, microbatches: int = 1, temp
   objective = PolicyGradientObjective(model, config, temperature=temperature)
   return jax.jit(lambda params, rows: accumulate(
     objective, params, Frozen(), rows, jax.random.key(0), microbatches))(params, rows)
+
+
+@pytest.mark.parametrize('ratio', [pytest.param(ratio, marks=() if ratio == 'sequence_mean' else pytest.mark.slow)
+                                   for ratio in RATIOS])
+def test_answers_that_share_rows_are_as_in_rows_of_their_own(ratio):
+  """Loss, gradients and metrics."""
+  config = PolicyGradient(ratio=ratio, aggregation='sequences', kl=KLInLoss(0.1))
+  apart = batch(config)
+  _, prompts, answers = rows()
+  layout = pack(np.arange(ROWS), prompts + answers - 1, seq_len=2 * TIME)
+  assert len(layout.answers) < ROWS / 2
+  gather = lambda array: layout.gather(np.asarray(array))
+  text = LanguageModelBatch(gather(apart.text.tokens), gather(apart.text.targets), gather(apart.text.weights),
+                            layout.places, layout.segment_ids)
+  together = RolloutBatch(text, *map(gather, (apart.advantages, apart.old_log_probs, apart.reference_log_probs)))
+  (gradient, loss), (want_gradient, want) = ours(config, together), ours(config, apart)
+  assert float(loss.weight) == float(want.weight) == ROWS
+  assert float(loss.total) / ROWS == pytest.approx(float(want.total) / ROWS, abs=1e-6)
+  for found, expected in zip(jax.tree.leaves(loss.metrics), jax.tree.leaves(want.metrics), strict=True):
+    assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
+  for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(want_gradient), strict=True):
+    np.testing.assert_allclose(found, expected, atol=5e-6 * max(1, np.abs(expected).max()))
 
 
 # ---------------------------------------------------------------------------------------------- TRL

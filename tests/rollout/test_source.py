@@ -78,6 +78,17 @@ def take(source: RolloutSource, count: int) -> list:
   return [jax.tree.map(np.asarray, source.next(State(params), frozen)) for _ in range(count)]
 
 
+def segments(batch) -> list:
+  """(ids of prompt and answer, targets of the answer) of all answers of a batch, in order."""
+  found = []
+  for row, segment_ids in enumerate(np.asarray(batch.text.segment_ids)):
+    for number in range(1, segment_ids.max() + 1):
+      is_mine = segment_ids == number
+      is_learnt = is_mine & (batch.text.weights[row] > 0)
+      found.append((tuple(batch.text.tokens[row, is_mine]), tuple(batch.text.targets[row, is_learnt])))
+  return sorted(found)
+
+
 def same(a, b) -> bool:
   return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
@@ -90,9 +101,8 @@ def test_every_answer_is_learnt_from_once_in_each_replay():
   rows = [np.sort(buffer.order[replay]) for replay in range(2)]
   np.testing.assert_array_equal(rows, [np.arange(16)] * 2)
   assert not np.array_equal(buffer.order[0], buffer.order[1])
-  tokens = lambda batches: sorted(tuple(row) for batch in batches for row in np.pad(
-    batch.text.tokens, ((0, 0), (0, 32 - batch.text.tokens.shape[1]))).tolist())
-  assert tokens(batches[:2]) == tokens(batches[2:])
+  whole = lambda batches: sorted(answer for batch in batches for answer in segments(batch))
+  assert whole(batches[:2]) == whole(batches[2:]) and len(whole(batches[:2])) == 16
   assert same(take(make_source(make_stage()), 4), batches)  # a function of seed and parameters alone
 
 
@@ -100,13 +110,17 @@ def test_weights_mark_the_answer_and_only_that():
   source = make_source(make_stage())
   [batch, *_] = take(source, 1)
   buffer = source._buffer
-  rows = buffer.order[0, :8]
-  for row, weights, targets in zip(rows, batch.text.weights, batch.text.targets, strict=True):
+  want = []
+  for row in buffer.order[0, :8]:
     whole = buffer.ids[row, :buffer.lengths[row]]
     assert chr(whole[buffer.prompt_lengths[row] - 1]) == '>'
-    np.testing.assert_array_equal(targets[weights > 0], whole[buffer.prompt_lengths[row]:])
+    want.append((tuple(whole[:-1]), tuple(whole[buffer.prompt_lengths[row]:])))
+  assert segments(batch) == sorted(want)
   assert set(np.unique(batch.text.weights)) == {0.0, 1.0}
-  assert batch.text.tokens.shape == (8, 16)  # the shorter bucket
+  assert batch.text.tokens.shape == (4, 32)  # the least bucket that 8 answers of up to 11 tokens fit into
+  count = int(buffer.lengths[buffer.order[0, :8]].sum()) - 8
+  numbers = source.numbers()
+  assert (numbers['tokens'], numbers['step_tokens'], numbers['padding']) == (count, count, 1 - count / 128)
 
 
 def test_old_log_probabilities_are_the_samplers():
@@ -118,7 +132,7 @@ def test_old_log_probabilities_are_the_samplers():
   assert source._buffer.old_log_probs.min() < -0.1
   assert {'reward', 'reward/regex', 'reward/length', 'groups_alike', 'entropy', 'distinct'} <= numbers.keys()
   take(source, 1)
-  assert source.numbers() == {}  # of a step that goes on with a rollout
+  assert source.numbers().keys() == {'tokens', 'step_tokens', 'padding'}  # of a step that goes on with a rollout
 
 
 def test_a_penalty_in_the_reward_is_in_the_advantages():

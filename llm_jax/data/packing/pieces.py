@@ -95,7 +95,7 @@ class BestFit:
     pieces = _cut(order[window], inputs[window], seq_len)
     self.num_cut = int((inputs[window] > seq_len).sum())
     longest_first = pieces[np.argsort(-pieces[:, 2], kind='stable')]
-    rows = _best_fit_decreasing(longest_first[:, 2].tolist(), seq_len)
+    rows = best_fit_decreasing(longest_first[:, 2].tolist(), seq_len)
     self._pieces = longest_first[np.argsort(rows, kind='stable')]
     self.num_rows = int(rows.max()) + 1
     self._row_ends = np.cumsum(np.bincount(rows, minlength=self.num_rows))  # in _pieces
@@ -118,7 +118,7 @@ def _cut(documents: np.ndarray, inputs: np.ndarray, seq_len: int) -> np.ndarray:
   return np.stack([np.repeat(documents, counts), starts, lengths], axis=1)
 
 
-def _best_fit_decreasing(lengths: Sequence[int], seq_len: int) -> np.ndarray:
+def best_fit_decreasing(lengths: Sequence[int], seq_len: int) -> np.ndarray:
   """int64 [pieces]: the row of each piece. Of rows with equally little room left the youngest is taken."""
   rows: list[int] = []
   rows_by_room: list[list[int]] = [[] for _ in range(seq_len + 1)]
