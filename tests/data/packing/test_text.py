@@ -128,7 +128,7 @@ def test_best_fit_fills_as_well_as_the_naive_algorithm():
   for _ in range(50):
     seq_len = int(rng.integers(1, 60))
     lengths = sorted(rng.integers(1, seq_len + 1, rng.integers(1, 200)).tolist(), reverse=True)
-    rows = pieces._best_fit_decreasing(lengths, seq_len)
+    rows = pieces.best_fit_decreasing(lengths, seq_len)
     used = np.bincount(rows, weights=lengths).astype(int)
     room = naive_best_fit(lengths, seq_len)
     assert used.max() <= seq_len
