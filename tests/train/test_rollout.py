@@ -1,14 +1,13 @@
 """Stages that learn from their own answers, as a user starts them."""
-import random
 import signal
 
 import numpy as np
 import pytest
 
 from llm_jax.tracking.metrics import read_generations, read_metrics
-from tests.train import kill_inside, runs
+from tests.train import rollout_kills, runs
 
-STAGES = ('texts', 'rewards', 'adapters', 'critic')
+STAGES = rollout_kills.STAGES
 KILLS = 10  # of one test
 
 
@@ -24,10 +23,9 @@ def experiment(folder):
 
 
 @pytest.fixture(scope='module')
-def untouched(experiment, folder):
+def untouched(folder):
   """An uninterrupted run."""
-  runs.run(folder / 'none', folder / 'run', experiment=experiment)
-  return folder / 'run'
+  return rollout_kills.untouched(folder)
 
 
 @pytest.mark.slow  # tests/rollout/test_source.py has the parts
@@ -52,37 +50,9 @@ def test_what_a_person_sees(untouched):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, 1, 2])
-def test_killed_runs_go_on_bitwise(experiment, untouched, folder, tmp_path, seed):
+def test_killed_runs_go_on_bitwise(untouched, folder, seed):
   """SIGKILL at random moments while they sample, score, compute log-probabilities, learn or take the next batch."""
-  rng = random.Random(seed)
-  moments = rng.sample(2 * list(kill_inside.MOMENTS), KILLS)
-  died = 0
-  while moments:
-    workdir = tmp_path / str(died)
-    died += killed_run(folder, workdir, experiment, moments, rng)
-    assert runs.losses(workdir) == runs.losses(untouched)
-    for stage in STAGES:
-      assert runs.state_hash(workdir, stage) == runs.state_hash(untouched, stage)
-
-
-def killed_run(folder, workdir, experiment, moments, rng):
-  """Starts a run again until it ends, and kills it in the moments to come, which it takes from the list. Gives how many
-  they were."""
-  died = 0
-  while moments:
-    call = rng.randint(1, 8 if moments[-1] == 'learning' else 4)
-    arguments = [moments[-1], str(call), f'{rng.random():.3f}']
-    process = runs.start(folder / 'none', workdir, experiment=experiment, module='tests.train.kill_inside',
-                         arguments=arguments)
-    output, _ = process.communicate(timeout=500)
-    if process.returncode == 0:
-      return died
-    assert process.returncode == -signal.SIGKILL, output
-    print('killed in', *arguments, [(each['stage'], each['step']) for each in read_metrics(workdir)[-1:]])
-    moments.pop()
-    died += 1
-  runs.run(folder / 'none', workdir, experiment=experiment)
-  return died
+  assert rollout_kills.kill_runs(folder, KILLS, seed) == []
 
 
 @pytest.mark.slow
