@@ -39,6 +39,19 @@ class PreferenceBatch:
 
 
 @flax.struct.dataclass
+class RankedBatch:
+  """Several answers to the same prompt, of which it is known which are better. Row i of each of `answers` is one to
+  prompt i; rows are as those of PreferenceBatch.
+
+  `ranks` is 1 for the best answers, the larger the worse, and 0 where a prompt has fewer answers; those of one rank are
+  not compared. `sources` as LanguageModelBatch has it; `answers` have none.
+  """
+  answers: tuple[LanguageModelBatch, ...]
+  ranks: tuple[Array, ...]      # int32 [batch], of each of the answers
+  sources: Array | None = None  # int32
+
+
+@flax.struct.dataclass
 class LabelledBatch:
   """Packed texts, each a document with a class.
 
@@ -80,4 +93,4 @@ class RolloutBatch:
   returns: Array | None = None             # float32 [batch, time], what it is to foresee
 
 
-Batch = LanguageModelBatch | PreferenceBatch | LabelledBatch | RatedBatch | RolloutBatch
+Batch = LanguageModelBatch | PreferenceBatch | RankedBatch | LabelledBatch | RatedBatch | RolloutBatch

@@ -180,6 +180,12 @@ MUTATIONS = (
   Mutation('every reward is the score of the first reward model', 'llm_jax/rollout/reward_models.py',
            'self.frozen.reward[name]', 'next(iter(self.frozen.reward.values()))',
            'tests/rollout/test_reward_models.py::test_the_score_is_that_of_transformers'),
+  Mutation('prompts with more answers count more', 'llm_jax/objectives/reward_model.py',
+           'is_pair / jnp.maximum(is_pair.sum(0), 1)', 'is_pair',
+           'tests/objectives/test_reward_model.py::test_ranked_answers_by_a_formula'),
+  Mutation('answers of one rank are compared', 'llm_jax/objectives/reward_model.py',
+           '(is_here & (ranks[one] != ranks[other]))', 'is_here',
+           'tests/objectives/test_reward_model.py::test_ranked_answers_by_a_formula'),
   # ---------------------------------------------------------------------------------------- imported models
   Mutation('tensors are missing or of another shape', 'llm_jax/hf/weights.py',
            'if problems:', 'if False:',

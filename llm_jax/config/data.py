@@ -78,6 +78,8 @@ class Data:
     for source in sources:
       require(source.rows == self.rows, 'sources', [type(each).__name__ for each in sources],
               f'{self.rows.name} and {source.rows.name} cannot be mixed: give each a stage of its own')
+      require(source.sequences == self.sequences, 'sources', [each.sequences for each in sources],
+              'ranked answers of one stage are as many a prompt: give `answers` the same number')
       require(source.classes == self.labels, 'sources', [each.classes for each in sources],
               'texts with classes are mixed with none but those of the same')
       require(source.has_margins == self.has_margins, 'sources', [each.has_margins for each in sources],
@@ -113,6 +115,11 @@ class Data:
   def rows(self) -> RowKind:
     """The kind of rows that its sources become."""
     return self.sources[0].source.rows
+
+  @property
+  def sequences(self) -> int:
+    """Token sequences of the stage's `seq_len` in one row."""
+    return self.sources[0].source.sequences
 
   @property
   def labels(self) -> tuple[str, ...] | None:

@@ -30,7 +30,7 @@ class ObjectiveConfig:
   """What every objective states beside its own fields.
 
   implementation: the class that computes it, 'package.module:Class'.
-  rows: the kind of rows that it learns from.
+  rows: the kind of rows that it learns from.   other_rows: kinds that it learns from too.
   title: what the report's recipe calls it.
   reference_passes: forward passes of a batch that its loss takes beside the one that is differentiated, such as the
     reference's.
@@ -41,6 +41,7 @@ class ObjectiveConfig:
   """
   implementation: ClassVar[str]
   rows: ClassVar[RowKind]
+  other_rows: ClassVar[tuple[RowKind, ...]] = ()
   title: ClassVar[str]
   reference_passes: ClassVar[int] = 0
   has_reference: ClassVar[bool] = False

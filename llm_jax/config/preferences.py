@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require, require_weights
 from llm_jax.config.objective import Metric, ObjectiveConfig
-from llm_jax.config.rows import PAIRS, RATED, RowKind
+from llm_jax.config.rows import PAIRS, RANKED, RATED, RowKind
 
 __all__ = ['APODown', 'APOZero', 'DPO', 'IPO', 'KTO', 'ORPO', 'RewardModel', 'SLiC', 'SimPO']
 
@@ -132,6 +132,9 @@ class RewardModel(ObjectiveConfig):
   that its chosen answer is the better one with probability p, the first term is -p log sigmoid(r_chosen - r_rejected -
   margin m) - (1 - p) log sigmoid(r_rejected - r_chosen + margin m) (Bai et al. 2022, section 4.1).
 
+  Of several ranked answers to a prompt it is the mean over all pairs of different rank, so that every prompt counts
+  alike (InstructGPT, section 3.4: K answers are read once for their K (K - 1) / 2 pairs).
+
   margin: what the margins of the rows are multiplied by; 0 leaves them out (Llama 3, section 4.1.3).
   center: weight of the squared sum of the scores, which holds their mean near 0 (Eisenstein et al. 2023: 0.01).
   """
@@ -139,6 +142,7 @@ class RewardModel(ObjectiveConfig):
   center: float = 0.0
   implementation: ClassVar[str] = 'llm_jax.objectives.reward_model:RewardModelObjective'
   rows: ClassVar[RowKind] = PAIRS
+  other_rows: ClassVar[tuple[RowKind, ...]] = (RANKED,)
   title: ClassVar[str] = 'reward model'
   reads_margins: ClassVar[bool] = True
   reads_soft_labels: ClassVar[bool] = True

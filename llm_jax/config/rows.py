@@ -23,6 +23,7 @@ class RowKind:
 
 TEXT = RowKind('text', is_packed=True)
 PAIRS = RowKind('pairs of answers', sequences=2)
+RANKED = RowKind('ranked answers')  # as many sequences as the source has answers
 LABELLED = RowKind('texts with classes')
 PROMPTS = RowKind('prompts')  # what is learnt from are answers to them, sampled as the stage goes on
 RATED = RowKind('rated answers', sequences=2)  # the answer, and another prompt's answer in its place
@@ -30,6 +31,7 @@ RATED = RowKind('rated answers', sequences=2)  # the answer, and another prompt'
 
 def names_with(union: Any, rows: RowKind) -> str:
   """The classes of a union that have rows of this kind, as a message lists them: `DPO, IPO or SLiC`."""
-  names = [option.__name__ for option in typing.get_args(union) if option.rows == rows]
+  names = [option.__name__ for option in typing.get_args(union)
+           if rows in (option.rows, *getattr(option, 'other_rows', ()))]
   *others, last = names or ['none']
   return f'{", ".join(others)} or {last}' if others else last

@@ -11,11 +11,11 @@ from typing import ClassVar
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
 from llm_jax.config.hub_names import HubName
-from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RATED, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RANKED, RATED, TEXT, RowKind
 
 __all__ = [
   'ArrayRecord', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet',
-  'Plain', 'Preferences', 'Prompts', 'RatedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
+  'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RatedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
   'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryRatedAnswers',
   'Text', 'TokenFile',
 ]
@@ -44,6 +44,11 @@ class SourceConfig:
   def chat_template(self) -> str | None:
     """What writes out its dialogues; None where its documents are none."""
     return None
+
+  @property
+  def sequences(self) -> int:
+    """Token sequences of the stage's `seq_len` in one row."""
+    return self.rows.sequences
 
   @property
   def classes(self) -> tuple[str, ...] | None:
@@ -250,6 +255,31 @@ class Preferences(DialogueSource):
 
 
 @dataclasses.dataclass(frozen=True)
+class RankedAnswers(DialogueSource):
+  """JSON lines (optionally .gz or .zst) of several answers to the same, the best first: {"prompt", "answers": [...]},
+  each a text or a list of {"role", "content"}. "ranks" beside them, such as [1, 2, 2], says which are equally good.
+
+  answers: the most that a prompt has; one of fewer is padded.
+  ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
+  """
+  path: Safe[str]
+  answers: int = 4
+  template: str = 'chatml'
+  val_fraction: float = 0.01
+  ignore: tuple[str, ...] = ()
+  implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:RankedAnswersReader'
+  rows: ClassVar[RowKind] = RANKED
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(2 <= self.answers <= 64, 'answers', self.answers, 'use 2 to 64')
+
+  @property
+  def sequences(self) -> int:
+    return self.answers
+
+
+@dataclasses.dataclass(frozen=True)
 class RatedAnswers(DialogueSource):
   """JSON lines (optionally .gz or .zst) of an answer and whether it is desirable, {"prompt", "completion", "label":
   true}; the prompt and the completion are each a text or a list of {"role", "content"}.
@@ -405,6 +435,7 @@ class DigitTexts(DigitSource):
 
 
 Source = (
-  Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences | RatedAnswers |
-  StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions | Prompts | SortedDigits | DigitTexts
+  Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
+  RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions | Prompts |
+  SortedDigits | DigitTexts
 )

@@ -145,7 +145,7 @@ class Stage:
     """Whether the objective can learn from the data, and be scored on that set aside."""
     rows = self.data.rows
     objective = self.objective
-    require(objective.rows == rows, 'objective', type(objective).__name__,
+    require(rows in (objective.rows, *objective.other_rows), 'objective', type(objective).__name__,
             f'learns from {objective.rows.name}, and data has {rows.name}: use {names_with(Objective, rows)}, or data '
             f'of {names_with(Source, objective.rows)}')
     require(objective.reads_margins or not self.data.has_margins, 'data', type(objective).__name__,
@@ -216,7 +216,7 @@ class Stage:
 
   def phases_over(self, copies: int) -> tuple[Phase, ...]:
     """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
-    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, self.data.rows.sequences)
+    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, self.data.sequences)
 
   @property
   def validation_data(self) -> Data:

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from llm_jax import hf
-from llm_jax.batch import LanguageModelBatch, PreferenceBatch
+from llm_jax.batch import LanguageModelBatch, PreferenceBatch, RankedBatch
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.preferences import RewardModel
 from llm_jax.config.run import Mesh
@@ -143,6 +143,73 @@ def test_the_score_is_read_at_the_end_of_the_answer():
   changed = sides.replace(targets=sides.targets.copy())
   changed.targets[np.arange(4), last] = 5
   assert (np.abs(scores(params, changed) - scores(params, sides)) > 1e-4).all()
+
+
+# ---------------------------------------------------------------------------------------------- several in their order
+RANKS = ((1, 3, 2), (2, 1, 0), (1, 2, 2))  # of the three answers to each prompt; 0: there is none
+
+
+def ranked_rows():
+  """[answers][prompts] of one document each, random ids of several lengths."""
+  rng = np.random.default_rng(5)
+  sides = [rows('chosen'), rows('rejected'), rows('chosen')]
+  for side in sides:
+    side.tokens[:] = rng.integers(2, hf_models.VOCAB, side.tokens.shape)
+    side.targets[:, :-1] = side.tokens[:, 1:]
+  return [jax.tree.map(lambda leaf: leaf[:3], side) for side in sides]
+
+
+def ranked_batch():
+  return RankedBatch(tuple(ranked_rows()), tuple(np.int32(ranks) for ranks in zip(*RANKS, strict=True)))
+
+
+def test_ranked_answers_by_a_formula():
+  """The mean over all pairs of a prompt that differ in rank, in NumPy, of scores by transformers."""
+  theirs, model, params = models()
+  scores = np.zeros((3, 3))
+  for k, side in enumerate(ranked_rows()):
+    for prompt in range(3):
+      count = int(side.segment_ids[prompt].sum())
+      ids = [*side.tokens[prompt, :1], *side.targets[prompt, :count]]
+      with torch.no_grad():
+        scores[prompt, k] = theirs(torch.tensor([ids])).logits.item()
+  losses, right, centres = [], [], []
+  for mine, ranks in zip(scores, RANKS, strict=True):
+    pairs = [(mine[i], mine[j]) for i in range(3) for j in range(3) if 0 < ranks[i] < ranks[j]]
+    losses.append(np.mean([np.log1p(np.exp(rejected - chosen)) for chosen, rejected in pairs]))
+    centres.append(np.mean([(chosen + rejected) ** 2 for chosen, rejected in pairs]))
+    right.append(np.mean([chosen > rejected for chosen, rejected in pairs]))
+  assert len({len(ranks) for ranks in RANKS}) == 1 and 0 < np.mean(right) < 1
+  loss = jax.jit(RewardModelObjective(model, RewardModel(center=0.1)))(params, Frozen(), ranked_batch(), None)
+  assert loss.weight == 3
+  np.testing.assert_allclose(loss.total, sum(losses) + 0.1 * sum(centres), rtol=2e-6)
+  np.testing.assert_allclose(loss.metrics['accuracy'], sum(right), rtol=1e-6)
+
+
+def test_ranked_answers_are_their_pairs_with_weights():
+  """Of one prompt with three answers: the gradient is a third of that of its three pairs."""
+  _, model, params = models()
+  first = jax.tree.map(lambda leaf: leaf[:1], ranked_batch())
+  by_rank = [side for _, side in sorted(zip(RANKS[0], first.answers, strict=True), key=lambda pair: pair[0])]
+  chosen = [by_rank[0], by_rank[0], by_rank[1]]
+  rejected = [by_rank[1], by_rank[2], by_rank[2]]
+  join = lambda sides: jax.tree.map(lambda *leaves: np.concatenate(leaves), *sides)
+  grads, loss = step('plain')(params, PreferenceBatch(join(chosen), join(rejected)))
+  got, ranked = step('plain')(params, first)
+  assert ranked.weight == 1 and loss.weight == 3
+  np.testing.assert_allclose(ranked.total, loss.total / 3, rtol=1e-6)
+  for mine, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(grads), strict=True):
+    np.testing.assert_allclose(mine, theirs / 3, rtol=1e-4, atol=1e-7)
+
+
+def test_ranked_answers_in_microbatches():
+  _, _, params = models()
+  batch = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf[:1]]), ranked_batch())
+  whole, loss = step('centred')(params, batch)
+  grads, parts = step('centred', 2)(params, batch)
+  np.testing.assert_allclose(parts.total, loss.total, rtol=1e-6)
+  for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_margins_can_be_left_out():

@@ -9,6 +9,7 @@ from llm_jax.config.sources import (
   OWN_TEMPLATE,
   Conversations,
   Preferences,
+  RankedAnswers,
   RatedAnswers,
   StandardLibraryChats,
   StandardLibraryPreferences,
@@ -16,6 +17,7 @@ from llm_jax.config.sources import (
 )
 from llm_jax.data.packing.chats import ChatEncoder, Dialogue, said
 from llm_jax.data.packing.pairs import Pair, PairEncoder
+from llm_jax.data.packing.ranked import Ranked, RankedEncoder
 from llm_jax.data.packing.rated import Rated, RatedEncoder
 from llm_jax.data.sources import formats, row_entries, standard_library
 from llm_jax.data.sources.documents import JSONL, Config, Reader, Record
@@ -24,7 +26,7 @@ from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.jinja_template import Tools
 
 BESIDE = ('system', 'tools')  # entries of a row that belong to its messages
-Answers = TypeVar('Answers', Pair, Rated)
+Answers = TypeVar('Answers', Pair, Ranked, Rated)
 Nothing = Literal['']
 LARGEST_MARGIN = 1e6
 NOTHING: Nothing = ''  # an empty document, which sources leave out
@@ -59,6 +61,17 @@ class PreferencesReader(Reader[Preferences]):
       if fields[name] is None:
         del fields[name]  # the rows are those of versions that knew none
     return fields
+
+
+class RankedAnswersReader(Reader[RankedAnswers]):
+  suffixes = JSONL
+
+  def encoder(self) -> RankedEncoder:
+    return RankedEncoder(self.config.template, self.config.answers)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    return formats.jsonl(files, functools.partial(
+      read_ranked, template=self.config.template, ignore=self.config.ignore, most=self.config.answers))
 
 
 class RatedAnswersReader(Reader[RatedAnswers]):
@@ -214,6 +227,35 @@ def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ())
   if _written(chosen, template) == _written(rejected, template):
     raise formats.bad(where, 'chosen and rejected are equal', 'nothing is preferred: leave the row out')
   return Pair(chosen, rejected)
+
+
+def read_ranked(line: bytes, where: str, template: str, ignore: Sequence[str], most: int) -> Ranked | Nothing:
+  """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row.
+
+  most: answers that a row has room for.
+  """
+  read = functools.partial(ranked, most=most)
+  return _read_answers(line, where, ('prompt', 'answers', 'ranks'), read, template, ignore)
+
+
+def ranked(row: dict, where: str, template: str, ignore: Sequence[str], most: int) -> Ranked:
+  """The answers of {'prompt', 'answers', 'ranks'}. Raises ConfigError naming the row."""
+  answers = field(row, 'answers', where)
+  if not isinstance(answers, list) or len(answers) < 2:
+    raise formats.bad(where, 'answers are no list of two or more', 'give all answers to the prompt, the best first')
+  if len(answers) > most:
+    raise formats.bad(where, f'it has {len(answers)} answers', f'the source has room for answers={most}: raise it')
+  ranks = row.get('ranks', [*range(1, len(answers) + 1)])
+  is_ranking = isinstance(ranks, list) and all(type(rank) is int and 1 <= rank <= most for rank in ranks)
+  if not is_ranking or len(ranks) != len(answers):
+    raise formats.bad(where, f'ranks are {ranks!r:.60}',
+                      f'give each of the {len(answers)} answers a whole number from 1, the best, to {most}')
+  if len(set(ranks)) == 1:
+    raise formats.bad(where, 'all answers have one rank', 'nothing is preferred: leave the row out')
+  prompt = read_prompt(row, where, template, ignore)
+  named = {f'answers[{place}]': answer for place, answer in enumerate(answers)}
+  dialogues = [answer_to(prompt, {**row, **named}, name, where, template, ignore) for name in named]
+  return Ranked(dialogues, ranks)
 
 
 def read_rated(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Rated | Nothing:
