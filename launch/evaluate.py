@@ -6,7 +6,7 @@
   python -m launch.evaluate --checkpoint=D --tasks=arc_easy --data=arc_easy=arc.jsonl --against=hf
 
 What cannot be scored is refused before the model is read. Prints a table and writes results.json (in the harness's
-schema), the samples of every task and page.html.
+schema), the samples of every task and page.html. Several processes share the work as in training, and process 0 writes.
 """
 import os
 import pathlib
@@ -28,14 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
       os.environ.setdefault(name, '1')
   with runtime.leaving_on_interrupt():
     runtime.prepare()  # jax starts here, after the command line has been checked
-    from launch.evaluate_model import open_model
+    from launch.evaluate_model import check_alone, is_first, open_model
     from launch.evaluate_output import report
+    from llm_jax.runtime import joining, processes
     from llm_jax.runtime.errors import CheckpointError
   try:
     with refusing():
+      joining.join(flags.coordinator, flags.num_processes, flags.process_id)
+      check_alone(flags)
       opened = open_model(flags, run_folder('--checkpoint', flags.checkpoint))
+      annotated = opened.annotate()
+      if annotated is not None:
+        print(annotated)
+        return 0
       results = opened.evaluate()
-      report(flags, opened, results, folder_of(flags))
+      if is_first():
+        report(flags, opened, results, folder_of(flags))
+      processes.barrier('the results are written')
   except CheckpointError as error:
     print(f'error: {error}', file=sys.stderr, flush=True)
     return 1

@@ -41,6 +41,9 @@ class EvaluateFlags:
   batch_size: int
   dtype: str | None
   seed: int
+  coordinator: str | None
+  num_processes: int | None
+  process_id: int | None
 
 
 def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
@@ -52,7 +55,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
   add('--tasks', required=True, metavar='NAME,NAME',
-      help='tasks of lm-evaluation-harness, .yaml files, stdlib_bodies, stdlib_names, human_eval')
+      help='tasks of lm-evaluation-harness, .yaml files, stdlib_bodies, stdlib_names, human_eval, reasoning_gym.NAME')
   add('--data', action='append', default=[], metavar='TASK=FILE',
       help='the questions of a task: JSON lines, JSON or parquet with the columns of its official data set')
   add('--examples', action='append', default=[], metavar='TASK=FILE',
@@ -71,13 +74,17 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   add('--allow_code', action='store_true', help='run what the model writes, in tasks that ask for code')
   add('--samples', type=int, default=1, metavar='N', help='answers to each problem of human_eval; default 1')
   add('--strategy', metavar='NAME:KEY=VALUE',
-      help='how answers are found: zero_shot_cot, self_consistency:n=40, auto_cot:clusters=8')
+      help='how answers are found: zero_shot_cot, self_consistency:n=40, auto_cot:clusters=8, tree_of_thoughts, '
+      'chaining:file=F, active_prompt:annotations=F, retrieval:index=DIR')
   add('--against', choices=(HF,), help="run the harness's own `hf` backend on the same model too, and compare")
   add('--baseline', type=pathlib.Path, metavar='DIR', help='the output of an earlier evaluation, to compare with')
   add('--output', type=pathlib.Path, metavar='DIR', help='default: evaluations/NAME, by the name of the checkpoint')
   add('--batch_size', type=int, default=16, metavar='N', help='texts that are read at a time; default 16')
   add('--dtype', choices=('float32', 'bfloat16'), help="of the computation; default: the run's own")
   add('--seed', type=int, default=0, help='of answers that are drawn; default 0')
+  add('--coordinator', metavar='HOST:PORT', help="many processes: where process 0 listens, or 'auto'")
+  add('--num_processes', type=int, metavar='N', help='of many processes')
+  add('--process_id', type=int, metavar='I', help='of this one, from 0')
   values = vars(parser.parse_args(argv))
   values['tasks'] = tuple(name.strip() for name in values['tasks'].split(',') if name.strip())
   return EvaluateFlags(**values)

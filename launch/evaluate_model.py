@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from launch.evaluate_flags import HF, EvaluateFlags
+from launch.evaluate_strategy import OpenedStrategy, Prompted, open_strategy
 from launch.sampler import brought_template, text_ends
 from launch.saved_models import check_tokenizer, find_checkpoint, read_model
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
@@ -15,12 +16,11 @@ from llm_jax.config.stage import Stage
 from llm_jax.data.tokenizers.base import load_tokenizer
 from llm_jax.data.tokenizers.chat_templates import check_template, end_of_turn
 from llm_jax.harness.index import Index, scan
-from llm_jax.harness.model import HarnessModel, Reader
+from llm_jax.harness.model import Reader
 from llm_jax.harness.run import Asking, Prepared, prepare, run
 from llm_jax.harness.tasks import TaskSource
 from llm_jax.harness.text import HarnessText
 from llm_jax.modules.execution import Execution, dtype_of
-from llm_jax.prompting.strategy_model import StrategyModel, check_room
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import param_shardings
 from llm_jax.tracking.run_config import read_config
@@ -60,14 +60,29 @@ class Opened:
   text: HarnessText
   asking: Asking
   prepared: Prepared
+  strategy: OpenedStrategy
+
+  def annotate(self) -> str | None:
+    """Asks a person for examples, where the strategy is to have some; says what was written, else None."""
+    strategy = self.strategy
+    if not isinstance(strategy, Prompted) or strategy.to_annotate is None:
+      return None
+    reader = self.saved.read(self.flags, self.text)
+    requests = [request for request in self.requests if request.request_type == 'generate_until']
+    require(len(requests) > 0, '--strategy', strategy.to_annotate.name, 'no task asks for answers that are written')
+    count = strategy.model(self.text, reader, self.flags.seed).annotate(requests, strategy.to_annotate)
+    return (f'{strategy.to_annotate.annotations}: {count} questions; fill in rationale and answer of each, and start '
+            'the same command again')
+
+  @property
+  def requests(self) -> list[Any]:
+    """The harness's, of all tasks."""
+    return [instance for task in self.prepared.tasks.values() for instance in task.instances]
 
   def evaluate(self) -> dict[str, Any]:
     """Reads the parameters and answers everything; the harness's results."""
     reader = self.saved.read(self.flags, self.text)
-    if self.flags.strategy is None:
-      model = HarnessModel(self.text, reader, self.flags.seed)
-    else:
-      model = StrategyModel(self.text, reader, self.flags.strategy, seed=self.flags.seed)
+    model = self.strategy.model(self.text, reader, self.flags.seed)
     return run(model, self.prepared, self.asking, with_template=self.text.template is not None)
 
 
@@ -84,10 +99,9 @@ def open_model(flags: EvaluateFlags, workdir: pathlib.Path) -> Opened:
   text = text_of(flags, saved)
   asking = Asking(flags.limit, flags.system, not flags.one_turn, flags.truncate, flags.cluster)
   prepared = prepare(source, asking, text)
-  if flags.strategy is not None:
-    for task in prepared.tasks.values():
-      check_room(text, flags.strategy, task.instances)
-  return Opened(flags, saved, text, asking, prepared)
+  requests = [instance for task in prepared.tasks.values() for instance in task.instances]
+  strategy = open_strategy(flags, workdir, text, requests)
+  return Opened(flags, saved, text, asking, prepared, strategy)
 
 
 def task_source(flags: EvaluateFlags) -> TaskSource:
@@ -116,7 +130,19 @@ def text_of(flags: EvaluateFlags, saved: Saved) -> HarnessText:
 
 
 def on_devices(params: Any) -> Any:
-  """The parameters on every device, which share the rows of a batch."""
+  """The parameters on every device of every process, which share the rows of a batch."""
   if jax.device_count() == 1:
     return jax.device_put(params)
-  return jax.device_put(params, param_shardings(params, make_mesh(Mesh(data=jax.device_count()))))
+  place = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(place, params, param_shardings(params, make_mesh(Mesh(data=jax.device_count()))))
+
+
+def is_first() -> bool:
+  """Whether this process writes the results."""
+  return jax.process_index() == 0
+
+
+def check_alone(flags: EvaluateFlags) -> None:
+  """Refuses what one process alone can do: ConfigError."""
+  require(flags.against is None or jax.process_count() == 1, '--against', flags.against,
+          'does not go with several processes: compare with one')

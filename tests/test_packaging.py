@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import llm_jax
-from launch import arena, convert, evaluate, explain, plan, prepare, report, sample, train
+from launch import arena, convert, evaluate, explain, plan, prepare, report, retrieve, sample, train
 from llm_jax.config.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -126,7 +126,7 @@ def test_one_version_everywhere():
 
 def test_every_command_is_a_program():
   modules = {'train': train, 'sample': sample, 'convert': convert, 'evaluate': evaluate, 'explain': explain,
-             'arena': arena, 'report': report, 'plan': plan, 'prepare': prepare}
+             'arena': arena, 'retrieve': retrieve, 'report': report, 'plan': plan, 'prepare': prepare}
   assert PROJECT['scripts'] == {f'llm-jax-{name}': f'launch.{name}:cli' for name in modules}
   assert all(callable(module.cli) for module in modules.values())
 

@@ -15,9 +15,9 @@ from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RANKED, RATED, TEXT, R
 
 __all__ = [
   'ArrayRecord', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet',
-  'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RatedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
-  'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryRatedAnswers',
-  'Text', 'TokenFile',
+  'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RatedAnswers', 'ReasoningGym', 'RetrievedAnswers',
+  'SortedDigits', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
 
 NAMED_TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
@@ -296,6 +296,29 @@ class RatedAnswers(DialogueSource):
 
 
 @dataclasses.dataclass(frozen=True)
+class RetrievedAnswers(DialogueSource):
+  """JSON lines (optionally .gz or .zst) of a question and its answer, {"question", "answer"}. The passages that BM25
+  finds for the question stand before it in the prompt, as `launch.evaluate --strategy=retrieval` puts them.
+
+  index: a folder that `launch.retrieve --build` has made.
+  count: passages before a question.
+  question, answer: the fields.
+  """
+  path: Safe[str]
+  index: Safe[str]
+  count: int = 1
+  template: str = 'chatml'
+  question: str = 'question'
+  answer: str = 'answer'
+  val_fraction: float = 0.01
+  implementation: ClassVar[str] = 'llm_jax.retrieve.training:RetrievedAnswersReader'
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.count >= 1, 'count', self.count, 'use 1 passage or more')
+
+
+@dataclasses.dataclass(frozen=True)
 class StandardLibraryPreferences(DialogueSource):
   """The questions of `StandardLibraryChats` with two answers: the function's body, and the same spoilt, or another's.
 
@@ -398,6 +421,36 @@ class Prompts(SourceConfig):
     return self.template
 
 
+@dataclasses.dataclass(frozen=True)
+class ReasoningGym(SourceConfig):
+  """Questions that a generator of the package `reasoning-gym` makes, such as 'chain_sum' or 'gsm_symbolic', with the
+  right answer under 'answer', for the reward `Exact`. (`launch.evaluate --tasks=reasoning_gym.NAME` asks others.)
+
+  generator: its name.
+  count: questions.
+  seed: of the questions; `launch.evaluate` has 0 and 1.
+  template: as `Prompts` has it.
+  """
+  generator: str
+  count: int = 5_000
+  seed: int = 2
+  template: str | None = 'chatml'
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.reasoning:ReasoningGymReader'
+  rows: ClassVar[RowKind] = PROMPTS
+  packages: ClassVar[tuple[str, ...]] = ('reasoning_gym',)
+  extra: ClassVar[str] = 'eval'
+
+  def __post_init__(self):
+    require(self.template is None or self.template in TEMPLATES, 'template', self.template,
+            f'use one of {TEMPLATES}, or None')
+    require(self.count >= 1, 'count', self.count, 'use 1 or more')
+
+  @property
+  def chat_template(self) -> str | None:
+    return self.template
+
+
 class DigitSource(SourceConfig):
   """Random digits, no two rows alike. Rows with the same digits are in the same split in every source that has the same
   `val_fraction`.
@@ -436,6 +489,6 @@ class DigitTexts(DigitSource):
 
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
-  RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | LabelledJsonl | StandardLibraryFunctions | Prompts |
-  SortedDigits | DigitTexts
+  RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | RetrievedAnswers | LabelledJsonl |
+  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts
 )

@@ -336,7 +336,8 @@ def _decode_until(program: Program, params: Any, rng: jax.Array, state: State, m
     if until >= max_new_tokens or done_B.all():
       return new
     until = min(until + ENDS_CHUNK, max_new_tokens)
-    state = decode(program, params, rng, dataclasses.replace(state, done_B=jnp.asarray(done_B)), until)
+    # As NumPy has it: one process's own array would be no part of the others'.
+    state = decode(program, params, rng, dataclasses.replace(state, done_B=done_B), until)
 
 
 def _collect(state: State, start: int) -> Generated:

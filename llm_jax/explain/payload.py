@@ -47,7 +47,8 @@ def _layer(layer: LayerTrace) -> dict[str, Any]:
   if layer.experts_TX is not None and layer.expert_weights_TX is not None:
     assert isinstance(mixture, MixtureOfExperts)
     experts = {'count': mixture.num_experts, 'chosen': layer.experts_TX.tolist(),
-               'weights': rounded(layer.expert_weights_TX)}
+               'weights': rounded(layer.expert_weights_TX),
+               'kept': None if layer.kept_TX is None else layer.kept_TX.tolist()}
   return {'heads': len(layer.weights_HTS), 'window': layer.window, 'sinks': layer.sinks_HT is not None,
           'experts': experts}
 

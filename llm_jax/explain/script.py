@@ -176,8 +176,10 @@ function show(section, model) {
     place.replaceChildren();
     model.layers.forEach((layer, i) => {
       if (!layer.experts) return;
+      const kept = layer.experts.kept;
       const line = layer.experts.chosen[chosen.token].map((expert, x) =>
-        expert + ' (' + layer.experts.weights[chosen.token][x].toFixed(2) + ')');
+        expert + ' (' + layer.experts.weights[chosen.token][x].toFixed(2)
+        + (kept && !kept[chosen.token][x] ? ', dropped: it had no room left' : '') + ')');
       place.append(element('p', 'Layer ' + i + ', of ' + layer.experts.count + ': ' + line.join(', ')));
     });
   }

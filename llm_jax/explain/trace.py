@@ -20,7 +20,7 @@ from llm_jax.decode.unroll import unroll_config, unroll_params
 from llm_jax.explain.weights import attention_weights, head_outputs
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.layer_inputs import LayerInputs
-from llm_jax.modules.routing import route
+from llm_jax.modules.routing import route, within_capacity
 from llm_jax.modules.transformer import Transformer
 
 EXECUTION = Execution('float32', kernels='xla', unroll=True)
@@ -38,6 +38,7 @@ class LayerTrace:
   feed_forward_TD: what the feed-forward adds.
   residual_TD: the residual stream after the layer.
   experts_TX, expert_weights_TX: the chosen experts, int32, and their factors; None without experts.
+  kept_TX: whether the expert had room left for the token, bool; None where experts take all that choose them.
   error: the largest difference between weights x values x output projection and what the block's attention gave, as
     a part of the largest number of the latter.
   """
@@ -50,6 +51,7 @@ class LayerTrace:
   residual_TD: np.ndarray
   experts_TX: np.ndarray | None
   expert_weights_TX: np.ndarray | None
+  kept_TX: np.ndarray | None
   error: float
 
   @property
@@ -124,6 +126,7 @@ class LayerArrays(NamedTuple):
   residual_TD: jax.Array
   experts_TX: jax.Array | None
   expert_weights_TX: jax.Array | None
+  kept_TX: jax.Array | None
   error: jax.Array
 
 
@@ -172,7 +175,7 @@ def _layer(block: AnyBlock, captured: Any, params: Any, inputs: LayerInputs, d_m
   outputs = {name: _first(module)[0] for name, module in of_attention.items() if name != '__call__'}
   weights = attention_weights(block.attention, outputs, params['attention'], inputs, d_model)
   heads_HTD = head_outputs(weights, params['attention']['out']['w'])
-  experts_TX, expert_weights_TX = _experts(block, captured['feed_forward'], params['feed_forward'])
+  experts_TX, expert_weights_TX, kept_TX = _experts(block, captured['feed_forward'], params['feed_forward'])
   return LayerArrays(
     weights.weights_HTS, weights.sinks_HT, jnp.linalg.norm(heads_HTD, axis=-1),
     attention_TD=_added(captured, 'attention', 'attention_out_norm'),
@@ -180,6 +183,7 @@ def _layer(block: AnyBlock, captured: Any, params: Any, inputs: LayerInputs, d_m
     residual_TD=_first(captured)[0],
     experts_TX=experts_TX,
     expert_weights_TX=expert_weights_TX,
+    kept_TX=kept_TX,
     error=_error(heads_HTD.sum(0), params['attention']['out'], _first(of_attention)[0]))
 
 
@@ -195,13 +199,16 @@ def _error(sum_TD: jax.Array, out: Any, given_TD: jax.Array) -> jax.Array:
   return jnp.abs(again_TD - given_TD).max() / largest
 
 
-def _experts(block: AnyBlock, captured: Any, params: Any) -> tuple[jax.Array | None, jax.Array | None]:
-  """The experts that every token chose and their factors, from the router's logits."""
+def _experts(block: AnyBlock, captured: Any, params: Any
+             ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+  """The experts that every token chose, their factors, and whether they had room, from the router's logits."""
   mixture = block.feed_forward
   if not isinstance(mixture, MixtureOfExperts):
-    return None, None
+    return None, None, None
   logits_BTE = _first(captured['router'])
   bias_E = params['balance']['bias'] if 'balance' in params else None
   real_BT = jnp.ones(logits_BTE.shape[:2], bool)
   expert_BTX, weight_BTX, _ = route(mixture.router, mixture.top_k, logits_BTE, bias_E, real_BT)
-  return expert_BTX[0], weight_BTX[0]
+  capacity = mixture.capacity(logits_BTE.shape[1])
+  kept_BTX = None if capacity is None else within_capacity(expert_BTX, mixture.num_experts, capacity)
+  return expert_BTX[0], weight_BTX[0], None if kept_BTX is None else kept_BTX[0]

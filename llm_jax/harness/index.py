@@ -22,9 +22,10 @@ class Definition(NamedTuple):
 
 
 class Index(NamedTuple):
-  """Tasks by name, and the names of collections of them: groups and tags."""
+  """Tasks by name, and the names of collections of them: groups and tags.   folder: that they are in."""
   tasks: dict[str, Definition]
   collections: frozenset[str]
+  folder: pathlib.Path | None = None
 
 
 def scan(folder: pathlib.Path) -> Index:
@@ -41,7 +42,7 @@ def scan(folder: pathlib.Path) -> Index:
     for one, many in TAG.findall(content):
       names = [one] if one else re.findall(rb'[\w.+-]{2,}', many)
       collections |= {name.decode() for name in names}
-  return Index(tasks, frozenset(collections - tasks.keys()))
+  return Index(tasks, frozenset(collections - tasks.keys()), folder)
 
 
 @functools.cache
@@ -54,7 +55,7 @@ def official() -> Index:
 
 
 def find(name: str, own: Index) -> Definition | None:
-  """The definition of a task, one's own before the harness's; None for a collection of the harness.
+  """The definition of a task, one's own before the harness's; None for a collection.
 
   own: tasks of one's own.
 
@@ -66,11 +67,13 @@ def find(name: str, own: Index) -> Definition | None:
   if name.endswith('.yaml') and pathlib.Path(name).is_file():
     content = pathlib.Path(name).read_bytes()
     return Definition(pathlib.Path(name), b'unsafe_code: true' in content.lower())
+  if name in own.collections:
+    return None
   index = official()
   if name in index.tasks:
     return index.tasks[name]
   if name in index.collections:
     return None
-  near = difflib.get_close_matches(name, [*own.tasks, *index.tasks, *index.collections], n=3)
+  near = difflib.get_close_matches(name, [*own.tasks, *own.collections, *index.tasks, *index.collections], n=3)
   hint = f'the nearest are {", ".join(near)}' if near else 'name one of lm_eval, or the .yaml file of one of your own'
   raise ConfigError('--tasks', name, f'no such task: {hint}')

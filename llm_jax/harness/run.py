@@ -9,6 +9,7 @@ from typing import Any
 
 import lm_eval
 import numpy as np
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import Task
@@ -16,7 +17,7 @@ from lm_eval.utils import handle_non_serializable
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.harness.model import arguments, prompt_ids, writing_of
-from llm_jax.harness.statistics import Estimate, estimate
+from llm_jax.harness.statistics import Estimate, estimate, pooled
 from llm_jax.harness.tasks import TaskSource, build_requests, load_tasks
 from llm_jax.harness.text import HarnessText, shown
 
@@ -60,8 +61,9 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """Tasks that can be run, and what they ask."""
+  """Tasks that can be run, their groups, and what they ask."""
   tasks: Mapping[str, Task]
+  groups: Mapping[str, Group]
   survey: Survey
 
 
@@ -74,10 +76,10 @@ def prepare(source: TaskSource, asking: Asking, text: HarnessText) -> Prepared:
   with quiet():
     random.seed(0)  # the harness's own seeds, which a task may draw by when it is read
     np.random.seed(SEED)
-    tasks = load_tasks(source)
+    loaded = load_tasks(source)
     template = None if text.template is None else text.render
-    requests = build_requests(tasks, asking.limit, SEED, template, asking.system, asking.multiturn)
-  return Prepared(tasks, survey(text, requests, asking.truncate))
+    requests = build_requests(loaded.tasks, asking.limit, SEED, template, asking.system, asking.multiturn)
+  return Prepared(loaded.tasks, loaded.groups, survey(text, requests, asking.truncate))
 
 
 def survey(text: HarnessText, requests: Mapping[str, Sequence[Instance]], truncate: bool) -> Survey:
@@ -133,7 +135,8 @@ def run(model: LM, prepared: Prepared, asking: Asking, with_template: bool) -> d
   """The harness's own results, in its own schema, with `samples` of every task."""
   for task in prepared.tasks.values():
     task.set_fewshot_seed(seed=SEED)  # the requests are built anew, and shall be those that were looked at
-  tasks = {'tasks': dict(prepared.tasks), 'groups': {}, 'group_map': {}}
+  members = {name: group.child_names for name, group in prepared.groups.items()}
+  tasks = {'tasks': dict(prepared.tasks), 'groups': dict(prepared.groups), 'group_map': members}
   evaluate: Any = lm_eval.evaluate  # whose signature a decorator hides
   with quiet():
     found = evaluate(
@@ -159,7 +162,7 @@ def quiet() -> Generator[None]:
 # ---------------------------------------------------------------------------------------------- the scores
 @dataclasses.dataclass(frozen=True)
 class TaskScore:
-  """One metric of a task.
+  """One metric of a task, or of a group of tasks.
 
   value: as the harness has it.
   estimate: the mean over questions and its error, where the metric is a mean; else None.
@@ -175,20 +178,52 @@ class TaskScore:
 
 
 def scores(results: Mapping[str, Any], cluster: str | None = None) -> list[TaskScore]:
-  """Every metric of every task.   cluster: see `Asking`."""
+  """Every metric of every task and group.   cluster: see `Asking`."""
   found = []
   for name, values in results['results'].items():
     samples = results['samples'].get(name, [])
+    members = leaves(results, name)
     for key, value in values.items():
       metric, _, filter_name = key.partition(',')
       if not filter_name or metric.endswith('_stderr') or not isinstance(value, int | float):
         continue
-      items, clusters = metric_values(samples, metric, filter_name, cluster)
-      mean = estimate(items, clusters) if items else None
-      is_mean = mean is not None and abs(mean.mean - value) <= 1e-6 * max(1.0, abs(value))
+      if members:
+        mean = _of_group([results['samples'][member] for member in members], metric, filter_name, cluster, value)
+      else:
+        items, clusters = metric_values(samples, metric, filter_name, cluster)
+        mean = estimate(items, clusters) if items else None
+      is_mean = mean is not None and _is_same(mean.mean, value)
       found.append(TaskScore(name, metric, filter_name, float(value), mean if is_mean else None,
                              unparsed_share(samples, filter_name), results['n-shot'].get(name, 0)))
   return found
+
+
+def leaves(results: Mapping[str, Any], name: str) -> list[str]:
+  """The tasks of a group and of the groups in it; none of a task."""
+  found: list[str] = []
+  for member in results.get('group_subtasks', {}).get(name, ()):
+    found += leaves(results, member) or [member]
+  return found
+
+
+def _of_group(samples: Sequence[Sequence[Mapping[str, Any]]], metric: str, filter_name: str, cluster: str | None,
+              value: float) -> Estimate | None:
+  """The mean of a group, whose tasks are strata: weighted by their questions, or alike, as the harness did.
+
+  samples: of each task.   value: that the harness found.
+  """
+  parts: list[Estimate] = []
+  for of_task in samples:
+    items, clusters = metric_values(of_task, metric, filter_name, cluster)
+    if not items:
+      return None
+    parts.append(estimate(items, clusters))
+  by_size = pooled(parts, [part.count for part in parts])
+  return by_size if _is_same(by_size.mean, value) else pooled(parts, [1] * len(parts))
+
+
+def _is_same(one: float, other: float) -> bool:
+  return abs(one - other) <= 1e-6 * max(1.0, abs(other))
 
 
 def metric_values(samples: Sequence[Mapping[str, Any]], metric: str, filter_name: str, cluster: str | None = None

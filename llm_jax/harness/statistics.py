@@ -78,6 +78,15 @@ def estimate(values: Sequence[float] | np.ndarray, clusters: Sequence[Hashable] 
   return Estimate(mean, math.sqrt(few * variance), count)
 
 
+def pooled(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+  """The weighted mean of the means of several strata, whose items were drawn apart (Cochran 1977, section 5.3)."""
+  total = sum(weights)
+  shares = [weight / total for weight in weights]
+  mean = sum(share * part.mean for share, part in zip(shares, parts, strict=True))
+  variance = sum((share * part.error) ** 2 for share, part in zip(shares, parts, strict=True))
+  return Estimate(mean, math.sqrt(variance), sum(part.count for part in parts))
+
+
 def difference(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray,
                clusters: Sequence[Hashable] | None = None) -> Difference:
   """The paired difference of two models (section 4.2): most of what varies between items is the same for both.

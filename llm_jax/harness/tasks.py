@@ -4,15 +4,17 @@ import gzip
 import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
+from lm_eval.api.group import Group
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from llm_jax.config.errors import ConfigError, require
+from llm_jax.harness import reasoning
 from llm_jax.harness.code_tasks import human_eval
 from llm_jax.harness.index import Definition, Index, find
 from llm_jax.harness.standard_library import MADE, Made
@@ -51,33 +53,39 @@ class TaskSource:
         require(name in self.names, flag, name, f'is none of the tasks: use one of {", ".join(self.names)}')
         require(path.is_file(), flag, f'{name}={path}', 'no such file: name one of JSON lines')
     for name in self.names:
-      definition = None if name in MADE or name == HUMAN_EVAL else find(name, self.own)
+      definition = None if is_made(name) else find(name, self.own)
       is_unsafe = name == HUMAN_EVAL or definition is not None and definition.unsafe
       require(self.allow_code or not is_unsafe, '--tasks', name,
               'it runs code that the model writes: say --allow_code')
 
 
-def load_tasks(source: TaskSource) -> dict[str, Task]:
-  """The tasks by name, with their data.
+class Loaded(NamedTuple):
+  """Tasks by name, with their data, and the groups whose means the harness takes."""
+  tasks: dict[str, Task]
+  groups: dict[str, Group]
 
-  Raises:
-    ConfigError: a task that is not there, or whose data cannot be had or does not fit.
-  """
+
+def load_tasks(source: TaskSource) -> Loaded:
+  """Raises ConfigError for a task that is not there, or whose data cannot be had or does not fit."""
   source.check()
-  found: dict[str, Task] = {}
+  tasks: dict[str, Task] = {}
+  groups: dict[str, Group] = {}
   for name in source.names:
-    for task_name, task in _load(name, source).items():
-      require(task_name not in found, '--tasks', name, f'{task_name} is asked for twice: name it once')
-      found[task_name] = task
-  for task in found.values():
+    found = _load(name, source)
+    for task_name, task in found.tasks.items():
+      require(task_name not in tasks, '--tasks', name, f'{task_name} is asked for twice: name it once')
+      tasks[task_name] = task
+    groups |= found.groups
+  for task in tasks.values():
     _set_examples(task, source.num_fewshot)
-  return found
+  return Loaded(tasks, groups)
 
 
-def _load(name: str, source: TaskSource) -> dict[str, Task]:
+def _load(name: str, source: TaskSource) -> Loaded:
   made = _made(name, source)
   if made is not None:
-    return {name: _build(name, dict(made.definition), made.questions, made.examples or None, 'what it is made of')}
+    task = _build(name, dict(made.definition), made.questions, made.examples or None, 'what it is made of')
+    return Loaded({name: task}, {})
   definition = find(name, source.own)
   if name in source.data:
     require(definition is not None, '--data', name, 'it is a group of tasks: name them one by one')
@@ -85,10 +93,14 @@ def _load(name: str, source: TaskSource) -> dict[str, Task]:
     values = _read_definition(name, definition)
     questions = read_rows(source.data[name])
     examples = read_rows(source.examples[name]) if name in source.examples else None
-    return {values['task']: _build(values['task'], values, questions, examples, str(source.data[name]))}
+    task = _build(values['task'], values, questions, examples, str(source.data[name]))
+    return Loaded({values['task']: task}, {})
+  is_own = name in source.own.collections
   try:
-    manager = TaskManager(include_defaults=definition is None)
-    return dict(manager.load([name if definition is None else str(definition.path)])['tasks'])
+    manager = TaskManager(include_path=str(source.own.folder) if is_own else None,
+                          include_defaults=definition is None and not is_own)
+    found = manager.load([name if definition is None else str(definition.path)])
+    return Loaded(dict(found['tasks']), dict(found['groups']))
   except (OSError, ConnectionError) as error:
     raise ConfigError('--tasks', name, f'its data cannot be had ({_first_line(error)}): give a file of it, '
                       f'--data={name}=FILE') from error
@@ -98,7 +110,14 @@ def _made(name: str, source: TaskSource) -> Made | None:
   """A task that needs no file; None for any other."""
   if name == HUMAN_EVAL:
     return human_eval(source.samples)
+  if name.startswith(reasoning.PREFIX):
+    return reasoning.reasoning_task(name)
   return MADE[name]() if name in MADE else None
+
+
+def is_made(name: str) -> bool:
+  """Whether a task is ours, and needs no file."""
+  return name in MADE or name == HUMAN_EVAL or name.startswith(reasoning.PREFIX)
 
 
 def _read_definition(name: str, definition: Definition) -> dict[str, Any]:

@@ -129,8 +129,7 @@ class HarnessText:
     if add_generation_prompt:
       return self._guarding(render_prompt(messages, self.template, self.tokenizer))
     text = self.render(messages[:-1])
-    joint = '' if text.endswith(('\n', CLOSE)) else ' '
-    return text + joint + messages[-1]['content']
+    return text + joint(text) + messages[-1]['content']
 
   def _guarding(self, rendered: Rendered) -> str:
     name = lambda found: f'{OPEN}{found[0]}{CLOSE}'
@@ -152,6 +151,11 @@ class HarnessText:
   @functools.cached_property
   def _marked(self) -> re.Pattern[str]:
     return re.compile(f'{OPEN}({self._names.pattern}){CLOSE}')
+
+
+def joint(prompt: str) -> str:
+  """What stands between a prompt and its answer."""
+  return '' if prompt.endswith(('\n', CLOSE)) else ' '
 
 
 def shown(text: str) -> str:

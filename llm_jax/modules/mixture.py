@@ -4,7 +4,6 @@ Shapes: B batch, T time, D model width, F feed-forward width, E experts, X chose
   A assignments of tokens to experts (M x X).
 """
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,8 +51,8 @@ class MixtureOfExperts(nn.Module):
     no_expert = c.num_experts
     expert_BTX = jnp.where(real_BT[..., None], expert_BTX, no_expert)
     has_cache = inputs.slots is not None
-    if c.capacity_factor is not None and not has_cache:
-      capacity = math.ceil(c.capacity_factor * T * c.top_k / c.num_experts)
+    capacity = c.capacity(T)
+    if capacity is not None and not has_cache:
       kept_BTX = within_capacity(inputs.split.restore(expert_BTX), c.num_experts, capacity)
       expert_BTX = jnp.where(inputs.split.arrange(kept_BTX), expert_BTX, no_expert)
 

@@ -61,11 +61,16 @@ def breadth_first(problem: Problem[S], judge: Judge[S], breadth: int, depth: int
   kept: list[S] = [problem.root()]
   visited = 0
   for _ in range(depth):
-    said = yield [problem.propose(state) for state in kept]
-    grown = [child for state, answer in zip(kept, said, strict=True) for child in problem.grow(state, texts(answer))]
-    distinct = list(dict.fromkeys(grown))
-    if not distinct:
+    unsolved = [state for state in kept if not problem.is_solved(state)]
+    if not unsolved:
       break
+    said = yield [problem.propose(state) for state in unsolved]
+    grown = [child for state, answer in zip(unsolved, said, strict=True)
+             for child in problem.grow(state, texts(answer))]
+    if not grown:
+      break
+    solved = [state for state in kept if problem.is_solved(state)]
+    distinct = list(dict.fromkeys([*solved, *grown]))
     judged = yield list(judge.ask(distinct))
     values = judge.values(distinct, [texts(answer) for answer in judged])
     visited += len(distinct)

@@ -1,4 +1,4 @@
-"""BM25 over passages (Robertson and Zaragoza 2009, section 3), and the fusion of several rankings."""
+"""BM25 over passages (Robertson and Zaragoza 2009, section 3)."""
 import collections
 import re
 from collections.abc import Sequence
@@ -63,17 +63,5 @@ class BM25:
     """The numbers of the best passages, the best first; of equal ones the earlier."""
     return np.argsort(-self.scores(question), kind='stable')[:count].tolist()
 
-
-def fuse(rankings: Sequence[Sequence[int]], count: int, k: int = 60) -> list[int]:
-  """Reciprocal rank fusion (Cormack et al. 2009): a passage gets 1 / (k + rank) from each ranking."""
-  points: dict[int, float] = collections.defaultdict(float)
-  for ranking in rankings:
-    for rank, passage in enumerate(ranking, 1):
-      points[passage] += 1 / (k + rank)
-  return sorted(points, key=lambda passage: (-points[passage], passage))[:count]
-
-
-def recall(found: Sequence[Sequence[int]], gold: Sequence[int]) -> float:
-  """The share of questions whose right passage is among those that were found."""
-  hits = [right in passages for passages, right in zip(found, gold, strict=True)]
-  return sum(hits) / len(hits)
+  def search_all(self, questions: Sequence[str], count: int) -> list[list[int]]:
+    return [self.search(question, count) for question in questions]

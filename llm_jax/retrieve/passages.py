@@ -1,15 +1,11 @@
-"""Texts cut into passages, and a folder that keeps them with the fingerprint of what they are made of."""
+"""Texts, cut into passages."""
 import dataclasses
-import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data.tokenizers.base import Tokenizer
-from llm_jax.runtime.files import write_atomic
-
-PASSAGES, INDEX = 'passages.jsonl', 'index.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,33 +65,3 @@ def read_texts(path: pathlib.Path) -> list[tuple[str, str]]:
       raise ConfigError(f'{path}:{number}', line, "needs a 'text'")
     texts.append((f'{path.name}:{number}', text))
   return texts
-
-
-def fingerprint(passages: Sequence[Passage]) -> str:
-  """sha256 of all passages, in order."""
-  lines = [json.dumps(dataclasses.astuple(passage)) for passage in passages]
-  return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
-
-
-def save(folder: pathlib.Path, passages: Sequence[Passage]) -> None:
-  folder.mkdir(parents=True, exist_ok=True)
-  rows = [json.dumps(dataclasses.asdict(passage)) for passage in passages]
-  write_atomic(folder / PASSAGES, '\n'.join(rows) + '\n')
-  write_atomic(folder / INDEX, json.dumps({'passages': len(passages), 'fingerprint': fingerprint(passages)}) + '\n')
-
-
-def load(folder: pathlib.Path) -> list[Passage]:
-  """The passages of a folder.
-
-  Raises:
-    ConfigError: there are none, or other ones than were saved.
-  """
-  try:
-    rows = (folder / PASSAGES).read_text(encoding='utf-8').splitlines()
-    stated = json.loads((folder / INDEX).read_text(encoding='utf-8'))
-    passages = [Passage(**json.loads(row)) for row in rows]
-  except (OSError, ValueError, TypeError) as error:
-    raise ConfigError('index', str(folder), f'cannot be read ({error}): build it first') from error
-  require(fingerprint(passages) == stated.get('fingerprint'), 'index', str(folder),
-          'its passages are not those that were saved: build it again')
-  return passages

@@ -116,7 +116,7 @@ def noise(layers, heads, time, vocabulary=5_000):
     weights = np.tril(random.random((heads, time, time)))
     weights /= weights.sum(-1, keepdims=True)
     made.append(LayerTrace(block, weights, None, random.random((heads, time)), vectors(), vectors(), vectors(), None,
-                           None, 0.0))
+                           None, None, 0.0))
   found = Trace(random.integers(0, vocabulary, time), vectors(), tuple(made), vectors(),
                 random.normal(size=(time, vocabulary)).astype(np.float32))
   reading = lambda: random_reading(random, time, vocabulary)

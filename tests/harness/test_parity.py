@@ -23,13 +23,29 @@ from tests.hf import hf_models  # noqa: E402
 SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
 CONTROL = {'<|im_start|>': 256, '<|im_end|>': 257, '<|endoftext|>': 258}
 VOCAB, LENGTH = 259, 256
+WINDOW = dict(sliding_window=40)  # shorter than the prompts
+SIZE = dict(vocab_size=VOCAB, max_position_embeddings=LENGTH)
 FAMILIES = {
-  'llama': hf_models.llama(vocab_size=VOCAB, max_position_embeddings=LENGTH),
   'gpt2': hf_models.gpt2(vocab_size=VOCAB, n_positions=LENGTH),
-  'mistral': hf_models.mistral(vocab_size=VOCAB, sliding_window=40, max_position_embeddings=LENGTH),
-  'gemma2': hf_models.gemma2(vocab_size=VOCAB, sliding_window=40, max_position_embeddings=LENGTH),
-  'deepseek': hf_models.deepseek(vocab_size=VOCAB, max_position_embeddings=LENGTH),
+  'openai': hf_models.openai(vocab_size=VOCAB, n_positions=LENGTH),
+  'gpt_neox': hf_models.gpt_neox(**SIZE),
+  'llama': hf_models.llama(**SIZE),
+  'mistral': hf_models.mistral(**SIZE, **WINDOW),
+  'mixtral': hf_models.mixtral(**SIZE, **WINDOW),
+  'gpt_oss': hf_models.gpt_oss(**SIZE, **WINDOW),
+  'phi3': hf_models.phi3(**SIZE, **WINDOW),
+  'gemma': hf_models.gemma(**SIZE),
+  'gemma2': hf_models.gemma2(**SIZE, **WINDOW),
+  'gemma3': hf_models.gemma3(**SIZE, **WINDOW),
+  'qwen2': hf_models.qwen2(**SIZE),
+  'qwen3': hf_models.qwen3(**SIZE),
+  'qwen3_moe': hf_models.qwen3_moe(**SIZE),
+  'olmo2': hf_models.olmo2(**SIZE),
+  'olmo3': hf_models.olmo3(**SIZE, **WINDOW),
+  'smollm3': hf_models.smollm3(**SIZE),
+  'deepseek': hf_models.deepseek(**SIZE),
 }
+CHAT_TASKS = ('choices', 'letters', 'last_word', 'written')
 
 
 def byte_tokenizer():
@@ -59,48 +75,68 @@ def tasks(tmp_path_factory):
   return small_tasks.write(tmp_path_factory.mktemp('tasks'))
 
 
-def ask(tasks, shots):
-  names = tuple(small_tasks.TASKS)
+def ask(tasks, shots, names=tuple(small_tasks.TASKS)):
   data = {name: tasks / 'rows.jsonl' for name in names}
   return TaskSource(names, data, num_fewshot=shots, own=scan(tasks))
 
 
-def both(folder, source, template=None, **asking):
-  """(ours, theirs) of the same questions."""
+def prepared(source, template=None, **asking):
   asking = Asking(**{'truncate': True} | asking)
-  tokenizer = byte_tokenizer()
+  text = HarnessText(byte_tokenizer(), template, True, VOCAB, LENGTH, like_hf=True)
+  return text, asking, prepare(source, asking, text)
+
+
+def ours(folder, text, asking, tasks, **options):
   config, params = hf.load_pretrained(folder)
-  text = HarnessText(tokenizer, template, True, VOCAB, LENGTH, like_hf=True)
-  prepared = prepare(source, asking, text)
-  ends = (CONTROL['<|im_end|>'], tokenizer.eot) if template else (tokenizer.eot,)
-  model = HarnessModel(text, Reader(config, jax.device_put(params), SCANNED, ends))
-  ours = run(model, prepared, asking, template is not None)
+  ends = (CONTROL['<|im_end|>'], text.tokenizer.eot) if text.template else (text.tokenizer.eot,)
+  model = HarnessModel(text, Reader(config, jax.device_put(params), SCANNED, ends, **options))
+  return run(model, tasks, asking, text.template is not None)
+
+
+def theirs(folder, text, asking, tasks):
   with quiet():
-    theirs = HFLM(str(folder), device='cpu', dtype='float32', batch_size=8, max_length=LENGTH,
-                  add_bos_token=False if template else None)
-  return ours, run(theirs, prepared, asking, template is not None)
+    backend = HFLM(str(folder), device='cpu', dtype='float32', batch_size=8, max_length=LENGTH,
+                   add_bos_token=False if text.template else None)
+  return run(backend, tasks, asking, text.template is not None)
 
 
-def check(ours, theirs):
-  found = compare_backends(ours, theirs)
-  assert found.items >= 40 and found.agrees, '\n'.join(item.in_words for item in (*found.answers, *found.scores))
-  for task, values in theirs['results'].items():
+def check(one, other, least=40):
+  found = compare_backends(one, other)
+  assert found.items >= least and found.agrees, '\n'.join(item.in_words for item in (*found.answers, *found.scores))
+  for task, values in other['results'].items():
     numbers = {name: value for name, value in values.items() if isinstance(value, float)}
-    assert {name: ours['results'][task][name] for name in numbers} == pytest.approx(numbers, rel=1e-5), task
+    assert {name: one['results'][task][name] for name in numbers} == pytest.approx(numbers, rel=1e-5), task
 
 
-@pytest.mark.parametrize('family, shots', [
-  ('llama', 2), *(pytest.param(family, shots, marks=pytest.mark.slow) for family in FAMILIES for shots in (0, 5))])
-def test_scores_texts_and_metrics_are_those_of_the_hf_backend(folder_of, tasks, family, shots):
-  check(*both(folder_of(family), ask(tasks, shots)))
+def check_parity(folder, source, template=None, **asking):
+  asked = prepared(source, template, **asking)
+  check(ours(folder, *asked), theirs(folder, *asked), 8 * len(source.names))
+
+
+def test_scores_texts_and_metrics_are_those_of_the_hf_backend(folder_of, tasks):
+  check_parity(folder_of('llama'), ask(tasks, 2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('multiturn', [True, False])
-def test_so_are_those_of_conversations(folder_of, tasks, multiturn):
-  source = ask(tasks, 2)
-  names = ('choices', 'letters', 'written')
-  source = TaskSource(names, {name: source.data[name] for name in names}, num_fewshot=2, own=source.own)
-  ours, theirs = both(folder_of('llama'), source, 'chatml', multiturn=multiturn, system='Answer.')
-  found = compare_backends(ours, theirs)
-  assert found.items == 24 and found.agrees, '\n'.join(item.in_words for item in (*found.answers, *found.scores))
+@pytest.mark.parametrize('shots', [0, 5])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_they_are_for_every_family(folder_of, tasks, family, shots):
+  """As texts, and as conversations."""
+  check_parity(folder_of(family), ask(tasks, shots))
+  check_parity(folder_of(family), ask(tasks, shots, CHAT_TASKS), 'chatml')
+
+
+@pytest.mark.slow
+def test_so_are_those_of_conversations_with_a_system_message_and_all_examples_in_one_turn(folder_of, tasks):
+  check_parity(folder_of('llama'), ask(tasks, 2, CHAT_TASKS), 'chatml', multiturn=False, system='Answer.')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('family', ['llama', 'gemma2', 'deepseek'])
+def test_neither_the_batch_nor_the_way_of_reading_changes_anything(folder_of, tasks, family):
+  asked = prepared(ask(tasks, 2))
+  expected = theirs(folder_of(family), *asked)
+  for batch_size in (1, 3, 16):
+    for share_prefixes in (True, False):
+      found = ours(folder_of(family), *asked, batch_size=batch_size, share_prefixes=share_prefixes)
+      check(found, expected)

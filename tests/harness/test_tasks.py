@@ -3,13 +3,20 @@ import gzip
 import json
 import re
 
+import numpy as np
 import pytest
+import reasoning_gym
+from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 from llm_jax.harness.index import Index, find, official, scan
+from llm_jax.harness.run import Asking, prepare, run, scores
 from llm_jax.harness.standard_library import CHOICES, EXAMPLES, MADE
+from llm_jax.harness.statistics import pooled
 from llm_jax.harness.tasks import TaskSource, build_requests, load_tasks, read_rows
+from llm_jax.harness.text import HarnessText
 from tests.harness import small_tasks
 
 GSM8K = [{'question': f'How many are {i} apples and 2?', 'answer': f'They are {i} and 2.\n#### {i + 2}'}
@@ -23,7 +30,7 @@ def write(path, rows):
 
 
 def prompts(source, limit=None, seed=1):
-  tasks = load_tasks(source)
+  tasks = load_tasks(source).tasks
   return {name: [request.args[0] for request in requests]
           for name, requests in build_requests(tasks, limit, seed, None, None, True).items()}
 
@@ -39,7 +46,7 @@ def test_an_official_task_keeps_its_prompt_and_its_examples(tmp_path):
 
 def test_it_extracts_as_it_does(tmp_path):
   path = write(tmp_path / 'gsm8k.jsonl', GSM8K)
-  task = load_tasks(TaskSource(('gsm8k_cot',), {'gsm8k_cot': path}))['gsm8k_cot']
+  task = load_tasks(TaskSource(('gsm8k_cot',), {'gsm8k_cot': path})).tasks['gsm8k_cot']
   assert [filter_.name for filter_ in task._filters] == ['strict-match', 'flexible-extract']
 
 
@@ -147,7 +154,7 @@ def test_a_name_does_not_stand_in_its_own_question():
 def test_human_eval_runs_what_is_answered():
   with pytest.raises(ConfigError, match="--tasks = 'human_eval': it runs code that the model writes: say --allow_code"):
     load_tasks(TaskSource(('human_eval',)))
-  task = load_tasks(TaskSource(('human_eval',), allow_code=True, samples=10))['human_eval']
+  task = load_tasks(TaskSource(('human_eval',), allow_code=True, samples=10)).tasks['human_eval']
   [request] = build_requests({'human_eval': task}, 1, 0, None, None, True)['human_eval']
   doc = request.doc
   assert request.args[0] == doc['prompt'] and request.args[1]['do_sample'] and request.repeats == 10
@@ -159,3 +166,57 @@ def test_human_eval_runs_what_is_answered():
   found = task.process_results(doc, [request.filtered_resps['answers']])
   assert found['pass@1'] == pytest.approx(0.2) and found['pass@10'] == 1
   assert (found['share_passed'], found['share_failed'], found['share_stopped']) == (0.2, 0.2, 0.6)
+
+
+# ---------------------------------------------------------------------------------------------- reasoning-gym
+def test_generated_questions_are_scored_by_their_generator():
+  name = 'reasoning_gym.chain_sum'
+  task = load_tasks(TaskSource((name,), num_fewshot=2)).tasks[name]
+  [request, *_] = build_requests({name: task}, 3, 1, None, None, True)[name]
+  asked = re.findall(r'Q: (.*?)\nA:', request.args[0], re.DOTALL)
+  assert len(set(asked)) == 3 and request.args[0].endswith('\nA:')
+  docs = list(task.eval_docs)
+  dataset = reasoning_gym.create_dataset('chain_sum', size=500, seed=0)
+  assert [doc['question'] for doc in docs] == [entry['question'] for entry in dataset]
+  for doc in docs[:20]:
+    assert task.process_results(doc, [f' {doc["answer"]}\nQ: next']) == {'score': 1.0, 'solved': 1.0}
+    assert task.process_results(doc, [f'So <answer>{doc["answer"]}</answer>'])['solved'] == 1
+    wrong = task.process_results(doc, ['x'])
+    assert wrong['solved'] == 0 and wrong['score'] == dataset.score_answer('x', dataset[doc['number']])
+
+
+def test_an_unknown_generator_is_named():
+  with pytest.raises(ConfigError, match='no such generator: the nearest are reasoning_gym.chain_sum'):
+    load_tasks(TaskSource(('reasoning_gym.chain_sums',)))
+
+
+# ---------------------------------------------------------------------------------------------- groups
+def test_a_group_of_ones_own_has_the_mean_of_its_tasks(tmp_path, monkeypatch):
+  """By questions or by tasks, as it says; and the error of either."""
+  monkeypatch.setenv('HF_DATASETS_CACHE', str(tmp_path / 'cache'))
+  small_tasks.write(tmp_path)
+  for name, count in (('letters', 8), ('choices', 4)):
+    data = write(tmp_path / f'{name}.jsonl', small_tasks.rows(count))
+    path = tmp_path / f'{name}.yaml'
+    path.write_text(f'{path.read_text()}dataset_path: json\ntest_split: test\ndataset_kwargs:\n'
+                    f'  data_files: {{test: {data}}}\n')
+  for name, by_size in (('pooled', 'true'), ('alike', 'false')):
+    (tmp_path / f'{name}.yaml').write_text(f'group: {name}\ntask: [letters, choices]\naggregate_metric_list:\n'
+                                           f'  - {{metric: acc, aggregation: mean, weight_by_size: {by_size}}}\n')
+  text = HarnessText(ByteTokenizer(), None, True, 257, 400)
+  for name in ('pooled', 'alike'):
+    prepared = prepare(TaskSource((name,), own=scan(tmp_path)), Asking(), text)
+    found = {score.task: score for score in scores(run(Shortest(), prepared, Asking(), False)) if score.metric == 'acc'}
+    parts = [found[task].estimate for task in ('letters', 'choices')]
+    weights = (8, 4) if name == 'pooled' else (1, 1)
+    assert found[name].value == pytest.approx(np.average([part.mean for part in parts], weights=weights))
+    assert found[name].estimate == pooled(parts, weights) and parts[0].mean != parts[1].mean
+
+
+class Shortest(LM):
+  """Finds the shortest choice the likeliest."""
+
+  def loglikelihood(self, requests):
+    return [(-float(len(request.args[1])), False) for request in requests]
+
+  loglikelihood_rolling = generate_until = None

@@ -10,6 +10,8 @@ import pytest
 from launch import evaluate
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.hf.tokenizer import tokenizer_files
+from llm_jax.retrieve.index import Index, save
+from llm_jax.retrieve.passages import Passage
 from tests.harness import small_tasks
 from tests.harness.test_parity import VOCAB, byte_tokenizer
 from tests.hf import hf_models
@@ -69,6 +71,21 @@ def test_a_strategy_between_the_harness_and_the_model(workdir, tmp_path, capsys)
   assert call(workdir, *flags) == 0
   assert 'written  0      none    exact_match' in capsys.readouterr().out
   assert json.loads((tmp_path / 'out' / 'results.json').read_text())['llm_jax']['strategy'] == 'self_consistency'
+
+
+def test_passages_before_the_questions(workdir, tmp_path, capsys):
+  """The answers are those of the same task whose questions hold the passage."""
+  tasks = small_tasks.write(tmp_path)
+  rows = small_tasks.rows()
+  save(tmp_path / 'index', Index(tuple(Passage('a', i, row['question'][:8]) for i, row in enumerate(rows)), 'texts'))
+  flags = ['--tasks=letters', f'--data=letters={tasks}/rows.jsonl', f'--include_path={tasks}', '--max_length=256']
+  with pytest.raises(SystemExit):
+    call(workdir, *flags, f'--strategy=retrieval:index={tmp_path}/index')
+  assert 'learned positions' in capsys.readouterr().err
+  flags = [*flags[:3], '--limit=3', '--max_length=48', '--truncate']
+  with pytest.raises(SystemExit):
+    call(workdir, *flags, f'--strategy=retrieval:index={tmp_path}/index')
+  assert 'with its passages takes up to' in capsys.readouterr().err
 
 
 @pytest.fixture

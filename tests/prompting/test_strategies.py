@@ -96,7 +96,7 @@ def gsm8k(name, tmp_path):
   path = tmp_path / 'gsm8k.jsonl'
   rows = [{'question': f'How many are {i} apples?', 'answer': f'#### {i}'} for i in range(3)]
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  task = load_tasks(TaskSource((name,), {name: path}))[name]
+  task = load_tasks(TaskSource((name,), {name: path})).tasks[name]
   [prompt, *_] = [request.args[0] for request in build_requests({name: task}, 1, 0, None, None, True)[name]]
   samples = task.fewshot_cfg.samples or []
   return prompt, [Exemplar(row['question'], row['target']) for row in samples]

@@ -8,8 +8,10 @@ import rank_bm25
 from launch import retrieve
 from llm_jax.config.errors import ConfigError
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer
-from llm_jax.retrieve.bm25 import BM25, fuse, recall, words
-from llm_jax.retrieve.passages import PASSAGES, cut, load, save
+from llm_jax.retrieve.bm25 import BM25, words
+from llm_jax.retrieve.index import PASSAGES, Index, load, save
+from llm_jax.retrieve.passages import cut
+from llm_jax.retrieve.ranking import fuse, recall
 
 
 def corpus(count=60):
@@ -36,7 +38,8 @@ def test_planted_facts_are_found():
     texts[place] += f' the code of city{number} is {number * 37}'
   bm25 = BM25(texts)
   found = [bm25.search(f'City{number}?', 1) for number in range(20)]
-  assert recall(found, places) == 1 and recall(found, places[::-1]) == 0
+  assert recall(found, [{place} for place in places]) == 1
+  assert recall(found, [{place, 199} for place in places[::-1]]) == 0
 
 
 def test_fusion_of_rankings():
@@ -52,8 +55,10 @@ def test_passages_overlap_and_lose_nothing():
 
 
 def test_a_changed_index_is_refused(tmp_path):
-  save(tmp_path, cut([('a', 'one two three')], ByteTokenizer(), 6, 2))
-  assert load(tmp_path)[0].text == 'one tw'
+  save(tmp_path, Index(tuple(cut([('a', 'one two three')], ByteTokenizer(), 6, 2)), 'a'))
+  assert load(tmp_path, 'a').texts[0] == 'one tw'
+  with pytest.raises(ConfigError, match='have changed since'):
+    load(tmp_path, 'b')
   path = tmp_path / PASSAGES
   path.write_text(path.read_text().replace('one', 'two'))
   with pytest.raises(ConfigError, match='build it again'):
@@ -67,10 +72,17 @@ def test_the_command(tmp_path, capsys):
                         '--top=1']) == 0
   *_, where, text = capsys.readouterr().out.splitlines()
   assert where.endswith('texts.jsonl:21, token 0') and text == 'the cat sat on the mat'
+  again = [f'--texts={texts}', f'--index={tmp_path / "i"}', '--query=cat']
+  assert retrieve.main(again) == 0
+  with pytest.raises(SystemExit):
+    retrieve.main([*again, '--overlap=31'])
+  assert 'have changed since: build it again' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('flags, message', [([], '--query'), (['--build'], '--texts'),
-                                            (['--query=a', '--top=0'], '--top'), (['--query=a'], 'build it first')])
+                                            (['--query=a', '--top=0'], '--top'), (['--query=a'], 'build it first'),
+                                            (['--query=a', '--embed=states'], 'is of --build'),
+                                            (['--build', '--texts=a', '--embed=states'], 'needs the model')])
 def test_wrong_flags_are_one_line(flags, message, capsys, tmp_path):
   with pytest.raises(SystemExit) as stop:
     retrieve.main([f'--index={tmp_path}', *flags])

@@ -174,5 +174,11 @@ class MixtureOfExperts:
       reachable = top * (self.num_experts // groups)
       require(self.top_k <= reachable, 'top_k', self.top_k, f'{top} of {groups} groups hold only {reachable} experts')
 
+  def capacity(self, num_tokens: int) -> int | None:
+    """The most tokens that an expert takes of a sequence of so many; None: all."""
+    if self.capacity_factor is None:
+      return None
+    return math.ceil(self.capacity_factor * num_tokens * self.top_k / self.num_experts)
+
 
 FeedForward = Dense | MixtureOfExperts
