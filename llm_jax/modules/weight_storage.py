@@ -14,11 +14,9 @@ from llm_jax.modules.quantized import Int4Weight, Int8Weight, NF4Weight, Quantiz
 def full_shape(w: Any, path: str) -> tuple[int, ...]:
   """The shape of a weight, with the axis of scanned layers where it has one."""
   match w:
-    case NF4Weight():
-      return (*w.codes.shape[:-2], *w.shape)
-    case Int4Weight():
-      num_layer_axes = w.group_scales.ndim - len(w.shape) + len(w.matrix.inputs) - 1
-      return (*w.group_scales.shape[:num_layer_axes], *w.shape)
+    case NF4Weight() | Int4Weight():
+      num_layer_axes = w.codes.ndim - len(w.shape) + len(w.matrix.inputs) - 2
+      return (*w.codes.shape[:num_layer_axes], *w.shape)
     case _:
       return w.shape
 
@@ -53,7 +51,7 @@ def stored(path: str, leaf: Any, kind: str) -> Any:
       case 'int4':
         return Int4Weight.quantize(w, matrix)
       case 'nf4':
-        return NF4Weight.quantize(w)
+        return NF4Weight.quantize(w, matrix)
       case _:
         raise ValueError(f'no weight is stored as {kind}')
   return jax.vmap(quantize)(leaf) if path.startswith('blocks/') else quantize(leaf)
@@ -89,9 +87,8 @@ def _assembled(path: str, parts: Mapping[str, Any], shape: tuple[int, ...]) -> Q
   of_layer = shape[1:] if path.startswith('blocks/') else shape
   if 'values' in parts:
     return Int8Weight(**parts)
-  if 'packed' in parts:
-    return Int4Weight(**parts, shape=of_layer, matrix=matrix)
-  return NF4Weight(**parts, shape=of_layer)
+  kind = Int4Weight if 'group_scales' in parts else NF4Weight
+  return kind(**parts, shape=of_layer, matrix=matrix)
 
 
 def is_stored_quantized(params: Mapping[str, Any]) -> bool:

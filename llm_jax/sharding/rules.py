@@ -98,16 +98,18 @@ def _stored_axes(path: str) -> tuple[str, ...] | None:
   num_outputs = len(matrix.outputs)
   inputs, outputs = axes[-num_outputs - len(matrix.inputs):-num_outputs], axes[-num_outputs:]
   experts = axes[:-num_outputs - len(matrix.inputs)]
+  # Groups of inputs are split as the inputs would be, unless the outputs are split over the same devices.
+  is_split = set(outputs) & set(STRATEGIES['fsdp'].parameters)
+  groups = 'vector' if is_split else 'weight_blocks'
   return {
     'lora_a': (*experts, *inputs, 'rank'),
     'lora_b': (*experts, 'rank', *outputs),
     'lora_magnitude': (*experts, *outputs),
     'values': axes,  # of int8
     'scales': (*experts, *('vector' for _ in inputs), *outputs),
-    'packed': (*experts, 'vector', 'vector', *outputs),  # of int4
-    'group_scales': (*experts, 'vector', *outputs),
-    'codes': ('weight_blocks', 'vector'),  # of nf4
-    'scale_codes': ('weight_blocks',),
+    'codes': (*experts, groups, 'vector', *outputs),  # of int4 and nf4
+    'group_scales': (*experts, groups, *outputs),  # of int4
+    'scale_codes': ('weight_blocks',),  # of nf4
     'scale_maxima': ('vector',),
     'scale_mean': (),
   }.get(name)

@@ -1,5 +1,6 @@
 """Quantised weights against `bitsandbytes` and `qwix`, and models that compute with them."""
 import dataclasses
+import math
 
 import bitsandbytes.functional as bitsandbytes
 import jax
@@ -17,11 +18,12 @@ from llm_jax.config.model.architecture import GLU, MixtureOfExperts, SoftmaxRout
 from llm_jax.config.run import Mesh
 from llm_jax.decode.generate import generate
 from llm_jax.decode.sampling import Greedy
-from llm_jax.matrices import Matrix
+from llm_jax.matrices import Matrix, split_shape
+from llm_jax.modules import quantized
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.low_rank import init_adapters, join, merge
 from llm_jax.modules.parameters import parameter_shapes
-from llm_jax.modules.quantized import Int4Weight, Int8Weight, NF4Weight
+from llm_jax.modules.quantized import NF4_VALUES, Int4Weight, Int8Weight, NF4Weight, nf4_values
 from llm_jax.modules.transformer import Transformer
 from llm_jax.modules.weight_storage import assembled, expanded, stored
 from llm_jax.sharding.mesh import make_mesh
@@ -29,16 +31,24 @@ from llm_jax.sharding.rules import param_shardings
 from tests.modules import decoders
 
 
-@pytest.mark.parametrize('shape, spread', (((64, 96), 0.02), ((40, 10, 70), 1.0), ((7, 9), 1e-4), ((300, 256), 3.0)))
-def test_nf4_is_bitsandbytes(shape, spread):
-  """Codes and scales of both levels to the bit; the values that they stand for."""
+@pytest.mark.parametrize('shape, matrix, spread', (
+  ((64, 96), Matrix((-2,), (-1,)), 0.02), ((128, 10, 70), Matrix((-3,), (-2, -1)), 1.0),
+  ((4, 32, 9), Matrix((-3, -2), (-1,)), 1e-4), ((3, 64, 40), Matrix((-2,), (-1,)), 3.0)), ids=str)
+def test_nf4_is_bitsandbytes(shape, matrix, spread):
+  """Codes and scales of both levels to the bit, and the values that they stand for, of the linear layer of PyTorch,
+  whose weight has the outputs in front."""
   rng = np.random.default_rng(0)
   w = (rng.standard_normal(shape) * spread).astype(np.float32)
   w[0] = 0  # blocks of zeros
-  ours = jax.jit(NF4Weight.quantize)(w)
-  codes, state = bitsandbytes.quantize_4bit(torch.tensor(w), quant_type='nf4')
-  theirs = codes.numpy().reshape(-1)
-  np.testing.assert_array_equal(np.asarray(ours.codes).reshape(-1)[:len(theirs)], theirs)
+  experts, inputs, outputs = split_shape(shape, matrix)
+  linear = np.swapaxes(w.reshape(*experts, math.prod(inputs), math.prod(outputs)), -1, -2)
+  ours = jax.jit(lambda w: NF4Weight.quantize(w, matrix))(w)
+  codes, state = bitsandbytes.quantize_4bit(torch.tensor(linear.copy()), quant_type='nf4')
+  pairs = codes.numpy().reshape(*experts, math.prod(outputs), -1, 32)
+  theirs = np.stack([pairs >> 4, pairs & 15], -1).reshape(*pairs.shape[:-1], 64)
+  got = np.concatenate([ours.codes >> 4, ours.codes & 15], len(experts) + 1)
+  got = got.reshape(*got.shape[:len(experts) + 2], -1)
+  np.testing.assert_array_equal(np.moveaxis(got, -1, len(experts)), theirs)
 
   # Of float32 their library chooses a neighbour of the nearest code for 2 of 1,000 numbers; of float64 the nearest.
   np.testing.assert_allclose(ours.scale_mean, state.absmax.mean(), rtol=1e-6)  # of sums in another order
@@ -46,13 +56,20 @@ def test_nf4_is_bitsandbytes(shape, spread):
   values = bitsandbytes.create_dynamic_map()
   scale_codes, maxima = torch.ops.bitsandbytes.quantize_blockwise((state.absmax - mean).double(), values, 256)
   np.testing.assert_array_equal(dynamic_values(), values.numpy())
-  np.testing.assert_array_equal(ours.scale_maxima, maxima.numpy())
+  np.testing.assert_allclose(ours.scale_maxima, maxima.numpy(), rtol=2e-7)  # compiled, a difference has other last bits
   is_one_block = not maxima.any()  # then the scale is the mean, and its code says nothing
   assert is_one_block or np.array_equal(ours.scale_codes, scale_codes.numpy())
 
   scales = values[scale_codes.long()] * maxima.repeat_interleave(256)[:len(scale_codes)] + mean
-  want = _dequantize_4bit_compute(codes.reshape(-1), scales, state.code, 64, shape, torch.float32)
+  want = _dequantize_4bit_compute(codes.reshape(-1), scales, state.code, 64, linear.shape, torch.float32)
+  want = np.swapaxes(want.numpy(), -1, -2).reshape(shape)
   np.testing.assert_allclose(ours.dense(jnp.float32), want, rtol=1e-5, atol=1e-7 * spread)
+
+
+def test_values_are_chosen_as_they_are_read():
+  codes = jnp.arange(16, dtype=jnp.uint8)
+  assert np.array_equal(quantized._choose_values(codes), NF4_VALUES)  # pyright: ignore[reportPrivateUsage]
+  assert np.array_equal(nf4_values(codes), NF4_VALUES)
 
 
 def test_int8_is_qwix():
@@ -92,7 +109,7 @@ def test_quantised_weights_are_put_together_again():
 
 def test_bytes_a_number():
   w = jax.ShapeDtypeStruct((4_096, 14_336), jnp.float32)
-  kept = jax.eval_shape(NF4Weight.quantize, w)
+  kept = jax.eval_shape(lambda w: NF4Weight.quantize(w, Matrix((-2,), (-1,))), w)
   num_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
   assert num_bytes / w.size < 0.517  # QLoRA, section 3: 4 + 8 / 64 + 32 / (64 x 256) bits
 
