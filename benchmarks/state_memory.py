@@ -1,15 +1,16 @@
 """Bytes a parameter of full fine-tuning, for each way of storing parameters and optimizer state.
 
-python -m benchmarks.state_memory
+python -m benchmarks.state_memory [--chip h100]
 
-A Llama of 30 million parameters, one row of 64 tokens, compiled for the CPU and not run. Printed, a parameter: what
-arithmetic gives for parameters, optimizer state and gradient; what the state of the step takes; and the peak of the
-step by the compiler, activations included.
+A Llama of 30 million parameters, one row of 64 tokens, compiled and not run, for the CPU or for an accelerator that is
+not there (install what benchmarks/accelerator_memory.py says). Printed, a parameter: what arithmetic gives for
+parameters, optimizer state and gradient; what the state of the step takes; and the peak of the step by the compiler,
+activations included.
 """
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from llm_jax.objectives.language_model import LanguageModelObjective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
 from llm_jax.paths import map_named
+from llm_jax.train import far
 from llm_jax.train.build import store_param
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
@@ -35,6 +37,20 @@ from llm_jax.train.step import make_train_step
 WIDTHS = {'float32': 4.0, 'bfloat16': 2.0, 'int8': 1 + 4 / 256}
 MODEL = presets.llama(512, 8, 8, d_ff=1_536, vocab_size=4_096, tied_head=True)
 ROWS, TOKENS = 1, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What the steps are compiled for. backend: as jax names it.   device: the first one of its kind."""
+  backend: str
+  device: Callable[[], Any]
+
+
+CHIPS = {
+  'cpu': Chip('cpu', lambda: jax.devices()[0]),
+  'h100': Chip('gpu', lambda: far.gpus(1)[0]),
+  'v5e': Chip('tpu', lambda: far.tpus('v5e:2x2')[0]),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +86,9 @@ def choices() -> Iterator[Choice]:
       yield Choice(parameters, optimizer)
 
 
-def measure(choice: Choice) -> dict[str, float]:
+def measure(choice: Choice, chip: Chip) -> dict[str, float]:
   """Bytes a parameter."""
-  model = Transformer(MODEL, Execution(remat='block'))
+  model = Transformer(MODEL, Execution('float32' if chip.backend == 'cpu' else 'bfloat16', remat='block'))
   dtype_params = lambda params: map_named(lambda path, leaf: store_param(path, leaf, choice.parameters), params)
   init = lambda: dtype_params(model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params'])
   shapes = jax.eval_shape(init)
@@ -82,7 +98,13 @@ def measure(choice: Choice) -> dict[str, float]:
   batch = LanguageModelBatch(integers, integers, jax.ShapeDtypeStruct((ROWS, TOKENS), jnp.float32), integers, integers)
   step = make_train_step(LanguageModelObjective(model, LanguageModel()), optimizer,
                          make_schedule(Constant(1e-4), 100), clip_norm=1.0)
-  memory: Any = jax.jit(step, donate_argnums=0).lower(state, None, batch).compile().memory_analysis()
+  with far.as_backend(chip.backend):
+    here = jax.sharding.SingleDeviceSharding(chip.device())
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    state, batch = jax.tree.map(place, (state, batch))
+    traced = jax.jit(step, donate_argnums=0).trace(state, None, batch)
+    lowered = traced.lower(lowering_platforms=(far.PLATFORMS[chip.backend],))
+    memory: Any = lowered.compile().memory_analysis()
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
   peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes + new_outputs
@@ -93,13 +115,15 @@ def measure(choice: Choice) -> dict[str, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--output', type=pathlib.Path, help='default: a new file in results/state_memory/')
+  parser.add_argument('--chip', choices=list(CHIPS), default='cpu', help='what is compiled for')
   args = parser.parse_args()
+  far.prepare()
   measured: dict[str, dict[str, float]] = {}
   print(f'{"bytes a parameter":45} {"arithmetic":>10} {"state":>8} {"peak":>8}')
   for choice in choices():
-    found = measured[choice.name] = measure(choice)
+    found = measured[choice.name] = measure(choice, CHIPS[args.chip])
     print(f'{choice.name:45} {found["arithmetic"]:10.2f} {found["state"]:8.2f} {found["peak"]:8.2f}', flush=True)
-  write_results('state_memory', {'machine': machine(), 'choices': measured}, args.output)
+  write_results('state_memory', {'machine': machine(), 'chip': args.chip, 'choices': measured}, args.output)
 
 
 if __name__ == '__main__':
