@@ -14,9 +14,9 @@ import orbax.checkpoint as ocp
 
 from llm_jax import paths
 from llm_jax.checkpoints.folders import step_of
-from llm_jax.checkpoints.manifest import Manifest, verify
+from llm_jax.checkpoints.manifest import Manifest, ReadEntries, read_entries, verify
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
-from llm_jax.runtime import processes
+from llm_jax.checkpoints.shared_hashing import on_first_with_help
 from llm_jax.runtime.errors import CheckpointError, one_line
 from llm_jax.runtime.files import files_below, stamp
 
@@ -111,7 +111,7 @@ class SavedCheckpoint:
     return paths.map_named(retype, abstract)
 
   def _read(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    processes.on_first(self._verify_if_touched)
+    on_first_with_help(self.path, self._verify_if_touched)
     try:
       tree = _read_arrays(self.path, wanted)
     except (OSError, ValueError, TypeError, LookupError) as error:  # Orbax raises each of them for what it lacks
@@ -124,9 +124,9 @@ class SavedCheckpoint:
         raise CheckpointError(f'{self.path}: its arrays are not those that its manifest lists ({name})')
     return tree
 
-  def _verify_if_touched(self) -> None:
+  def _verify_if_touched(self, read: ReadEntries) -> None:
     if _stamp(self.path) != self.stamp:
-      verify(self.path)
+      verify(self.path, read)
 
   def _check(self, wanted: Mapping[str, Any], saved: Mapping[str, ArraySpec]) -> None:
     problems = [f'{name} is not in the checkpoint' for name in sorted(wanted.keys() - saved.keys())]
@@ -143,15 +143,15 @@ class SavedCheckpoint:
     raise CheckpointError(f'{self.path}: does not fit this model and optimizer: {text}')
 
 
-def open_checkpoint(path: Path) -> SavedCheckpoint:
-  """Verifies one checkpoint folder, <...>/<step:08d>.
+def open_checkpoint(path: Path, read: ReadEntries = read_entries) -> SavedCheckpoint:
+  """Verifies one checkpoint folder, <...>/<step:08d>.   read: what hashes its files.
 
   Raises:
     CheckpointError: naming the bad file.
   """
   before = _stamp(path)
   try:
-    manifest = verify(path)
+    manifest = verify(path, read)
   except OSError as error:
     raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
   return from_manifest(path, manifest, before)

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,40 @@ class Manifest:
   files: dict[str, FileEntry]
 
 
-def write_manifest(folder: Path, metadata: dict[str, Any]) -> None:
+def read_entries(folder: Path, names: Sequence[str], durable: bool = False) -> list[FileEntry]:
+  """What the files hold now.   durable: also makes them survive a power cut."""
+  def read(name: str) -> FileEntry:
+    return _read_entry(folder / name, durable)
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    return list(pool.map(read, names))
+
+
+def _read_entry(path: Path, durable: bool) -> FileEntry:
+  digest = hashlib.sha256()
+  num_bytes = 0
+  try:
+    with open(path, 'rb') as file:
+      while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        num_bytes += len(chunk)
+      if durable:
+        os.fsync(file.fileno())
+  except OSError as error:
+    raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
+  return FileEntry(num_bytes, digest.hexdigest())
+
+
+ReadEntries = Callable[[Path, Sequence[str], bool], list[FileEntry]]  # `read_entries`, or what asks others
+
+
+def write_manifest(folder: Path, metadata: dict[str, Any], read: ReadEntries = read_entries) -> None:
   """Hashes every file under `folder`, makes them durable, then writes the manifest atomically.
 
-  metadata: JSON values.
+  metadata: JSON values.   read: what hashes the files and makes them durable.
   """
   names = _file_names(folder)
-  entries = _read_entries(folder, names, durable=True)
+  entries = read(folder, names, True)
   for path in folder.rglob('*'):
     if path.is_dir():
       sync_folder(path)
@@ -80,8 +107,8 @@ def read_manifest(folder: Path) -> Manifest:
     raise CheckpointError(f'{path}: damaged ({type(error).__name__}: {error})') from error
 
 
-def verify(folder: Path) -> Manifest:
-  """Reads the manifest and compares every file with it.
+def verify(folder: Path, read: ReadEntries = read_entries) -> Manifest:
+  """Reads the manifest and compares every file with it.   read: what hashes the files.
 
   Raises:
     CheckpointError: naming the first file that is missing, unknown to the manifest, of another size, or changed.
@@ -98,7 +125,7 @@ def verify(folder: Path) -> Manifest:
     listed = manifest.files[name].num_bytes
     if num_bytes != listed:
       raise CheckpointError(f'{folder / name}: has {num_bytes} bytes, {NAME} says {listed}')
-  for name, entry in zip(names, _read_entries(folder, names), strict=True):
+  for name, entry in zip(names, read(folder, names, False), strict=True):
     if entry != manifest.files[name]:
       raise CheckpointError(f'{folder / name}: changed since it was written (its sha256 differs from {NAME})')
   return manifest
@@ -112,30 +139,6 @@ def _file_names(folder: Path) -> list[str]:
     if name != NAME and (path.is_symlink() or not path.is_dir()):
       names.append(name)
   return sorted(names)
-
-
-def _read_entries(folder: Path, names: Sequence[str], durable: bool = False) -> list[FileEntry]:
-  """What the files hold now.   durable: also makes them survive a power cut."""
-  def read(name: str) -> FileEntry:
-    return _read_entry(folder / name, durable)
-
-  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-    return list(pool.map(read, names))
-
-
-def _read_entry(path: Path, durable: bool) -> FileEntry:
-  digest = hashlib.sha256()
-  num_bytes = 0
-  try:
-    with open(path, 'rb') as file:
-      while chunk := file.read(_CHUNK):
-        digest.update(chunk)
-        num_bytes += len(chunk)
-      if durable:
-        os.fsync(file.fileno())
-  except OSError as error:
-    raise CheckpointError(f'{path}: cannot be read ({error.strerror})') from error
-  return FileEntry(num_bytes, digest.hexdigest())
 
 
 def _encode(body: dict[str, Any]) -> bytes:

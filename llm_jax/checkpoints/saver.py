@@ -1,4 +1,5 @@
 """Writing a checkpoint while training goes on: the arrays by Orbax, then the manifest, then the rename that commits."""
+import itertools
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import write_manifest
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
 from llm_jax.checkpoints.orbax_noise import quieten
+from llm_jax.checkpoints.shared_hashing import answer, asking
 from llm_jax.runtime import processes
 from llm_jax.runtime.errors import MIB, CheckpointError, free_space
 from llm_jax.runtime.files import sync_folder
@@ -26,6 +28,7 @@ SAVE_SECONDS = 7 * 24 * 3_600
 DISK_FULL = re.compile('No space|RESOURCE_EXHAUSTED|quota|too large')
 OUT_OF_MEMORY = re.compile('[Oo]ut of memory')  # which RESOURCE_EXHAUSTED stands for too
 REASON_CHARACTERS = 500
+_saves = itertools.count()  # of all stores, the same on every process
 
 
 class BackgroundSaver:
@@ -61,7 +64,8 @@ class BackgroundSaver:
       self._checkpointer().save(staging.absolute() / 'state', args=ocp.args.PyTreeSave(paths.nest(arrays)))
     except (OSError, ValueError, RuntimeError) as error:
       raise self._failure(error) from error
-    self._thread = threading.Thread(target=self._finish, args=(step, staging, stated), name='checkpoint')
+    self._thread = threading.Thread(target=self._finish, args=(f'save_{next(_saves)}', step, staging, stated),
+                                    name='checkpoint')
     self._thread.start()
 
   def wait(self) -> None:
@@ -108,17 +112,19 @@ class BackgroundSaver:
     clear_interrupted(self.folder)
     staging.mkdir(parents=True)
 
-  def _finish(self, step: int, staging: Path, metadata: dict[str, Any]) -> None:
-    """In the background: waits for the arrays, writes the manifest, commits."""
+  def _finish(self, key: str, step: int, staging: Path, metadata: dict[str, Any]) -> None:
+    """In the background: waits for the arrays, writes the manifest, commits.   key: of this save's questions."""
     try:
       kill_point('mid_array', step)
       self._arrays_written = False
       self._checkpointer().wait_until_finished()
       self._arrays_written = True
       if jax.process_index() != 0:
+        answer(key, self.folder)
         return
       kill_point('before_manifest', step)
-      write_manifest(staging, metadata)
+      with asking(key, self.folder) as read:
+        write_manifest(staging, metadata, read)
       kill_point('before_commit', step)
       commit(staging, self.folder / folder_name(step))
       sync_folder(self.folder)

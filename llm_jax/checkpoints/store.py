@@ -17,10 +17,10 @@ import jax
 
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint, from_manifest, open_checkpoint
 from llm_jax.checkpoints.folders import CommittedFolder, Retention, claim, committed_folders, delete, hold
-from llm_jax.checkpoints.manifest import read_manifest
+from llm_jax.checkpoints.manifest import ReadEntries, read_manifest
 from llm_jax.checkpoints.metadata import CheckpointMetadata
 from llm_jax.checkpoints.saver import BackgroundSaver
-from llm_jax.runtime import processes
+from llm_jax.checkpoints.shared_hashing import on_first_with_help
 from llm_jax.runtime.errors import CheckpointError, one_line
 
 
@@ -29,7 +29,8 @@ def _print_warning(text: str) -> None:
 
 
 class CheckpointStore:
-  """The checkpoints of one stage. Every process of a run makes the same calls; process 0 verifies, commits and deletes.
+  """The checkpoints of one stage. Every process of a run makes the same calls; process 0 verifies with the help of
+  the others, commits and deletes.
 
   keep, every, pinned: which checkpoints stay, see `Retention`.
   warn: called with a line of text for every checkpoint that is found damaged.
@@ -71,7 +72,7 @@ class CheckpointStore:
       CheckpointError: when there are checkpoints and none is valid: training must not silently begin again.
     """
     while True:
-      verified = processes.on_first(self._verify_newest_valid)
+      verified = on_first_with_help(self.folder, self._verify_newest_valid)
       if verified is None:
         return None
       try:
@@ -99,11 +100,11 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there are fewer, or one of them is damaged.
     """
-    def verify_newest() -> list[tuple[str, str]]:
+    def verify_newest(read: ReadEntries) -> list[tuple[str, str]]:
       newest = self.retention.regular(committed_folders(self.folder))[:count]
-      return [self._verify(each.path) for each in newest]
+      return [self._verify(each.path, read) for each in newest]
 
-    verified = processes.on_first(verify_newest)
+    verified = on_first_with_help(self.folder, verify_newest)
     if len(verified) < count:
       raise CheckpointError(f'{self.folder}: holds {len(verified)} checkpoints, {count} are to be averaged: save more '
                             'often (config.checkpoints.every) and keep them (config.checkpoints.keep)')
@@ -115,25 +116,25 @@ class CheckpointStore:
     Raises:
       CheckpointError: when there is none, or it is damaged.
     """
-    def verify_step() -> tuple[str, str] | None:
+    def verify_step(read: ReadEntries) -> tuple[str, str] | None:
       for each in committed_folders(self.folder):
         if each.step == step:
-          return self._verify(each.path)
+          return self._verify(each.path, read)
       return None
 
-    verified = processes.on_first(verify_step)
+    verified = on_first_with_help(self.folder, verify_step)
     if verified is None:
       others = ', '.join(map(str, self.steps())) or 'none'
       raise CheckpointError(f'{self.folder}: has no checkpoint of step {step}, only of {others}: '
                             'bring it back from a copy')
     return self._open(*verified)
 
-  def _verify_newest_valid(self) -> tuple[str, str] | None:
+  def _verify_newest_valid(self, read: ReadEntries) -> tuple[str, str] | None:
     problems: list[str] = []
     for each in self._candidates():
       try:
         with hold(each.path):  # a run that saves here more often than one is verified would always be ahead
-          return self._verify(each.path)
+          return self._verify(each.path, read)
       except CheckpointError as error:
         if not each.path.is_dir():  # the run that saves here has just replaced it
           continue
@@ -154,9 +155,9 @@ class CheckpointStore:
       seen.add(following.path)
       yield following
 
-  def _verify(self, path: Path) -> tuple[str, str]:
+  def _verify(self, path: Path, read: ReadEntries) -> tuple[str, str]:
     """Name and stamp of a checkpoint that process 0 has verified: what the others need in order to open it."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, read)
     self._check(checkpoint)
     return path.name, checkpoint.stamp
 

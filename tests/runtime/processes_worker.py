@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llm_jax.checkpoints import saver
+from llm_jax.checkpoints import saver, shared_hashing
+from llm_jax.checkpoints.manifest import read_manifest
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import require
 from llm_jax.runtime import joining, processes
@@ -75,9 +76,15 @@ def main(folder):
   warnings = []
   store = CheckpointStore(folder, keep=2, warn=warnings.append)
   say(empty=repr(store.latest_valid()))
+  read = []
+  original_read = shared_hashing.read_entries
+  shared_hashing.read_entries = lambda folder, names, durable: read.append(names) or original_read(folder, names,
+                                                                                                   durable)
+  shared_hashing.MIN_BYTES = 0
   for step in (10, 20, 30):
     store.save(step, make_state(step, mesh), make_metadata(step))
   store.wait()
+  say(read=read[-1], files=sorted(read_manifest(folder / '00000030').files))
   found = store.latest_valid()
   say(steps=store.steps(), found=found.step, samples=found.metadata.data.samples)
   say(same=same(found.restore(abstract), make_state(30, mesh)))

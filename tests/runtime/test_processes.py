@@ -95,6 +95,13 @@ def test_two_save_and_restore(two):
     assert s['same'] is True
 
 
+def test_each_hashes_its_own_files(two):
+  first, second = (set(s['read']) for s in two.said)
+  assert first | second == set(two.said[0]['files']) and not first & second
+  own = {name for name in two.said[0]['files'] if 'ocdbt.process_1/' in name}
+  assert own and own <= second
+
+
 def test_two_fall_back_to_the_same_checkpoint(two):
   said = two.said
   assert [s['fallback'] for s in said] == [20, 20]
