@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
-from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.source import TEMPLATES
 from llm_jax.config.strategies import Strategy, read_strategy
 
 HF = 'hf'  # the value of --against

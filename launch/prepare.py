@@ -25,6 +25,7 @@ from launch.overrides import split_overrides
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.run import Run
+from llm_jax.config.samples import SampledSource
 from llm_jax.config.sources import Source
 from llm_jax.data.sources.documents import Split
 
@@ -47,7 +48,7 @@ class Prepared(NamedTuple):
 
 
 def pieces_of(run: Run) -> list[Piece]:
-  """All that is to be tokenised, each once; rollouts read prompts as they are."""
+  """All that is to be tokenised, each once; rollouts read prompts as they are, and samples are made by the run."""
   found: dict[tuple[Source, Split], Piece] = {}
   for number, stage in enumerate(run.stages):
     if stage.rollout is not None:
@@ -57,7 +58,8 @@ def pieces_of(run: Run) -> list[Piece]:
       ('data', stage.data, 'train'), (held_out, stage.validation_data, 'validation'))
     for name, data, split in splits:
       for place, weighted in enumerate(data.sources):
-        if split == 'train' or weighted.source.val_fraction:
+        is_made = isinstance(weighted.source, SampledSource)
+        if not is_made and (split == 'train' or weighted.source.val_fraction):
           field = f'config.stages[{number}].{name}.sources[{place}].source'
           found.setdefault((weighted.source, split), Piece(field, weighted.source, split))
   return list(found.values())

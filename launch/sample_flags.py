@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
-from llm_jax.config.sources import TEMPLATES
+from llm_jax.config.source import TEMPLATES
 
 HEADS = 'heads'  # the value of --draft that names the model's own multi-token heads
 DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')  # flags that a beam search has no use for

@@ -12,7 +12,7 @@ from launch.streaming import text_pieces, up_to_stop
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.run import Run
-from llm_jax.config.sources import OWN_TEMPLATE
+from llm_jax.config.source import OWN_TEMPLATE
 from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer, opened
 from llm_jax.data.tokenizers.chat_templates import Message, end_of_turn, prompt_ids
 from llm_jax.decode.beam import beam_search

@@ -119,12 +119,12 @@ class SavedModels:
         digests = processes.on_first(lambda: hf.folder_digests(str(hub.model_folder(name, revision))))
         parts = [f'{name} {digest}' for name, digest in digests.items()]
       case Params(name):
-        parts = [_manifest_digest(self._last(name))]
+        parts = [manifest_digest(self._last(name))]
         parent = self._stage(name)
         if parent.adapters is not None:
           parts.append(self.base_digest(parent))
       case Average():
-        parts = [f'{weight} {_manifest_digest(checkpoint)}' for checkpoint, weight in self._averaged(root.init)]
+        parts = [f'{weight} {manifest_digest(checkpoint)}' for checkpoint, weight in self._averaged(root.init)]
       case _:
         raise ValueError(f'{root.name} has nothing that adapters could be trained beside')
     return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
@@ -193,6 +193,6 @@ def _decoder_alone(checkpoint: SavedCheckpoint, shapes: dict[str, Any]) -> Saved
   return dataclasses.replace(checkpoint, leaves=leaves)
 
 
-def _manifest_digest(checkpoint: SavedCheckpoint) -> str:
+def manifest_digest(checkpoint: SavedCheckpoint) -> str:
   """The manifest has the digest of every file."""
   return processes.on_first(lambda: hashlib.sha256((checkpoint.path / MANIFEST).read_bytes()).hexdigest())

@@ -255,8 +255,8 @@ def _check_tasks(names: tuple[str, ...], data: tuple[str, ...], limit: int | Non
 
 @dataclasses.dataclass(frozen=True)
 class PassRate(EvaluationConfig):
-  """The share of held-out prompts whose answer, greedy and sampled, gets the rewards of the stage's rollout, at the
-  start and at the end. For stages that learn from their own answers.
+  """The share of held-out prompts whose answer, greedy and sampled, gets the rewards of the stage's rollout or samples,
+  at the start and at the end. For stages that learn from their own answers, or from those of an earlier stage.
 
   every: steps between evaluations; 0: only the two.
   prompts: how many are answered, spread over those that are held out.
@@ -277,8 +277,9 @@ class PassRate(EvaluationConfig):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
 
   def check(self, stage: 'Stage') -> None:
-    require(stage.rollout is not None, 'passing', self.passing, 'the stage has no rollout, whose rewards are asked for')
-    names = () if stage.rollout is None else stage.rollout.names
+    require(stage.answering is not None, 'passing', self.passing,
+            'the stage has neither a rollout nor samples, whose rewards are asked for')
+    names = () if stage.answering is None else stage.answering.names
     require(self.reward is None or self.reward in names, 'reward', self.reward,
             f'the rewards of the stage are {", ".join(names)}: use one of them, or None')
 

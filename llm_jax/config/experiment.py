@@ -12,11 +12,13 @@ from llm_jax.config.evaluations import *
 from llm_jax.config.objectives import *
 from llm_jax.config.optimizers import *
 from llm_jax.config.policy_gradients import *
+from llm_jax.config.prompt_sources import *
 from llm_jax.config.quantization import *
 from llm_jax.config.ramp import *
 from llm_jax.config.rewards import *
 from llm_jax.config.rollout import *
 from llm_jax.config.run import *
+from llm_jax.config.samples import *
 from llm_jax.config.schedules import *
 from llm_jax.config.schema import read, to_config_dict
 from llm_jax.config.sources import *

@@ -33,6 +33,7 @@ def check_stages(run: Run) -> None:
     _check_lengths(run, stage, path)
     _check_teacher(stage, earlier, path)
     _check_reward_models(stage, earlier, path)
+    _check_samples(stage, earlier, path)
 
 
 def _named(stages: tuple[Stage, ...], name: str) -> Stage:
@@ -62,10 +63,20 @@ def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
 def _check_reward_models(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
   """A reward model that is a stage of the run has learnt before it scores."""
   trained = [each.name for each in earlier if isinstance(each.objective, RewardModel)]
-  for k, reward in enumerate(() if stage.rollout is None else stage.rollout.rewards):
-    if isinstance(reward, RewardModelScore) and isinstance(reward.model, Params):
-      require(reward.model.stage in trained, f'{path}.rollout.rewards[{k}].model', reward.model.stage,
-              f'name an earlier stage whose objective is RewardModel, one of {trained}')
+  places = {'rollout': stage.rollout} if stage.rollout else {'data: samples': samples for samples in stage.samples}
+  for place, answering in places.items():
+    for k, reward in enumerate(answering.rewards):
+      if isinstance(reward, RewardModelScore) and isinstance(reward.model, Params):
+        require(reward.model.stage in trained, f'{path}.{place}.rewards[{k}].model', reward.model.stage,
+                f'name an earlier stage whose objective is RewardModel, one of {trained}')
+
+
+def _check_samples(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
+  """A stage that answers prompts for another comes before it."""
+  names = [each.name for each in earlier]
+  for samples in stage.samples:
+    require(samples.stage in names, f'{path}.data: samples.stage', samples.stage,
+            f'name an earlier stage, one of {names}')
 
 
 def _check_resume(stage: Stage, parent: Stage, path: str) -> None:

@@ -133,3 +133,19 @@ def reward_names(rewards: tuple[Reward, ...]) -> tuple[str, ...]:
     earlier = sum(name.partition(':')[0] == reward.name for name in names)
     names.append(f'{reward.name}:{earlier + 1}' if earlier else reward.name)
   return tuple(names)
+
+
+class Rewarded:
+  """What has rewards, which score the answers that it samples."""
+  rewards: tuple[Reward, ...]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """How records call the rewards."""
+    return reward_names(self.rewards)
+
+  @property
+  def reward_models(self) -> dict[str, RewardModelScore]:
+    """Those of the rewards that are scores of reward models, by the names of records."""
+    named = zip(self.names, self.rewards, strict=True)
+    return {name: reward for name, reward in named if isinstance(reward, RewardModelScore)}

@@ -4,7 +4,7 @@ import math
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe, Sequences, Tokens
-from llm_jax.config.rewards import Reward, RewardModelScore, reward_names
+from llm_jax.config.rewards import Reward, Rewarded
 
 __all__ = ['Rollout']
 
@@ -13,7 +13,7 @@ HALVES, SHORTEST = 2, 16  # lengths of rows of one answer, and the least tokens 
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollout:
+class Rollout(Rewarded):
   """Answers to prompts, sampled with the parameters that a stage has reached, scored, and learnt from.
 
   One rollout is learnt from in `minibatches` x `replays` steps. Each takes the stage's `batch_size` answers, so that a
@@ -51,17 +51,6 @@ class Rollout:
     require(self.rows_at_once is None or self.rows_at_once >= 1, 'rows_at_once', self.rows_at_once,
             'use 1 or more, or None for all')
     require(self.samples_every >= 0, 'samples_every', self.samples_every, 'use 0 or more')
-
-  @property
-  def names(self) -> tuple[str, ...]:
-    """How records call the rewards."""
-    return reward_names(self.rewards)
-
-  @property
-  def reward_models(self) -> dict[str, RewardModelScore]:
-    """Those of the rewards that are scores of reward models, by the names of records."""
-    named = zip(self.names, self.rewards, strict=True)
-    return {name: reward for name, reward in named if isinstance(reward, RewardModelScore)}
 
   @property
   def steps(self) -> int:

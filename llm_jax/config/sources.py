@@ -1,6 +1,7 @@
 """Where text comes from: `Data.sources` is a tuple of these; `llm_jax/data/sources/` reads them.
 
-To add one, write its class here, name it in `Source`, and write the class that `implementation` names.
+To add one, write its class here, name it in `Source`, and write the class that `implementation` names. Prompts are in
+`prompt_sources.py`, what an earlier stage answers to them in `samples.py`.
 
 `val_fraction` is the fraction set aside for evaluation: by hash of the document's key, or, where a source is one single
 document, its tail.
@@ -11,59 +12,17 @@ from typing import ClassVar
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
 from llm_jax.config.hub_names import HubName
-from llm_jax.config.rows import LABELLED, PAIRS, PROMPTS, RANKED, RATED, TEXT, RowKind
+from llm_jax.config.prompt_sources import DigitTexts, Prompts, ReasoningGym, SortedDigits
+from llm_jax.config.rows import LABELLED, PAIRS, RANKED, RATED, RowKind
+from llm_jax.config.samples import BestOf, RankedPairs
+from llm_jax.config.source import TEMPLATES, SourceConfig
 
 __all__ = [
-  'ArrayRecord', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts', 'Parquet',
-  'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RatedAnswers', 'ReasoningGym', 'RetrievedAnswers',
-  'SortedDigits', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
+  'ArrayRecord', 'BestOf', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts',
+  'Parquet', 'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RankedPairs', 'RatedAnswers', 'ReasoningGym',
+  'RetrievedAnswers', 'SortedDigits', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
   'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
-
-NAMED_TEMPLATES = ('plain', 'chatml', 'llama2', 'llama3')
-OWN_TEMPLATE = 'model'  # the chat template that an imported model brings along
-TEMPLATES = (*NAMED_TEMPLATES, OWN_TEMPLATE)
-
-
-class SourceConfig:
-  """What every source states beside its own fields.
-
-  implementation: the class that reads it, 'package.module:Class'.
-  rows: the kind of rows that its documents become.
-
-  Fields that most of them have:
-
-  path: a file, a folder or a glob.
-  field: the name under which a row has its text or messages.
-  val_fraction: fraction of the documents that is set aside for evaluation.
-  """
-  implementation: ClassVar[str]
-  rows: ClassVar[RowKind] = TEXT
-
-  @property
-  def chat_template(self) -> str | None:
-    """What writes out its dialogues; None where its documents are none."""
-    return None
-
-  @property
-  def sequences(self) -> int:
-    """Token sequences of the stage's `seq_len` in one row."""
-    return self.rows.sequences
-
-  @property
-  def classes(self) -> tuple[str, ...] | None:
-    """Names of the classes of its texts; None where they have none."""
-    return None
-
-  @property
-  def has_margins(self) -> bool:
-    """Whether its rows say how much better one of two answers is."""
-    return False
-
-  @property
-  def has_soft_labels(self) -> bool:
-    """Whether its rows say how probable it is that one of two answers is better."""
-    return False
 
 
 # ---------------------------------------------------------------------------------------------- text
@@ -185,14 +144,16 @@ class DialogueSource(SourceConfig):
   """Documents written out by a chat template; only what the assistant says is a target, the end of its turn included.
 
   template: 'plain', 'chatml', 'llama2', 'llama3', or 'model': the chat template that an imported model brings along.
+    None: contents stand one behind the other, and an answer ends with the end of text.
   """
-  template: str
+  template: str | None
 
   def __post_init__(self):
-    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+    require(self.template is None or self.template in TEMPLATES, 'template', self.template,
+            f'use one of {TEMPLATES}, or None')
 
   @property
-  def chat_template(self) -> str:
+  def chat_template(self) -> str | None:
     return self.template
 
 
@@ -208,7 +169,7 @@ class Conversations(DialogueSource):
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source').
   """
   path: Safe[str]
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   field: str = 'messages'
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
@@ -220,7 +181,7 @@ class StandardLibraryChats(DialogueSource):
   """Conversations from the running interpreter's standard library: the signature of a short function and what it does,
   and as the answer its body, fenced as Python. A file's functions are in the validation split where `StandardLibrary`
   with the same `val_fraction` has the file there."""
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   val_fraction: float = 0.05
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryChatsReader'
 
@@ -236,7 +197,7 @@ class Preferences(DialogueSource):
   soft_label: name of the entry with the probability that the chosen answer is better; None: it is, for certain.
   """
   path: Safe[str]
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
@@ -288,7 +249,7 @@ class RatedAnswers(DialogueSource):
   ignore: entries of rows and messages that may be left unread, such as ('id', 'source'). Others are refused.
   """
   path: Safe[str]
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:RatedAnswersReader'
@@ -324,7 +285,7 @@ class StandardLibraryPreferences(DialogueSource):
 
   mask_formatting: as `Preferences` has it.
   """
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   mask_formatting: bool = True
   val_fraction: float = 0.05
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryPreferencesReader'
@@ -335,7 +296,7 @@ class StandardLibraryPreferences(DialogueSource):
 class StandardLibraryRatedAnswers(DialogueSource):
   """The questions of `StandardLibraryChats`, each with one answer: for one half of them the function's body, which is
   desirable, for the other half the worse answer that `StandardLibraryPreferences` rejects."""
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   val_fraction: float = 0.05
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:StandardLibraryRatedAnswersReader'
   rows: ClassVar[RowKind] = RATED
@@ -396,99 +357,8 @@ class StandardLibraryFunctions(LabelledSource):
   implementation: ClassVar[str] = 'llm_jax.data.sources.labelled:StandardLibraryFunctionsReader'
 
 
-# ---------------------------------------------------------------------------------------------- prompts
-@dataclasses.dataclass(frozen=True)
-class Prompts(SourceConfig):
-  """JSON lines (optionally .gz or .zst) with a prompt, a text or a list of {"role", "content"}, under `field`. What
-  else a row has, such as the right answer, is for the rewards.
-
-  template: the chat template that writes the prompt ('plain', 'chatml', 'llama2', 'llama3', 'model'). None: the
-    prompt is a text that the model goes on with as it is.
-  """
-  path: Safe[str]
-  template: str | None = 'chatml'
-  field: str = 'prompt'
-  val_fraction: float = 0.05
-  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:PromptsReader'
-  rows: ClassVar[RowKind] = PROMPTS
-
-  def __post_init__(self):
-    require(self.template is None or self.template in TEMPLATES, 'template', self.template,
-            f'use one of {TEMPLATES}, or None')
-
-  @property
-  def chat_template(self) -> str | None:
-    return self.template
-
-
-@dataclasses.dataclass(frozen=True)
-class ReasoningGym(SourceConfig):
-  """Questions that a generator of the package `reasoning-gym` makes, such as 'chain_sum' or 'gsm_symbolic', with the
-  right answer under 'answer', for the reward `Exact`. (`launch.evaluate --tasks=reasoning_gym.NAME` asks others.)
-
-  generator: its name.
-  count: questions.
-  seed: of the questions; `launch.evaluate` has 0 and 1.
-  template: as `Prompts` has it.
-  """
-  generator: str
-  count: int = 5_000
-  seed: int = 2
-  template: str | None = 'chatml'
-  val_fraction: float = 0.05
-  implementation: ClassVar[str] = 'llm_jax.data.sources.reasoning:ReasoningGymReader'
-  rows: ClassVar[RowKind] = PROMPTS
-  packages: ClassVar[tuple[str, ...]] = ('reasoning_gym',)
-  extra: ClassVar[str] = 'eval'
-
-  def __post_init__(self):
-    require(self.template is None or self.template in TEMPLATES, 'template', self.template,
-            f'use one of {TEMPLATES}, or None')
-    require(self.count >= 1, 'count', self.count, 'use 1 or more')
-
-  @property
-  def chat_template(self) -> str | None:
-    return self.template
-
-
-class DigitSource(SourceConfig):
-  """Random digits, no two rows alike. Rows with the same digits are in the same split in every source that has the same
-  `val_fraction`.
-
-  digits: of a prompt.
-  count: rows.
-  """
-  digits: int
-  count: int
-
-  def __post_init__(self):
-    require(self.digits >= 1, 'digits', self.digits, 'use 1 or more')
-    require(1 <= self.count <= 10**self.digits // 2, 'count', self.count,
-            f'use 1 to {10**self.digits // 2}, half of the numbers that there are with digits={self.digits}')
-
-
-@dataclasses.dataclass(frozen=True)
-class SortedDigits(DigitSource):
-  """Prompts of a made-up task, '402>', whose right answer, under 'answer', is the digits in order: '024'."""
-  digits: int = 6
-  count: int = 6_000
-  val_fraction: float = 0.05
-  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:SortedDigitsReader'
-  rows: ClassVar[RowKind] = PROMPTS
-
-
-@dataclasses.dataclass(frozen=True)
-class DigitTexts(DigitSource):
-  """Texts to begin the task of `SortedDigits` from: the digits, and behind them half of the time the same digits, three
-  times in ten in reverse, and twice in order: '402>402', '402>204', '402>024'."""
-  digits: int = 6
-  count: int = 60_000
-  val_fraction: float = 0.05
-  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:DigitTextsReader'
-
-
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
   RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | RetrievedAnswers | LabelledJsonl |
-  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts
+  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts | BestOf | RankedPairs
 )

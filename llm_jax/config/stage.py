@@ -16,6 +16,7 @@ from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.rows import PROMPTS, names_with
+from llm_jax.config.samples import SampledSource, Samples
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
 from llm_jax.config.spikes import SkipSpikes
@@ -101,6 +102,7 @@ class Stage:
     self._check_ramp()
     self._check_rows()
     self._check_rollout()
+    self._check_samples()
     self._check_evals()
     warmup = getattr(self.learning_rate, 'warmup', 0)
     require(warmup <= self.steps, 'learning_rate.warmup', warmup,
@@ -195,6 +197,16 @@ class Stage:
     require(not has_schedule, 'data', [part.weight for part in self.data.sources],
             'prompts are mixed by weights that stay: use numbers')
 
+  def _check_samples(self) -> None:
+    """Whether what an earlier stage answers fits into rows."""
+    for field in ('data', 'eval_data'):
+      data = getattr(self, field)
+      for i, part in enumerate(() if data is None else data.sources):
+        if isinstance(part.source, SampledSource):
+          tokens = part.source.samples.max_new_tokens
+          require(tokens < self.seq_len, f'{field}.sources[{i}].source.samples.max_new_tokens', tokens,
+                  f'leaves no room for a prompt in seq_len={self.seq_len}: use less')
+
   def _check_evals(self) -> None:
     names: list[str] = []
     for i, evaluation in enumerate(self.evals):
@@ -217,6 +229,18 @@ class Stage:
   def phases_over(self, copies: int) -> tuple[Phase, ...]:
     """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
     return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, self.data.sequences)
+
+  @property
+  def samples(self) -> tuple[Samples, ...]:
+    """The answers of earlier stages that it learns from, or is scored on, each once."""
+    datas = [self.data] if self.eval_data is None else [self.data, self.eval_data]
+    sources = [part.source for data in datas for part in data.sources]
+    return tuple(dict.fromkeys(source.samples for source in sources if isinstance(source, SampledSource)))
+
+  @property
+  def answering(self) -> Rollout | Samples | None:
+    """How answers to prompts are sampled and scored, where it learns from such; else None."""
+    return self.rollout or next(iter(self.samples), None)
 
   @property
   def validation_data(self) -> Data:

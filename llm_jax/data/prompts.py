@@ -14,10 +14,14 @@ from llm_jax.data.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """text: as rewards and people see it.   ids: as the model does.   columns: what else its row has."""
+  """text: as rewards and people see it.   ids: as the model does.   columns: what else its row has.
+
+  messages: what the chat template wrote, or the text that the model goes on with.
+  """
   text: str
   ids: tuple[int, ...]
   columns: dict[str, Any]
+  messages: Any = ''
 
 
 class PromptSet:
@@ -89,7 +93,7 @@ def _encode(source: DocumentSource, key: str, document: Any, tokenizer: Tokenize
   if len(ids) > longest:
     raise ConfigError(key, f'{len(ids)} tokens', f'with rollout.max_new_tokens behind it the prompt passes seq_len: at '
                       f'most {longest} fit, so lengthen seq_len, shorten the answers or leave it out')
-  return Prompt(document.text, tuple(ids), document.columns)
+  return Prompt(document.text, tuple(ids), document.columns, document.messages)
 
 
 def _order(count: int, seed: int, source: int) -> Any:

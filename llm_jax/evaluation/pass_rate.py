@@ -52,19 +52,19 @@ class PassRateEvaluation(Evaluation):
     return self.held_out is not None
 
   def run(self, model: Evaluated, start: Metrics) -> Result:
-    rollout, prompts = self.setup.stage.rollout, self.held_out
-    assert rollout is not None and prompts is not None
+    answering, prompts = self.setup.stage.answering, self.held_out
+    assert answering is not None and prompts is not None
     chosen = prompts.first(self.config.prompts)
     model.heartbeat()
     greedy = self.score(model, prompts, chosen, 1, GREEDY)
-    sampled = self.score(model, prompts, chosen, self.config.samples, Sampling(rollout.temperature))
+    sampled = self.score(model, prompts, chosen, self.config.samples, Sampling(answering.temperature))
     metrics = {
       'pass_greedy': greedy.share(self.config.passing),
       'pass_sampled': sampled.share(self.config.passing),
       'reward_greedy': float(greedy.rewards.mean()),
       'reward_sampled': float(sampled.rewards.mean()),
     }
-    if len(rollout.rewards) > 1:
+    if len(answering.rewards) > 1:
       for kind, scored in (('greedy', greedy), ('sampled', sampled)):
         metrics |= {f'reward_{kind}/{name}': float(scores.mean()) for name, scores in scored.parts.items()}
     found = f'{metrics["pass_greedy"]:.1%} greedy, {metrics["pass_sampled"]:.1%} sampled'
@@ -79,12 +79,12 @@ class PassRateEvaluation(Evaluation):
   def score(self, model: Evaluated, prompts: PromptSet, chosen: list[Prompt], samples: int, sampling: Greedy | Sampling
             ) -> Scored:
     """Answers and their rewards."""
-    setup, rollout = self.setup, self.setup.stage.rollout
-    assert rollout is not None
-    sampler = Sampler(setup.model, setup.execution, setup.tokenizer, prompts.stop_tokens, rollout.max_new_tokens,
-                      rollout.rows_at_once)
+    setup, answering = self.setup, self.setup.stage.answering
+    assert answering is not None
+    sampler = Sampler(setup.model, setup.execution, setup.tokenizer, prompts.stop_tokens, answering.max_new_tokens,
+                      answering.rows_at_once)
     answers = sampler.answers(model.params, chosen, samples, sampling, jax.random.key(setup.run.seed))
-    rewards = Rewards(rollout)
+    rewards = Rewards(answering)
     scores = rewards.score(answers, self.reward_models(model.frozen, prompts))
     parts = dict(zip(rewards.names, scores, strict=True))
     weighted = rewards.weighted(scores)
@@ -92,7 +92,7 @@ class PassRateEvaluation(Evaluation):
 
   def reward_models(self, frozen: Frozen, prompts: PromptSet) -> RewardModels:
     stage = self.setup.stage
-    assert stage.rollout is not None
+    assert stage.answering is not None
     place = functools.partial(placed, sharding=batch_sharding(self.setup.mesh))
     return RewardModels(frozen, prompts.end, self.setup.phase.batch_size // self.setup.phase.microbatches,
-                        stage.rollout.lengths(stage.seq_len), place)
+                        stage.answering.lengths(stage.seq_len), place)

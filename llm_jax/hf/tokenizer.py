@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.hub_names import is_hub_name
-from llm_jax.config.sources import OWN_TEMPLATE
+from llm_jax.config.source import OWN_TEMPLATE
 from llm_jax.config.tokenizers import HuggingFaceFile
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.data.tokenizers.byte_level import END_OF_TEXT, ByteTokenizer, RankTokenizer

@@ -12,6 +12,7 @@ import numpy as np
 from llm_jax.config.errors import require
 from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, RewardModelScore
 from llm_jax.config.rollout import Rollout
+from llm_jax.config.samples import Samples
 from llm_jax.data.sources import standard_library
 from llm_jax.rollout.sampling import Answer
 from llm_jax.runtime import activity, processes
@@ -23,18 +24,19 @@ SHOWN = 60  # characters of a prompt in an error
 
 
 class Rewards:
-  """The rewards of a stage.
+  """The rewards of a stage.   answering: how it samples and scores answers.
 
   Raises:
     ConfigError: a user's file or function is not there.
   """
 
-  def __init__(self, rollout: Rollout):
-    self.names = rollout.names
-    self.weights = np.array([reward.weight for reward in rollout.rewards])
-    self.models = tuple(rollout.reward_models)
-    self.scorers = {name: scorer(reward, f'rollout.rewards[{i}]')
-                    for i, (name, reward) in enumerate(zip(self.names, rollout.rewards, strict=True))
+  def __init__(self, answering: Rollout | Samples):
+    place = 'rollout' if isinstance(answering, Rollout) else 'samples'
+    self.names = answering.names
+    self.weights = np.array([reward.weight for reward in answering.rewards])
+    self.models = tuple(answering.reward_models)
+    self.scorers = {name: scorer(reward, f'{place}.rewards[{i}]')
+                    for i, (name, reward) in enumerate(zip(self.names, answering.rewards, strict=True))
                     if not isinstance(reward, RewardModelScore)}
 
   def score(self, answers: Sequence[Answer], by_model: ModelScorer | None = None) -> np.ndarray:

@@ -15,6 +15,7 @@ from llm_jax.checkpoints.manifest import NAME as MANIFEST
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.model.architecture import Architecture
+from llm_jax.config.rewards import Rewarded
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace, Params
@@ -88,7 +89,7 @@ def find_models(session: Session, stage: Stage) -> FoundModels:
     CheckpointError: a checkpoint is damaged or gone, or its stage has not finished.
     ConfigError: a tokenizer or a vocabulary is another, or a folder holds no such model.
   """
-  return FoundModels(find_teacher(session, stage), find_reward_models(session, stage))
+  return FoundModels(find_teacher(session, stage), find_reward_models(session, stage, stage.answering))
 
 
 def find_teacher(session: Session, stage: Stage) -> FoundModel | None:
@@ -103,14 +104,14 @@ def find_teacher(session: Session, stage: Stage) -> FoundModel | None:
     return found
 
 
-def find_reward_models(session: Session, stage: Stage) -> dict[str, FoundModel]:
+def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None) -> dict[str, FoundModel]:
   """The models that score the stage's answers, by the names of the rewards.   Raises: as `find_models`."""
-  if stage.rollout is None:
+  if rewarded is None:
     return {}
   found: dict[str, FoundModel] = {}
-  for name, reward in stage.rollout.reward_models.items():
-    place = stage.rollout.rewards.index(reward)
-    with located(f'stage {stage.name}.rollout.rewards[{place}]'):
+  for name, reward in rewarded.reward_models.items():
+    place = rewarded.rewards.index(reward)
+    with located(f'stage {stage.name}: rewards[{place}]'):
       found[name] = _find(session, reward.model, REWARD_MODEL)
   return found
 

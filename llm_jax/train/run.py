@@ -1,12 +1,10 @@
 """A run: its stages one after the other. What is finished is skipped, what was interrupted goes on."""
 import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,19 +16,13 @@ from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.hub_names import HubName, hub_names, pinned
 from llm_jax.config.optimizers import Optax
 from llm_jax.config.packages import check_packages
-from llm_jax.config.rollout import Rollout
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
-from llm_jax.data.dataset import Dataset, open_dataset, training_texts
-from llm_jax.data.mixture_stats import SourceStats, mixture_stats
-from llm_jax.data.prompts import open_prompts
-from llm_jax.data.sources.documents import Split
-from llm_jax.data.stage_data import StageData
+from llm_jax.data.dataset import training_texts
 from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_tokenizer, make_tokenizer
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.optim.optimizers import made_by_function
-from llm_jax.rollout.rewards import Rewards
 from llm_jax.runtime import activity, cpu, hub, processes, time_use
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
@@ -45,18 +37,17 @@ from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import has_host_memory
 from llm_jax.tracking.metrics import MetricsWriter, make_trackers, warn_of_damage
-from llm_jax.tracking.numbers import mixture_cells
 from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
-from llm_jax.tracking.task import ByteProgress
 from llm_jax.tracking.terminal import say
 from llm_jax.tracking.tracker import TrackedRun
 from llm_jax.train.branches import make_branch, read_branches
-from llm_jax.train.build import stage_seed
-from llm_jax.train.evaluations import has_result, make_evaluations
+from llm_jax.train.data import check_evaluations, check_unchanged_data, open_data, open_made, print_data
+from llm_jax.train.evaluations import has_result
 from llm_jax.train.out_of_memory import naming_out_of_memory
 from llm_jax.train.own_checkpoints import check_not_lost
 from llm_jax.train.profile import FLAG as PROFILE
 from llm_jax.train.profile import Window
+from llm_jax.train.samples import are_there
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
 
@@ -109,11 +100,17 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
     window = None if profile is None else choose_window(profile, stages)
     activity.begin('opens the data', use=Use.DATA)
     data = open_data(session, stages)
-    check_evaluations(session, stages, data)
+    opened = [stage for stage in stages if stage.name in data]
+    check_evaluations(session, opened, data)
     if session.primary:
-      print_data(run, stages, data)
+      print_data(run, opened, data)
     try:
       for stage in stages:
+        if stage.name not in data:
+          open_made(session, stage, data)
+          check_evaluations(session, [stage], data)
+          if session.primary:
+            print_data(run, [stage], data)
         check_unchanged_data(run, stage, data[stage.name])
         built = build_stage(session, stage, data)
         with naming_out_of_memory(built):
@@ -323,7 +320,8 @@ def check_starts(session: Session, stages: list[Stage]) -> None:
       with located('config'):
         hf.check_pretrained(hub.model_folder(stage.init.folder, stage.init.revision), session.run.model,
                             resize_vocabulary=stage.init.resize_vocabulary)
-    for parent in stage.parents:
+    answering = [samples.stage for samples in stage.samples] if not are_there(session, stage) else []
+    for parent in (*stage.parents, *answering):
       if parent not in names:
         check_parent_finished(session, stage, parent)
 
@@ -345,109 +343,3 @@ def check_parent_finished(session: Session, stage: Stage, parent: str) -> None:
   hint = ('lost its checkpoints: bring them back, or train it again in another workdir' if lost else
           'not finished: run that first')
   raise ConfigError('--stage', stage.name, f'it starts from stage {parent}, which has {hint}')
-
-
-# ---------------------------------------------------------------------------------------------- their data
-def open_data(session: Session, stages: list[Stage]) -> dict[str, StageData]:
-  """The data of the stages and of those that they come from, by name. All of it is opened before anything compiles, so
-  that what is wrong with the last stage's is said at once."""
-  run = session.run
-  needed = set()
-  for stage in stages:
-    needed.update(each.name for each in (*run.ancestors(stage), stage))
-  data = {stage.name: open_stage_data(session, stage) for stage in run.stages if stage.name in needed}
-  fingerprints = []
-  for opened in data.values():
-    fingerprints += opened.fingerprints
-  processes.agree('data', repr(fingerprints))
-  return data
-
-
-def open_stage_data(session: Session, stage: Stage) -> StageData:
-  if stage.rollout is not None:
-    return open_stage_prompts(session, stage, stage.rollout)
-  train = {}
-  for seq_len in dict.fromkeys(phase.seq_len for phase in stage.phases):
-    dataset = open_split(session, stage, 'train', seq_len)
-    if dataset is not None:  # a training split is never empty
-      train[seq_len] = dataset
-  return StageData(train, open_split(session, stage, 'validation', stage.phases[-1].seq_len))
-
-
-def open_stage_prompts(session: Session, stage: Stage, rollout: Rollout) -> StageData:
-  """The prompts of a stage that learns from its own answers. Its rewards are looked at too, for they may be files."""
-  longest = stage.seq_len + 1 - rollout.max_new_tokens
-  with located(f'config.stages[{session.run.stages.index(stage)}]'):
-    Rewards(rollout)
-    open_one = functools.partial(open_prompts, tokenizer=session.tokenizer, seed=stage_seed(session.run, stage),
-                                 longest=longest)
-    train = open_one(stage.data, split='train')
-    held_out = open_one(stage.validation_data, split='validation')
-  return StageData({}, None, train, held_out)
-
-
-def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
-  """One split in rows of `seq_len` tokens, tokenised if no run has done that before."""
-  data = stage.data if split == 'train' else stage.validation_data
-  show_progress = functools.partial(ByteProgress, f'tokenise {split}', enabled=session.primary)
-  with located(f'config.stages[{session.run.stages.index(stage)}]'):
-    return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage), split=split,
-                        steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name,
-                        vocab_size=session.run.model.vocab_size)
-
-
-def check_unchanged_data(run: Run, stage: Stage, data: StageData) -> None:
-  """Refuses a stage whose files have changed since the run began, when they were tokenised: a resumed run would find
-  other data than the stage was trained on.
-
-  Raises:
-    ConfigError: on every process, naming the files.
-  """
-  def check() -> None:
-    changed = data.changed_files()
-    if changed:
-      raise ConfigError(f'config.stages[{run.stages.index(stage)}].data', ', '.join(sorted(changed)),
-                        f'changed since the run began: start the same command again, which reads it anew for stage '
-                        f'{stage.name}')
-
-  processes.on_first(check)
-
-
-def check_evaluations(session: Session, stages: list[Stage], data: Mapping[str, StageData]) -> None:
-  """Refuses data that a stage's evaluations cannot use."""
-  for stage in stages:
-    number = session.run.stages.index(stage)
-    for evaluation in make_evaluations(session, stage, data):
-      place = stage.evals.index(evaluation.config)
-      with located(f'config.stages[{number}].evals[{place}]'):
-        evaluation.check()
-
-
-def print_data(run: Run, stages: list[Stage], data: Mapping[str, StageData]) -> None:
-  """What every stage will read, and a warning where it is scored on what it was trained on."""
-  for stage in stages:
-    warn_of_seen(run, stage, data)
-    print_mixture(stage.name, mixture_stats(data[stage.name].train, stage.phases, stage.samples_after(stage.steps)))
-
-
-def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
-  """Says where a stage is scored on what it, or a stage that it comes from, is trained on."""
-  validation = data[stage.name].validation
-  if validation is None:
-    return
-  for trained in (*run.ancestors(stage), stage):
-    if trained.steps == 0 or trained.rollout is not None:
-      continue
-    for line in validation.seen_in(data[trained.name].train[trained.seq_len]):
-      logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '
-                      'files by the same path, with the same val_fraction', stage.name, line, trained.name)
-
-
-def print_mixture(stage: str, rows: Sequence[SourceStats]) -> None:
-  """What the stage will read, a line a source."""
-  if not rows:
-    return
-  lines = [(f'{stage} reads', 'share', 'epochs', 'size', 'tokens')]
-  lines += [(f'  {row.source}', *mixture_cells(row.to_record())) for row in rows]
-  for name, *numbers in lines:
-    say(f'{name:<40}' + ''.join(f'{number:>12}' for number in numbers))

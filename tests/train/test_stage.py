@@ -26,11 +26,12 @@ from llm_jax.tracking.progress import Progress
 from llm_jax.tracking.saved_steps import note_saved_step
 from llm_jax.train import run as run_module
 from llm_jax.train.branches import Branch
+from llm_jax.train.data import check_unchanged_data, open_data
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.hooks import Diverged, SavePeriodically, check_result, divergence_hint
 from llm_jax.train.out_of_memory import OutOfMemory, activation_bytes, naming_out_of_memory, state_bytes
 from llm_jax.train.own_checkpoints import check_not_lost, check_own
-from llm_jax.train.run import check_starts, check_unchanged_data, is_finished, open_data, open_session
+from llm_jax.train.run import check_starts, is_finished, open_session
 from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
 from llm_jax.train.starting_point import Start
 from tests.checkpoints.checkpoint_states import RUN, make_metadata

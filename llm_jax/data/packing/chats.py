@@ -58,7 +58,8 @@ def said(message: chat_templates.Message) -> str:
   return '\n'.join(texts)
 
 
-def encode_dialogue(dialogue: Dialogue, template: str, tokenizer: Tokenizer, mask_formatting: bool = False) -> Encoded:
+def encode_dialogue(dialogue: Dialogue, template: str | None, tokenizer: Tokenizer, mask_formatting: bool = False
+                    ) -> Encoded:
   """The document as the template writes it. mask_formatting: special tokens are no targets."""
   ids, counts = chat_templates.render(dialogue.messages, template, tokenizer, dialogue.start, dialogue.tools,
                                       dialogue.unlearnt)
@@ -69,8 +70,8 @@ def encode_dialogue(dialogue: Dialogue, template: str, tokenizer: Tokenizer, mas
 
 @dataclasses.dataclass(frozen=True)
 class ChatEncoder(Encoder[Dialogue]):
-  """template: a chat template of `chat_templates`, which writes every document."""
-  template: str
+  """template: a chat template of `chat_templates`, which writes every document; None: none does."""
+  template: str | None
   has_counts = True
 
   @property

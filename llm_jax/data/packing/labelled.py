@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_jax.batch import LabelledBatch, LanguageModelBatch
 from llm_jax.config.errors import require
-from llm_jax.config.sources import SourceConfig
+from llm_jax.config.source import SourceConfig
 from llm_jax.data.packing.pieces import BestFit, assemble
 from llm_jax.data.packing.rows import Encoded, Encoder, Fields, Rows, RowSettings
 from llm_jax.data.token_store import TokenStore

@@ -136,7 +136,7 @@ class PairEncoder(Encoder[Pair]):
 
   mask_formatting: special tokens are no targets.
   """
-  template: str
+  template: str | None
   mask_formatting: bool
   has_margins: bool = False
   has_soft_labels: bool = False

@@ -102,7 +102,7 @@ def _answer_starts(store: TokenStore, first: np.ndarray, last: np.ndarray) -> np
 @dataclasses.dataclass(frozen=True)
 class RatedEncoder(Encoder[Rated]):
   """A rated answer is stored as its template writes it, and behind it 1 or 0: whether it is desirable."""
-  template: str
+  template: str | None
   has_counts = True
 
   @property

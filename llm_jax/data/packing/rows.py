@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from llm_jax.config.sources import SourceConfig
+from llm_jax.config.source import SourceConfig
 from llm_jax.data.token_store import TokenStore
 from llm_jax.data.tokenizers.base import Tokenizer
 

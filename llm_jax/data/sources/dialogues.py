@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.source import OWN_TEMPLATE
 from llm_jax.config.sources import (
-  OWN_TEMPLATE,
   Conversations,
   Preferences,
   RankedAnswers,
@@ -141,7 +141,7 @@ def read_conversation(line: bytes, where: str, source: Conversations) -> Dialogu
   return dialogue if is_learnt else NOTHING
 
 
-def conversation(messages: Any, where: str, template: str, name: str = 'messages', tools: Tools = None,
+def conversation(messages: Any, where: str, template: str | None, name: str = 'messages', tools: Tools = None,
                  ignore: Sequence[str] = ()) -> Dialogue:
   """The dialogue of a list of {'role', 'content'}, called `name` in messages. Raises ConfigError naming the row."""
   if not isinstance(messages, list | tuple):
@@ -183,7 +183,7 @@ def read_tools(row: dict, where: str) -> Tools:
   return tools
 
 
-def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callable[..., Answers], template: str,
+def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callable[..., Answers], template: str | None,
                   ignore: Sequence[str]) -> Answers | Nothing:
   """What `read` makes of a line of JSONL with these entries; NOTHING where it says that it is not to be learnt."""
   row = formats.json_object(line, where)
@@ -192,13 +192,13 @@ def _read_answers(line: bytes, where: str, entries: Sequence[str], read: Callabl
   return answers if row_entries.is_learnt(row, where) else NOTHING
 
 
-def read_preference(line: bytes, where: str, template: str, ignore: Sequence[str] = (), margin: str | None = None,
-                    soft_label: str | None = None) -> Pair | Nothing:
+def read_preference(line: bytes, where: str, template: str | None, ignore: Sequence[str] = (),
+                    margin: str | None = None, soft_label: str | None = None) -> Pair | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row.
 
   margin, soft_label: names of the entries that have the pair's; None: there is none.
   """
-  def read(row: dict, where: str, template: str, ignore: Sequence[str]) -> Pair:
+  def read(row: dict, where: str, template: str | None, ignore: Sequence[str]) -> Pair:
     pair = preference(row, where, template, ignore)
     if margin is not None:
       pair = pair._replace(margin=read_number(row, margin, where, LARGEST_MARGIN))
@@ -219,7 +219,7 @@ def read_number(row: dict, name: str, where: str, largest: float) -> float:
   return float(number)
 
 
-def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Pair:
+def preference(row: dict, where: str, template: str | None, ignore: Sequence[str] = ()) -> Pair:
   """The two answers of {'prompt', 'chosen', 'rejected'}. Raises ConfigError naming the row."""
   prompt = read_prompt(row, where, template, ignore)
   chosen = answer_to(prompt, row, 'chosen', where, template, ignore)
@@ -229,7 +229,7 @@ def preference(row: dict, where: str, template: str, ignore: Sequence[str] = ())
   return Pair(chosen, rejected)
 
 
-def read_ranked(line: bytes, where: str, template: str, ignore: Sequence[str], most: int) -> Ranked | Nothing:
+def read_ranked(line: bytes, where: str, template: str | None, ignore: Sequence[str], most: int) -> Ranked | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row.
 
   most: answers that a row has room for.
@@ -238,7 +238,7 @@ def read_ranked(line: bytes, where: str, template: str, ignore: Sequence[str], m
   return _read_answers(line, where, ('prompt', 'answers', 'ranks'), read, template, ignore)
 
 
-def ranked(row: dict, where: str, template: str, ignore: Sequence[str], most: int) -> Ranked:
+def ranked(row: dict, where: str, template: str | None, ignore: Sequence[str], most: int) -> Ranked:
   """The answers of {'prompt', 'answers', 'ranks'}. Raises ConfigError naming the row."""
   answers = field(row, 'answers', where)
   if not isinstance(answers, list) or len(answers) < 2:
@@ -258,12 +258,12 @@ def ranked(row: dict, where: str, template: str, ignore: Sequence[str], most: in
   return Ranked(dialogues, ranks)
 
 
-def read_rated(line: bytes, where: str, template: str, ignore: Sequence[str] = ()) -> Rated | Nothing:
+def read_rated(line: bytes, where: str, template: str | None, ignore: Sequence[str] = ()) -> Rated | Nothing:
   """One line of JSONL; NOTHING where it says that it is not to be learnt. Raises ConfigError naming the row."""
   return _read_answers(line, where, ('prompt', 'completion', 'label'), rated, template, ignore)
 
 
-def rated(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> Rated:
+def rated(row: dict, where: str, template: str | None, ignore: Sequence[str] = ()) -> Rated:
   """The answer of {'prompt', 'completion', 'label'}. Raises ConfigError naming the row."""
   label = field(row, 'label', where)
   if not isinstance(label, bool):
@@ -272,7 +272,8 @@ def rated(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> R
   return Rated(answer_to(prompt, row, 'completion', where, template, ignore), label)
 
 
-def read_prompt(row: dict, where: str, template: str, ignore: Sequence[str] = ()) -> list[chat_templates.Message]:
+def read_prompt(row: dict, where: str, template: str | None, ignore: Sequence[str] = ()
+                ) -> list[chat_templates.Message]:
   """The messages of a row's 'prompt', the last of them the user's. Raises ConfigError naming the row."""
   messages = [message for message, _ in _messages(row, 'prompt', 'user', where, template, ignore)]
   prompt = with_system(row, messages, where, 'prompt')
@@ -284,7 +285,7 @@ def read_prompt(row: dict, where: str, template: str, ignore: Sequence[str] = ()
   return prompt
 
 
-def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where: str, template: str,
+def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where: str, template: str | None,
               ignore: Sequence[str] = ()) -> Dialogue:
   """The prompt and the answer that the row has under `name`, which alone is learnt. Raises ConfigError naming the
   row."""
@@ -300,7 +301,7 @@ def answer_to(prompt: list[chat_templates.Message], row: dict, name: str, where:
   return answered(dialogue, template, where, f'prompt + {name}')
 
 
-def answered(dialogue: Dialogue, template: str, where: str, name: str) -> Dialogue:
+def answered(dialogue: Dialogue, template: str | None, where: str, name: str) -> Dialogue:
   """The dialogue itself, where it holds something to learn."""
   _check(dialogue.messages, template, where, name, dialogue.tools)
   if not dialogue.answers:
@@ -315,7 +316,7 @@ def field(row: dict, name: str, where: str) -> Any:
   return row[name]
 
 
-def _written(dialogue: Dialogue, template: str) -> list[Any]:
+def _written(dialogue: Dialogue, template: str | None) -> list[Any]:
   """Its messages after the prompt, as the template writes them."""
   answer = dialogue.messages[dialogue.start:]
   if template == OWN_TEMPLATE:
@@ -323,7 +324,7 @@ def _written(dialogue: Dialogue, template: str) -> list[Any]:
   return [(message['role'], chat_templates.trimmed(message['content'], template)) for message in answer]
 
 
-def _messages(row: dict, name: str, role: str, where: str, template: str, ignore: Sequence[str]
+def _messages(row: dict, name: str, role: str, where: str, template: str | None, ignore: Sequence[str]
               ) -> list[tuple[Any, bool]]:
   """The field's messages, of which a text is one of `role`, and whether each is to be learnt."""
   value = field(row, name, where)
@@ -334,7 +335,7 @@ def _messages(row: dict, name: str, role: str, where: str, template: str, ignore
           for i, message in enumerate(messages)]
 
 
-def _check(messages: Any, template: str, where: str, name: str, tools: Tools = None) -> None:
+def _check(messages: Any, template: str | None, where: str, name: str, tools: Tools = None) -> None:
   try:
     chat_templates.check(messages, template, name, tools)
   except ConfigError as error:

@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.implementation import load
-from llm_jax.config.sources import Source, SourceConfig
+from llm_jax.config.source import SourceConfig
+from llm_jax.config.sources import Source
 from llm_jax.data import fingerprints
 from llm_jax.data.sources.formats import Files
 from llm_jax.runtime.files import stamp

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.config.sources import DigitTexts, Prompts, SortedDigits
+from llm_jax.config.prompt_sources import DigitTexts, Prompts, SortedDigits
 from llm_jax.data import fingerprints
 from llm_jax.data.packing.rows import Encoded
 from llm_jax.data.packing.text import TextEncoder

@@ -3,7 +3,7 @@ learnt, and which are refused because nothing would read them."""
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from llm_jax.config.sources import OWN_TEMPLATE
+from llm_jax.config.source import OWN_TEMPLATE
 from llm_jax.data.sources import formats
 
 MESSAGE = ('role', 'content')
@@ -47,7 +47,8 @@ def refuse_unknown(entries: Mapping[str, Any], known: Collection[str], ignore: C
     raise formats.bad(where, f'{entry} is not read', hint)
 
 
-def bare_message(message: Any, template: str, ignore: Collection[str], where: str, name: str) -> tuple[Any, bool]:
+def bare_message(message: Any, template: str | None, ignore: Collection[str], where: str, name: str
+                 ) -> tuple[Any, bool]:
   """(A message as a template is to see it, whether it is to be learnt). Gone are MARKS and what the source ignores; for
   a named template also entries that hold nothing. What is no message is left as it is.
 

@@ -2,6 +2,8 @@
 
 A conversation is a list of {'role', 'content'}: at most one system message, first, then user and assistant by turns.
 (The template 'model', which an imported model brings along, decides by itself what it takes.)
+Without a template, which is None here, contents stand one behind the other, each encoded by itself, behind what a
+document of the tokenizer begins with; the end of text is behind what the assistant says.
 What a template writes is the whole document: the ids are those of the template alone, with no end of text around them,
 so that a model trained on them meets the same ids wherever that template is applied (`apply_chat_template` of
 transformers gives the same).
@@ -16,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.sources import NAMED_TEMPLATES, OWN_TEMPLATE, TEMPLATES
+from llm_jax.config.source import NAMED_TEMPLATES, OWN_TEMPLATE, TEMPLATES
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.data.tokenizers.jinja_template import JinjaTemplate, Tools, literal_text
 from llm_jax.data.tokenizers.rendered import Marker, Rendered, Span, in_spans
@@ -39,8 +41,10 @@ FLAGS = ('weight', 'train', 'trainable')  # entries that say what is learnt, and
 
 
 # ---------------------------------------------------------------------------------------------- what is refused
-def check_template(template: str, tokenizer: Tokenizer) -> None:
+def check_template(template: str | None, tokenizer: Tokenizer) -> None:
   """Refuses a template whose special tokens the tokenizer lacks, or has where it writes text; names both."""
+  if template is None:
+    return
   require(template in TEMPLATES, 'template', template, f'use one of {TEMPLATES}')
   if template == OWN_TEMPLATE:
     require(bool(tokenizer.chat_templates), 'template', template, 'no chat template stands beside this tokenizer, in '
@@ -59,7 +63,7 @@ def check_template(template: str, tokenizer: Tokenizer) -> None:
           'are special tokens: use the template that the model was trained with, or another tokenizer')
 
 
-def check(messages: Sequence[Message], template: str, name: str = 'messages', tools: Tools = None) -> None:
+def check(messages: Sequence[Message], template: str | None, name: str = 'messages', tools: Tools = None) -> None:
   """Refuses what no template can write: ConfigError names the message, the value and what to change."""
   require(isinstance(messages, list | tuple), name, type(messages).__name__, "give a list of {'role', 'content'}")
   require(len(messages) > 0, name, messages, 'empty: give at least one message')
@@ -81,7 +85,7 @@ def check(messages: Sequence[Message], template: str, name: str = 'messages', to
     previous_role = role
 
 
-def _check_message(message: Message, template: str, where: str) -> None:
+def _check_message(message: Message, template: str | None, where: str) -> None:
   require(isinstance(message, Mapping), where, type(message).__name__, "give {'role', 'content'}")
   role = message.get('role')
   require(role in ROLES, f'{where}.role', role, f'template {template!r} lacks it: use one of {ROLES}')
@@ -103,13 +107,13 @@ def _expected_roles(previous: str | None) -> tuple[str, ...]:
   return ('assistant',) if previous == 'user' else ('user',)
 
 
-def trimmed(content: str, template: str) -> str:
+def trimmed(content: str, template: str | None) -> str:
   """What the template writes of a content."""
   return content.strip() if template in TRIMMED else content
 
 
 # ---------------------------------------------------------------------------------------------- ids
-def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, start: int = 0,
+def render(messages: Sequence[Message], template: str | None, tokenizer: Tokenizer, start: int = 0,
            tools: Tools = None, unlearnt: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
   """(ids int32 [tokens], counts bool [tokens]) of a conversation.
 
@@ -128,6 +132,8 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
   roles = [message['role'] for message in messages]
   require('assistant' in roles[start:], 'messages', roles[:8],
           'no assistant turn: nothing to learn from, leave the row out')
+  if template is None:
+    return _without_template(messages, tokenizer, start, unlearnt)
   if template == OWN_TEMPLATE:
     own = own_template(tokenizer, bool(tools))
     rendered = own.render(messages, tools, start, unlearnt)
@@ -140,6 +146,19 @@ def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer, sta
     rendered = _written(WRITERS[template](messages), tokenizer, left_out)
   ids, places = tokenizer.encode_rendered(rendered)
   return np.array(ids, np.int32), np.array(in_spans(places, rendered.learnt), bool)
+
+
+def _without_template(messages: Sequence[Message], tokenizer: Tokenizer, start: int, unlearnt: Collection[int]
+                      ) -> tuple[np.ndarray, np.ndarray]:
+  """What `render` gives without a template."""
+  ids = [*tokenizer.begin]
+  counts = [False] * len(ids)
+  for i, message in enumerate(messages):
+    by_assistant = message['role'] == 'assistant'
+    said = [*tokenizer.encode(message['content']), *([tokenizer.eot] if by_assistant else [])]
+    ids += said
+    counts += [by_assistant and i >= start and i not in unlearnt] * len(said)
+  return np.array(ids, np.int32), np.array(counts, bool)
 
 
 def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer, tools: Tools = None) -> np.ndarray:

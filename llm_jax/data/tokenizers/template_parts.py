@@ -3,7 +3,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llm_jax.config.sources import NAMED_TEMPLATES
+from llm_jax.config.source import NAMED_TEMPLATES
 
 Message = Mapping[str, Any]
 Writer = Callable[[Sequence[Message]], Iterator['Part']]
