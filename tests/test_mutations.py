@@ -121,6 +121,9 @@ MUTATIONS = (
            'if silent > SILENCE_SECONDS and', 'if False and',
            'tests/runtime/test_peers.py::test_one_that_is_silent_is_lost'),
   # ---------------------------------------------------------------------------------------- answers that a run samples
+  Mutation('code is run without leave', 'llm_jax/config/rewards.py',
+           "require(self.allow_code, 'allow_code'", "require(True, 'allow_code'",
+           'tests/rollout/test_rewards.py::test_refused'),
   Mutation('every part of the samples draws the same', 'llm_jax/train/samples.py',
            'jax.random.fold_in(key, number)', 'key',
            'tests/train/test_samples.py::test_every_part_draws_for_itself'),

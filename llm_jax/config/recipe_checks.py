@@ -63,9 +63,9 @@ def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
 def _check_reward_models(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
   """A reward model that is a stage of the run has learnt before it scores."""
   trained = [each.name for each in earlier if isinstance(each.objective, RewardModel)]
-  places = {'rollout': stage.rollout} if stage.rollout else {'data: samples': samples for samples in stage.samples}
-  for place, answering in places.items():
-    for k, reward in enumerate(answering.rewards):
+  scored = [('rollout', stage.rollout)] if stage.rollout else [('data: samples', samples) for samples in stage.samples]
+  for place, rewarded in scored:
+    for k, reward in enumerate(rewarded.rewards):
       if isinstance(reward, RewardModelScore) and isinstance(reward.model, Params):
         require(reward.model.stage in trained, f'{path}.{place}.rewards[{k}].model', reward.model.stage,
                 f'name an earlier stage whose objective is RewardModel, one of {trained}')

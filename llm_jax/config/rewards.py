@@ -10,7 +10,9 @@ from llm_jax.config.errors import require
 from llm_jax.config.stage_init import Params
 from llm_jax.config.teachers import SavedRun
 
-__all__ = ['Exact', 'Function', 'Length', 'PythonParses', 'Regex', 'Reward', 'RewardModelScore']
+__all__ = [
+  'Exact', 'Function', 'Length', 'PythonParses', 'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
+]
 
 
 class RewardConfig:
@@ -59,6 +61,30 @@ class Regex(RewardConfig):
 class PythonParses(RewardConfig):
   """1 for an answer that has ended and is Python that parses: one fenced block, or all of the answer."""
   weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonPasses(RewardConfig):
+  """1 for an answer that has ended and whose Python passes the tests of the prompt's row, run behind it in a sandbox
+  (`llm_jax/runtime/sandbox.py`): one fenced block, or all of the answer.
+
+  tests: the field of the row that has them, a program that raises where something is wrong, or a list of such.
+  allow_code: that what the model writes may be run on this machine; nothing is run without it.
+  seconds: that one answer may take with its tests.
+  memory_mib: that it may use.
+  """
+  tests: str = 'tests'
+  allow_code: bool = False
+  seconds: float = 5.0
+  memory_mib: int = 1_024
+  weight: float = 1.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.allow_code, 'allow_code', self.allow_code,
+            'it runs code that the model writes, in a sandbox: say allow_code=True')
+    require(0 < self.seconds < math.inf, 'seconds', self.seconds, 'use a finite number above 0')
+    require(self.memory_mib >= 64, 'memory_mib', self.memory_mib, 'Python needs 64 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +149,7 @@ class RewardModelScore(RewardConfig):
     return self.label or self.model.stage or super().name
 
 
-Reward = Exact | Regex | PythonParses | Length | Function | RewardModelScore
+Reward = Exact | Regex | PythonParses | PythonPasses | Length | Function | RewardModelScore
 
 
 def reward_names(rewards: tuple[Reward, ...]) -> tuple[str, ...]:

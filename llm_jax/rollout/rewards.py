@@ -1,4 +1,6 @@
 """Scores answers: what the rewards of `llm_jax/config/rewards.py` compute."""
+import concurrent.futures
+import functools
 import importlib.util
 import math
 import numbers
@@ -10,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, RewardModelScore
+from llm_jax.config.rewards import Exact, Function, Length, PythonParses, PythonPasses, Regex, RewardModelScore
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.samples import Samples
 from llm_jax.data.sources import standard_library
 from llm_jax.rollout.sampling import Answer
 from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import RewardError, one_line
+from llm_jax.runtime.sandbox import End, Limits, run_program
 
 Scorer = Callable[[Sequence[Answer]], Sequence[float]]
 ModelScorer = Callable[[str, Sequence[Answer]], np.ndarray]  # (name of a reward, answers) -> scores, by every process
@@ -89,7 +92,7 @@ def checked(name: str, found: Any, answers: Sequence[Answer]) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------- each kind
-def scorer(reward: Exact | Regex | PythonParses | Length | Function, path: str) -> Scorer:
+def scorer(reward: Exact | Regex | PythonParses | PythonPasses | Length | Function, path: str) -> Scorer:
   """What computes a reward without a model.   path: of the field, for errors."""
   match reward:
     case Exact(column):
@@ -99,22 +102,56 @@ def scorer(reward: Exact | Regex | PythonParses | Length | Function, path: str) 
       return lambda answers: [expression.search(answer.text) is not None for answer in answers]
     case PythonParses():
       return lambda answers: [parses(answer) for answer in answers]
+    case PythonPasses():
+      return functools.partial(passes, reward)
     case Length(longest, margin):
       return lambda answers: [-min(max(len(answer.ids) - longest + margin, 0) / margin, 1.0) for answer in answers]
     case Function():
       return of_function(load_function(reward.path, path))
 
 
-def is_exact(answer: Answer, column: str) -> bool:
+def column_of(answer: Answer, column: str) -> Any:
+  """What the row of the prompt has under this name."""
   if column not in answer.prompt.columns:
     raise KeyError(f'the row of the prompt {answer.prompt.text[:SHOWN]!r} has no {column!r}, only '
                    f'{sorted(answer.prompt.columns)}')
-  return answer.ended and answer.text.strip() == str(answer.prompt.columns[column]).strip()
+  return answer.prompt.columns[column]
+
+
+def is_exact(answer: Answer, column: str) -> bool:
+  expected = str(column_of(answer, column))
+  return answer.ended and answer.text.strip() == expected.strip()
 
 
 def parses(answer: Answer) -> bool:
+  return answer.ended and standard_library.parses(code_of(answer))
+
+
+def code_of(answer: Answer) -> str:
+  """The fenced block of an answer that has one, else all of it."""
   fenced = standard_library.code_in(answer.text)
-  return answer.ended and standard_library.parses(answer.text if fenced is None else fenced)
+  return answer.text if fenced is None else fenced
+
+
+def passes(reward: PythonPasses, answers: Sequence[Answer]) -> list[float]:
+  """Each program is run once, several at a time, however many answers are equal."""
+  programs: list[str | None] = []
+  for answer in answers:
+    tests = column_of(answer, reward.tests)
+    tests = '\n'.join(tests) if isinstance(tests, list) else tests
+    if not isinstance(tests, str):
+      raise TypeError(f'the row of the prompt {answer.prompt.text[:SHOWN]!r} has {reward.tests}={tests!r:.40}: give a '
+                      'program, or a list of programs')
+    programs.append(f'{code_of(answer)}\n{tests}\n' if answer.ended else None)
+  limits = Limits(reward.seconds, reward.memory_mib * 2**20)
+  distinct = [program for program in dict.fromkeys(programs) if program is not None]
+  passed = {None: False}
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    outcomes = pool.map(lambda program: run_program(program, limits), distinct)
+    for program, outcome in zip(distinct, outcomes, strict=True):
+      activity.beat()
+      passed[program] = outcome.end is End.PASSED
+  return [float(passed[program]) for program in programs]
 
 
 def of_function(function: Callable[..., Sequence[float]]) -> Scorer:

@@ -117,7 +117,7 @@ def make_samples(session: Session, stage: Stage, samples: Samples) -> None:
     sample_parts(session, samples, checkpoint, prompts.stop_tokens, files, {k: parts[k] for k in missing}, by_model)
   processes.on_first(lambda: files.finish(len(parts)))
   if session.primary:
-    say(f'{stage.name}: {told_of(samples, files)}')
+    say(f'{stage.name}: {summary(samples, files)}')
 
 
 def parts_of(samples: Samples, prompts: PromptSet) -> list[list[Prompt]]:
@@ -133,7 +133,8 @@ def reward_models(session: Session, stage: Stage, samples: Samples, prompts: Pro
   found = find_reward_models(session, stage, samples)
   frozen = FoundModels(None, found).beside(Frozen())
   place = functools.partial(placed, sharding=batch_sharding(session.mesh))
-  return RewardModels(frozen, prompts.end, stage.batch_size // stage.microbatches, samples.lengths(stage.seq_len), place)
+  return RewardModels(frozen, prompts.end, stage.batch_size // stage.microbatches, samples.lengths(stage.seq_len),
+                      place)
 
 
 def sample_parts(session: Session, samples: Samples, checkpoint: SavedCheckpoint, stop_tokens: tuple[int, ...],
@@ -162,7 +163,7 @@ def seed_of(files: SampleFiles) -> int:
   return int(digest(files.made_of)[:7], 16)
 
 
-def told_of(samples: Samples, files: SampleFiles) -> str:
+def summary(samples: Samples, files: SampleFiles) -> str:
   found = files.manifest
   assert found is not None
   return (f'{samples.answers} answers of {samples.stage} to each of {found["prompts"]:,} prompts: reward '

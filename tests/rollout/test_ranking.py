@@ -17,6 +17,7 @@ from llm_jax.config.experiment import (
   Run,
   Samples,
   SortedDigits,
+  Text,
   mix,
   presets,
   stage,
@@ -103,7 +104,7 @@ def test_stages_that_learn_from_them():
   (lambda: stage('best', BestOf(SAMPLES), **{**ROWS, 'seq_len': 8}), 'samples.max_new_tokens = 8: leaves no room'),
   (lambda: stage('best', BestOf(SAMPLES), **ROWS, objective=DPO(), init=Params('texts')), 'learns from pairs of'),
   (lambda: stage('best', RankedPairs(SAMPLES), **ROWS), "objective = 'LanguageModel': learns from text"),
-  (lambda: stage('a', SortedDigits(), **ROWS, evals=(PassRate(),)), 'rollout = None'),
+  (lambda: stage('a', Text('books'), **ROWS, evals=(PassRate(),)), 'the stage has neither a rollout nor samples'),
   (lambda: Run(presets.llama(d_model=16, num_layers=1, num_heads=2, vocab_size=257), (
     stage('best', BestOf(SAMPLES), **ROWS),)), "samples.stage = 'texts': name an earlier stage"),
 ])

@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.rewards import Exact, Function, Length, PythonParses, Regex, reward_names
+from llm_jax.config.rewards import Exact, Function, Length, PythonParses, PythonPasses, Regex, reward_names
 from llm_jax.config.rollout import Rollout
 from llm_jax.data.prompts import Prompt
+from llm_jax.rollout import rewards as rewards_module
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer
 from llm_jax.runtime.errors import RewardError
+from llm_jax.runtime.sandbox import End, Outcome
 
 
 def answer(text: str, ended: bool = True, length: int = 5, **columns) -> Answer:
@@ -29,6 +31,37 @@ def test_each_kind():
   assert scores(PythonParses(), answer(fenced), answer('x = 1'), answer('x ='), answer('x = 1', False)) == [1, 1, 0, 0]
   lengths = [answer('', length=length) for length in (4, 6, 8, 10, 30)]
   assert scores(Length(longest=10, margin=4), *lengths) == [0, 0, -0.5, -1, -1]
+
+
+def test_programs_pass_the_tests_of_their_row():
+  """The sandbox's own tests have what else a program may not do."""
+  tests = ['assert add(2, 2) == 4', 'assert add(-1, 1) == 0']
+  right, wrong = 'def add(a, b):\n  return a + b', 'def add(a, b):\n  return a * b'
+  answers = [
+    answer(f'Here:\n```python\n{right}\n```\nDone.', tests=tests), answer(right, tests='\n'.join(tests)),
+    answer(right, False, tests=tests),  # cut off
+    answer(wrong, tests=tests), answer('def add(', tests=tests), answer('import sys\nsys.exit(0)', tests=tests),
+    answer('open("/tmp/x", "w")', tests=tests), answer(f'while True: pass\n{right}', tests=tests),
+    answer(right, tests=tests),
+  ]
+  reward = PythonPasses(allow_code=True, seconds=2.0)
+  assert scores(reward, *answers) == [1, 1, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_equal_programs_are_run_once(monkeypatch):
+  ran: list[str] = []
+  monkeypatch.setattr(rewards_module, 'run_program', lambda program, limits: ran.append(program) or Outcome(End.PASSED))
+  same = [answer('x = 1', tests='assert x') for _ in range(3)]
+  assert scores(PythonPasses(allow_code=True), *same, answer('x = 2', tests='assert x')) == [1] * 4
+  assert ran == ['x = 1\nassert x\n', 'x = 2\nassert x\n']
+
+
+@pytest.mark.parametrize('columns, message', [
+  ({}, "has no 'tests', only"), ({'tests': 3}, 'has tests=3: give a program, or a list of programs'),
+])
+def test_rows_without_tests_are_named(columns, message):
+  with pytest.raises(RewardError, match=message):
+    scores(PythonPasses(allow_code=True), answer('x', **columns))
 
 
 def test_weights_and_names(tmp_path):
@@ -90,6 +123,7 @@ def test_a_file_that_cannot_be_imported(tmp_path):
   (lambda: Function('rewards.score'), 'name a file and a function of it'),
   (lambda: Length(10, 0), 'margin = 0'),
   (lambda: Exact(weight=float('inf')), 'weight = inf'),
+  (lambda: PythonPasses(), 'allow_code = False: it runs code that the model writes'),
   (lambda: Rollout(()), 'rewards = ..: name at least one'),
   (lambda: Rollout((Exact(),), temperature=0.0), 'temperature = 0.0'),
 ])
