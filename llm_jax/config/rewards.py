@@ -66,7 +66,7 @@ class PythonParses(RewardConfig):
 @dataclasses.dataclass(frozen=True)
 class PythonPasses(RewardConfig):
   """1 for an answer that has ended and whose Python passes the tests of the prompt's row, run behind it in a sandbox
-  (`llm_jax/runtime/sandbox.py`): one fenced block, or all of the answer.
+  (`llm_jax/runtime/sandbox.py`): the last fenced block, or all of the answer where there is none.
 
   tests: the field of the row that has them, a program that raises where something is wrong, or a list of such.
   allow_code: that what the model writes may be run on this machine; nothing is run without it.

@@ -23,6 +23,7 @@ from llm_jax.runtime.sandbox import End, Limits, run_program
 
 Scorer = Callable[[Sequence[Answer]], Sequence[float]]
 ModelScorer = Callable[[str, Sequence[Answer]], np.ndarray]  # (name of a reward, answers) -> scores, by every process
+FENCED = re.compile(r'^```(?:python|py)?[ \t]*\n(.*?)^```', re.DOTALL | re.MULTILINE)
 SHOWN = 60  # characters of a prompt in an error
 
 
@@ -124,13 +125,14 @@ def is_exact(answer: Answer, column: str) -> bool:
 
 
 def parses(answer: Answer) -> bool:
-  return answer.ended and standard_library.parses(code_of(answer))
+  fenced = standard_library.code_in(answer.text)
+  return answer.ended and standard_library.parses(answer.text if fenced is None else fenced)
 
 
 def code_of(answer: Answer) -> str:
-  """The fenced block of an answer that has one, else all of it."""
-  fenced = standard_library.code_in(answer.text)
-  return answer.text if fenced is None else fenced
+  """The last fenced block of an answer that has one, else all of it."""
+  blocks = FENCED.findall(answer.text)
+  return blocks[-1] if blocks else answer.text
 
 
 def passes(reward: PythonPasses, answers: Sequence[Answer]) -> list[float]:
