@@ -11,7 +11,7 @@ from llm_jax.config.errors import require, require_weights
 from llm_jax.config.objective import Metric, ObjectiveConfig
 from llm_jax.config.policy_gradients import PPO, Clip, ClipWeight, KLInLoss, KLInReward, PolicyGradient
 from llm_jax.config.preferences import DPO, IPO, KTO, ORPO, APODown, APOZero, RewardModel, SimPO, SLiC
-from llm_jax.config.rows import LABELLED, TEXT, RowKind
+from llm_jax.config.rows import LABELLED, PROMPTS, TEXT, RowKind
 from llm_jax.config.teachers import Teacher
 
 __all__ = [
@@ -44,7 +44,8 @@ class LanguageModel(ObjectiveConfig):
 @dataclasses.dataclass(frozen=True)
 class Distillation(ObjectiveConfig):
   """beta KL(teacher || M) + (1 - beta) KL(student || M) at every target, M being beta teacher + (1 - beta) student
-  (Agarwal et al. 2024, GKD, equation 3), on what the data says so far.
+  (Agarwal et al. 2024, GKD, equation 3), on what the data says so far. In a stage with a rollout, on what the student
+  says itself.
 
   teacher: SavedRun(workdir), Params(stage) or HuggingFace(folder); its tokenizer is the run's.
   divergence: beta; 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence.
@@ -52,16 +53,22 @@ class Distillation(ObjectiveConfig):
   nll_weight: of the student's cross-entropy on the data, which is added.
   sampled: ids drawn from the teacher at every target, in the place of all its probabilities (Anshumann et al. 2025:
     12); None: all. Needs divergence 0 and temperature 1.
+  own_answers: in a stage with a rollout, the share of prompts that the student answers itself; for the others the
+    answer is in the prompt's row (algorithm 1: lambda).
+  column: the field of the row that has it.
   """
   teacher: Teacher
   divergence: float = 0.0
   temperature: float = 1.0
   nll_weight: float = 0.0
   sampled: int | None = None
+  own_answers: float = 1.0
+  column: str = 'answer'
   implementation: ClassVar[str] = 'llm_jax.objectives.distillation:DistillationObjective'
   rows: ClassVar[RowKind] = TEXT
   title: ClassVar[str] = 'distillation'
   reference_passes: ClassVar[int] = 1
+  other_rows: ClassVar[tuple[RowKind, ...]] = (PROMPTS,)
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('nll', 'loss on the data', '{:.4f}', '{:.4f} on the data', '{:.3f} on the data'),
     Metric('teacher_nll', "the teacher's", '{:.4f}', 'teacher {:.4f}', 'teacher {:.3f}'),
@@ -76,6 +83,7 @@ class Distillation(ObjectiveConfig):
     is_warm = math.isfinite(self.temperature) and self.temperature > 0
     require(is_warm, 'temperature', self.temperature, 'use a finite number above 0')
     require_weights(self, 'nll_weight')
+    require(0 < self.own_answers <= 1, 'own_answers', self.own_answers, 'use a share in (0, 1]')
     if self.sampled is not None:
       require(self.sampled >= 1, 'sampled', self.sampled, 'use 1 or more, or None for all probabilities')
       is_plain = self.divergence == 0 and self.temperature == 1

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from llm_jax.config.errors import require, require_weights
 from llm_jax.config.objective import Metric, ObjectiveConfig
-from llm_jax.config.rows import PAIRS, RANKED, RATED, RowKind
+from llm_jax.config.rows import PAIRS, PROMPTS, RANKED, RATED, RowKind
 
 __all__ = ['APODown', 'APOZero', 'DPO', 'IPO', 'KTO', 'ORPO', 'RewardModel', 'SLiC', 'SimPO']
 
@@ -15,6 +15,7 @@ class PreferenceConfig(ObjectiveConfig):
   """beta: what the log-ratios to the reference are multiplied by; the larger, the less the policy leaves it."""
   beta: float
   rows: ClassVar[RowKind] = PAIRS
+  other_rows: ClassVar[tuple[RowKind, ...]] = (PROMPTS,)  # pairs of answers that a stage with a rollout samples
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('accuracy', 'accuracy', '{:.2%}', '{:.0%} right', '{:.0%} right'),
     Metric('reward_margin', 'margin of rewards', '{:.3f}', 'margin {:.3f}', 'margin {:.2f}'),

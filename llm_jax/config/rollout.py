@@ -17,10 +17,14 @@ class Rollout(Rewarded):
   """Answers to prompts, sampled with the parameters that a stage has reached, scored, and learnt from.
 
   One rollout is learnt from in `minibatches` x `replays` steps. Each takes the stage's `batch_size` answers, so that a
-  rollout has minibatches x batch_size of them, to a share of 1 / `answers` as many prompts. The softmax that is sampled
-  from is never cut: what top-k or top-p leave out would be missing in the log-probabilities that are learnt from.
+  rollout has minibatches x batch_size of them, to a share of 1 / `answers` as many prompts. Where the objective
+  compares two answers, each step takes `batch_size` pairs, the best and the worst answers to as many prompts.
 
-  rewards: what scores an answer. Its reward is the weighted sum; one of weight 0 is recorded beside it.
+  The softmax that is sampled from is never cut: what top-k or top-p leave out would be missing in the log-probabilities
+  that are learnt from.
+
+  rewards: what scores an answer. Its reward is the weighted sum; one of weight 0 is recorded beside it. Distillation
+    needs none.
   answers: sampled to every prompt, one group.
   max_new_tokens: the most tokens of an answer.
   temperature: divides the logits, in sampling and in what is learnt.
@@ -31,7 +35,7 @@ class Rollout(Rewarded):
   rows_at_once: answers that are sampled at a time; None: all of a rollout.
   samples_every: rollouts between two whose answers are written to generations.jsonl; 0: none.
   """
-  rewards: tuple[Reward, ...]
+  rewards: tuple[Reward, ...] = ()
   answers: int = 8
   max_new_tokens: Tokens = 128
   temperature: float = 1.0
@@ -42,7 +46,6 @@ class Rollout(Rewarded):
   samples_every: Safe[int] = 25
 
   def __post_init__(self):
-    require(len(self.rewards) > 0, 'rewards', self.rewards, 'name at least one, such as Exact()')
     for field in ('answers', 'max_new_tokens', 'minibatches', 'replays', 'buckets'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
     require(self.buckets <= 8, 'buckets', self.buckets, 'each is compiled: use 8 or fewer')

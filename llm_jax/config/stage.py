@@ -5,17 +5,18 @@ import itertools
 from typing import Annotated
 
 from llm_jax.config.adapters import Adapters
+from llm_jax.config.answer_checks import check_rollout, check_samples
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
-from llm_jax.config.objectives import PPO, LanguageModel, Objective, PolicyGradient
+from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
 from llm_jax.config.rollout import Rollout
-from llm_jax.config.rows import PROMPTS, names_with
+from llm_jax.config.rows import names_with
 from llm_jax.config.samples import SampledSource, Samples
 from llm_jax.config.schedules import Schedule
 from llm_jax.config.sources import Source
@@ -101,8 +102,8 @@ class Stage:
     self._check_sizes()
     self._check_ramp()
     self._check_rows()
-    self._check_rollout()
-    self._check_samples()
+    check_rollout(self)
+    check_samples(self)
     self._check_evals()
     warmup = getattr(self.learning_rate, 'warmup', 0)
     require(warmup <= self.steps, 'learning_rate.warmup', warmup,
@@ -169,44 +170,6 @@ class Stage:
     require(has_one_length or rows.is_packed, 'ramp', self.ramp,
             f'{rows.name} are read whole: let its seq_len be {self.seq_len} throughout')
 
-  def _check_rollout(self) -> None:
-    """Whether answers fit into rows, and rollouts are whole groups and whole steps."""
-    rollout = self.rollout
-    if rollout is None:
-      require(self.data.rows != PROMPTS, 'rollout', None,
-              'data has prompts: say how answers to them are sampled and scored, with Rollout(rewards=(...,))')
-      return
-    require(self.data.rows == PROMPTS, 'rollout', rollout,
-            f'answers are sampled to prompts, and data has {self.data.rows.name}: use data of '
-            f'{names_with(Source, PROMPTS)}, or rollout=None')
-    has_critic = isinstance(self.objective, PPO) and self.objective.critic == 'apart'
-    require(self.adapters is None or not has_critic, 'objective.critic', 'apart',
-            "it would be trained whole, beside adapters: use critic='shared'")
-    compares = isinstance(self.objective, PolicyGradient) and self.objective.advantage != 'batch'
-    require(rollout.answers > 1 or not compares, 'rollout.answers', rollout.answers,
-            "one answer has no other of its group to be compared with: use 2 or more, or advantage='batch'")
-    count = self.batch_size * rollout.minibatches
-    require(count % rollout.answers == 0, 'rollout.answers', rollout.answers,
-            f'use a divisor of batch_size x rollout.minibatches = {count}')
-    require(rollout.max_new_tokens < self.seq_len, 'rollout.max_new_tokens', rollout.max_new_tokens,
-            f'leaves no room for a prompt in seq_len={self.seq_len}: use less')
-    require(self.quantization is None, 'quantization', self.quantization,
-            'answers are sampled from the weights as they are: leave it out, and train for fewer bits in a stage after')
-    require(not self.ramp, 'ramp', self.ramp, 'a stage with a rollout has steps of one size: leave it out')
-    has_schedule = any(isinstance(part.weight, tuple) for part in self.data.sources)
-    require(not has_schedule, 'data', [part.weight for part in self.data.sources],
-            'prompts are mixed by weights that stay: use numbers')
-
-  def _check_samples(self) -> None:
-    """Whether what an earlier stage answers fits into rows."""
-    for field in ('data', 'eval_data'):
-      data = getattr(self, field)
-      for i, part in enumerate(() if data is None else data.sources):
-        if isinstance(part.source, SampledSource):
-          tokens = part.source.samples.max_new_tokens
-          require(tokens < self.seq_len, f'{field}.sources[{i}].source.samples.max_new_tokens', tokens,
-                  f'leaves no room for a prompt in seq_len={self.seq_len}: use less')
-
   def _check_evals(self) -> None:
     names: list[str] = []
     for i, evaluation in enumerate(self.evals):
@@ -228,7 +191,8 @@ class Stage:
 
   def phases_over(self, copies: int) -> tuple[Phase, ...]:
     """The same, with microbatches whose rows divide over so many devices wherever the ramp leaves that open."""
-    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, self.data.sequences)
+    sequences = self.data.sequences if self.rollout is None else self.objective.rows.sequences
+    return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, sequences)
 
   @property
   def samples(self) -> tuple[Samples, ...]:

@@ -35,6 +35,7 @@ class PromptSet:
                tokenizer: Tokenizer):
     self._sources = sources
     self._prompts = prompts
+    self._tokenizer = tokenizer
     self._mixture = make_mixture(data.sources, 1, ())
     self._orders = [_order(len(part), seed, i) for i, part in enumerate(prompts)]
     self.stop_tokens: tuple[int, ...] = sources[0].encoder.stop_tokens(tokenizer)
@@ -54,6 +55,16 @@ class PromptSet:
     """The prompt of a global number: sources mixed by weight, each shuffled anew every time it is gone through."""
     source, count = self._mixture.locate(number)
     return self._prompts[source][self._orders[source][count]]
+
+  def answer_ids(self, prompt: Prompt, column: str) -> tuple[int, ...]:
+    """The answer that the prompt's row has under `column`, as its template writes it, with what ends it.
+
+    Raises:
+      KeyError: the row has none.
+    """
+    if column not in prompt.columns:
+      raise KeyError(f'the row of the prompt {prompt.text[:60]!r} has no {column!r}, only {sorted(prompt.columns)}')
+    return self._sources[0].encoder.answer_ids(prompt.messages, str(prompt.columns[column]), self._tokenizer)
 
   def first(self, count: int) -> list[Prompt]:
     """Up to `count` prompts, spread over all of them, in the order in which they are stored."""

@@ -10,22 +10,27 @@ FEW_DISTINCT = 1.5  # answers to a prompt that differ, in the mean
 LOW_ENTROPY = 0.02  # nats a token
 
 
-def rollout_numbers(answers: Sequence[Answer], rewards: np.ndarray, parts: dict[str, np.ndarray], group: int
-                    ) -> dict[str, float]:
-  """Of the answers and their rewards.   rewards: float [answers].   parts: each reward by itself, not weighted."""
-  by_group = rewards.reshape(-1, group)
+def answer_numbers(answers: Sequence[Answer], group: int) -> dict[str, float]:
+  """Of the answers, `group` to each prompt."""
   lengths = np.array([len(answer.ids) for answer in answers])
   ids = [answer.ids for answer in answers]
   distinct = [len(set(ids[first:first + group])) for first in range(0, len(ids), group)]
+  return {
+    'answer_length': float(lengths.mean()),
+    'answer_length_max': float(lengths.max()),
+    'cut_off': float(np.mean([not answer.ended for answer in answers])),
+    'distinct': float(np.mean(distinct) / group),
+  }
+
+
+def reward_numbers(rewards: np.ndarray, parts: dict[str, np.ndarray], group: int) -> dict[str, float]:
+  """Of their rewards.   rewards: float [answers].   parts: each reward by itself, not weighted."""
+  by_group = rewards.reshape(-1, group)
   numbers = {
     'reward': rewards.mean(),
     'reward_std': rewards.std(),
     'reward_std_in_group': by_group.std(1).mean(),
     'groups_alike': is_constant(by_group).mean(),
-    'answer_length': lengths.mean(),
-    'answer_length_max': lengths.max(),
-    'cut_off': np.mean([not answer.ended for answer in answers]),
-    'distinct': np.mean(distinct) / group,
   }
   if len(parts) > 1:
     numbers |= {f'reward/{name}': scores.mean() for name, scores in parts.items()}
@@ -41,8 +46,10 @@ def mismatch_numbers(answers: Sequence[Answer], old_log_probs: np.ndarray, is_an
 
 def collapse(numbers: dict[str, float], group: int) -> dict[str, str]:
   """In which ways the policy may have collapsed, in words. Where its rewards are high it may only have solved the task:
-  the words say what they are."""
+  the words say what they are; without rewards nothing is said."""
   found: dict[str, str] = {}
+  if 'reward' not in numbers:
+    return found
   reward = f'the mean reward is {numbers["reward"]:.3g}'
   if numbers['reward_std'] == 0:
     found['reward'] = f'all answers have one reward, so that nothing is learnt from them; {reward}'

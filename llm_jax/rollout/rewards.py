@@ -64,7 +64,7 @@ class Rewards:
         found[name] = call(name, score, answers)
       return [checked(name, found[name], answers) for name in self.names]
 
-    return np.array(processes.on_first(ask))
+    return np.array(processes.on_first(ask)).reshape(len(self.names), len(answers))
 
   def weighted(self, scores: np.ndarray) -> np.ndarray:
     """The reward of each answer, float64 [answers]."""

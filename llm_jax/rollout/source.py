@@ -1,27 +1,28 @@
-"""Batches of a stage that learns from its own answers: a rollout is sampled, scored, and given out in steps."""
+"""Batches of a stage that learns from its own answers: a rollout is sampled, scored, and given out in steps.
+
+What is made of the answers is in `rewarded_source.py`, `pair_source.py` and `text_source.py`.
+"""
+import abc
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
-from llm_jax.batch import LanguageModelBatch, RolloutBatch
+from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.errors import require
-from llm_jax.config.policy_gradients import PPO, PolicyGradient
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource, DataPosition
 from llm_jax.data.batches import check_same_data
-from llm_jax.data.prompts import PromptSet
+from llm_jax.data.prompts import Prompt, PromptSet
 from llm_jax.decode.sampling import Sampling
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.rollout.buffer import RolloutBuffer, token_weights
-from llm_jax.rollout.credit import Credit, credit_of_critic, credit_of_groups
-from llm_jax.rollout.log_probs import score_answers, value_answers
-from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
-from llm_jax.rollout.packing import in_parts
+from llm_jax.rollout.buffer import RolloutBuffer
+from llm_jax.rollout.log_probs import score_answers
+from llm_jax.rollout.numbers import answer_numbers, collapse, reward_numbers
 from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
@@ -57,23 +58,46 @@ class Shown:
   warnings: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-class RolloutSource(BatchSource):
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+  """The answers of a rollout, those to one prompt side by side, and their rewards.
+
+  scores: of each reward by itself, not weighted, float64 [rewards, answers].   rewards: float64 [answers].
+  """
+  answers: list[Answer]
+  scores: np.ndarray
+  rewards: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class StepRows:
+  """What a step learns from.
+
+  batch: NumPy arrays.   num_tokens: of prompts and answers in it.   num_places: the same with padding.
+  """
+  batch: Any
+  num_tokens: int
+  num_places: int
+
+
+class RolloutSource(BatchSource, abc.ABC):
   """Answers sampled with the parameters of the state at the first step of each rollout.
 
-  Everything about a rollout follows from the parameters, the seed and its number. Its position is the number of answers
-  that were given out, and where that is in the middle of a rollout, the rollout itself is saved beside it.
+  Everything about a rollout follows from the parameters, the seed and its number. Its position is the number of units
+  (answers, or pairs of them) that were given out, and where that is in the middle of a rollout, the rollout itself is
+  saved beside it.
 
   sharding: of [batch, time] arrays.   shards: how many devices share the rows of a batch.
   """
+  answers_in_unit: ClassVar[int] = 1  # of what a step learns from
 
   def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler, rewards: Rewards,
                sharding: jax.sharding.NamedSharding, seed: int, shards: int = 1):
-    assert stage.rollout is not None and isinstance(stage.objective, PolicyGradient | PPO)
+    assert stage.rollout is not None
     self.rollout = stage.rollout
     self.lengths = stage.rollout.lengths(stage.seq_len)
     self.row_counts = stage.rollout.row_counts(stage.batch_size, shards * stage.microbatches)
     self._stage = stage
-    self._objective = stage.objective
     self._prompts = prompts
     self._policy = policy
     self._sampler = sampler
@@ -86,9 +110,33 @@ class RolloutSource(BatchSource):
     self._numbers: dict[str, Any] = {}
     self._shown = Shown()
 
+  # -------------------------------------------------------------------------------------------- what differs
+  @abc.abstractmethod
+  def learnt(self, sampled: Sampled, order: np.ndarray, params: Any, frozen: Any
+             ) -> tuple[RolloutBuffer, dict[str, float]]:
+    """What the steps of a rollout learn from, and numbers for people.   order: int32 [replays, units]."""
+
+  @abc.abstractmethod
+  def rows(self, buffer: RolloutBuffer, units: np.ndarray) -> StepRows:
+    """The rows of these units.   units: int32 [batch_size]."""
+
+  @abc.abstractmethod
+  def shapes(self) -> Iterator[tuple[tuple[int, int], Any]]:
+    """((rows, their length), the shapes, dtypes and sharding of the batch) of each that a step may have."""
+
+  @property
+  def num_units(self) -> int:
+    """That a rollout has."""
+    return self._stage.batch_size * self.rollout.minibatches
+
+  @property
+  def num_prompts(self) -> int:
+    """That a rollout answers."""
+    return self.num_units // self.rollout.answers
+
   # -------------------------------------------------------------------------------------------- batches
-  def next(self, state: Any = None, frozen: Any = None) -> RolloutBatch:
-    """The answers of the next step; at the first of a rollout they are made."""
+  def next(self, state: Any = None, frozen: Any = None) -> Any:
+    """The batch of the next step; at the first of a rollout its answers are made."""
     number, place = divmod(self._samples // self._stage.batch_size, self.rollout.steps)
     self._numbers, self._shown = {}, Shown()
     if place == 0:
@@ -96,69 +144,49 @@ class RolloutSource(BatchSource):
     assert self._buffer is not None
     replay, minibatch = divmod(place, self.rollout.minibatches)
     first = minibatch * self._stage.batch_size
-    rows = self._buffer.order[replay, first:first + self._stage.batch_size]
-    [layout] = in_parts(self._buffer.pack(rows), self.row_counts)
-    aggregation = self._objective.aggregation if isinstance(self._objective, PolicyGradient) else 'tokens'
-    is_answer = self._buffer.is_answer(np.arange(len(self._buffer.ids)))
-    weights = token_weights(is_answer, aggregation, self.rollout.max_new_tokens)
-    batch = self._place(self._buffer.batch(layout, weights))
+    rows = self.rows(self._buffer, self._buffer.order[replay, first:first + self._stage.batch_size])
+    batch = self._place(rows.batch)
     self._samples += self._stage.batch_size
-    self._tokens += layout.num_tokens
-    self._numbers |= {'tokens': self._tokens, 'step_tokens': layout.num_tokens,
-                      'padding': 1 - layout.num_tokens / layout.answers.size}
+    self._tokens += rows.num_tokens
+    self._numbers |= {'tokens': self._tokens, 'step_tokens': rows.num_tokens,
+                      'padding': 1 - rows.num_tokens / rows.num_places}
     return batch
 
   def make(self, number: int, params: Any, frozen: Any) -> RolloutBuffer:
-    """A rollout: sampled, scored, with the log-probabilities that its steps compare with.
+    """A rollout: sampled, scored, with what its steps compare with.
 
     Raises:
       RewardError: a reward that is no number.
     """
     jax.block_until_ready(params)  # so that the step before is not counted as sampling
     seconds = Seconds()
-    group, count = self.rollout.answers, self._stage.batch_size * self.rollout.minibatches
-    first = number * (count // group)
-    prompts = [self._prompts.at(number) for number in range(first, first + count // group)]
-    key, order = self._chance(number, count)
-    decoding = self._policy.for_decoding(params, frozen)
-    answers = self._sampler.answers(decoding, prompts, group, Sampling(self.rollout.temperature), key)
-    del decoding  # before the log-probabilities need the memory
+    key, order = self._chance(number)
+    first = number * self.num_prompts
+    prompts = [self._prompts.at(number) for number in range(first, first + self.num_prompts)]
+    answers = self.answers(prompts, key, params, frozen)
     seconds.note('sampling')
     by_model = RewardModels(frozen, self._prompts.end, self._rows_at_once, self.lengths, self._place)
     scores = self._rewards.score(answers, by_model)
-    rewards = self._rewards.weighted(scores)
+    sampled = Sampled(answers, scores, self._rewards.weighted(scores))
     seconds.note('scoring')
-    buffer = RolloutBuffer.of(answers, self._stage.seq_len, order)
-    whole = self._policy.whole(params, frozen)
-    old, entropies = self._log_probs(whole, buffer, with_entropy=True)
-    reference = None
-    if self._objective.has_reference:
-      reference, _ = self._log_probs(self._policy.reference(frozen), buffer)
-    is_answer = buffer.is_answer(np.arange(count))
-    credit = self._credit(whole, buffer, rewards, old, reference, is_answer)
+    buffer, numbers = self.learnt(sampled, order, params, frozen)
     seconds.note('log_probs')
-    parts = dict(zip(self._rewards.names, scores, strict=True))
-    self._numbers = {
-      **rollout_numbers(answers, rewards, parts, group),
-      **mismatch_numbers(answers, old, is_answer),
-      'entropy': float(entropies[is_answer].mean()),
-      **credit.numbers,
-      **seconds.noted,
-    }
-    self._shown = Shown(self._examples(number, answers, rewards), collapse(self._numbers, group))
-    return dataclasses.replace(buffer, advantages=credit.advantages, old_log_probs=old, reference_log_probs=reference,
-                               values=credit.values, returns=credit.returns)
+    self._numbers = {**answer_numbers(answers, self.rollout.answers), **self._reward_numbers(sampled), **numbers,
+                     **seconds.noted}
+    self._shown = Shown(self._examples(number, sampled), collapse(self._numbers, self.rollout.answers))
+    return buffer
 
-  def _credit(self, whole: Any, buffer: RolloutBuffer, rewards: np.ndarray, old: np.ndarray,
-              reference: np.ndarray | None, is_answer: np.ndarray) -> Credit:
-    """What the tokens of the answers are credited with.   whole: all parameters.   rewards: [answers]."""
-    match self._objective:
-      case PolicyGradient() as config:
-        return credit_of_groups(config, rewards, old, reference, is_answer, self.rollout.answers)
-      case PPO() as config:
-        assert self._policy.values is not None
-        values = value_answers(self._policy.values, whole, buffer, self._sizes, self._place)
-        return credit_of_critic(config, rewards, old, reference, values, is_answer)
+  def answers(self, prompts: list[Prompt], key: jax.Array, params: Any, frozen: Any) -> list[Answer]:
+    """Those to one prompt side by side. The decoder's copy of the parameters is gone before log-probabilities need the
+    memory."""
+    decoding = self._policy.for_decoding(params, frozen)
+    return self._sampler.answers(decoding, prompts, self.rollout.answers, Sampling(self.rollout.temperature), key)
+
+  def _reward_numbers(self, sampled: Sampled) -> dict[str, float]:
+    if not self._rewards.names:
+      return {}
+    parts = dict(zip(self._rewards.names, sampled.scores, strict=True))
+    return reward_numbers(sampled.rewards, parts, self.rollout.answers)
 
   @property
   def _rows_at_once(self) -> int:
@@ -170,10 +198,11 @@ class RolloutSource(BatchSource):
     """Rows that a microbatch may have, with several answers in a row."""
     return [count // self._stage.microbatches for count in self.row_counts]
 
-  def _chance(self, number: int, count: int) -> tuple[jax.Array, np.ndarray]:
-    """The key of a rollout's sampling, and the order in which its answers are learnt from, [replays, answers]."""
+  def _chance(self, number: int) -> tuple[jax.Array, np.ndarray]:
+    """The key of a rollout's sampling, and the order in which its units are learnt from, [replays, units]."""
     key = jax.random.fold_in(jax.random.key(self._seed), number)
-    orders = [jax.random.permutation(jax.random.fold_in(key, replay), count) for replay in range(self.rollout.replays)]
+    orders = [jax.random.permutation(jax.random.fold_in(key, replay), self.num_units)
+              for replay in range(self.rollout.replays)]
     return key, np.stack([np.asarray(order) for order in orders])
 
   def _log_probs(self, params: Any, buffer: RolloutBuffer, with_entropy: bool = False
@@ -185,13 +214,13 @@ class RolloutSource(BatchSource):
     """Arrays that every process has whole, on the devices of the mesh."""
     return placed(batch, self._sharding)
 
-  def abstract(self, count: int) -> RolloutBatch:
-    """The shapes, dtypes and sharding of a step's batch of `count` rows."""
-    shape = (count, self._stage.seq_len)
-    whole, real = (jax.ShapeDtypeStruct(shape, dtype, sharding=self._sharding) for dtype in (np.int32, np.float32))
-    reference = real if self._objective.has_reference else None
-    value = real if self._policy.values else None
-    return RolloutBatch(LanguageModelBatch(whole, whole, real, whole, whole), real, real, reference, value, value)
+  def _abstract_text(self, count: int, length: int) -> LanguageModelBatch:
+    """The shapes, dtypes and sharding of so many rows."""
+    whole, real = (self._abstract(count, length, dtype) for dtype in (np.int32, np.float32))
+    return LanguageModelBatch(whole, whole, real, whole, whole)
+
+  def _abstract(self, count: int, length: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, length), dtype, sharding=self._sharding)
 
   # -------------------------------------------------------------------------------------------- for people
   def numbers(self) -> dict[str, Any]:
@@ -206,13 +235,16 @@ class RolloutSource(BatchSource):
     """Of the same."""
     return self._shown
 
-  def _examples(self, number: int, answers: list[Answer], rewards: np.ndarray) -> tuple[tuple[str, str], ...]:
+  def _examples(self, number: int, sampled: Sampled) -> tuple[tuple[str, str], ...]:
     every = self.rollout.samples_every
     if every == 0 or number % every:
       return ()
-    step = max(self.rollout.answers, len(answers) // MOST_SHOWN)
-    chosen = range(0, len(answers), step)[:MOST_SHOWN]
-    return tuple((answers[i].prompt.text, f'{answers[i].text}\n[reward {rewards[i]:.3g}]') for i in chosen)
+    step = max(self.rollout.answers, len(sampled.answers) // MOST_SHOWN)
+    found: list[tuple[str, str]] = []
+    for i in range(0, len(sampled.answers), step)[:MOST_SHOWN]:
+      reward = f'\n[reward {sampled.rewards[i]:.3g}]' if self._rewards.names else ''
+      found.append((sampled.answers[i].prompt.text, f'{sampled.answers[i].text}{reward}'))
+    return tuple(found)
 
   # -------------------------------------------------------------------------------------------- where it is
   @property
@@ -243,7 +275,7 @@ class RolloutSource(BatchSource):
       raise CheckpointError(f'the checkpoint of stage {self._stage.name} is in the middle of a rollout and lacks it: '
                             'go back to an earlier one with --from_step')
     self._buffer = RolloutBuffer.from_arrays(arrays)
-    count = self._stage.batch_size * self.rollout.minibatches
+    count = self.num_units * self.answers_in_unit
     require(self._buffer.ids.shape == (count, self._stage.seq_len + 1), 'seq_len', self._stage.seq_len,
             'the checkpoint has a rollout of another size')
 

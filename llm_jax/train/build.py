@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from llm_jax import paths
 from llm_jax.config.data import Data
 from llm_jax.config.implementation import load
+from llm_jax.config.rows import PROMPTS
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.modules.execution import Execution
@@ -27,9 +28,10 @@ def stage_seed(run: Run, stage: Stage) -> int:
 
 def make_objective(stage: Stage, model: Transformer, data: Data) -> Objective:
   """The stage's objective over batches of `data`: of training, or of what it is scored on."""
-  sources = data.names if len(data.sources) > 1 else ()
-  of_rollout = {} if stage.rollout is None else {'temperature': stage.rollout.temperature}
-  return load(stage.objective)(model, stage.objective, sources, **of_rollout)
+  sources = data.names if len(data.sources) > 1 and stage.rollout is None else ()
+  if stage.rollout is not None and stage.objective.rows == PROMPTS:
+    return load(stage.objective)(model, stage.objective, sources, temperature=stage.rollout.temperature)
+  return load(stage.objective)(model, stage.objective, sources)
 
 
 def make_trained_objective(stage: Stage, model: Transformer) -> Objective:

@@ -51,8 +51,8 @@ def shapes_to_come(built: 'BuiltStage', first: int, last: int) -> Iterator[tuple
   """The phases that have a step from `first` to `last`, and the abstract batch of each. The answers
   of a rollout may take several numbers of rows."""
   if isinstance(built.source, RolloutSource):
-    for count in built.source.row_counts if first < last else ():
-      yield dataclasses.replace(built.phases[0], batch_size=count), built.source.abstract(count)
+    for (count, length), batch in built.source.shapes() if first < last else ():
+      yield dataclasses.replace(built.phases[0], batch_size=count, seq_len=length), batch
     return
   ends = [*(phase.first_step for phase in built.phases[1:]), built.stage.steps]
   for phase, source, end in zip(built.phases, built.sources, ends, strict=True):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.adapters import LoRA
+from llm_jax.config.rows import PAIRS, PROMPTS, TEXT, RowKind
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource
 from llm_jax.data.stage_data import StageData
@@ -13,14 +14,20 @@ from llm_jax.objectives.adapted import AdaptedObjective
 from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.objectives.ppo import CRITIC, PPOObjective
 from llm_jax.objectives.scalar_head import VALUE
+from llm_jax.rollout.pair_source import PairSource
+from llm_jax.rollout.rewarded_source import RewardedSource
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
+from llm_jax.rollout.text_source import OwnTextSource
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, param_shardings
 from llm_jax.train.build import make_trained_objective, stage_seed
 from llm_jax.train.hooks import Log
 from llm_jax.train.session import Session
+
+# By the rows that a stage's objective learns from.
+SOURCES: dict[RowKind, type[RolloutSource]] = {PROMPTS: RewardedSource, PAIRS: PairSource, TEXT: OwnTextSource}
 
 
 def make_rollout_source(session: Session, stage: Stage, data: StageData) -> RolloutSource:
@@ -29,9 +36,10 @@ def make_rollout_source(session: Session, stage: Stage, data: StageData) -> Roll
   run = session.run
   sampler = Sampler(run.model_of(stage), session.execution, session.tokenizer, data.prompts.stop_tokens,
                     stage.rollout.max_new_tokens, stage.rollout.rows_at_once)
-  return RolloutSource(stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
-                       batch_sharding(session.mesh), stage_seed(run, stage),
-                       row_shards(run.model, run.mesh, jax.device_count()))
+  source = SOURCES[stage.objective.rows]
+  return source(stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
+                batch_sharding(session.mesh), stage_seed(run, stage),
+                row_shards(run.model, run.mesh, jax.device_count()))
 
 
 def make_policy(session: Session, stage: Stage) -> Policy:

@@ -30,6 +30,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.rollout.advantages import advantages
+from llm_jax.rollout.rewarded_source import RewardedSource
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
@@ -62,14 +63,15 @@ def make_stage(objective=None, rollout: Rollout = ROLLOUT, **fields) -> Stage:
                **{'seq_len': 32, **fields})
 
 
-def make_source(stage: Stage, rows_at_once: int | None = None) -> RolloutSource:
+def make_source(stage: Stage, rows_at_once: int | None = None, kind: type[RolloutSource] = RewardedSource
+                ) -> RolloutSource:
   transformer, _ = model()
   prompts = open_prompts(stage.data, TOKENIZER, 'train', seed=3, longest=20)
   sampler = Sampler(transformer.config, EXECUTION, TOKENIZER, prompts.stop_tokens, 6, rows_at_once)
   policy = Policy(transformer, lambda params, frozen: params, lambda params, frozen: params,
                   lambda frozen: frozen.reference)
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ('data', 'fsdp'))
-  return RolloutSource(stage, prompts, policy, sampler, Rewards(stage.rollout), batch_sharding(mesh), seed=5)
+  return kind(stage, prompts, policy, sampler, Rewards(stage.rollout), batch_sharding(mesh), seed=5)
 
 
 def take(source: RolloutSource, count: int) -> list:

@@ -141,7 +141,7 @@ class RankedEncoder(Encoder[Ranked]):
 
   most: answers of a row.
   """
-  template: str
+  template: str | None
   most: int
   has_counts = True
 

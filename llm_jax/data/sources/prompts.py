@@ -56,6 +56,16 @@ class PromptEncoder:
     """Ids that end an answer."""
     return (tokenizer.eot,) if self.template is None else chat_templates.end_of_turn(self.template, tokenizer)
 
+  def answer_ids(self, messages: list[chat_templates.Message] | str, answer: str, tokenizer: Tokenizer
+                 ) -> tuple[int, ...]:
+    """An answer to a prompt, with what ends it."""
+    if isinstance(messages, str):
+      return (*tokenizer.encode(answer), tokenizer.eot)
+    assert self.template is not None
+    dialogue = [*messages, {'role': 'assistant', 'content': answer}]
+    ids, counts = chat_templates.render(dialogue, self.template, tokenizer, start=len(messages))
+    return tuple(ids[counts].tolist())
+
   def end(self, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that stand behind the end of an answer that is the last."""
     return () if self.template is None else chat_templates.after_turn(self.template, tokenizer)
