@@ -6,11 +6,13 @@ python -m launch.train --config=experiments/rl_miniature.py:grpo --workdir=runs/
 The task is to sort six digits, '402913>'. The texts of the first stage answer with the same digits half of the time,
 with their reverse three times in ten, and with the digits in order twice in ten. The second stage is rewarded for the
 last alone: a policy gradient by its paper's name, grpo, dr_grpo, dapo, rloo, gspo, cispo, raft or reinforce; or ppo,
-with a critic of its own. best_of has rounds in its place: each learns, as a text, the best of eight answers that the
-stage before it gives to each of 1,200 prompts.
+with a critic of its own; or online_dpo, which compares the best and the worst answer to each prompt. best_of has
+rounds in its place: each learns, as a text, the best of eight answers that the stage before it gives to each of 1,200
+prompts.
 """
 from llm_jax.config.errors import require
 from llm_jax.config.experiment import (
+  DPO,
   PPO,
   AdamW,
   BestOf,
@@ -45,6 +47,7 @@ from llm_jax.config.experiment import (
 METHODS = {
   'grpo': grpo(), 'dr_grpo': dr_grpo(), 'dapo': dapo(), 'rloo': rloo(), 'gspo': gspo(), 'cispo': cispo(),
   'raft': raft(), 'reinforce': reinforce(), 'ppo': PPO(kl=KLInReward(0.05), value_weight=0.5),
+  'online_dpo': DPO(beta=0.1),
 }
 
 ROUNDS = 3
@@ -66,8 +69,9 @@ def get_config(method):
   if method == 'best_of':
     learning = tuple(best_of(number + 1) for number in range(ROUNDS))
   else:
+    batch_size = 32 if method == 'online_dpo' else 256  # pairs or answers, to 32 prompts
     learning = (
-      stage('rewards', SortedDigits(), seq_len=16, batch_size=256, steps=150, objective=METHODS[method],
+      stage('rewards', SortedDigits(), seq_len=16, batch_size=batch_size, steps=150, objective=METHODS[method],
             rollout=Rollout((Exact(),), buckets=1, **ANSWERS),
             learning_rate=Constant(peak=3e-4, warmup=5), optimizer=AdamW(b2=0.95, weight_decay=0.0),
             init=Params('texts'), skip_spikes=None, evals=(PassRate(every=50, prompts=300),)),)

@@ -3,7 +3,7 @@ import dataclasses
 import math
 
 from llm_jax.config.errors import require
-from llm_jax.config.fields import Safe, Sequences, Tokens
+from llm_jax.config.fields import Safe, Seconds, Sequences, Tokens
 from llm_jax.config.rewards import Reward, Rewarded
 
 __all__ = ['Rollout']
@@ -33,6 +33,11 @@ class Rollout(Rewarded):
   buckets: the answers of a step share rows of `seq_len` tokens. So many numbers of rows are compiled ahead, from
     `batch_size` down, each a quarter less than the one before; a step takes the least that its answers fit into.
   rows_at_once: answers that are sampled at a time; None: all of a rollout.
+  tools: functions of yours that the model may call while it answers, 'tools.py:add' each. A call is JSON between
+    <tool_call> and </tool_call>; what it returns is text that the model reads, and not learnt.
+  turns: how often the model speaks in one answer, the last time without a call being answered.
+  tool_tokens: the most tokens of what the calls of a turn return.
+  tool_seconds: that a call may take.
   samples_every: rollouts between two whose answers are written to generations.jsonl; 0: none.
   """
   rewards: tuple[Reward, ...] = ()
@@ -43,6 +48,10 @@ class Rollout(Rewarded):
   replays: int = 1
   buckets: int = 4
   rows_at_once: Safe[Sequences | None] = None
+  tools: tuple[str, ...] = ()
+  turns: int = 1
+  tool_tokens: Tokens = 128
+  tool_seconds: Seconds = 5.0
   samples_every: Safe[int] = 25
 
   def __post_init__(self):
@@ -53,7 +62,18 @@ class Rollout(Rewarded):
             'use a finite number of 0.001 or more: without chance all answers of a group are the same')
     require(self.rows_at_once is None or self.rows_at_once >= 1, 'rows_at_once', self.rows_at_once,
             'use 1 or more, or None for all')
+    self._check_tools()
     require(self.samples_every >= 0, 'samples_every', self.samples_every, 'use 0 or more')
+
+  def _check_tools(self) -> None:
+    for i, path in enumerate(self.tools):
+      file, _, function = path.rpartition(':')
+      require(file.endswith('.py') and function.isidentifier(), f'tools[{i}]', path,
+              "name a file and a function of it, such as 'tools.py:add'")
+    hint = 'use 2 or more, so that the model speaks again' if self.tools else 'there are no tools: use 1'
+    require((self.turns > 1) == bool(self.tools), 'turns', self.turns, hint)
+    require(self.tool_tokens >= 1, 'tool_tokens', self.tool_tokens, 'use 1 or more')
+    require(0 < self.tool_seconds < math.inf, 'tool_seconds', self.tool_seconds, 'use a finite number above 0')
 
   @property
   def steps(self) -> int:

@@ -9,6 +9,7 @@ from llm_jax.config.errors import ConfigError, located
 from llm_jax.data import fingerprints
 from llm_jax.data.mixture import make_mixture
 from llm_jax.data.sources.documents import DocumentSource, Split, open_source
+from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import Tokenizer
 
 
@@ -65,6 +66,10 @@ class PromptSet:
     if column not in prompt.columns:
       raise KeyError(f'the row of the prompt {prompt.text[:60]!r} has no {column!r}, only {sorted(prompt.columns)}')
     return self._sources[0].encoder.answer_ids(prompt.messages, str(prompt.columns[column]), self._tokenizer)
+
+  def reply_ids(self, content: str) -> tuple[int, ...]:
+    """What stands behind the end of an answer to which a function that it called replies."""
+    return chat_templates.reply_ids(content, self._sources[0].encoder.template, self._tokenizer)
 
   def first(self, count: int) -> list[Prompt]:
     """Up to `count` prompts, spread over all of them, in the order in which they are stored."""

@@ -14,6 +14,7 @@ from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
 from llm_jax.rollout.source import placed
+from llm_jax.rollout.turns import TurnSampler, make_sampler
 from llm_jax.sharding.rules import batch_sharding
 
 SHOWN = 4  # answers that are written down
@@ -79,16 +80,22 @@ class PassRateEvaluation(Evaluation):
   def score(self, model: Evaluated, prompts: PromptSet, chosen: list[Prompt], samples: int, sampling: Greedy | Sampling
             ) -> Scored:
     """Answers and their rewards."""
-    setup, answering = self.setup, self.setup.stage.answering
+    answering, seed = self.setup.stage.answering, self.setup.run.seed
     assert answering is not None
-    sampler = Sampler(setup.model, setup.execution, setup.tokenizer, prompts.stop_tokens, answering.max_new_tokens,
-                      answering.rows_at_once)
-    answers = sampler.answers(model.params, chosen, samples, sampling, jax.random.key(setup.run.seed))
+    answers = self.sampler.answers(model.params, chosen, samples, sampling, jax.random.key(seed))
     rewards = Rewards(answering)
     scores = rewards.score(answers, self.reward_models(model.frozen, prompts))
     parts = dict(zip(rewards.names, scores, strict=True))
     weighted = rewards.weighted(scores)
     return Scored(answers, weighted if self.config.reward is None else parts[self.config.reward], weighted, parts)
+
+  @functools.cached_property
+  def sampler(self) -> Sampler | TurnSampler:
+    setup, answering, prompts = self.setup, self.setup.stage.answering, self.held_out
+    assert answering is not None and prompts is not None
+    sampler = Sampler(setup.model, setup.execution, setup.tokenizer, prompts.stop_tokens, answering.max_new_tokens,
+                      answering.rows_at_once)
+    return make_sampler(sampler, answering, prompts)
 
   def reward_models(self, frozen: Frozen, prompts: PromptSet) -> RewardModels:
     stage = self.setup.stage

@@ -18,6 +18,8 @@ class RolloutBuffer:
   order: int32 [replays, answers], in which the answers are learnt from.
   advantages, old_log_probs, reference_log_probs, values, returns: float32 [answers, seq_len], at the place that
     predicts a token of the answer; see `RolloutBatch`.
+  own: uint8 [answers, seq_len], 1 at a place that predicts a token which the model has said itself; None: it has said
+    all tokens of the answers.
   """
   ids: np.ndarray
   prompt_lengths: np.ndarray
@@ -28,6 +30,7 @@ class RolloutBuffer:
   reference_log_probs: np.ndarray | None = None
   values: np.ndarray | None = None
   returns: np.ndarray | None = None
+  own: np.ndarray | None = None
 
   @classmethod
   def of(cls, answers: Sequence[Answer], seq_len: int, order: np.ndarray) -> 'RolloutBuffer':
@@ -39,8 +42,14 @@ class RolloutBuffer:
       row[:len(whole)] = whole
     prompt_lengths = np.array([len(answer.prompt.ids) for answer in answers], np.int32)
     lengths = prompt_lengths + np.array([len(answer.ids) for answer in answers], np.int32)
+    own = None
+    if any(answer.replies for answer in answers):
+      own = np.ones(shape, np.uint8)
+      for row, answer in zip(own, answers, strict=True):
+        first = len(answer.prompt.ids) - 1
+        row[first:first + len(answer.ids)] = answer.is_own
     return cls(ids, prompt_lengths, lengths, order.astype(np.int32), np.zeros(shape, np.float32),
-               np.zeros(shape, np.float32))
+               np.zeros(shape, np.float32), own=own)
 
   def arrays(self) -> dict[str, np.ndarray]:
     """By name; `RolloutBuffer(**arrays)` is an equal buffer."""
@@ -52,10 +61,11 @@ class RolloutBuffer:
     return cls(**{name: np.asarray(array) for name, array in arrays.items()})
 
   def is_answer(self, rows: np.ndarray) -> np.ndarray:
-    """Which places of these rows predict a token of the answer, bool [rows, seq_len]."""
+    """Which places of these rows predict a token of the answer that the model has said itself, bool [rows, seq_len]."""
     places = np.arange(self.ids.shape[1] - 1)
     first, end = self.prompt_lengths[rows, None] - 1, self.lengths[rows, None] - 1
-    return (places >= first) & (places < end)
+    is_answer = (places >= first) & (places < end)
+    return is_answer if self.own is None else is_answer & (self.own[rows] > 0)
 
   def text(self, rows: np.ndarray, length: int, weights: np.ndarray) -> LanguageModelBatch:
     """Rows of one answer each, cut to `length`.   weights: float32 [rows, seq_len]."""

@@ -1,6 +1,7 @@
 """Advantages of single tokens by a critic: generalised advantage estimation (Schulman et al. 2016, GAE).
 
-Arrays are [answers, time]; `is_answer` says which places predict a token of the answer, one run of them a row.
+Arrays are [answers, time]; `is_answer` says which places predict a token that the model has said. Between two of them
+may stand what it was told, such as the result of a function: the next token is then the next that it says.
 """
 import numpy as np
 
@@ -31,7 +32,8 @@ def generalized_advantages(rewards: np.ndarray, values: np.ndarray, is_answer: n
     surprise = rewards[:, place] + gamma * next_value - values[:, place]
     advantage = np.where(is_answer[:, place], surprise + gamma * decay * next_advantage, 0.0)
     found[:, place] = advantage
-    next_value, next_advantage = values[:, place], advantage
+    next_value = np.where(is_answer[:, place], values[:, place], next_value)
+    next_advantage = np.where(is_answer[:, place], advantage, next_advantage)
   return found
 
 

@@ -12,15 +12,17 @@ LOW_ENTROPY = 0.02  # nats a token
 
 def answer_numbers(answers: Sequence[Answer], group: int) -> dict[str, float]:
   """Of the answers, `group` to each prompt."""
-  lengths = np.array([len(answer.ids) for answer in answers])
+  lengths = np.array([answer.is_own.sum() for answer in answers])
   ids = [answer.ids for answer in answers]
   distinct = [len(set(ids[first:first + group])) for first in range(0, len(ids), group)]
-  return {
+  numbers = {
     'answer_length': float(lengths.mean()),
     'answer_length_max': float(lengths.max()),
     'cut_off': float(np.mean([not answer.ended for answer in answers])),
     'distinct': float(np.mean(distinct) / group),
   }
+  replies = [len(answer.replies) for answer in answers]
+  return {**numbers, 'tool_replies': float(np.mean(replies))} if any(replies) else numbers
 
 
 def reward_numbers(rewards: np.ndarray, parts: dict[str, np.ndarray], group: int) -> dict[str, float]:
@@ -39,7 +41,7 @@ def reward_numbers(rewards: np.ndarray, parts: dict[str, np.ndarray], group: int
 
 def mismatch_numbers(answers: Sequence[Answer], old_log_probs: np.ndarray, is_answer: np.ndarray) -> dict[str, float]:
   """How far the sampler's log-probabilities are from the trainer's, in absolute value a token."""
-  sampled = np.concatenate([answer.log_probs for answer in answers])
+  sampled = np.concatenate([answer.own_log_probs for answer in answers])
   difference = np.abs(old_log_probs[is_answer] - sampled)
   return {'sampler_mismatch': float(difference.mean()), 'sampler_mismatch_max': float(difference.max())}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.data.prompts import Prompt
@@ -22,12 +23,32 @@ class Answer:
   text: without that one.
   ended: whether it ended by itself; else it was cut off.
   log_probs: of the ids, by the sampler, under the temperature that they were sampled with.
+  replies: (first, end) of ids that are not the model's own, such as what functions returned that it called; their
+    log_probs are 0, and `text` is what it says behind the last of them.
   """
   prompt: Prompt
   ids: tuple[int, ...]
   text: str
   ended: bool
   log_probs: tuple[float, ...]
+  replies: tuple[tuple[int, int], ...] = ()
+
+  @property
+  def is_own(self) -> np.ndarray:
+    """Which of the ids the model has said itself, bool [ids]."""
+    own = np.ones(len(self.ids), bool)
+    for first, end in self.replies:
+      own[first:end] = False
+    return own
+
+  @property
+  def own_log_probs(self) -> np.ndarray:
+    """Of the ids that it has said itself."""
+    return np.asarray(self.log_probs)[self.is_own]
+
+  def continued(self, reply: tuple[int, ...]) -> Prompt:
+    """The prompt, the answer and a reply to it, as a prompt."""
+    return dataclasses.replace(self.prompt, ids=(*self.prompt.ids, *self.ids, *reply))
 
 
 @dataclasses.dataclass(frozen=True)

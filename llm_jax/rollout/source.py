@@ -26,6 +26,7 @@ from llm_jax.rollout.numbers import answer_numbers, collapse, reward_numbers
 from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
+from llm_jax.rollout.turns import TurnSampler
 from llm_jax.runtime.errors import CheckpointError
 
 MOST_SHOWN = 8  # answers of a rollout that are written down
@@ -91,8 +92,8 @@ class RolloutSource(BatchSource, abc.ABC):
   """
   answers_in_unit: ClassVar[int] = 1  # of what a step learns from
 
-  def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler, rewards: Rewards,
-               sharding: jax.sharding.NamedSharding, seed: int, shards: int = 1):
+  def __init__(self, stage: Stage, prompts: PromptSet, policy: Policy, sampler: Sampler | TurnSampler,
+               rewards: Rewards, sharding: jax.sharding.NamedSharding, seed: int, shards: int = 1):
     assert stage.rollout is not None
     self.rollout = stage.rollout
     self.lengths = stage.rollout.lengths(stage.seq_len)

@@ -20,6 +20,7 @@ from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import Policy, RolloutSource
 from llm_jax.rollout.text_source import OwnTextSource
+from llm_jax.rollout.turns import make_sampler
 from llm_jax.sharding.check import row_shards
 from llm_jax.sharding.rules import batch_sharding, param_shardings
 from llm_jax.train.build import make_trained_objective, stage_seed
@@ -36,6 +37,7 @@ def make_rollout_source(session: Session, stage: Stage, data: StageData) -> Roll
   run = session.run
   sampler = Sampler(run.model_of(stage), session.execution, session.tokenizer, data.prompts.stop_tokens,
                     stage.rollout.max_new_tokens, stage.rollout.rows_at_once)
+  sampler = make_sampler(sampler, stage.rollout, data.prompts)
   source = SOURCES[stage.objective.rows]
   return source(stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
                 batch_sharding(session.mesh), stage_seed(run, stage),

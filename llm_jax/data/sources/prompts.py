@@ -12,11 +12,12 @@ from llm_jax.data import fingerprints
 from llm_jax.data.packing.rows import Encoded
 from llm_jax.data.packing.text import TextEncoder
 from llm_jax.data.sources import formats
-from llm_jax.data.sources.dialogues import field, read_prompt
+from llm_jax.data.sources.dialogues import field, read_prompt, read_tools
 from llm_jax.data.sources.documents import JSONL, Config, DocumentSource, Reader, Record
 from llm_jax.data.sources.formats import Files
 from llm_jax.data.tokenizers import chat_templates
 from llm_jax.data.tokenizers.base import Tokenizer, opened
+from llm_jax.data.tokenizers.jinja_template import Tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,11 @@ class RawPrompt:
   """
   messages: list[chat_templates.Message] | str
   columns: dict[str, Any]
+
+  @property
+  def tools(self) -> Tools:
+    """Descriptions of functions, for a model's own chat template."""
+    return read_tools(self.columns, 'prompt')
 
   @property
   def text(self) -> str:
@@ -50,7 +56,7 @@ class PromptEncoder:
     if isinstance(prompt.messages, str):
       return opened(tokenizer, tokenizer.encode(prompt.messages))
     assert self.template is not None
-    return chat_templates.prompt_ids(prompt.messages, self.template, tokenizer).tolist()
+    return chat_templates.prompt_ids(prompt.messages, self.template, tokenizer, prompt.tools).tolist()
 
   def stop_tokens(self, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that end an answer."""

@@ -202,6 +202,30 @@ def after_turn(template: str, tokenizer: Tokenizer) -> tuple[int, ...]:
   return tuple(ids[len(ids) - ids[::-1].index(end):]) if end in ids else ()
 
 
+def reply_ids(content: str, template: str | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Ids behind the end of an answer to which a function that it called replies, up to where the assistant speaks again.
+
+  A model's own template has a message for the reply, of role 'tool'; a named one has it said by the user. Without a
+  template it is the text.
+  """
+  if template is None:
+    return tuple(tokenizer.encode(content))
+  said: list[Message] = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+  is_own = template == OWN_TEMPLATE
+  reply = {'role': 'tool' if is_own else 'user', 'content': content if is_own else in_tags(content)}
+  end, *_ = end_of_turn(template, tokenizer)
+  num_ends = render(said, template, tokenizer)[0].tolist().count(end)
+  ids = prompt_ids([*said, reply], template, tokenizer).tolist()
+  for _ in range(num_ends):
+    ids = ids[ids.index(end) + 1:]
+  return tuple(ids)
+
+
+def in_tags(content: str) -> str:
+  """What a function replies, as Qwen's template writes it."""
+  return f'<tool_response>\n{content}\n</tool_response>'
+
+
 def formatting(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
   """bool, the shape of `ids`: special tokens. They are the template's own, for no content is encoded to one."""
   return np.isin(ids, list(tokenizer.special_ids.values()))
