@@ -6,6 +6,9 @@ python -m launch.train --config=experiments/distill_small.py:student --workdir=r
 python -m launch.train --config=experiments/distill_small.py:alone --workdir=runs/distill_small/alone
 python -m launch.report runs/distill_small/student runs/distill_small/alone
 
+Two others learn from 12 ids that the teacher draws at every target: `sampled`, anew at every step, and `kept`, once,
+before the first step (`--config.stages[0].objective.teacher.teacher.workdir=DIR` names its teacher).
+
 All of them read the running interpreter's standard library. The student finds its teacher in the folder that the first
 command names; `--config.stages[0].objective.teacher.workdir=DIR` names another. `--config.seed=1` draws other
 parameters and another order of the text. What counts is `bits_per_byte` on the text set aside.
@@ -20,6 +23,7 @@ from llm_jax.config.experiment import (
   LanguageModel,
   SavedRun,
   StandardLibrary,
+  TeacherIds,
   experiment,
   presets,
   stage,
@@ -35,6 +39,7 @@ OBJECTIVES = {
   'teacher': LanguageModel(),
   'student': Distillation(SavedRun(TEACHER)),
   'sampled': Distillation(SavedRun(TEACHER), sampled=12),
+  'kept': Distillation(TeacherIds(SavedRun(TEACHER), count=12)),
   'alone': LanguageModel(),
 }
 

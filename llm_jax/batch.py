@@ -13,6 +13,7 @@ class LanguageModelBatch:
   `segment_ids` numbers the documents of a row from 1 (0 is padding): attention stays inside a segment.
   `positions` restart at 0 with every segment. `weights` is 1 where `targets` counts and 0 on padding and
   where the target belongs to the next document. `sources` says which source of a mixture of several each row is from.
+  `teacher_ids` are ids that a teacher has drawn for each target, [batch, time, ids].
   """
   tokens: Array       # int32
   targets: Array      # int32
@@ -20,6 +21,7 @@ class LanguageModelBatch:
   positions: Array    # int32
   segment_ids: Array  # int32
   sources: Array | None = None  # int32
+  teacher_ids: Array | None = None  # int32
 
 
 @flax.struct.dataclass

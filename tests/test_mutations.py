@@ -139,7 +139,7 @@ MUTATIONS = (
   Mutation('an answer that was cut off is learnt', 'llm_jax/rollout/ranking.py',
            "if answer['ended'] and answer['text'].strip()]", "if answer['text'].strip()]",
            'tests/rollout/test_ranking.py::test_what_was_cut_off_or_says_nothing_is_not_learnt'),
-  # ---------------------------------------------------------------------------------------- functions that a model calls
+  # --------------------------------------------------------------------------------- functions that a model calls
   Mutation('what a function returned is learnt', 'llm_jax/rollout/buffer.py',
            'return is_answer if self.own is None else is_answer & (self.own[rows] > 0)', 'return is_answer',
            'tests/rollout/test_tools.py::test_what_a_function_returned_is_not_learnt'),
@@ -159,6 +159,12 @@ MUTATIONS = (
   Mutation('pairs without preference are learnt', 'llm_jax/rollout/pair_source.py',
            'is_preferred = gaps > 0', 'is_preferred = gaps >= 0',
            'tests/rollout/test_pair_source.py::test_pairs_without_preference_have_no_weight'),
+  Mutation('every part of the teacher\'s ids draws the same', 'llm_jax/train/teacher_ids.py',
+           'key=jax.random.fold_in(key, part)', 'key=key',
+           'tests/train/test_teacher_ids.py::test_ids_are_drawn_from_the_teacher'),
+  Mutation('ids belong to other rows', 'llm_jax/train/teacher_ids.py',
+           'placement.read_rows(rows)', 'placement.read(part * stage.batch_size)',
+           'tests/train/test_teacher_ids.py::test_ids_are_drawn_from_the_teacher'),
   Mutation('all answers are the student\'s', 'llm_jax/rollout/text_source.py',
            'is_own = np.asarray(draws) < objective.own_answers', 'is_own = np.asarray(draws) < 2',
            'tests/rollout/test_text_source.py::test_a_share_is_of_the_data'),

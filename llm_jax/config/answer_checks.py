@@ -38,6 +38,15 @@ def check_rollout(stage: Stage) -> None:
           'prompts are mixed by weights that stay: use numbers')
 
 
+def check_teacher_ids(stage: Stage) -> None:
+  """Whether the rows that a teacher draws ids for are known before the first step."""
+  objective = stage.objective
+  if isinstance(objective, Distillation) and objective.teacher_ids is not None:
+    require(stage.rollout is None, 'objective.teacher', 'TeacherIds',
+            'what the student will say is not known beforehand: name the teacher itself')
+    require(not stage.ramp, 'ramp', stage.ramp, 'ids are drawn for rows of one length: leave it out')
+
+
 def _check_compared(stage: Stage, rollout: Rollout) -> None:
   """Whether a prompt has as many answers as are compared, and rewards to compare them by."""
   objective = stage.objective

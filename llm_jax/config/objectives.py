@@ -12,7 +12,7 @@ from llm_jax.config.objective import Metric, ObjectiveConfig
 from llm_jax.config.policy_gradients import PPO, Clip, ClipWeight, KLInLoss, KLInReward, PolicyGradient
 from llm_jax.config.preferences import DPO, IPO, KTO, ORPO, APODown, APOZero, RewardModel, SimPO, SLiC
 from llm_jax.config.rows import LABELLED, PROMPTS, TEXT, RowKind
-from llm_jax.config.teachers import Teacher
+from llm_jax.config.teachers import Teacher, TeacherIds
 
 __all__ = [
   'APODown', 'APOZero', 'Classification', 'Clip', 'ClipWeight', 'DPO', 'Distillation', 'IPO', 'KLInLoss', 'KLInReward',
@@ -47,7 +47,8 @@ class Distillation(ObjectiveConfig):
   (Agarwal et al. 2024, GKD, equation 3), on what the data says so far. In a stage with a rollout, on what the student
   says itself.
 
-  teacher: SavedRun(workdir), Params(stage) or HuggingFace(folder); its tokenizer is the run's.
+  teacher: SavedRun(workdir), Params(stage) or HuggingFace(folder); its tokenizer is the run's. TeacherIds(one of them):
+    ids that it has drawn once, for divergence 0 and temperature 1.
   divergence: beta; 0 is KL(teacher || student), 1 is KL(student || teacher), 0.5 the Jensen-Shannon divergence.
   temperature: what the logits of both are divided by.
   nll_weight: of the student's cross-entropy on the data, which is added.
@@ -57,26 +58,40 @@ class Distillation(ObjectiveConfig):
     answer is in the prompt's row (algorithm 1: lambda).
   column: the field of the row that has it.
   """
-  teacher: Teacher
+  teacher: Teacher | TeacherIds
   divergence: float = 0.0
   temperature: float = 1.0
   nll_weight: float = 0.0
   sampled: int | None = None
   own_answers: float = 1.0
   column: str = 'answer'
-  implementation: ClassVar[str] = 'llm_jax.objectives.distillation:DistillationObjective'
   rows: ClassVar[RowKind] = TEXT
   title: ClassVar[str] = 'distillation'
-  reference_passes: ClassVar[int] = 1
-  other_rows: ClassVar[tuple[RowKind, ...]] = (PROMPTS,)
+from llm_jax.config.rows import LABELLED, PROMPTS, TEXT, RowKind
+from llm_jax.config.teachers import Teacher, TeacherIds
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('nll', 'loss on the data', '{:.4f}', '{:.4f} on the data', '{:.3f} on the data'),
     Metric('teacher_nll', "the teacher's", '{:.4f}', 'teacher {:.4f}', 'teacher {:.3f}'),
   )
 
   @property
-  def distilled(self) -> Teacher:
-    return self.teacher
+  def implementation(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    if self.teacher_ids is None:
+      return 'llm_jax.objectives.distillation:DistillationObjective'
+    return 'llm_jax.objectives.kept_distillation:KeptDistillationObjective'
+
+  @property
+  def reference_passes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    return 1 if self.teacher_ids is None else 0
+
+  @property
+  def distilled(self) -> Teacher | None:
+    return None if isinstance(self.teacher, TeacherIds) else self.teacher
+
+  @property
+  def teacher_ids(self) -> TeacherIds | None:
+    """Ids that are drawn before the first step; None where the teacher is asked at every step."""
+    return self.teacher if isinstance(self.teacher, TeacherIds) else None
 
   def __post_init__(self):
     require(0 <= self.divergence <= 1, 'divergence', self.divergence, 'use a number from 0 to 1')
@@ -84,9 +99,12 @@ class Distillation(ObjectiveConfig):
     require(is_warm, 'temperature', self.temperature, 'use a finite number above 0')
     require_weights(self, 'nll_weight')
     require(0 < self.own_answers <= 1, 'own_answers', self.own_answers, 'use a share in (0, 1]')
+    is_plain = self.divergence == 0 and self.temperature == 1
+    if self.teacher_ids is not None:
+      require(is_plain and self.sampled is None, 'teacher', 'TeacherIds',
+              'ids are drawn for divergence=0 and temperature=1 alone: use these, and count in the place of sampled')
     if self.sampled is not None:
       require(self.sampled >= 1, 'sampled', self.sampled, 'use 1 or more, or None for all probabilities')
-      is_plain = self.divergence == 0 and self.temperature == 1
       require(is_plain, 'sampled', self.sampled, 'ids are drawn for divergence=0 and temperature=1 alone: use these')
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import RoPE
+from llm_jax.config.objectives import Distillation
 from llm_jax.config.optimizers import state_form
 from llm_jax.config.preferences import RewardModel
 from llm_jax.config.rewards import RewardModelScore
@@ -53,7 +54,9 @@ def _check_parents(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
 
 def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
   """A teacher that is a stage of the run comes before its student."""
-  teacher = stage.objective.distilled
+  objective = stage.objective
+  drawn = objective.teacher_ids if isinstance(objective, Distillation) else None
+  teacher = objective.distilled if drawn is None else drawn.teacher
   names = [each.name for each in earlier]
   if isinstance(teacher, Params):
     require(teacher.stage in names, f'{path}.objective.teacher', teacher.stage,

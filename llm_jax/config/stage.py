@@ -5,7 +5,7 @@ import itertools
 from typing import Annotated
 
 from llm_jax.config.adapters import Adapters
-from llm_jax.config.answer_checks import check_rollout, check_samples
+from llm_jax.config.answer_checks import check_rollout, check_samples, check_teacher_ids
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
@@ -104,6 +104,7 @@ class Stage:
     self._check_rows()
     check_rollout(self)
     check_samples(self)
+    check_teacher_ids(self)
     self._check_evals()
     warmup = getattr(self.learning_rate, 'warmup', 0)
     require(warmup <= self.steps, 'learning_rate.warmup', warmup,

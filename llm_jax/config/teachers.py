@@ -5,7 +5,7 @@ from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe, Steps
 from llm_jax.config.stage_init import HuggingFace, Params
 
-__all__ = ['SavedRun', 'Teacher']
+__all__ = ['SavedRun', 'Teacher', 'TeacherIds']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,3 +26,18 @@ class SavedRun:
 
 
 Teacher = SavedRun | Params | HuggingFace
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherIds:
+  """Ids that a teacher draws once, before the stage's first step, for every target of the rows that it reads. They are
+  kept in the cache folder, where other runs that read the same rows find them; the steps need no teacher.
+
+  teacher: the model that draws them.
+  count: how many at every target (Anshumann et al. 2025: 12).
+  """
+  teacher: Teacher
+  count: int = 12
+
+  def __post_init__(self):
+    require(self.count >= 1, 'count', self.count, 'use 1 or more')

@@ -152,15 +152,22 @@ class Placement:
 
   def read(self, start: int) -> Fields:
     """This process's rows of the batch whose first sample is `start`, each field [rows, seq_len]."""
-    last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
     samples = start + self.rows
+    return self._read(samples)
+
+  def read_rows(self, samples: np.ndarray) -> Fields:
+    """This process's rows of the batch of these samples."""
+    return self._read(samples[self.rows])
+
+  def _read(self, samples: np.ndarray) -> Fields:
+    last = sys.maxsize if self._dataset.split == 'train' else self._dataset.rows_per_epoch
     rows = [self._dataset.row(int(i)) for i in samples[samples < last]]
     rows += [self._padding] * (len(samples) - len(rows))
     return jax.tree.map(lambda *fields: np.stack(fields), *rows)
 
   def abstract(self) -> Batch:
     return self._dataset.to_batch(jax.tree.map(
-      lambda field: jax.ShapeDtypeStruct(self._shape[:1 + field.ndim], field.dtype, sharding=self._of(field.ndim)),
+      lambda field: jax.ShapeDtypeStruct((self._shape[0], *field.shape), field.dtype, sharding=self._of(field.ndim)),
       self._padding))
 
   def place(self, fields: Fields) -> Batch:
@@ -175,7 +182,7 @@ class Placement:
         begin = int(np.searchsorted(self.rows, first))
         return local[begin:begin + stop - first, *index[1:]]
 
-      return jax.make_array_from_callback(self._shape[:local.ndim], sharding, part)
+      return jax.make_array_from_callback((self._shape[0], *local.shape[1:]), sharding, part)
 
     return self._dataset.to_batch(jax.tree.map(put, fields))
 

@@ -4,6 +4,7 @@ One number says where a run is: the global sample index. Sample i is the same ro
 """
 import collections
 import contextlib
+import copy
 import dataclasses
 import itertools
 import logging
@@ -21,6 +22,7 @@ from llm_jax.data.mixture import AnyMixture, make_mixture
 from llm_jax.data.packing.ramp import length_phases
 from llm_jax.data.packing.rows import Fields, LengthStart, Rows, RowSettings
 from llm_jax.data.sources import documents
+from llm_jax.data.teacher_ids import TeacherIdStore
 from llm_jax.data.tokenizers.base import Tokenizer, check_ids
 
 ShowProgress = Callable[[], contextlib.AbstractContextManager[token_store.Progress | None]]
@@ -59,6 +61,7 @@ class Dataset:
     self._rows = [source.rows for source in opened]
     self._tokenizer = tokenizer
     self._mixture = mixture
+    self._teacher_ids: TeacherIdStore | None = None
     stores = [rows.store for rows in self._rows]
     self.num_tokens = sum(store.num_tokens for store in stores)
     self.num_documents = sum(store.num_documents for store in stores)
@@ -104,12 +107,21 @@ class Dataset:
   def row(self, sample: int) -> Fields:
     """The row of a global sample."""
     source, row = self.locate(sample)
-    return self._with_source(self._rows[source][row], self._opened[source].number)
+    fields = self._with_source(self._rows[source][row], self._opened[source].number)
+    return fields if self._teacher_ids is None else {**fields, 'teacher_ids': self._teacher_ids.of(source, row)}
 
   @property
   def padding(self) -> Fields:
     """A row without targets."""
-    return self._with_source(self._rows[0].padding, 0)
+    fields = self._with_source(self._rows[0].padding, 0)
+    return fields if self._teacher_ids is None else {**fields, 'teacher_ids': self._teacher_ids.padding}
+
+  def with_teacher_ids(self, ids: TeacherIdStore) -> 'Dataset':
+    """The same rows with ids that a teacher has drawn for their targets."""
+    dataset = copy.copy(self)
+    dataset._teacher_ids = ids
+    dataset.fingerprint = {**self.fingerprint, 'teacher_ids': ids.fingerprint}
+    return dataset
 
   def to_batch(self, fields: Fields) -> Any:
     """The batch of several rows' fields."""

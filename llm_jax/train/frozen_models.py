@@ -98,10 +98,15 @@ def find_teacher(session: Session, stage: Stage) -> FoundModel | None:
   if teacher is None:
     return None
   with located(f'stage {stage.name}.objective'):
-    found = _find(session, teacher, TEACHER)
-    logits, wanted = found.abstract.model.config.vocab_size, session.run.model.vocab_size
-    require(logits == wanted, 'teacher', f'{logits} logits', f'the student has {wanted}: give it as many rows')
-    return found
+    return find_model(session, teacher)
+
+
+def find_model(session: Session, teacher: Teacher) -> FoundModel:
+  """A model with the run's tokenizer and vocabulary.   Raises: as `find_models`."""
+  found = _find(session, teacher, TEACHER)
+  logits, wanted = found.abstract.model.config.vocab_size, session.run.model.vocab_size
+  require(logits == wanted, 'teacher', f'{logits} logits', f'the student has {wanted}: give it as many rows')
+  return found
 
 
 def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None) -> dict[str, FoundModel]:

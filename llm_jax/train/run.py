@@ -50,6 +50,7 @@ from llm_jax.train.profile import Window
 from llm_jax.train.samples import are_there
 from llm_jax.train.session import Session
 from llm_jax.train.stage import build_stage, run_stage
+from llm_jax.train.teacher_ids import with_teacher_ids
 
 LINEAGE = 'lineage.json'
 HUB = 'hub'  # its entry: what the run names on the hub, with the commits that it began with
@@ -112,6 +113,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
           if session.primary:
             print_data(run, [stage], data)
         check_unchanged_data(run, stage, data[stage.name])
+        data[stage.name] = with_teacher_ids(session, stage, data[stage.name])
         built = build_stage(session, stage, data)
         with naming_out_of_memory(built):
           run_stage(built, window if stage is stages[0] else None)
