@@ -21,7 +21,7 @@ class OwnTextSource(RolloutSource):
   def answers(self, prompts: list[Prompt], key: jax.Array, params: Any, frozen: Any) -> list[Answer]:
     objective = self._stage.objective
     assert isinstance(objective, Distillation)
-    draws = jax.random.uniform(jax.random.fold_in(key, self.rollout.replays), len(prompts))
+    draws = jax.random.uniform(jax.random.fold_in(key, self.rollout.replays), (len(prompts),))
     is_own = np.asarray(draws) < objective.own_answers
     own = [prompt for prompt, chosen in zip(prompts, is_own, strict=True) if chosen]
     sampled = iter(super().answers(own, key, params, frozen) if own else [])

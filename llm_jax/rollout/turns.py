@@ -47,7 +47,7 @@ class TurnSampler:
       open_prompts = [found[i].continued(reply) for i, reply in continued.items()]
       more = self.sampler.answers(params, filled(open_prompts), 1, sampling, jax.random.fold_in(key, CHANCE + turn))
       for (i, reply), answer in zip(continued.items(), more[:len(open_prompts)], strict=True):
-        found[i] = joined(found[i], reply, answer, self.room(found[i], reply))
+        found[i] = joined(found[i], reply, self.cut(answer, self.room(found[i], reply)))
     return found
 
   def replies(self, answers: Sequence[Answer]) -> list[tuple[int, ...]]:
@@ -61,6 +61,13 @@ class TurnSampler:
     tokenizer = self.sampler.tokenizer
     ids = tokenizer.encode(self.tools.results(calls))
     return tokenizer.decode(ids[:self.tool_tokens])
+
+  def cut(self, answer: Answer, room: int) -> Answer:
+    """A turn that has no more tokens than there is room for."""
+    if len(answer.ids) <= room:
+      return answer
+    ids = answer.ids[:room]
+    return Answer(answer.prompt, ids, self.sampler.tokenizer.decode(ids), False, answer.log_probs[:room])
 
   def room(self, answer: Answer, reply: tuple[int, ...]) -> int:
     """Tokens that are left for the next turn."""
@@ -76,15 +83,14 @@ def make_sampler(sampler: Sampler, answering: Rollout | Samples, prompts: Prompt
   return TurnSampler(sampler, tools, answering.turns, answering.tool_tokens, prompts.reply_ids)
 
 
-def joined(answer: Answer, reply: tuple[int, ...], more: Answer, room: int) -> Answer:
-  """An answer with its next turn, cut to `room` tokens."""
-  is_cut = len(more.ids) > room
+def joined(answer: Answer, reply: tuple[int, ...], more: Answer) -> Answer:
+  """An answer with its next turn."""
   return dataclasses.replace(
     answer,
-    ids=(*answer.ids, *reply, *more.ids[:room]),
+    ids=(*answer.ids, *reply, *more.ids),
     text=more.text,
-    ended=more.ended and not is_cut,
-    log_probs=(*answer.log_probs, *(0.0,) * len(reply), *more.log_probs[:room]),
+    ended=more.ended,
+    log_probs=(*answer.log_probs, *(0.0,) * len(reply), *more.log_probs),
     replies=(*answer.replies, (len(answer.ids), len(answer.ids) + len(reply))))
 
 

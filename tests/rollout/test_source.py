@@ -58,9 +58,9 @@ class State:
 
 
 def make_stage(objective=None, rollout: Rollout = ROLLOUT, **fields) -> Stage:
-  return Stage('rewards', Data((Weighted(SortedDigits(3, 100)),)), steps=10, batch_size=8, init=Params('before'),
+  return Stage('rewards', Data((Weighted(SortedDigits(3, 100)),)), steps=10, init=Params('before'),
                learning_rate=Constant(1e-3), objective=objective or PolicyGradient(), rollout=rollout,
-               **{'seq_len': 32, **fields})
+               **{'seq_len': 32, 'batch_size': 8, **fields})
 
 
 def make_source(stage: Stage, rows_at_once: int | None = None, kind: type[RolloutSource] = RewardedSource
