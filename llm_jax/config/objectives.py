@@ -67,8 +67,7 @@ class Distillation(ObjectiveConfig):
   column: str = 'answer'
   rows: ClassVar[RowKind] = TEXT
   title: ClassVar[str] = 'distillation'
-from llm_jax.config.rows import LABELLED, PROMPTS, TEXT, RowKind
-from llm_jax.config.teachers import Teacher, TeacherIds
+  other_rows: ClassVar[tuple[RowKind, ...]] = (PROMPTS,)
   metrics: ClassVar[tuple[Metric, ...]] = (
     Metric('nll', 'loss on the data', '{:.4f}', '{:.4f} on the data', '{:.3f} on the data'),
     Metric('teacher_nll', "the teacher's", '{:.4f}', 'teacher {:.4f}', 'teacher {:.3f}'),
