@@ -128,7 +128,7 @@ MUTATIONS = (
            'jax.random.fold_in(key, number)', 'key',
            'tests/train/test_samples.py::test_every_part_draws_for_itself'),
   Mutation('samples of a model that is gone are learnt', 'llm_jax/train/samples.py',
-           "files.manifest['model'] == manifest_digest(checkpoint)", 'True',
+           "manifest['model'] == manifest_digest(checkpoint)", 'True',
            'tests/train/test_samples.py::test_another_model_answers_anew'),
   Mutation('parts of another model are joined', 'llm_jax/rollout/sample_files.py',
            "if noted != {'model': model} and self.folder.exists():", 'if False:',

@@ -39,19 +39,19 @@ FORMAT = 1  # raise it when equal settings give other answers
 # ---------------------------------------------------------------------------------------------- whether they are there
 def are_there(session: Session, stage: Stage) -> bool:
   """Whether all that earlier stages make for this one is made."""
-  return all(processes.on_first(lambda samples=samples: is_made(session, samples)) for samples in stage.samples)
+  return all([is_made(session, samples) for samples in stage.samples])
 
 
 def is_made(session: Session, samples: Samples) -> bool:
   """Whether the samples are there, and are those of the model that the stage has now. Of a stage that is to be trained
-  further they are not; where its checkpoints are gone, those that are there count."""
-  files = files_of(session, samples)
-  if files.manifest is None:
+  further they are not; where its checkpoints are gone, those that are there count. All processes ask together."""
+  manifest = processes.on_first(lambda: files_of(session, samples).manifest)
+  if manifest is None:
     return False
   checkpoint = session.store(samples.stage).latest_valid()
   if checkpoint is None:
     return True
-  return checkpoint.metadata.final and files.manifest['model'] == manifest_digest(checkpoint)
+  return checkpoint.metadata.final and manifest['model'] == manifest_digest(checkpoint)
 
 
 def files_of(session: Session, samples: Samples) -> SampleFiles:
@@ -97,7 +97,7 @@ def make_samples(session: Session, stage: Stage, samples: Samples) -> None:
     CheckpointError: the stage that answers has not finished, or has lost its checkpoints.
     RewardError: a reward that is no number; what was sampled before is kept.
   """
-  if processes.on_first(lambda: is_made(session, samples)):
+  if is_made(session, samples):
     return
   activity.begin(f'samples what stage {stage.name} learns from', use=Use.DATA)
   checkpoint = session.store(samples.stage).latest_valid()
