@@ -148,7 +148,7 @@ def test_the_loss_is_that_of_ids_drawn_at_the_step(made):
 
 @pytest.mark.parametrize('fields, message', [
   (dict(objective=Distillation(TeacherIds(Params('later')))), 'objective.teacher'),
-  (dict(ramp=(Ramp(tokens=512, seq_len=32),)), 'ids are drawn for rows of one length'),
+  (dict(ramp=(Ramp(tokens=512, batch_size=8, seq_len=32),)), 'ids are drawn for rows of one length'),
 ])
 def test_refused(fields, message, made):
   _, student, _, _ = made
