@@ -54,7 +54,7 @@ class Distillation(ObjectiveConfig):
   nll_weight: of the student's cross-entropy on the data, which is added.
   sampled: ids drawn from the teacher at every target, in the place of all its probabilities (Anshumann et al. 2025:
     12); None: all. Needs divergence 0 and temperature 1.
-  own_answers: in a stage with a rollout, the share of prompts that the student answers itself; for the others the
+  own_answers: the share of prompts that the student answers itself, in a stage with a rollout. For the others the
     answer is in the prompt's row (algorithm 1: lambda).
   column: the field of the row that has it.
   """

@@ -1,6 +1,6 @@
 """Distillation of ids that a teacher has drawn before the first step.
 
-Shapes: B batch, T time, L chunk of time, D model width, V vocabulary, N ids at every target.
+Shapes: B batch, T time, L chunk of time, D model width, V vocabulary.
 """
 import dataclasses
 
@@ -45,21 +45,22 @@ class KeptDistillationObjective(Objective):
   def sums(self, student: Logits, batch: LanguageModelBatch) -> dict[str, jax.Array]:
     """`METRICS` of each row, float32 [batch] each, differentiable in the student's logits."""
     B, T = batch.targets.shape
-    ids_BTN = batch.targets[..., None] if batch.teacher_ids is None else batch.teacher_ids
+    # [B, T, ids at every target]
+    ids = batch.targets[..., None] if batch.teacher_ids is None else batch.teacher_ids
     chunk = chunk_length(B, T, student.w.shape[0], self.model.execution.kernel_set)
 
     @jax.checkpoint
     def of_chunk(w_VD, inputs):
-      x_BLD, targets_BL, weights_BL, ids_BLN = inputs
+      x_BLD, targets_BL, weights_BL, ids_of_chunk = inputs
       logits_BLV = head_logits(x_BLD, w_VD.astype(x_BLD.dtype), student.soft_cap)
-      per_token = (sampled_cross_entropy(logits_BLV, ids_BLN), cross_entropy(logits_BLV, targets_BL),
+      per_token = (sampled_cross_entropy(logits_BLV, ids_of_chunk), cross_entropy(logits_BLV, targets_BL),
                    (logits_BLV.argmax(-1) == targets_BL).astype(jnp.float32))
       return {name: (weights_BL * value_BL).sum(1) for name, value_BL in zip(METRICS, per_token, strict=True)}
 
     def add(sums, inputs):
       return jax.tree.map(jnp.add, sums, of_chunk(student.w, inputs)), None
 
-    chunks = split(chunk, student.x, batch.targets, batch.weights, ids_BTN)
+    chunks = split(chunk, student.x, batch.targets, batch.weights, ids)
     sums_B, _ = jax.lax.scan(add, {name: jnp.zeros(B) for name in METRICS}, chunks)
     return sums_B
 
