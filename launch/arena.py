@@ -3,21 +3,23 @@
   python -m launch.arena --checkpoint=A --checkpoint=B --prompts=FILE --out=DIR      writes DIR/vote.html
   python -m launch.arena --votes=votes.jsonl --out=DIR                               rates them by a person's votes
   python -m launch.arena --checkpoint=A --checkpoint=B --prompts=FILE --out=DIR --judge=checks.py:verify
+  python -m launch.arena --checkpoint=A --checkpoint=B --prompts=FILE --out=DIR --reward_model=C
+  python -m launch.arena --checkpoint=A --checkpoint=B --prompts=FILE --out=DIR --judge_model=C --judge_template=FILE
 
 The page vote.html shows answers without the models' names; open it, vote, download the votes. A judge is a function
-(prompt, answer) -> number of a Python file: the larger number wins. The ratings are printed, and written to
-DIR/ratings.json and DIR/ratings.html.
+(prompt, answer) -> number of a Python file, or a reward model: the larger number wins. Or it is a language model that
+is asked which of two answers is better, in both orders. The ratings are printed, and written to DIR/ratings.json and
+DIR/ratings.html.
 """
 import argparse
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from launch import runtime
+from launch.arena_judges import add_flags, check_judge, judge_battles
 from launch.errors import refusing
 from launch.imported import run_folder
 from launch.sample_flags import SampleFlags
@@ -37,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       help='a model, as of launch.sample; given twice or more')
   add('--prompts', type=pathlib.Path, metavar='FILE', help="a prompt a line, or JSON lines with a 'prompt'")
   add('--out', required=True, type=pathlib.Path, metavar='DIR', help='the folder of the arena')
-  add('--judge', metavar='FILE:FUNCTION', help='a Python function (prompt, answer) -> number that decides every battle')
+  add_flags(parser)
   add('--votes', action='append', default=[], type=pathlib.Path, metavar='FILE',
       help='votes that were downloaded from the page; can be given more than once')
   add('--max_new_tokens', type=int, default=128, help='of an answer; default 128')
@@ -51,7 +53,7 @@ def check(args: argparse.Namespace) -> None:
   if args.prompts is None:
     require(bool(args.votes), '--votes', None, 'give votes to rate by, or --prompts and models to let them answer')
     require(not args.checkpoint, '--checkpoint', str(args.checkpoint), 'only with --prompts')
-    require(args.judge is None, '--judge', args.judge, 'only with --prompts')
+    check_judge(args)
     return
   require(not args.votes, '--votes', str(args.votes), 'votes are about battles that are there already: leave out '
           '--prompts')
@@ -59,6 +61,7 @@ def check(args: argparse.Namespace) -> None:
   require(len(set(names)) == len(names) >= 2, '--checkpoint', names, 'name two models or more, each once')
   require(args.max_new_tokens >= 1, '--max_new_tokens', args.max_new_tokens, 'use 1 or more')
   require(args.temperature >= 0, '--temperature', args.temperature, 'use 0 or more')
+  check_judge(args)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       rate(args, known, votes)
       return 0
     prompts = battles.read_prompts(args.prompts)
-    verify = None if args.judge is None else load_judge(args.judge)
+    judge = judge_battles(args)
     try:
       answers = {str(place): answer_all(args, place, prompts) for place in args.checkpoint}
     except CheckpointError as error:
@@ -84,8 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     battles.write_battles(args.out / BATTLES, known)
     write_atomic(args.out / 'vote.html', page.voting_page(known))
     print(args.out / 'vote.html')
-    if verify is not None:
-      votes = battles.judge_all(known, verify)
+    if judge is not None:
+      votes = judge(known)
       battles.write_votes(args.out / 'votes.jsonl', votes)
       rate(args, known, votes)
   return 0
@@ -106,19 +109,6 @@ def rate(args: argparse.Namespace, known: Sequence, votes: Sequence) -> None:
   write_atomic(args.out / 'ratings.json', json.dumps({**values, 'online_elo': elo}, indent=1) + '\n')
   write_atomic(args.out / 'ratings.html', page.rating_page(ratings, elo))
   print(args.out / 'ratings.html')
-
-
-def load_judge(place: str) -> Callable[[str, str], float]:
-  """The function of `FILE:FUNCTION`."""
-  path, _, name = place.rpartition(':')
-  require(pathlib.Path(path).is_file(), '--judge', place, 'write FILE.py:FUNCTION, with a file that is there')
-  spec = importlib.util.spec_from_file_location('judge', path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  require(hasattr(module, name), '--judge', place, f'{path} has no function {name}')
-  judge: Any = getattr(module, name)
-  return judge
 
 
 def answer_all(args: argparse.Namespace, place: pathlib.Path, prompts: Sequence[str]) -> list[str]:

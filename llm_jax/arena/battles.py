@@ -48,15 +48,25 @@ def make_battles(prompts: Sequence[str], answers: Mapping[str, Sequence[str]], s
   return battles
 
 
-def judge_all(battles: Sequence[Battle], verify: Callable[[str, str], float]) -> list[Vote]:
-  """Votes of a verifier, which gives a number to an answer; the larger one wins, and equal ones tie."""
-  votes: list[Vote] = []
-  for battle in battles:
-    left = float(verify(battle.prompt, battle.left_answer))
-    right = float(verify(battle.prompt, battle.right_answer))
-    choice = 'tie' if left == right else 'left' if left > right else 'right'
-    votes.append((battle.number, choice))
-  return votes
+Score = Callable[[Sequence[tuple[str, str]]], Sequence[float] | np.ndarray]  # of prompts with an answer
+Orders = Callable[[Sequence[Battle]], np.ndarray]  # that left is better, where it is first and second: [battles, 2]
+
+
+def by_score(battles: Sequence[Battle], score: Score) -> list[Vote]:
+  """Votes of a verifier or a reward model, which give a number to an answer; the larger one wins, and equal ones
+  tie."""
+  left = score([(battle.prompt, battle.left_answer) for battle in battles])
+  right = score([(battle.prompt, battle.right_answer) for battle in battles])
+  choices = ['tie' if a == b else 'left' if a > b else 'right' for a, b in zip(left, right, strict=True)]
+  return [(battle.number, choice) for battle, choice in zip(battles, choices, strict=True)]
+
+
+def by_orders(battles: Sequence[Battle], orders: Orders) -> list[Vote]:
+  """Votes of a language model that is asked in both orders: an answer wins that is the better one in both, and else
+  there is a tie, for then the place decides (Zheng et al. 2023, section 3.4)."""
+  is_left = orders(battles) > 0.5
+  choices = ['left' if both.all() else 'tie' if both.any() else 'right' for both in is_left]
+  return [(battle.number, choice) for battle, choice in zip(battles, choices, strict=True)]
 
 
 def tally(battles: Sequence[Battle], votes: Sequence[Vote]) -> tuple[list[str], np.ndarray, np.ndarray]:

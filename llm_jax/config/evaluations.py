@@ -7,46 +7,18 @@ import re
 from typing import TYPE_CHECKING, ClassVar
 
 from llm_jax.config.errors import require
+from llm_jax.config.evaluation import EvaluationConfig, check_every
 from llm_jax.config.fields import Safe, Steps, Tokens
 from llm_jax.config.sources import Plain
+from llm_jax.config.verified_answers import VerifiedAnswers
 
 if TYPE_CHECKING:
   from llm_jax.config.stage import Stage
 
 __all__ = [
   'Answers', 'Baselines', 'Evaluation', 'Generations', 'GoldBitsPerByte', 'HeldOut', 'MultipleChoice', 'Needles',
-  'PassRate', 'Tasks',
+  'PassRate', 'Tasks', 'VerifiedAnswers',
 ]
-
-
-class EvaluationConfig:
-  """What every kind of evaluation states beside its own fields.
-
-  implementation: the class that computes it, 'package.module:Class'.
-  """
-  implementation: ClassVar[str]
-
-  @property
-  def name(self) -> str:
-    """How records and messages call it; the names of a stage's evaluations differ."""
-    return re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
-
-  @property
-  def row_lengths(self) -> tuple[int, ...]:
-    """Sequence lengths that it reads beside the stage's own: the mesh must divide them too."""
-    return ()
-
-  @property
-  def may_end_stage(self) -> bool:
-    """Whether its result may end the stage before its last step."""
-    return False
-
-  def check(self, stage: 'Stage') -> None:
-    """Raises ConfigError where the stage is none that it can evaluate."""
-
-
-def _check_every(every: int) -> None:
-  require(every >= 0, 'every', every, 'use a number of steps, or 0 for none between the first and the last')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +33,7 @@ class HeldOut(EvaluationConfig):
   implementation: ClassVar[str] = 'llm_jax.evaluation.held_out:HeldOutEvaluation'
 
   def __post_init__(self):
-    _check_every(self.every)
+    check_every(self.every)
     require(self.batches >= 1, 'batches', self.batches, 'use 1 or more')
 
 
@@ -92,7 +64,7 @@ class Needles(EvaluationConfig):
             'give lengths of 32 tokens or more')
     for field in ('depths', 'rows'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
-    _check_every(self.every)
+    check_every(self.every)
     is_share = self.target_recall is None or 0 < self.target_recall <= 1
     require(is_share, 'target_recall', self.target_recall, 'use a share in (0, 1], or None')
     require(self.max_short_loss_increase >= 0, 'max_short_loss_increase', self.max_short_loss_increase,
@@ -131,7 +103,7 @@ class Generations(EvaluationConfig):
 
   def __post_init__(self):
     require(len(self.prompts) > 0, 'prompts', self.prompts, 'give at least one text')
-    _check_every(self.every)
+    check_every(self.every)
     require(self.max_new_tokens >= 1, 'max_new_tokens', self.max_new_tokens, 'use 1 or more')
 
 
@@ -181,7 +153,7 @@ class MultipleChoice(EvaluationConfig):
   implementation: ClassVar[str] = 'llm_jax.evaluation.multiple_choice:MultipleChoiceEvaluation'
 
   def __post_init__(self):
-    _check_every(self.every)
+    check_every(self.every)
     require(self.limit is None or self.limit >= 1, 'limit', self.limit, 'use 1 or more, or None for all')
 
   @property
@@ -212,7 +184,7 @@ class Tasks(EvaluationConfig):
 
   def __post_init__(self):
     _check_tasks(self.names, self.data, self.limit, self.num_fewshot)
-    _check_every(self.every)
+    check_every(self.every)
 
   def check(self, stage: 'Stage') -> None:
     require(not self.chat or stage.data.template is not None, 'chat', self.chat,
@@ -241,7 +213,7 @@ class GoldBitsPerByte(EvaluationConfig):
 
   def __post_init__(self):
     _check_tasks(self.names, self.data, self.limit, self.num_fewshot)
-    _check_every(self.every)
+    check_every(self.every)
 
 
 def _check_tasks(names: tuple[str, ...], data: tuple[str, ...], limit: int | None, num_fewshot: int | None) -> None:
@@ -272,7 +244,7 @@ class PassRate(EvaluationConfig):
   implementation: ClassVar[str] = 'llm_jax.evaluation.pass_rate:PassRateEvaluation'
 
   def __post_init__(self):
-    _check_every(self.every)
+    check_every(self.every)
     for field in ('prompts', 'samples'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
 
@@ -285,5 +257,6 @@ class PassRate(EvaluationConfig):
 
 
 Evaluation = (
-  HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice | Tasks | GoldBitsPerByte | PassRate
+  HeldOut | Needles | Generations | Answers | Baselines | MultipleChoice | Tasks | GoldBitsPerByte | PassRate |
+  VerifiedAnswers
 )

@@ -9,12 +9,14 @@ from llm_jax.config.adapters import *
 from llm_jax.config.data import *
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.evaluations import *
+from llm_jax.config.judges import *
 from llm_jax.config.objectives import *
 from llm_jax.config.optimizers import *
 from llm_jax.config.policy_gradients import *
 from llm_jax.config.prompt_sources import *
 from llm_jax.config.quantization import *
 from llm_jax.config.ramp import *
+from llm_jax.config.revisions import *
 from llm_jax.config.rewards import *
 from llm_jax.config.rollout import *
 from llm_jax.config.run import *

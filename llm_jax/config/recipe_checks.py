@@ -11,7 +11,8 @@ from llm_jax.config.model.architecture import RoPE
 from llm_jax.config.objectives import Distillation
 from llm_jax.config.optimizers import state_form
 from llm_jax.config.preferences import RewardModel
-from llm_jax.config.rewards import RewardModelScore
+from llm_jax.config.rewards import RewardModelScore, WithModel
+from llm_jax.config.samples import Samples
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import Average, Params, Resume
 
@@ -64,14 +65,21 @@ def _check_teacher(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
 
 
 def _check_reward_models(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:
-  """A reward model that is a stage of the run has learnt before it scores."""
+  """A model that scores answers and is a stage of the run has learnt before it scores."""
+  names = [each.name for each in earlier]
   trained = [each.name for each in earlier if isinstance(each.objective, RewardModel)]
-  scored = [('rollout', stage.rollout)] if stage.rollout else [('data: samples', samples) for samples in stage.samples]
-  for place, rewarded in scored:
+  sampled = [('data: samples', samples) for samples in stage.samples if isinstance(samples, Samples)]
+  for place, rewarded in [('rollout', stage.rollout)] if stage.rollout else sampled:
     for k, reward in enumerate(rewarded.rewards):
-      if isinstance(reward, RewardModelScore) and isinstance(reward.model, Params):
-        require(reward.model.stage in trained, f'{path}.{place}.rewards[{k}].model', reward.model.stage,
+      if not isinstance(reward, WithModel) or not isinstance(reward.model, Params):
+        continue
+      field = f'{path}.{place}.rewards[{k}]'
+      if isinstance(reward, RewardModelScore):
+        require(reward.model.stage in trained, f'{field}.model', reward.model.stage,
                 f'name an earlier stage whose objective is RewardModel, one of {trained}')
+      else:
+        require(reward.model.stage in names, f'{field}.judge.model', reward.model.stage,
+                f'name an earlier stage, one of {names}')
 
 
 def _check_samples(stage: Stage, earlier: tuple[Stage, ...], path: str) -> None:

@@ -7,25 +7,33 @@ import math
 import re
 
 from llm_jax.config.errors import require
+from llm_jax.config.judges import PairJudge, RatingJudge
 from llm_jax.config.stage_init import Params
-from llm_jax.config.teachers import SavedRun
+from llm_jax.config.teachers import SavedRun, Teacher
 
 __all__ = [
-  'Exact', 'Function', 'Length', 'PythonParses', 'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
+  'Contains', 'Exact', 'Function', 'JudgePreference', 'JudgeRating', 'Length', 'PythonParses',
+  'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
 ]
 
 
 class RewardConfig:
-  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty, and with 0 it is only recorded."""
+  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty, and with 0 it is only recorded.
+
+  label: how records call it, where a reward has such a field; None: by its kind.
+  """
   weight: float
+  label: str | None = None
 
   def __post_init__(self):
     require(math.isfinite(self.weight), 'weight', self.weight, 'use a finite number')
+    is_plain = self.label is None or re.fullmatch(r'[\w.-]+', self.label)
+    require(bool(is_plain), 'label', self.label, 'use letters, digits, _, - and .')
 
   @property
   def name(self) -> str:
     """How records call it."""
-    return re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
+    return self.label or re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +47,27 @@ class Exact(RewardConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class Contains(RewardConfig):
+  """1 for an answer in which stands what the prompt's row has under `column`.
+
+  column: the field of the row that has the text.
+  label: how records call it; None: contains.
+  """
+  column: str = 'answer'
+  weight: float = 1.0
+  label: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Regex(RewardConfig):
   """1 for an answer in which the expression is found.
 
   pattern: a regular expression of Python; begin it with \\A and end it with \\Z for the whole answer.
+  label: how records call it; None: regex.
   """
   pattern: str
   weight: float = 1.0
+  label: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
@@ -139,17 +161,50 @@ class RewardModelScore(RewardConfig):
   label: str | None = None
   weight: float = 1.0
 
-  def __post_init__(self):
-    super().__post_init__()
-    is_plain = self.label is None or re.fullmatch(r'[\w.-]+', self.label)
-    require(bool(is_plain), 'label', self.label, 'use letters, digits, _, - and .')
-
   @property
   def name(self) -> str:
     return self.label or self.model.stage or super().name
 
 
-Reward = Exact | Regex | PythonParses | PythonPasses | Length | Function | RewardModelScore
+@dataclasses.dataclass(frozen=True)
+class JudgeRating(RewardConfig):
+  """How good a language model finds an answer: the expected value of what it says.
+
+  judge: the model, and what it is asked.
+  label: how records call it; None: judge_rating.
+  """
+  judge: RatingJudge
+  label: str | None = None
+  weight: float = 1.0
+
+  @property
+  def model(self) -> Teacher:
+    return self.judge.model
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgePreference(RewardConfig):
+  """How probable a language model finds it that an answer is better than another to its prompt: the mean over the other
+  answers of its group, each asked about in both orders. An answer without another gets 0.5.
+
+  judge: the model, and what it is asked.
+  against: the field of the prompt's row with an answer that each is compared with instead; None: the others of its
+    group.
+  label: how records call it; None: judge_preference.
+  """
+  judge: PairJudge
+  against: str | None = None
+  label: str | None = None
+  weight: float = 1.0
+
+  @property
+  def model(self) -> Teacher:
+    return self.judge.model
+
+
+WithoutModel = Exact | Contains | Regex | PythonParses | PythonPasses | Length | Function
+WithModel = RewardModelScore | JudgeRating | JudgePreference
+Reward = WithoutModel | WithModel
 
 
 def reward_names(rewards: tuple[Reward, ...]) -> tuple[str, ...]:
@@ -171,7 +226,7 @@ class Rewarded:
     return reward_names(self.rewards)
 
   @property
-  def reward_models(self) -> dict[str, RewardModelScore]:
-    """Those of the rewards that are scores of reward models, by the names of records."""
+  def reward_models(self) -> dict[str, WithModel]:
+    """Those of the rewards that ask a model, by the names of records."""
     named = zip(self.names, self.rewards, strict=True)
-    return {name: reward for name, reward in named if isinstance(reward, RewardModelScore)}
+    return {name: reward for name, reward in named if isinstance(reward, WithModel)}

@@ -3,18 +3,21 @@ from them begins, and written into the run's folder as the rows that other sourc
 """
 import dataclasses
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Sequences, Tokens
 from llm_jax.config.prompt_sources import PromptSource
-from llm_jax.config.rewards import Reward, Rewarded
+from llm_jax.config.revisions import Revisions
+from llm_jax.config.rewards import JudgePreference, Reward, Rewarded
 from llm_jax.config.rows import PAIRS, RowKind
 from llm_jax.config.source import SourceConfig
 
-__all__ = ['BestOf', 'RankedPairs', 'Samples']
+__all__ = ['BestOf', 'JudgedPairs', 'RankedPairs', 'RevisedAnswers', 'Samples']
 
 PAIRS_OF = ('best_and_worst', 'all')
+KEEP = ('all', 'last')
+SOFT_LABEL = 'soft_label'  # the entry of a judged pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Samples(Rewarded):
 
 class SampledSource(SourceConfig):
   """What is chosen of samples.   samples: the answers."""
-  samples: Samples
+  samples: Any  # Samples or Revisions
 
   @property
   def chat_template(self) -> str | None:
@@ -137,3 +140,66 @@ class RankedPairs(SampledSource):
   @property
   def remedy(self) -> str:
     return 'no two of a prompt differ in their rewards enough: lower least_gap, or sample more of them'
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgedPairs(SampledSource):
+  """Pairs of two answers of an earlier stage to a prompt, and how probable a language model finds it that the chosen
+  one is better: a soft label, for a reward model or DPO (Bai et al. 2022, Constitutional AI, section 4.1).
+
+  Answers that were cut off or say nothing are left out, and so are equal ones.
+
+  samples: two answers to each prompt, whose one reward is JudgePreference.
+  mask_formatting: as `Preferences` has it.
+  """
+  samples: Samples
+  mask_formatting: bool = True
+  val_fraction: float = 0.0
+  implementation: ClassVar[str] = 'llm_jax.data.sources.sampled:SampledReader'
+  rows: ClassVar[RowKind] = PAIRS
+
+  def __post_init__(self):
+    first, *others = self.samples.rewards
+    is_label = isinstance(first, JudgePreference) and first.against is None and first.weight == 1 and not others
+    require(is_label, 'samples.rewards', self.samples.rewards,
+            'the probability that the one answer is better is the label: use JudgePreference(judge) alone')
+    require(self.samples.answers == 2, 'samples.answers', self.samples.answers, 'the judge compares two: use 2')
+
+  @property
+  def has_soft_labels(self) -> bool:
+    return True
+
+  @property
+  def file_name(self) -> str:
+    return 'judged_pairs'
+
+  @property
+  def remedy(self) -> str:
+    return 'no two of a prompt end by themselves and differ: sample more of them'
+
+
+@dataclasses.dataclass(frozen=True)
+class RevisedAnswers(SampledSource):
+  """Prompts with the revisions of an earlier stage's answers, as conversations to learn (Bai et al. 2022, section
+  3.1).
+
+  A revision that was cut off, or says nothing, or whose critique did, is left out.
+
+  samples: the revisions.
+  keep: 'all' revisions of an answer, or the 'last' one.
+  """
+  samples: Revisions
+  keep: str = 'all'
+  val_fraction: float = 0.0
+  implementation: ClassVar[str] = 'llm_jax.data.sources.sampled:SampledReader'
+
+  def __post_init__(self):
+    require(self.keep in KEEP, 'keep', self.keep, f'use one of {KEEP}')
+
+  @property
+  def file_name(self) -> str:
+    return f'revised_{self.keep}'
+
+  @property
+  def remedy(self) -> str:
+    return 'no revision ends by itself and says something: raise max_new_tokens, or ask otherwise'

@@ -12,16 +12,18 @@ from typing import ClassVar
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
 from llm_jax.config.hub_names import HubName
+from llm_jax.config.marked_digits import MarkedDigitTexts
 from llm_jax.config.prompt_sources import DigitTexts, Prompts, ReasoningGym, SortedDigits
 from llm_jax.config.rows import LABELLED, PAIRS, RANKED, RATED, RowKind
-from llm_jax.config.samples import BestOf, RankedPairs
+from llm_jax.config.samples import BestOf, JudgedPairs, RankedPairs, RevisedAnswers
 from llm_jax.config.source import TEMPLATES, SourceConfig
 
 __all__ = [
-  'ArrayRecord', 'BestOf', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'Jsonl', 'LabelledJsonl', 'NeedleTexts',
-  'Parquet', 'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RankedPairs', 'RatedAnswers', 'ReasoningGym',
-  'RetrievedAnswers', 'SortedDigits', 'Source', 'StandardLibrary', 'StandardLibraryChats', 'StandardLibraryFunctions',
-  'StandardLibraryPreferences', 'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
+  'ArrayRecord', 'BestOf', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'JudgedPairs', 'Jsonl', 'LabelledJsonl',
+  'MarkedDigitTexts', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RankedPairs',
+  'RatedAnswers', 'ReasoningGym', 'RetrievedAnswers', 'RevisedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
+  'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryRatedAnswers',
+  'Text', 'TokenFile',
 ]
 
 
@@ -360,5 +362,6 @@ class StandardLibraryFunctions(LabelledSource):
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
   RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | RetrievedAnswers | LabelledJsonl |
-  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts | BestOf | RankedPairs
+  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts | BestOf | RankedPairs |
+  JudgedPairs | RevisedAnswers | MarkedDigitTexts
 )

@@ -15,6 +15,7 @@ from llm_jax.config.objectives import LanguageModel, Objective
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
+from llm_jax.config.revisions import Revisions
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.rows import names_with
 from llm_jax.config.samples import SampledSource, Samples
@@ -196,7 +197,7 @@ class Stage:
     return make_phases(self.batch_size, self.seq_len, self.microbatches, self.ramp, copies, sequences)
 
   @property
-  def samples(self) -> tuple[Samples, ...]:
+  def samples(self) -> tuple[Samples | Revisions, ...]:
     """The answers of earlier stages that it learns from, or is scored on, each once."""
     datas = [self.data] if self.eval_data is None else [self.data, self.eval_data]
     sources = [part.source for data in datas for part in data.sources]
@@ -205,7 +206,7 @@ class Stage:
   @property
   def answering(self) -> Rollout | Samples | None:
     """How answers to prompts are sampled and scored, where it learns from such; else None."""
-    return self.rollout or next(iter(self.samples), None)
+    return self.rollout or next((each for each in self.samples if isinstance(each, Samples)), None)
 
   @property
   def validation_data(self) -> Data:

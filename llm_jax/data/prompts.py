@@ -39,6 +39,7 @@ class PromptSet:
     self._tokenizer = tokenizer
     self._mixture = make_mixture(data.sources, 1, ())
     self._orders = [_order(len(part), seed, i) for i, part in enumerate(prompts)]
+    self.tokenizer = tokenizer
     self.stop_tokens: tuple[int, ...] = sources[0].encoder.stop_tokens(tokenizer)
     self.end: tuple[int, ...] = sources[0].encoder.end(tokenizer)
     self.fingerprint = {

@@ -10,8 +10,8 @@ from llm_jax.data.prompts import Prompt, PromptSet
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling
 from llm_jax.evaluation.protocol import Evaluated, Evaluation, Metrics, Moment, Result
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.rollout.reward_models import RewardModels
-from llm_jax.rollout.rewards import Rewards
+from llm_jax.rollout.model_rewards import make_model_scorer
+from llm_jax.rollout.rewards import ModelScorer, Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
 from llm_jax.rollout.source import placed
 from llm_jax.rollout.turns import TurnSampler, make_sampler
@@ -84,7 +84,7 @@ class PassRateEvaluation(Evaluation):
     assert answering is not None
     answers = self.sampler.answers(model.params, chosen, samples, sampling, jax.random.key(seed))
     rewards = Rewards(answering)
-    scores = rewards.score(answers, self.reward_models(model.frozen, prompts))
+    scores = rewards.score(answers, self.by_model(model.frozen, prompts, samples))
     parts = dict(zip(rewards.names, scores, strict=True))
     weighted = rewards.weighted(scores)
     return Scored(answers, weighted if self.config.reward is None else parts[self.config.reward], weighted, parts)
@@ -97,9 +97,10 @@ class PassRateEvaluation(Evaluation):
                       answering.rows_at_once)
     return make_sampler(sampler, answering, prompts)
 
-  def reward_models(self, frozen: Frozen, prompts: PromptSet) -> RewardModels:
+  def by_model(self, frozen: Frozen, prompts: PromptSet, group: int) -> ModelScorer:
     stage = self.setup.stage
     assert stage.answering is not None
     place = functools.partial(placed, sharding=batch_sharding(self.setup.mesh))
-    return RewardModels(frozen, prompts.end, self.setup.phase.batch_size // self.setup.phase.microbatches,
-                        stage.answering.lengths(stage.seq_len), place)
+    return make_model_scorer(stage.answering, frozen, prompts, group,
+                             self.setup.phase.batch_size // self.setup.phase.microbatches,
+                             stage.answering.lengths(stage.seq_len), place)

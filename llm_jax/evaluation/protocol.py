@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import jax
 
-from llm_jax.config.evaluations import EvaluationConfig
+from llm_jax.config.evaluation import EvaluationConfig
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.config.ramp import Phase
 from llm_jax.config.run import Run

@@ -1,9 +1,9 @@
-"""What is learnt of several answers to a prompt: the best, or pairs of better and worse."""
+"""What is learnt of answers to a prompt: the best, pairs of better and worse, or what they were revised to."""
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llm_jax.config.samples import BestOf, RankedPairs, SampledSource
+from llm_jax.config.samples import SOFT_LABEL, BestOf, JudgedPairs, RankedPairs, RevisedAnswers, SampledSource
 
 Record = Mapping[str, Any]  # of one prompt: {'prompt', 'answers': [{'text', 'ended', 'reward'}, ...]}
 Row = dict[str, Any]
@@ -17,6 +17,10 @@ def rows_of(source: SampledSource, records: Sequence[Record]) -> Iterator[Row]:
         yield from best_of(source, record)
       case RankedPairs():
         yield from ranked_pairs(source, record)
+      case JudgedPairs():
+        yield from judged_pairs(record)
+      case RevisedAnswers():
+        yield from revised_answers(source, record)
       case _:
         raise ValueError(source)
 
@@ -46,6 +50,23 @@ def ranked_pairs(source: RankedPairs, record: Record) -> Iterator[Row]:
     if gap > 0 and gap >= source.least_gap and texts[0] != texts[1] and texts not in told:
       told.add(texts)
       yield {'prompt': messages_of(record), 'chosen': chosen['text'], 'rejected': rejected['text']}
+
+
+def judged_pairs(record: Record) -> Iterator[Row]:
+  """The two answers, of which the one that is probably better is chosen, with that probability; or nothing."""
+  answers = whole_answers(record)
+  if len(answers) < 2 or answers[0]['text'].strip() == answers[1]['text'].strip():
+    return
+  rejected, chosen = sorted(answers, key=lambda answer: answer['reward'])
+  yield {'prompt': messages_of(record), 'chosen': chosen['text'], 'rejected': rejected['text'],
+         SOFT_LABEL: chosen['reward']}
+
+
+def revised_answers(source: RevisedAnswers, record: Record) -> Iterator[Row]:
+  """A conversation for each revision that was kept, or for the last of them."""
+  kept = [revision['text'] for revision in record['revisions'] if revision['kept']]
+  for text in kept if source.keep == 'all' else kept[-1:]:
+    yield {'messages': [*messages_of(record), {'role': 'assistant', 'content': text}]}
 
 
 def whole_answers(record: Record) -> list[Mapping[str, Any]]:

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from llm_jax.config.errors import require
-from llm_jax.config.rewards import Exact, Function, Length, PythonParses, PythonPasses, Regex, RewardModelScore
+from llm_jax.config.rewards import (
+  Contains,
+  Exact,
+  Function,
+  Length,
+  PythonParses,
+  PythonPasses,
+  Regex,
+  WithModel,
+  WithoutModel,
+)
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.samples import Samples
 from llm_jax.data.sources import standard_library
@@ -41,7 +51,7 @@ class Rewards:
     self.models = tuple(answering.reward_models)
     self.scorers = {name: scorer(reward, f'{place}.rewards[{i}]')
                     for i, (name, reward) in enumerate(zip(self.names, answering.rewards, strict=True))
-                    if not isinstance(reward, RewardModelScore)}
+                    if not isinstance(reward, WithModel)}
 
   def score(self, answers: Sequence[Answer], by_model: ModelScorer | None = None) -> np.ndarray:
     """The rewards of each answer, not weighted, float64 [rewards, answers]. Process 0 asks functions, and all get the
@@ -93,11 +103,13 @@ def checked(name: str, found: Any, answers: Sequence[Answer]) -> list[float]:
 
 
 # ---------------------------------------------------------------------------------------------- each kind
-def scorer(reward: Exact | Regex | PythonParses | PythonPasses | Length | Function, path: str) -> Scorer:
+def scorer(reward: WithoutModel, path: str) -> Scorer:
   """What computes a reward without a model.   path: of the field, for errors."""
   match reward:
     case Exact(column):
       return lambda answers: [is_exact(answer, column) for answer in answers]
+    case Contains(column):
+      return lambda answers: [str(column_of(answer, column)).strip() in answer.text for answer in answers]
     case Regex(pattern):
       expression = re.compile(pattern)
       return lambda answers: [expression.search(answer.text) is not None for answer in answers]
@@ -112,7 +124,7 @@ def scorer(reward: Exact | Regex | PythonParses | PythonPasses | Length | Functi
 
 
 def column_of(answer: Answer, column: str) -> Any:
-  """What the row of the prompt has under this name."""
+  """What the row of the answer's prompt has. Raises KeyError naming the row where that is nothing."""
   if column not in answer.prompt.columns:
     raise KeyError(f'the row of the prompt {answer.prompt.text[:SHOWN]!r} has no {column!r}, only '
                    f'{sorted(answer.prompt.columns)}')

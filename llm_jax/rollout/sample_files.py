@@ -19,6 +19,7 @@ import numpy as np
 from llm_jax.config.errors import require
 from llm_jax.config.samples import SampledSource
 from llm_jax.rollout.ranking import rows_of, whole_answers
+from llm_jax.rollout.revising import numbers_of_revisions
 from llm_jax.rollout.sampling import Answer
 from llm_jax.runtime.errors import FileError
 from llm_jax.runtime.files import write_atomic
@@ -50,15 +51,19 @@ class SampleFiles:
   def write_part(self, number: int, answers: Sequence[Answer], scores: np.ndarray, rewards: np.ndarray, group: int
                  ) -> None:
     """scores: of each reward by itself, [rewards, answers].   rewards: [answers].   group: answers to a prompt."""
-    lines: list[str] = []
+    records: list[dict[str, Any]] = []
     for first in range(0, len(answers), group):
       each = [{
         'text': answers[i].text, 'ended': answers[i].ended, 'tokens': len(answers[i].ids),
         'reward': float(rewards[i]), 'scores': scores[:, i].tolist(),
       } for i in range(first, first + group)]
       prompt = answers[first].prompt
-      lines.append(_line({'prompt': prompt.messages, 'columns': prompt.columns, 'answers': each}))
-    write_atomic(self._part(number), ''.join(lines))
+      records.append({'prompt': prompt.messages, 'columns': prompt.columns, 'answers': each})
+    self.write_records(number, records)
+
+  def write_records(self, number: int, records: Sequence[Mapping[str, Any]]) -> None:
+    """One for each prompt of the part."""
+    write_atomic(self._part(number), ''.join(map(_line, records)))
 
   def finish(self, num_parts: int) -> None:
     """Joins the parts."""
@@ -125,6 +130,8 @@ def _records(content: bytes) -> list[dict[str, Any]]:
 
 def _numbers(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """For people."""
+  if 'revisions' in records[0]:
+    return numbers_of_revisions(records)
   answers = [answer for record in records for answer in record['answers']]
   best = [max(answer['reward'] for answer in record['answers']) for record in records]
   return {

@@ -22,8 +22,8 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.rollout.buffer import RolloutBuffer
 from llm_jax.rollout.log_probs import score_answers
+from llm_jax.rollout.model_rewards import make_model_scorer
 from llm_jax.rollout.numbers import answer_numbers, collapse, reward_numbers
-from llm_jax.rollout.reward_models import RewardModels
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
 from llm_jax.rollout.turns import TurnSampler
@@ -166,7 +166,8 @@ class RolloutSource(BatchSource, abc.ABC):
     prompts = [self._prompts.at(number) for number in range(first, first + self.num_prompts)]
     answers = self.answers(prompts, key, params, frozen)
     seconds.note('sampling')
-    by_model = RewardModels(frozen, self._prompts.end, self._rows_at_once, self.lengths, self._place)
+    by_model = make_model_scorer(self.rollout, frozen, self._prompts, self.rollout.answers, self._rows_at_once,
+                                 self.lengths, self._place)
     scores = self._rewards.score(answers, by_model)
     sampled = Sampled(answers, scores, self._rewards.weighted(scores))
     seconds.note('scoring')

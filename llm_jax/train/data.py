@@ -4,14 +4,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from llm_jax.config.data import Data, Weighted
-from llm_jax.config.errors import ConfigError, located
+from llm_jax.config.errors import ConfigError, located, require
+from llm_jax.config.revisions import Revisions
 from llm_jax.config.run import Run
+from llm_jax.config.samples import Samples
 from llm_jax.config.stage import Stage
 from llm_jax.data.dataset import Dataset, open_dataset
 from llm_jax.data.mixture_stats import SourceStats, mixture_stats
 from llm_jax.data.prompts import PromptSet, open_prompts
 from llm_jax.data.sources.documents import Split
 from llm_jax.data.stage_data import StageData
+from llm_jax.rollout.model_rewards import check_judges
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.runtime import processes
 from llm_jax.tracking.numbers import mixture_cells
@@ -70,9 +73,9 @@ def open_stage_data(session: Session, stage: Stage) -> StageData:
     if dataset is not None:  # a training split is never empty
       train[seq_len] = dataset
   validation = open_split(session, stage, 'validation', stage.phases[-1].seq_len)
-  if not stage.samples:
+  if not isinstance(stage.answering, Samples):
     return StageData(train, validation)
-  prompts = Data((Weighted(stage.samples[0].prompts),))
+  prompts = Data((Weighted(stage.answering.prompts),))
   return StageData(train, validation, None, open_stage_split(session, stage, prompts, 'validation'))
 
 
@@ -81,6 +84,7 @@ def open_stage_prompts(session: Session, stage: Stage) -> StageData:
   assert stage.rollout is not None
   with located(where(session.run, stage)):
     Rewards(stage.rollout)
+    check_judges(stage.rollout, session.tokenizer, 'rollout')
   train = open_stage_split(session, stage, stage.data, 'train')
   held_out = open_stage_split(session, stage, stage.validation_data, 'validation')
   return StageData({}, None, train, held_out)
@@ -89,9 +93,15 @@ def open_stage_prompts(session: Session, stage: Stage) -> StageData:
 def open_stage_split(session: Session, stage: Stage, prompts: Data, split: Split) -> PromptSet | None:
   """Prompts that the stage's answers are sampled to."""
   assert stage.answering is not None
-  longest = stage.seq_len + 1 - stage.answering.max_new_tokens
+  return open_all_prompts(session, stage, prompts, split, stage.answering.max_new_tokens)
+
+
+def open_all_prompts(session: Session, stage: Stage, prompts: Data, split: Split, max_new_tokens: int
+                     ) -> PromptSet | None:
+  """Prompts, each of which leaves room for an answer in the stage's rows."""
   with located(where(session.run, stage)):
-    return open_prompts(prompts, session.tokenizer, split, seed=stage_seed(session.run, stage), longest=longest)
+    return open_prompts(prompts, session.tokenizer, split, seed=stage_seed(session.run, stage),
+                        longest=stage.seq_len + 1 - max_new_tokens)
 
 
 def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
@@ -113,9 +123,29 @@ def where(run: Run, stage: Stage) -> str:
 def check_samples(session: Session, stage: Stage) -> None:
   """Refuses prompts and rewards, of what is still to be sampled for a stage, that cannot be read."""
   for samples in stage.samples:
-    with located(where(session.run, stage)):
-      Rewards(samples)
-    open_stage_split(session, stage, Data((Weighted(samples.prompts),)), 'train')
+    if isinstance(samples, Samples):
+      with located(where(session.run, stage)):
+        Rewards(samples)
+        check_judges(samples, session.tokenizer, 'samples')
+    prompts = open_all_prompts(session, stage, Data((Weighted(samples.prompts),)), 'train', samples.max_new_tokens)
+    if isinstance(samples, Revisions) and prompts is not None:
+      with located(where(session.run, stage)):
+        check_room(session, samples, prompts)
+
+
+def check_room(session: Session, samples: Revisions, prompts: PromptSet) -> None:
+  """Refuses revisions that the learned positions of the model cannot hold: of a conversation with an answer, a critique
+  and a revision."""
+  limit = session.run.model.max_length
+  if limit is None:
+    return
+  requests = [(principle.critique or '') + principle.revision for principle in samples.principles]
+  asked = max(len(session.tokenizer.encode(request)) for request in requests)
+  longest = max(len(prompt.ids) for prompt in prompts.first(len(prompts)))
+  length = longest + asked + 3 * samples.max_new_tokens
+  require(length <= limit, 'samples.max_new_tokens', samples.max_new_tokens,
+          f'a prompt with answer, critique and revision may have {length} tokens, and the model has {limit} learned '
+          'positions: use less')
 
 
 def check_unchanged_data(run: Run, stage: Stage, data: StageData) -> None:

@@ -15,7 +15,7 @@ from llm_jax.checkpoints.manifest import NAME as MANIFEST
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.rewards import Rewarded
+from llm_jax.config.rewards import Rewarded, RewardModelScore
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace, Params
@@ -117,7 +117,7 @@ def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None
   for name, reward in rewarded.reward_models.items():
     place = rewarded.rewards.index(reward)
     with located(f'stage {stage.name}: rewards[{place}]'):
-      found[name] = _find(session, reward.model, REWARD_MODEL)
+      found[name] = _find(session, reward.model, REWARD_MODEL if isinstance(reward, RewardModelScore) else JUDGE)
   return found
 
 
@@ -136,6 +136,7 @@ class Role:
 
 TEACHER = Role('teacher', (), 'probabilities of other tokens cannot be compared: use a teacher with the tokenizer of '
                'the student')
+JUDGE = Role('judge.model', (), 'its answers are other tokens: use a judge with the tokenizer of the run')
 REWARD_MODEL = Role('model', (REWARD,), 'the ids of an answer are other tokens to it: use a reward model with the '
                     'tokenizer of the policy')
 

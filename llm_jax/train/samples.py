@@ -11,14 +11,22 @@ from llm_jax.adapters.base import manifest_digest
 from llm_jax.checkpoints.checkpoint import SavedCheckpoint
 from llm_jax.config import schema
 from llm_jax.config.data import Data, Weighted
-from llm_jax.config.samples import BestOf, RankedPairs, SampledSource, Samples
+from llm_jax.config.revisions import Revisions
+from llm_jax.config.samples import (
+  SOFT_LABEL,
+  BestOf,
+  JudgedPairs,
+  RankedPairs,
+  RevisedAnswers,
+  SampledSource,
+  Samples,
+)
 from llm_jax.config.sources import Conversations, Preferences, Source
 from llm_jax.config.stage import Stage
 from llm_jax.data.prompts import Prompt, PromptSet, open_prompts
-from llm_jax.decode.sampling import Sampling
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.rollout.reward_models import RewardModels
-from llm_jax.rollout.rewards import Rewards
+from llm_jax.rollout.model_rewards import make_model_scorer
+from llm_jax.rollout.rewards import ModelScorer
 from llm_jax.rollout.sample_files import SampleFiles
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.rollout.source import placed
@@ -30,6 +38,7 @@ from llm_jax.tracking.task import task
 from llm_jax.tracking.terminal import say
 from llm_jax.train.frozen_models import FoundModels, find_reward_models
 from llm_jax.train.rollout import DecodingCopy
+from llm_jax.train.sample_parts import WritePart, revise_part, score_part
 from llm_jax.train.session import Session
 
 FOLDER = 'samples'
@@ -42,7 +51,7 @@ def are_there(session: Session, stage: Stage) -> bool:
   return all([is_made(session, samples) for samples in stage.samples])
 
 
-def is_made(session: Session, samples: Samples) -> bool:
+def is_made(session: Session, samples: Samples | Revisions) -> bool:
   """Whether the samples are there, and are those of the model that the stage has now. Of a stage that is to be trained
   further they are not; where its checkpoints are gone, those that are there count. All processes ask together."""
   manifest = processes.on_first(lambda: files_of(session, samples).manifest)
@@ -54,7 +63,7 @@ def is_made(session: Session, samples: Samples) -> bool:
   return checkpoint.metadata.final and manifest['model'] == manifest_digest(checkpoint)
 
 
-def files_of(session: Session, samples: Samples) -> SampleFiles:
+def files_of(session: Session, samples: Samples | Revisions) -> SampleFiles:
   """Where the samples are, or will be."""
   made_of = {'samples': schema.to_json(samples), 'seed': session.run.seed, 'tokenizer': session.tokenizer.fingerprint,
              'dtype': session.execution.dtype, 'format': FORMAT}
@@ -87,11 +96,15 @@ def _written(session: Session, source: Source) -> Source:
       return Conversations(path, source.chat_template, val_fraction=source.val_fraction)
     case RankedPairs():
       return Preferences(path, source.chat_template, source.mask_formatting, source.val_fraction)
+    case JudgedPairs():
+      return Preferences(path, source.chat_template, source.mask_formatting, source.val_fraction, soft_label=SOFT_LABEL)
+    case RevisedAnswers():
+      return Conversations(path, source.chat_template, val_fraction=source.val_fraction)
 
 
 # ---------------------------------------------------------------------------------------------- making them
-def make_samples(session: Session, stage: Stage, samples: Samples) -> None:
-  """Samples and scores what is not there yet.   stage: the one that is to learn from them.
+def make_samples(session: Session, stage: Stage, samples: Samples | Revisions) -> None:
+  """Makes what is not there yet.   stage: the one that is to learn from them.
 
   Raises:
     CheckpointError: the stage that answers has not finished, or has lost its checkpoints.
@@ -113,14 +126,14 @@ def make_samples(session: Session, stage: Stage, samples: Samples) -> None:
   parts = parts_of(samples, prompts)
   missing = processes.on_first(lambda: [number for number in range(len(parts)) if not files.has_part(number)])
   if missing:
-    by_model = reward_models(session, stage, samples, prompts)
-    sample_parts(session, samples, checkpoint, prompts.stop_tokens, files, {k: parts[k] for k in missing}, by_model)
+    write = part_writer(session, stage, samples, prompts, files)
+    sample_parts(session, samples, checkpoint, prompts.stop_tokens, files, {k: parts[k] for k in missing}, write)
   processes.on_first(lambda: files.finish(len(parts)))
   if session.primary:
     say(f'{stage.name}: {summary(samples, files)}')
 
 
-def parts_of(samples: Samples, prompts: PromptSet) -> list[list[Prompt]]:
+def parts_of(samples: Samples | Revisions, prompts: PromptSet) -> list[list[Prompt]]:
   """The prompts that are asked, as many at a time as are sampled together."""
   count = samples.count or len(prompts)
   at_once = samples.rows_at_once // samples.answers
@@ -128,33 +141,39 @@ def parts_of(samples: Samples, prompts: PromptSet) -> list[list[Prompt]]:
           for first in range(0, count, at_once)]
 
 
-def reward_models(session: Session, stage: Stage, samples: Samples, prompts: PromptSet) -> RewardModels:
+def model_scorer(session: Session, stage: Stage, samples: Samples, prompts: PromptSet) -> ModelScorer:
   """What asks the models among the rewards, which are read now."""
   found = find_reward_models(session, stage, samples)
   frozen = FoundModels(None, found).beside(Frozen())
   place = functools.partial(placed, sharding=batch_sharding(session.mesh))
-  return RewardModels(frozen, prompts.end, stage.batch_size // stage.microbatches, samples.lengths(stage.seq_len),
-                      place)
+  return make_model_scorer(samples, frozen, prompts, samples.answers, stage.batch_size // stage.microbatches,
+                           samples.lengths(stage.seq_len), place)
 
 
-def sample_parts(session: Session, samples: Samples, checkpoint: SavedCheckpoint, stop_tokens: tuple[int, ...],
-                 files: SampleFiles, parts: dict[int, list[Prompt]], by_model: RewardModels) -> None:
+def part_writer(session: Session, stage: Stage, samples: Samples | Revisions, prompts: PromptSet, files: SampleFiles
+                ) -> WritePart:
+  match samples:
+    case Samples():
+      return score_part(samples, model_scorer(session, stage, samples, prompts), files)
+    case Revisions():
+      return revise_part(samples, session.tokenizer, seed_of(files), files)
+
+
+def sample_parts(session: Session, samples: Samples | Revisions, checkpoint: SavedCheckpoint,
+                 stop_tokens: tuple[int, ...], files: SampleFiles, parts: dict[int, list[Prompt]], write: WritePart
+                 ) -> None:
   """What is drawn in a part depends on its number and the settings alone."""
   parent = next(each for each in session.run.stages if each.name == samples.stage)
   params = session.saved_models().whole(parent, checkpoint)
   params = DecodingCopy(None, session.execution.dtype, session.mesh)(params, None)
   sampler = Sampler(session.run.model_of(parent), session.execution, session.tokenizer, stop_tokens,
                     samples.max_new_tokens)
-  rewards = Rewards(samples)
+  draw = functools.partial(sampler.answers, params)
   key = jax.random.key(seed_of(files))
   with task(f'sample answers of {samples.stage}', len(parts), enabled=session.primary) as advance:
     for number, prompts in parts.items():
       activity.beat()
-      answers = sampler.answers(params, prompts, samples.answers, Sampling(samples.temperature),
-                                jax.random.fold_in(key, number))
-      scores = rewards.score(answers, by_model)
-      write = functools.partial(files.write_part, number, answers, scores, rewards.weighted(scores), samples.answers)
-      processes.on_first(write)
+      write(number, prompts, draw, jax.random.fold_in(key, number))
       advance(1)
 
 
@@ -163,8 +182,11 @@ def seed_of(files: SampleFiles) -> int:
   return int(digest(files.made_of)[:7], 16)
 
 
-def summary(samples: Samples, files: SampleFiles) -> str:
+def summary(samples: Samples | Revisions, files: SampleFiles) -> str:
   found = files.manifest
   assert found is not None
+  if isinstance(samples, Revisions):
+    return (f'{samples.revisions} revisions of an answer of {samples.stage} to each of {found["prompts"]:,} prompts: '
+            f'{found["kept"]:.0%} kept, {found["changed"]:.0%} of the answers changed, {found["cut_off"]:.0%} cut off')
   return (f'{samples.answers} answers of {samples.stage} to each of {found["prompts"]:,} prompts: reward '
           f'{found["reward"]:.3g}, of the best of each {found["reward_of_best"]:.3g}, {found["cut_off"]:.0%} cut off')

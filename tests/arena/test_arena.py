@@ -6,11 +6,25 @@ import numpy as np
 import pytest
 
 from launch import arena
-from llm_jax.arena.battles import judge_all, make_battles, read_votes, tally
+from llm_jax.arena.battles import by_orders, by_score, make_battles, read_votes, tally
 from llm_jax.arena.bradley_terry import online_elo, rate, strengths
 from llm_jax.arena.page import voting_page
+from llm_jax.checkpoints.store import CheckpointStore
+from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
-from tests.launch.sample_runs import write_run
+from llm_jax.config.preferences import RewardModel
+from llm_jax.config.run import Run
+from llm_jax.config.schedules import Constant
+from llm_jax.config.sources import Preferences, StandardLibrary
+from llm_jax.config.stage import Stage
+from llm_jax.config.stage_init import Params
+from llm_jax.config.tokenizers import Bytes
+from llm_jax.data.tokenizers.base import make_tokenizer
+from llm_jax.data.tokenizers.chat_templates import render
+from llm_jax.modules.transformer import Transformer
+from llm_jax.tracking.run_config import write_config
+from tests.checkpoints.checkpoint_states import make_metadata
+from tests.launch.sample_runs import MODEL, params, write_run
 from tests.report.html_page import HOSTILE, Page
 
 
@@ -88,8 +102,15 @@ def test_every_two_models_meet_on_every_prompt_and_the_page_does_not_name_them()
   assert len(battles) == len(met) == 6 and {battle.left for battle in battles} != {'secret-one'}
   source = voting_page(battles)
   assert 'secret' not in source and not Page(source).all('img')
-  names, wins, _ = tally(battles, judge_all(battles, lambda prompt, answer: len(answer)))
+  names, wins, _ = tally(battles, by_score(battles, lambda pairs: [len(answer) for _, answer in pairs]))
   assert names == sorted(answers) and wins[names.index('secret-one')].tolist() == [0, 2, 2]
+
+
+def test_a_language_model_has_to_say_so_in_both_orders():
+  battles = make_battles(['p', 'q', 'r', 's'], {'a': ['1'] * 4, 'b': ['2'] * 4})
+  orders = np.array([[0.9, 0.6], [0.9, 0.4], [0.1, 0.6], [0.2, 0.3]])
+  votes = by_orders(battles, lambda known: orders[[battle.number for battle in known]])
+  assert votes == [(0, 'left'), (1, 'tie'), (2, 'tie'), (3, 'right')]
 
 
 @pytest.fixture(scope='module')
@@ -125,6 +146,90 @@ def test_the_command(runs, tmp_path, capsys):
   assert 'not distinguishable' in capsys.readouterr().out
 
 
+@pytest.fixture(scope='module')
+def unlike(tmp_path_factory):
+  """Two runs whose models say different things."""
+  folders = [tmp_path_factory.mktemp('unlike') / name for name in 'ab']
+  for folder in folders:
+    folder.mkdir()
+    write_run(folder)
+  fingerprint = make_tokenizer(Bytes(), None).fingerprint
+  with CheckpointStore(folders[1] / 'checkpoints' / 'first', keep=2) as store:
+    store.save(6, {'params': params(9)}, make_metadata(tokenizer=fingerprint), wait=True)
+  return folders
+
+
+def write_reward_run(folder):
+  """A run with a reward model, and its parameters."""
+  folder.mkdir()
+  data = Data((Weighted(Preferences('pairs.jsonl', 'plain')),))
+  stage = Stage('reward', data, 5, 40, 8, Constant(1e-3), objective=RewardModel(), init=Params('first'))
+  first = Stage('first', Data((Weighted(StandardLibrary()),)), 5, 32, 8, Constant(1e-3))
+  write_config(folder, Run(MODEL, (first, stage), Bytes()))
+  tokenizer = make_tokenizer(Bytes(), None)
+  tokenizer.save(folder / 'tokenizer')
+  trained = {**params(7), 'reward': {'w': np.random.default_rng(0).normal(size=(16, 1)).astype(np.float32)}}
+  with CheckpointStore(folder / 'checkpoints' / 'reward', keep=2) as store:
+    store.save(5, {'params': trained}, make_metadata(tokenizer=tokenizer.fingerprint), wait=True)
+  return trained, tokenizer
+
+
+def battles_and_votes(out):
+  read = lambda name: [json.loads(line) for line in (out / name).read_text().splitlines()]
+  return read('battles.jsonl'), [row['choice'] for row in read('votes.jsonl')]
+
+
+def test_a_reward_model_judges(unlike, tmp_path):
+  """The higher score wins, read at the end of the answer as the chat template of its stage writes it."""
+  trained, tokenizer = write_reward_run(tmp_path / 'c')
+  prompts = tmp_path / 'prompts.txt'
+  prompts.write_text('def f\nimport x\nclass A\n')
+  models = [f'--checkpoint={folder}' for folder in unlike]
+  out = tmp_path / 'arena'
+  with pytest.raises(SystemExit):  # so few battles may be won by one of them, which cannot be rated
+    arena.main([*models, f'--prompts={prompts}', f'--out={out}', '--max_new_tokens=8',
+                f'--reward_model={tmp_path / "c"}'])
+    raise SystemExit
+  model = Transformer(MODEL)
+
+  def score(prompt, answer):
+    ids, _ = render([{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': answer}], 'plain', tokenizer)
+    ids = ids[:41]  # of a row of 40 and the target after it
+    features = model.apply({'params': {k: v for k, v in trained.items() if k != 'reward'}}, ids[None],
+                           method='features')
+    return (np.asarray(features)[0, -1] @ trained['reward']['w'])[0]
+
+  battles, votes = battles_and_votes(out)
+  assert len(votes) == 3
+  for battle, choice in zip(battles, votes, strict=True):
+    left, right = (score(battle['prompt'], battle[f'{side}_answer']) for side in ('left', 'right'))
+    assert choice == ('left' if left > right else 'right')
+
+
+def test_a_language_model_judges(unlike, tmp_path):
+  prompts = tmp_path / 'prompts.txt'
+  prompts.write_text('def f\nimport x\nclass A\n')
+  template = tmp_path / 'judge.txt'
+  template.write_text('{prompt}|{first}|{second}|')
+  out = tmp_path / 'arena'
+  flags = [*[f'--checkpoint={folder}' for folder in unlike], f'--prompts={prompts}', f'--out={out}',
+           '--max_new_tokens=4', f'--judge_model={unlike[0]}', f'--judge_template={template}']
+  with pytest.raises(SystemExit):
+    arena.main(flags)
+    raise SystemExit
+  battles, votes = battles_and_votes(out)
+
+  def says_first(prompt, first, second):
+    ids = np.array([[256, *f'{prompt}|{first}|{second}|'.encode()]])
+    logits = np.asarray(Transformer(MODEL).apply({'params': params(5)}, ids)[0, -1])
+    return logits[ord('A')] > logits[ord('B')]
+
+  for battle, choice in zip(battles, votes, strict=True):
+    left, right = battle['left_answer'], battle['right_answer']
+    both = says_first(battle['prompt'], left, right), not says_first(battle['prompt'], right, left)
+    assert choice == ('left' if all(both) else 'tie' if any(both) else 'right')
+
+
 @pytest.mark.parametrize('line, words', [('{"battle": 9, "choice": "left"}', 'no such battle'),
                                          ('{"battle": 0, "choice": "best"}', 'left, right, tie'),
                                          ('[]', 'no JSON object'),
@@ -139,8 +244,18 @@ def test_bad_votes_are_refused_by_line(line, words, tmp_path):
 
 @pytest.mark.parametrize('flags, message', [
   ([], '--votes'), (['--prompts=p', '--checkpoint=a'], '--checkpoint'), (['--judge=x', '--votes=v'], '--judge'),
-  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--votes=v'], '--votes')])
-def test_wrong_flags_are_one_line(flags, message, capsys, tmp_path):
+  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--votes=v'], '--votes'),
+  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--judge=x', '--reward_model=c'], 'one judge decides'),
+  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--judge_model=c'], '--judge_template = None: write what'),
+  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--judge_template=t'], 'only with --judge_model'),
+  (['--prompts=p', '--checkpoint=a', '--checkpoint=b', '--judge_model=c', '--judge_template={template}'],
+   'lacks {second}'),
+  (['--prompts={template}', '--checkpoint={run}', '--checkpoint=b', '--reward_model={run}'],
+   'no stage whose objective is RewardModel')])
+def test_wrong_flags_are_one_line(flags, message, runs, capsys, tmp_path):
+  template = tmp_path / 'judge.txt'
+  template.write_text('{prompt} {first}')
+  flags = [flag.replace('{template}', str(template)).replace('{run}', str(runs[0])) for flag in flags]
   with pytest.raises(SystemExit) as stop:
     arena.main([f'--out={tmp_path}', *flags])
   error = capsys.readouterr().err

@@ -194,7 +194,7 @@ def test_a_ramp_that_is_overtaken_within_a_step_takes_none():
    r"objective = 'LanguageModel': learns from text, and data has pairs of answers: use DPO, IPO, "
    r'.*, SimPO or RewardModel, or data of StandardLibrary, Text, Jsonl'),
   (lambda: row('a', objective=DPO()), r"objective = 'DPO': learns from pairs of answers, and data has text: use "
-   'LanguageModel or Distillation, or data of Preferences, StandardLibraryPreferences or RankedPairs'),
+   'LanguageModel or Distillation, or data of Preferences, StandardLibraryPreferences, RankedPairs or JudgedPairs'),
   (lambda: row('a', PAIRS, objective=DPO()), 'the reference is what the stage starts from'),
   (lambda: DPO(label_smoothing=0.5), 'label_smoothing = 0.5'),
   (lambda: run(row('a', positions=RoPE()), model=presets.gpt2(8, 1, 1, vocab_size=257)),

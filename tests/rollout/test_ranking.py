@@ -10,10 +10,16 @@ from llm_jax.config.experiment import (
   BestOf,
   Constant,
   Exact,
+  JudgedPairs,
+  JudgePreference,
+  PairJudge,
   Params,
   PassRate,
+  Principle,
   Prompts,
   RankedPairs,
+  RevisedAnswers,
+  Revisions,
   Run,
   Samples,
   SortedDigits,
@@ -109,5 +115,42 @@ def test_stages_that_learn_from_them():
     stage('best', BestOf(SAMPLES), **ROWS),)), "samples.stage = 'texts': name an earlier stage"),
 ])
 def test_refused(make, message):
+  with pytest.raises(ConfigError, match=message):
+    make()
+
+
+# ---------------------------------------------------------------------------------------------- a judge, and revisions
+JUDGE = PairJudge(Params('texts'), '{prompt} {first} {second}')
+JUDGED = Samples('texts', SortedDigits(), (JudgePreference(JUDGE),), answers=2, max_new_tokens=8)
+
+
+def test_a_judged_pair_has_the_probability_of_its_chosen_answer():
+  records = [record(('5', 0.2), ('4', 0.8)), record(('yes', 0.5), ('no', 0.5)), record(('a', 0.9), (' a', 0.1)),
+             record(('a', 0.9, False), ('b', 0.1)), record(('a', 0.9), (' ', 0.1))]
+  rows = list(rows_of(JudgedPairs(JUDGED), records))
+  assert [(row['chosen'], row['rejected'], row['soft_label']) for row in rows] == [('4', '5', 0.8), ('no', 'yes', 0.5)]
+
+
+@pytest.mark.parametrize('keep, want', [('all', ['b', 'd', 'e']), ('last', ['d', 'e'])])
+def test_revisions_that_were_kept_are_learnt(keep, want):
+  revision = lambda text, kept=True: {'text': text, 'kept': kept}
+  records = [{'prompt': 'p', 'revisions': [revision('b'), revision('c', False), revision('d')]},
+             {'prompt': 'q', 'revisions': [revision('e'), revision(None, False)]}, {'prompt': 'r', 'revisions': []}]
+  source = RevisedAnswers(Revisions('texts', SortedDigits(), (Principle('again'),)), keep)
+  rows = list(rows_of(source, records))
+  assert [row['messages'][-1] for row in rows] == [{'role': 'assistant', 'content': text} for text in want]
+  assert rows[-1]['messages'][0] == {'role': 'user', 'content': 'q'}
+
+
+@pytest.mark.parametrize('make, message', [
+  (lambda: JudgedPairs(SAMPLES), 'samples.rewards = .*: the probability that the one answer is better is the label'),
+  (lambda: JudgedPairs(Samples('a', SortedDigits(), (JudgePreference(JUDGE),), answers=3)),
+   'samples.answers = 3: the judge compares two'),
+  (lambda: JudgedPairs(Samples('a', SortedDigits(), (JudgePreference(JUDGE, weight=2.0),), answers=2)),
+   'samples.rewards = .*: the probability'),
+  (lambda: Revisions('a', SortedDigits(), ()), 'principles = .*: name at least one'),
+  (lambda: RevisedAnswers(Revisions('a', SortedDigits(), (Principle('x'),)), 'first'), "keep = 'first': use one of"),
+])
+def test_refused_of_judged_pairs_and_revisions(make, message):
   with pytest.raises(ConfigError, match=message):
     make()

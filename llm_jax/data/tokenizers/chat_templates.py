@@ -161,8 +161,12 @@ def _without_template(messages: Sequence[Message], tokenizer: Tokenizer, start: 
   return np.array(ids, np.int32), np.array(counts, bool)
 
 
-def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer, tools: Tools = None) -> np.ndarray:
+def prompt_ids(messages: Sequence[Message], template: str | None, tokenizer: Tokenizer, tools: Tools = None
+               ) -> np.ndarray:
   """int32 ids of a conversation that the assistant is to answer, and of the header behind which it speaks."""
+  if template is None:
+    check(messages, template)
+    return _without_template(messages, tokenizer, 0, ())[0]
   rendered = render_prompt(messages, template, tokenizer, tools)
   return np.array(tokenizer.encode_rendered(rendered)[0], np.int32)
 
