@@ -15,12 +15,13 @@ from llm_jax.checkpoints.manifest import NAME as MANIFEST
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.config.rewards import Rewarded, RewardModelScore
+from llm_jax.config.rewards import Rewarded, RewardModelScore, WithModel
 from llm_jax.config.run import Run
+from llm_jax.config.samples import Samples
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace, Params
 from llm_jax.config.teachers import SavedRun, Teacher
-from llm_jax.data.tokenizers.base import Tokenizer, make_tokenizer
+from llm_jax.data.tokenizers.base import Tokenizer, load_tokenizer, make_tokenizer
 from llm_jax.modules.parameters import parameter_shapes
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen, FrozenModel, read_only
@@ -117,8 +118,39 @@ def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None
   for name, reward in rewarded.reward_models.items():
     place = rewarded.rewards.index(reward)
     with located(f'stage {stage.name}: rewards[{place}]'):
-      found[name] = _find(session, reward.model, REWARD_MODEL if isinstance(reward, RewardModelScore) else JUDGE)
+      found[name] = _find(session, reward.model, role_of(reward))
   return found
+
+
+def check_tokenizers(session: Session, stage: Stage) -> None:
+  """Refuses models of other runs and of folders that are no such, or whose tokenizer is not the run's, before any stage
+  begins. Their checkpoints are verified when they are read.
+
+  Raises:
+    ConfigError: names the field of the configuration.
+  """
+  if stage.objective.distilled is not None:
+    with located(f'stage {stage.name}.objective'):
+      _check_saved(session, stage.objective.distilled, TEACHER)
+  sampled = [samples for samples in stage.samples if isinstance(samples, Samples)]
+  for rewarded in sampled if stage.rollout is None else [stage.rollout]:
+    for i, reward in enumerate(rewarded.rewards):
+      if isinstance(reward, WithModel):
+        with located(f'stage {stage.name}: rewards[{i}]'):
+          _check_saved(session, reward.model, role_of(reward))
+
+
+def _check_saved(session: Session, model: Teacher, role: 'Role') -> None:
+  match model:
+    case SavedRun(workdir):
+      folder = pathlib.Path(workdir)
+      read_config(folder, f'{role.field}.workdir')
+      _check_tokenizer(workdir, load_tokenizer(folder / 'tokenizer').fingerprint, session.tokenizer, role)
+    case HuggingFace(name, _, revision):
+      folder = str(hub.model_folder(name, revision))
+      _check_tokenizer(folder, make_tokenizer(hf.read_tokenizer(folder)).fingerprint, session.tokenizer, role)
+    case Params():
+      pass  # has the run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +171,11 @@ TEACHER = Role('teacher', (), 'probabilities of other tokens cannot be compared:
 JUDGE = Role('judge.model', (), 'its answers are other tokens: use a judge with the tokenizer of the run')
 REWARD_MODEL = Role('model', (REWARD,), 'the ids of an answer are other tokens to it: use a reward model with the '
                     'tokenizer of the policy')
+
+
+def role_of(reward: WithModel) -> Role:
+  """What a reward's model is read for."""
+  return REWARD_MODEL if isinstance(reward, RewardModelScore) else JUDGE
 
 
 def _find(session: Session, model: Teacher, role: Role) -> FoundModel:

@@ -43,6 +43,7 @@ from llm_jax.tracking.tracker import TrackedRun
 from llm_jax.train.branches import make_branch, read_branches
 from llm_jax.train.data import check_evaluations, check_unchanged_data, open_data, open_made, print_data
 from llm_jax.train.evaluations import has_result
+from llm_jax.train.frozen_models import check_tokenizers
 from llm_jax.train.out_of_memory import naming_out_of_memory
 from llm_jax.train.own_checkpoints import check_not_lost
 from llm_jax.train.profile import FLAG as PROFILE
@@ -98,6 +99,8 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
     for stage in stages:
       processes.on_first(lambda stage=stage: check_not_lost(workdir, run, stage, session.store(stage.name).steps()))
     check_starts(session, stages)
+    for stage in stages:
+      check_tokenizers(session, stage)
     window = None if profile is None else choose_window(profile, stages)
     activity.begin('opens the data', use=Use.DATA)
     data = open_data(session, stages)

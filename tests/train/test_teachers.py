@@ -10,7 +10,22 @@ import pytest
 from llm_jax import hf
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.experiment import Constant, Distillation, Jsonl, Params, Run, SavedRun, mix, stage
+from llm_jax.config.experiment import (
+  BestOf,
+  Constant,
+  Distillation,
+  Exact,
+  Jsonl,
+  JudgeRating,
+  Params,
+  RatingJudge,
+  Run,
+  Samples,
+  SavedRun,
+  SortedDigits,
+  mix,
+  stage,
+)
 from llm_jax.config.run import Mesh
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.data.tokenizers.base import make_tokenizer
@@ -19,7 +34,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import read_metrics
-from llm_jax.train.frozen_models import find_teacher
+from llm_jax.train.frozen_models import check_tokenizers, find_reward_models, find_teacher
 from tests.train import runs
 
 MODEL = presets.llama(d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, d_ff=32, vocab_size=264)
@@ -64,6 +79,30 @@ def test_a_folder_of_transformers(folder, dtype):
 def test_another_tokenizer_is_refused(folder):
   with pytest.raises(ConfigError, match='probabilities of other tokens cannot be compared'):
     find_teacher(session_of(ByteTokenizer()), student(HuggingFace(str(folder))))
+
+
+def judged_by(model):
+  rewards = (Exact(), JudgeRating(RatingJudge(model, '{prompt}{answer}')))
+  samples = Samples('before', SortedDigits(), rewards, max_new_tokens=4)
+  return stage('student', BestOf(samples), steps=1, seq_len=32, batch_size=1, learning_rate=Constant(1e-3))
+
+
+def test_a_judge_has_the_tokenizer_of_the_run(folder, tmp_path):
+  """Which is looked at before a stage begins; a stage of the run has it."""
+  judge = HuggingFace(str(folder))
+  session = session_of(make_tokenizer(hf.read_tokenizer(folder)))
+  check_tokenizers(session, judged_by(judge))
+  found = find_reward_models(session, judged_by(judge), judged_by(judge).answering)
+  assert found['judge_rating'].read().model.config.d_model == 24  # of another size than the run's
+  check_tokenizers(session_of(ByteTokenizer()), judged_by(Params('before')))
+  for look in (lambda: check_tokenizers(session_of(ByteTokenizer()), judged_by(judge)),
+               lambda: find_reward_models(session_of(ByteTokenizer()), judged_by(judge), judged_by(judge).answering)):
+    with pytest.raises(ConfigError, match=r'rewards\[1\].judge.model = .*: its tokenizer is .*, that of this run'):
+      look()
+  with pytest.raises(ConfigError, match=r'rewards\[1\].judge.model.workdir'):
+    check_tokenizers(session_of(ByteTokenizer()), judged_by(SavedRun(str(tmp_path))))
+  with pytest.raises(ConfigError, match='objective.teacher = .*: its tokenizer is'):
+    check_tokenizers(session_of(ByteTokenizer()), student(judge))
 
 
 def test_another_vocabulary_is_refused(folder):
