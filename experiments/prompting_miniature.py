@@ -14,6 +14,7 @@ from llm_jax.config.experiment import (
   Jsonl,
   LinearToZero,
   Muon,
+  Params,
   RetrievedAnswers,
   experiment,
   mix,
@@ -24,14 +25,16 @@ from llm_jax.config.experiment import (
 
 def get_config(folder):
   rules = Jsonl(f'{folder}/rules.jsonl')
-  answers = RetrievedAnswers(f'{folder}/questions.jsonl', index=f'{folder}/index', count=2, template='plain')
+  answers = RetrievedAnswers(f'{folder}/questions.jsonl', index=f'{folder}/index', template='plain')
+  settings = dict(learning_rate=LinearToZero(peak=5e-3, warmup=30), optimizer=Muon(), evals=(HeldOut(every=100),))
   return experiment(
     seed=0,
     tokenizer=Bytes(),
     model=presets.llama(d_model=96, num_layers=2, num_heads=4, vocab_size=257, tied_head=True, rope_theta=1_000.0),
-    checkpoints=Checkpoints(every=200),
+    checkpoints=Checkpoints(every=100),
     stages=(
-      stage('learn', mix((rules, 0.5), (answers, 0.5), packing='best_fit'), seq_len=192, batch_size=32, steps=800,
-            learning_rate=LinearToZero(peak=4e-3, warmup=50), optimizer=Muon(), evals=(HeldOut(every=200),)),
+      stage('rules', mix(rules, packing='best_fit'), seq_len=84, batch_size=32, steps=600, **settings),
+      stage('answers', mix(answers, packing='best_fit'), seq_len=96, batch_size=64, steps=400, init=Params('rules'),
+            **settings),
     ),
   )
