@@ -61,7 +61,8 @@ def worker(name, args):
   batch = LanguageModelBatch(ids[:, :-1], ids[:, 1:], ones.astype(np.float32), positions, ones)
 
   step = jax.jit(make_train_step(objective, optimizer, make_schedule(Constant(3e-4), 1_000)), donate_argnums=0)
-  step = cpu.compile_step(step.lower(state, None, batch))
+  with cpu.releasing_memory():
+    step = step.lower(state, None, batch).compile()
   losses = []
   for _ in range(args.steps):
     state, metrics = step(state, None, batch)

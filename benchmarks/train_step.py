@@ -74,7 +74,8 @@ def build_llm_jax(case):
   positions = np.broadcast_to(np.arange(case['seq_len'], dtype=np.int32), ones.shape)
   batches = [LanguageModelBatch(x.astype(np.int32), y.astype(np.int32), ones.astype(np.float32), positions, ones)
              for x, y in tokens(case)]
-  step = cpu.compile_step(step.lower(abstract, None, put(batches[0])))  # before there is a state, as in training
+  with cpu.releasing_memory():  # before there is a state, as in training
+    step = step.lower(abstract, None, put(batches[0])).compile()
   state = jax.jit(create, out_shardings=shardings)()
   cpu.release_free_memory()
 

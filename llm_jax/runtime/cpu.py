@@ -1,11 +1,12 @@
 """Memory and compilation of a process that computes on CPU. The allocator's settings are for Linux with glibc."""
+import contextlib
 import ctypes
 import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  import jax
+  from collections.abc import Generator
 
 # XLA allocates the temporaries of a step anew at every step. With huge pages, and freed memory kept for the next step
 # instead of handed back to the system, a training step is 10-15 % shorter. Read by glibc when a process starts; it
@@ -49,12 +50,12 @@ def disable_compilation_cache() -> None:
   compilation_cache.reset_cache()  # jax looks only once whether there is a cache
 
 
-def compile_step(lowered: 'jax.stages.Lowered') -> 'jax.stages.Compiled':
-  """`lowered.compile()`, with freed memory handed back to the system before and after it."""
+@contextlib.contextmanager
+def releasing_memory() -> 'Generator[None]':
+  """For compiling: hands freed memory back to the system before and after the body."""
   release_free_memory()
-  compiled = lowered.compile()
+  yield
   release_free_memory()
-  return compiled
 
 
 def release_free_memory() -> None:

@@ -16,6 +16,7 @@ from llm_jax.runtime import activity, cpu, processes
 from llm_jax.sharding.rules import replicated
 from llm_jax.tracking.terminal import say
 from llm_jax.train.build import stage_seed
+from llm_jax.train.compiler_options import compile_with_options, options_for
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
 
@@ -72,12 +73,17 @@ def compile_step(built: 'BuiltStage', phase: Phase, batch: Any) -> Callable:
     step = with_optimizer_on_host(step, built.shardings.opt_state)
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(built.shardings, replicated(session.mesh)))
   since = time.perf_counter()
-  compiled = cpu.compile_step(jitted.lower(built.abstract, built.starter.abstract_frozen, batch))
+  lowered = jitted.lower(built.abstract, built.starter.abstract_frozen, batch)
+  options = options_for(jax.default_backend(), session.mesh)
+  with cpu.releasing_memory():
+    compiled = compile_with_options(lowered, options)
   processes.barrier('compiled')
   if session.primary:
     adapters = '' if stage.adapters is None else f' ({size_of(built.abstract.params):,} trained)'
     say(f'{stage.name}: {count_parameters(session.run.model):,} parameters{adapters}, {phase.tokens:,} tokens a step, '
         f'mesh {dict(session.mesh.shape)}, compiled in {time.perf_counter() - since:.1f} s')
+    if options:
+      say(f'{stage.name}: compiled with {" ".join(f"{name}={value}" for name, value in options.items())}')
   return compiled
 
 

@@ -29,6 +29,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, in_host_memory, mesh_axes, replicated, state_shardings
 from llm_jax.train.build import init_params, make_trained_objective, stage_seed
 from llm_jax.train.compile import with_optimizer_on_host
+from llm_jax.train.compiler_options import compile_with_options, options_for
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
 
@@ -88,7 +89,7 @@ def compile_far(run: Run, stage: Stage, phase: Phase, devices: Sequence[Any], ba
                 options: Mapping[str, str] | None = None) -> FarStep:
   """The training step of a phase as the trainer makes it, compiled for `devices` of a kind that is not here.
 
-  run: its mesh is laid over the devices.   options: of the compiler.
+  run: its mesh is laid over the devices.   options: of the compiler; None: those that the trainer gives it.
 
   Raises:
     ConfigError: the stage learns from rows that are no text, or trains adapters; the mesh does not fit.
@@ -117,7 +118,7 @@ def compile_far(run: Run, stage: Stage, phase: Phase, devices: Sequence[Any], ba
       jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
       traced = jitted.trace(placed, Frozen(), _batch(stage, phase, mesh))
       lowered = traced.lower(lowering_platforms=(PLATFORMS[backend],))
-      program = lowered.compile(compiler_options=dict(options) if options else None)
+      program = compile_with_options(lowered, options_for(backend, mesh) if options is None else options)
   return FarStep(program, dict(mesh.shape), placed)
 
 
