@@ -20,11 +20,14 @@ TPU_SLICES = {
   'xla_tpu_enable_data_parallel_all_reduce_opt': 'true',
   'xla_tpu_data_parallel_opt_different_sized_ops': 'true',
 }
-GPU = {'xla_gpu_enable_latency_hiding_scheduler': 'true'}
+GPU = {'xla_gpu_enable_latency_hiding_scheduler': True}
 FLAGS = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')  # where a user says otherwise
 
 
-def options_for(backend: str, mesh: jax.sharding.Mesh, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+Options = Mapping[str, str | bool]
+
+
+def options_for(backend: str, mesh: jax.sharding.Mesh, environment: Mapping[str, str] = os.environ) -> Options:
   """The options of a step on these devices, by name; those that the user's own flags name are left to them.
 
   backend: 'tpu', 'gpu' or 'cpu'.
@@ -39,7 +42,7 @@ def options_for(backend: str, mesh: jax.sharding.Mesh, environment: Mapping[str,
   return {name: value for name, value in options.items() if f'--{name}' not in flags}
 
 
-def compile_with_options(lowered: jax.stages.Lowered, options: Mapping[str, str]) -> jax.stages.Compiled:
+def compile_with_options(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
   """The compiled program. A compiler of another version that does not know an option compiles without any, and a line
   says so: they change how fast a step is and nothing else."""
   if not options:
@@ -47,7 +50,7 @@ def compile_with_options(lowered: jax.stages.Lowered, options: Mapping[str, str]
   try:
     return lowered.compile(compiler_options=dict(options))
   except jax.errors.JaxRuntimeError as error:
-    if 'compile option' not in str(error):
+    if 'option' not in str(error):
       raise
     say(f'this compiler does not take the options for collectives, and compiles without them ({error})')
     return lowered.compile()

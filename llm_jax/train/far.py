@@ -29,7 +29,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, in_host_memory, mesh_axes, replicated, state_shardings
 from llm_jax.train.build import init_params, make_trained_objective, stage_seed
 from llm_jax.train.compile import with_optimizer_on_host
-from llm_jax.train.compiler_options import compile_with_options, options_for
+from llm_jax.train.compiler_options import Options, compile_with_options, options_for
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
 
@@ -86,7 +86,7 @@ class FarStep:
 
 
 def compile_far(run: Run, stage: Stage, phase: Phase, devices: Sequence[Any], backend: str,
-                options: Mapping[str, str] | None = None) -> FarStep:
+                options: Options | None = None) -> FarStep:
   """The training step of a phase as the trainer makes it, compiled for `devices` of a kind that is not here.
 
   run: its mesh is laid over the devices.   options: of the compiler; None: those that the trainer gives it.
