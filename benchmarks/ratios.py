@@ -98,9 +98,19 @@ def score(content: Content) -> Ratios:
   return ratios
 
 
+def rollouts(content: Content) -> Ratios:
+  """llm_jax over TRL's GRPOTrainer: answers and whole steps a second (more is better)."""
+  ratios = {}
+  for case, result in content['cases'].items():
+    ratios[f'{case}: answers/s'] = result['ratio']['rollouts_per_second']
+    ratios[f'{case}: steps/s'] = result['ratio']['steps_per_second']
+  return ratios
+
+
 RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'train_step': train_step,
   'decode': decode,
+  'rollouts': rollouts,
   'score': score,
   'cross_entropy_memory': cross_entropy_memory,
   'accelerator_memory': accelerator_memory,

@@ -7,7 +7,7 @@ from llm_jax.config.fields import Safe
 from llm_jax.config.rows import PROMPTS, RowKind
 from llm_jax.config.source import TEMPLATES, SourceConfig
 
-__all__ = ['DigitTexts', 'PromptSource', 'Prompts', 'ReasoningGym', 'SortedDigits']
+__all__ = ['DigitTexts', 'PromptSource', 'Prompts', 'ReasoningGym', 'SortedDigits', 'StandardLibraryPrompts']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,25 @@ class ReasoningGym(SourceConfig):
     return self.template
 
 
+@dataclasses.dataclass(frozen=True)
+class StandardLibraryPrompts(SourceConfig):
+  """The questions of `StandardLibraryChats`; the function's own body, fenced, is under 'answer'.
+
+  template: as `Prompts` has it.
+  """
+  template: str = 'chatml'
+  val_fraction: float = 0.05
+  implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:StandardLibraryPromptsReader'
+  rows: ClassVar[RowKind] = PROMPTS
+
+  def __post_init__(self):
+    require(self.template in TEMPLATES, 'template', self.template, f'use one of {TEMPLATES}')
+
+  @property
+  def chat_template(self) -> str:
+    return self.template
+
+
 class DigitSource(SourceConfig):
   """Random digits, no two rows alike. Rows with the same digits are in the same split in every source that has the same
   `val_fraction`.
@@ -100,4 +119,4 @@ class DigitTexts(DigitSource):
   implementation: ClassVar[str] = 'llm_jax.data.sources.prompts:DigitTextsReader'
 
 
-PromptSource = Prompts | ReasoningGym | SortedDigits
+PromptSource = Prompts | ReasoningGym | SortedDigits | StandardLibraryPrompts

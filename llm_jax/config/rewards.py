@@ -3,37 +3,19 @@
 Every reward has a weight; an answer's reward is the weighted sum.
 """
 import dataclasses
-import math
 import re
 
+from llm_jax.config.code_rewards import ArgumentsUsed, CodeReward, LengthNear, NamesDefined, PromptWords, PythonBlock
 from llm_jax.config.errors import require
 from llm_jax.config.judges import PairJudge, RatingJudge
+from llm_jax.config.reward_base import RewardConfig
 from llm_jax.config.stage_init import Params
 from llm_jax.config.teachers import SavedRun, Teacher
 
 __all__ = [
-  'Contains', 'Exact', 'Function', 'JudgePreference', 'JudgeRating', 'Length', 'PythonParses',
-  'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
+  'ArgumentsUsed', 'Contains', 'Exact', 'Function', 'JudgePreference', 'JudgeRating', 'Length', 'LengthNear',
+  'NamesDefined', 'PromptWords', 'PythonBlock', 'PythonParses', 'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
 ]
-
-
-class RewardConfig:
-  """weight: what the reward is multiplied by in the sum; below 0 it is a penalty, and with 0 it is only recorded.
-
-  label: how records call it, where a reward has such a field; None: by its kind.
-  """
-  weight: float
-  label: str | None = None
-
-  def __post_init__(self):
-    require(math.isfinite(self.weight), 'weight', self.weight, 'use a finite number')
-    is_plain = self.label is None or re.fullmatch(r'[\w.-]+', self.label)
-    require(bool(is_plain), 'label', self.label, 'use letters, digits, _, - and .')
-
-  @property
-  def name(self) -> str:
-    """How records call it."""
-    return self.label or re.sub(r'(?<!^)(?=[A-Z])', '_', type(self).__name__).lower()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +184,7 @@ class JudgePreference(RewardConfig):
     return self.judge.model
 
 
-WithoutModel = Exact | Contains | Regex | PythonParses | PythonPasses | Length | Function
+WithoutModel = Exact | Contains | Regex | PythonParses | PythonPasses | Length | Function | CodeReward
 WithModel = RewardModelScore | JudgeRating | JudgePreference
 Reward = WithoutModel | WithModel
 

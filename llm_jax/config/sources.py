@@ -13,7 +13,7 @@ from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe
 from llm_jax.config.hub_names import HubName
 from llm_jax.config.marked_digits import MarkedDigitTexts
-from llm_jax.config.prompt_sources import DigitTexts, Prompts, ReasoningGym, SortedDigits
+from llm_jax.config.prompt_sources import DigitTexts, Prompts, ReasoningGym, SortedDigits, StandardLibraryPrompts
 from llm_jax.config.rows import LABELLED, PAIRS, RANKED, RATED, RowKind
 from llm_jax.config.samples import BestOf, JudgedPairs, RankedPairs, RevisedAnswers
 from llm_jax.config.source import TEMPLATES, SourceConfig
@@ -22,8 +22,8 @@ __all__ = [
   'ArrayRecord', 'BestOf', 'Conversations', 'DigitTexts', 'HuggingFaceData', 'JudgedPairs', 'Jsonl', 'LabelledJsonl',
   'MarkedDigitTexts', 'NeedleTexts', 'Parquet', 'Plain', 'Preferences', 'Prompts', 'RankedAnswers', 'RankedPairs',
   'RatedAnswers', 'ReasoningGym', 'RetrievedAnswers', 'RevisedAnswers', 'SortedDigits', 'Source', 'StandardLibrary',
-  'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryRatedAnswers',
-  'Text', 'TokenFile',
+  'StandardLibraryChats', 'StandardLibraryFunctions', 'StandardLibraryPreferences', 'StandardLibraryPrompts',
+  'StandardLibraryRatedAnswers', 'Text', 'TokenFile',
 ]
 
 
@@ -362,6 +362,6 @@ class StandardLibraryFunctions(LabelledSource):
 Source = (
   Plain | NeedleTexts | Conversations | StandardLibraryChats | Preferences | StandardLibraryPreferences |
   RankedAnswers | RatedAnswers | StandardLibraryRatedAnswers | RetrievedAnswers | LabelledJsonl |
-  StandardLibraryFunctions | Prompts | ReasoningGym | SortedDigits | DigitTexts | BestOf | RankedPairs |
-  JudgedPairs | RevisedAnswers | MarkedDigitTexts
+  StandardLibraryFunctions | StandardLibraryPrompts | Prompts | ReasoningGym | SortedDigits | DigitTexts | BestOf |
+  RankedPairs | JudgedPairs | RevisedAnswers | MarkedDigitTexts
 )

@@ -64,6 +64,7 @@ class PassRateEvaluation(Evaluation):
       'pass_sampled': sampled.share(self.config.passing),
       'reward_greedy': float(greedy.rewards.mean()),
       'reward_sampled': float(sampled.rewards.mean()),
+      'distinct_greedy': len({answer.text for answer in greedy.answers}) / len(greedy.answers),
     }
     if len(answering.rewards) > 1:
       for kind, scored in (('greedy', greedy), ('sampled', sampled)):

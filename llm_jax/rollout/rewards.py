@@ -11,6 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from llm_jax.config.code_rewards import (
+  ArgumentsUsed,
+  LengthNear,
+  NamesDefined,
+  PromptWords,
+  PythonBlock,
+)
 from llm_jax.config.errors import require
 from llm_jax.config.rewards import (
   Contains,
@@ -26,6 +33,7 @@ from llm_jax.config.rewards import (
 from llm_jax.config.rollout import Rollout
 from llm_jax.config.samples import Samples
 from llm_jax.data.sources import standard_library
+from llm_jax.rollout.code_rewards import code_scorer
 from llm_jax.rollout.sampling import Answer
 from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import RewardError, one_line
@@ -121,6 +129,9 @@ def scorer(reward: WithoutModel, path: str) -> Scorer:
       return lambda answers: [-min(max(len(answer.ids) - longest + margin, 0) / margin, 1.0) for answer in answers]
     case Function():
       return of_function(load_function(reward.path, path))
+    case PythonBlock() | NamesDefined() | ArgumentsUsed() | LengthNear() | PromptWords():
+      of_answer = code_scorer(reward)
+      return lambda answers: [of_answer(answer) for answer in answers]
 
 
 def column_of(answer: Answer, column: str) -> Any:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from llm_jax.config.prompt_sources import DigitTexts, Prompts, SortedDigits
+from llm_jax.config.prompt_sources import DigitTexts, Prompts, SortedDigits, StandardLibraryPrompts
 from llm_jax.data import fingerprints
 from llm_jax.data.packing.rows import Encoded
 from llm_jax.data.packing.text import TextEncoder
-from llm_jax.data.sources import formats
-from llm_jax.data.sources.dialogues import field, read_prompt, read_tools
+from llm_jax.data.sources import formats, standard_library
+from llm_jax.data.sources.dialogues import LibraryReader, field, read_prompt, read_tools
 from llm_jax.data.sources.documents import JSONL, Config, DocumentSource, Reader, Record
 from llm_jax.data.sources.formats import Files
 from llm_jax.data.tokenizers import chat_templates
@@ -85,6 +85,16 @@ class PromptsReader(Reader[Prompts]):
 
   def records(self, files: Files) -> Iterable[Record]:
     return formats.jsonl(files, functools.partial(read_row, source=self.config))
+
+
+class StandardLibraryPromptsReader(LibraryReader[StandardLibraryPrompts]):
+
+  def encoder(self) -> PromptEncoder:
+    return PromptEncoder(self.config.template)
+
+  def records(self, files: Files) -> Iterable[Record]:
+    for name, (question, answer) in standard_library.conversations(files):
+      yield name, functools.partial(RawPrompt, [question], {'answer': answer['content']})
 
 
 def read_row(line: bytes, where: str, source: Prompts) -> RawPrompt:
