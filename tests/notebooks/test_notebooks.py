@@ -9,6 +9,7 @@ import transformers
 
 from llm_jax.data.tokenizers.byte_level import train as train_tokenizer
 from llm_jax.hf.tokenizer import tokenizer_files
+from llm_jax.tracking.metrics import read_metrics
 from tests.hf import hf_models
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'notebooks'
@@ -68,3 +69,14 @@ def test_lora_notebook(tmp_path, monkeypatch):
   assert 'all parameters' in printed(cells) and has_picture(cells)
   merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'run-merged')
   assert merged.config.vocab_size == tokenizer.vocab_size
+
+
+@pytest.mark.slow
+def test_rl_notebook(tmp_path, monkeypatch):
+  folder = tmp_path / 'rl'
+  cells = execute('rl', tmp_path, monkeypatch, text_steps=4, steps=3, batch_size=16, folder=f'pathlib.Path({str(folder)!r})')
+  assert 'held-out answers that pass at step 3' in printed(cells) and '402913>' in printed(cells)
+  assert has_picture(cells)
+  rewards = [record['reward'] for record in read_metrics(folder / 'run') if 'reward' in record]
+  assert len(rewards) == 3 and all(0 <= reward <= 1 for reward in rewards)
+  assert (folder / 'run' / 'report.html').exists()
