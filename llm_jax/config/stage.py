@@ -182,6 +182,20 @@ class Stage:
         evaluation.check(self)
 
   @property
+  def trained_models(self) -> int:
+    """How many models of its size it trains: a critic of its own is another."""
+    return 2 if isinstance(self.objective, PPO) and self.objective.critic == 'apart' else 1
+
+  @property
+  def training_passes(self) -> float:
+    """Passes forward and backward that a token of a step takes, of which one forward alone is a third."""
+    passes = self.trained_models + self.objective.reference_passes / 3
+    if self.rollout is None:
+      return passes
+    once = 2 + self.objective.has_reference + isinstance(self.objective, PPO)  # sampling, log-probabilities, values
+    return passes + once / 3 / self.rollout.replays
+
+  @property
   def parents(self) -> tuple[str, ...]:
     """The stages that this one starts from."""
     return self.init.parents

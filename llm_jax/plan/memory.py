@@ -19,6 +19,7 @@ from llm_jax.config.model.feed_forward import MLP
 from llm_jax.config.optimizers import Adafactor, AdamW, Lion, Muon, Optax, Optimizer
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
+from llm_jax.plan.sampling import sampling_bytes
 
 HALF, FULL = 2, 4
 STORED = {'float32': 4.0, 'bfloat16': 2.0, 'int8': 1 + 4 / 256}  # bytes of a number, scales of its block included
@@ -29,11 +30,13 @@ CHUNK_BYTES, CHUNK_TOKENS = 2**28, 512  # of float32 logits that a device holds 
 class Memory:
   """Bytes on one device.
 
-  parameters, optimizer, ema: stay. An optimizer in the host's memory is none here.
+  parameters, optimizer, ema: stay. An optimizer in the host's memory is none here. A critic of its own is in each.
+  frozen: stays: the reference that the objective compares with, in the dtype of the computation.
   gradients: as the parameters are stored, and sharded.
   activations: what the forward pass keeps for the backward pass.
   block: of one block while its gradients are computed, its gathered weights included.
   loss: the head's gradient and a chunk of logits, while the loss is computed.
+  sampling: the weights that answers are sampled with, their cache and logits. It comes before the step, not beside it.
   """
   parameters: float
   optimizer: float
@@ -42,15 +45,23 @@ class Memory:
   activations: float
   block: float
   loss: float
+  frozen: float = 0.0
+  sampling: float = 0.0
 
   @property
   def stays(self) -> float:
+    return self.state + self.frozen
+
+  @property
+  def state(self) -> float:
+    """What a checkpoint holds of it."""
     return self.parameters + self.optimizer + self.ema
 
   @property
   def peak(self) -> float:
-    """The backward pass of a block, or the end of the loss, is the fullest moment."""
-    return self.stays + self.gradients + self.activations + max(self.block, self.loss)
+    """The backward pass of a block, the end of the loss or the end of sampling is the fullest moment."""
+    step = self.gradients + self.activations + max(self.block, self.loss)
+    return self.stays + max(step, self.sampling)
 
 
 def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int]) -> Memory:
@@ -58,19 +69,24 @@ def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[
   copies = sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context']
   tokens = phase.tokens / phase.microbatches / copies
   held = parameters_on_a_device(model, sizes)
-  parameters = sum(held.values())
+  decoder = sum(held.values())
+  trained = {part: count * stage.trained_models for part, count in held.items()}
+  parameters = sum(trained.values())
+  whole = sum(parameters_on_a_device(model, {**sizes, 'fsdp': 1}).values())
   itemsize = STORED[stage.parameters]
   layers = blocks(model)
   kept = sum(_kept(block, model.d_model, stage.remat, sizes) for block in layers)
   widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes))
   return Memory(
     parameters=parameters * itemsize,
-    optimizer=optimizer_bytes(stage.optimizer, held) if stage.optimizer_memory == 'device' else 0,
+    optimizer=optimizer_bytes(stage.optimizer, trained) if stage.optimizer_memory == 'device' else 0,
     ema=0 if stage.ema is None else parameters * FULL,
     gradients=parameters * itemsize,
     activations=kept * tokens * HALF,
     block=_backward(widest, model.d_model, sizes) * tokens * HALF + _gathered(model, held, sizes),
     loss=_loss(model, sizes, tokens),
+    frozen=decoder * HALF if stage.objective.has_reference else 0.0,
+    sampling=sampling_bytes(model, stage, whole, sizes),
   )
 
 

@@ -29,7 +29,8 @@ from llm_jax.sharding.check import check_divides, mesh_sizes, row_shards
 class StagePlan:
   """One stage.
 
-  flops: of its tokens, attention and passes of a reference included.   simple_flops: 6 N D, N all active parameters.
+  flops: of its tokens, attention, passes of a reference and the sampling of answers included.
+  simple_flops: 6 N D, N all active parameters.
   phase: the one whose step takes most memory.   memory: of one device then; None for a stage with adapters.
   traffic: that a device must send in such a step.   roofline: the least time of it; None: not known.
   knobs: what would save memory, the most first.   checkpoint: bytes of the state; None for a stage with adapters.
@@ -128,7 +129,7 @@ def _plan_stage(run: Run, number: int, sizes: dict[str, int], devices: int, topo
   peak = None if topology is None else topology.chip.peak
   model = run.model_of(stage)
   phases = stage.phases_over(copies)
-  passes = 1 + stage.objective.reference_passes / 3  # a forward pass alone takes a third
+  passes = stage.training_passes
   flops = sum(tokens * training_flops_per_token(model, phase.seq_len)
               for phase, tokens in zip(phases, _tokens_of(stage, phases), strict=True))
   has_all = stage.adapters is None
@@ -158,4 +159,4 @@ def _tokens_of(stage: Stage, phases: tuple[Phase, ...]) -> list[int]:
 def _checkpoint_bytes(model: Architecture, stage: Stage, phase: Phase) -> float:
   """Of parameters, optimizer and average, as one device alone would hold them."""
   one_device = dataclasses.asdict(Mesh(data=1))
-  return step_memory(model, stage, phase, one_device).stays
+  return step_memory(model, stage, phase, one_device).state

@@ -85,6 +85,12 @@ def _alternatives(run: Run, number: int) -> Iterator[tuple[str, object, Run]]:
   changes += [('parameters', 'bfloat16'), ('optimizer_memory', 'host')]
   for field, value in changes:
     yield f'{where}.{field}', value, _with_stage(run, number, **{field: value})
+  if stage.rollout is not None:
+    at_once = stage.rollout.rows_at_once or stage.batch_size * stage.rollout.minibatches
+    for rows in (at_once // 2, at_once // 4, at_once // 8):
+      if rows >= stage.rollout.answers:
+        rollout = dataclasses.replace(stage.rollout, rows_at_once=rows)
+        yield f'{where}.rollout.rows_at_once', rows, _with_stage(run, number, rollout=rollout)
   match stage.optimizer:
     case AdamW() | Muon() | Lion():
       for moments in ('bfloat16', 'int8'):

@@ -84,9 +84,12 @@ def _stage(plan: Plan, stage: StagePlan) -> Iterator[str]:
 def _memory(plan: Plan, stage: StagePlan) -> Iterator[str]:
   memory = stage.memory
   assert memory is not None
-  names = {'block': 'one block, backward', 'loss': 'loss (not beside the last)'}
+  names = {'block': 'one block, backward', 'loss': 'loss (not beside the last)', 'frozen': 'reference',
+           'sampling': 'sampling (before the step)'}
   for field in dataclasses.fields(memory):
-    yield _row(f'  {names.get(field.name, field.name)}', _gib(getattr(memory, field.name)))
+    is_absent = field.name in ('frozen', 'sampling') and getattr(memory, field.name) == 0
+    if not is_absent:
+      yield _row(f'  {names.get(field.name, field.name)}', _gib(getattr(memory, field.name)))
   yield _row('peak of a device', f'{_gib(memory.peak)}{_fits(plan, memory.peak)}')
   is_too_much = plan.capacity is not None and memory.peak > plan.capacity
   for knob in stage.knobs if is_too_much else ():

@@ -212,8 +212,7 @@ def make_log(built: BuiltStage, display: Progress, done_before: int) -> Log:
   """The hook that writes every step's numbers.   done_before: see `Log`."""
   session, stage = built.session, built.stage
   model = session.run.model_of(stage)
-  # A forward pass alone takes a third of what a training step does.
-  passes = 1 + stage.objective.reference_passes / 3
+  passes = stage.training_passes
 
   def flops_per_token(step: int) -> float:
     return passes * training_flops_per_token(model, stage.phase_at(step - 1).seq_len)

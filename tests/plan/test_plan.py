@@ -13,20 +13,27 @@ from launch import plan as command
 from llm_jax.config import presets, schema
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import (
+  PPO,
   Adafactor,
   AdamW,
   Bytes,
   Constant,
+  Exact,
+  HuggingFace,
   Lion,
   Mesh,
   Muon,
+  Prompts,
   Ramp,
+  Rollout,
   Text,
   TokenFile,
   experiment,
+  grpo,
   mix,
   stage,
 )
+from llm_jax.config.model.count import count_parameters
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import make_plan
 from llm_jax.plan.roofline import bandwidth
@@ -112,6 +119,49 @@ def test_moments_in_fewer_bits(optimizer, bytes_each):
 def test_knobs_save_memory(more, less):
   arguments = 'v5p:4x4x4', presets.llama3_1_8b(), Mesh(1, 64)
   assert planned(*arguments, **more).memory.peak > planned(*arguments, **less).memory.peak
+
+
+def planned_rollout(topology, mesh, objective, rows_at_once=None, **fields):
+  """Of 64 answers of up to 512 tokens behind prompts of up to 512, by Llama 3.2 1B."""
+  rollout = Rollout((Exact(),), answers=8, max_new_tokens=512, rows_at_once=rows_at_once, **fields)
+  return planned(topology, presets.llama3_2_1b(), mesh, rows=64, seq_len=1_024, data=Prompts('x.jsonl'),
+                 objective=objective, rollout=rollout, init=HuggingFace('x'), microbatches=16)
+
+
+def test_sampling_by_hand():
+  """The weights in bfloat16; keys and values of 16 layers, 8 heads of 64 for 64 x 1,024 tokens; three times logits."""
+  parameters = count_parameters(presets.llama3_2_1b())
+  weights, cache, logits = 2 * parameters, 64 * 1_024 * 2 * 16 * 8 * 64 * 2, 3 * 64 * 128_256 * 4
+  memory = planned_rollout('h100:1', Mesh(1), grpo()).memory
+  assert memory.sampling == weights + cache + logits and memory.frozen == 0
+  assert planned_rollout('h100:1', Mesh(1), grpo(), rows_at_once=16).memory.sampling == weights + (cache + logits) / 4
+  over_eight = planned_rollout('h100:8', Mesh(1, 4, 2), grpo(kl=0.1)).memory
+  assert over_eight.sampling == pytest.approx(weights / 2 + cache / 8 + logits / 8, rel=1e-3)  # norms are whole
+  assert over_eight.frozen == pytest.approx(weights / 8, rel=1e-3)
+
+
+def test_the_fullest_moment_may_be_sampling():
+  step, full = (planned_rollout('h100:1', Mesh(1), grpo(), rows_at_once=rows, minibatches=64).memory
+                for rows in (8, None))
+  assert step.peak > step.stays + step.sampling
+  assert full.peak == full.stays + full.sampling
+  knobs = planned_rollout('h100:1', Mesh(1), grpo(), minibatches=64).knobs
+  assert knobs[0].field == 'config.stages[0].rollout.rows_at_once'
+
+
+def test_a_critic_of_its_own_is_another_model():
+  one, two = (planned_rollout('h100:1', Mesh(1), PPO(critic=critic, kl=None)) for critic in ('shared', 'apart'))
+  assert two.memory.state == pytest.approx(2 * one.memory.state)
+  assert two.memory.sampling == one.memory.sampling
+  third = one.flops / (1 + 3 / 3) / 3  # sampling, log-probabilities and values, each a third of a training pass
+  assert two.flops == pytest.approx(one.flops + 3 * third)
+
+
+def test_rollouts_take_forward_passes_once():
+  once, twice = (planned_rollout('h100:1', Mesh(1), grpo(), replays=replays).flops for replays in (1, 2))
+  assert once / twice == pytest.approx((1 + 2 / 3) / (1 + 1 / 3))
+  with_reference = planned_rollout('h100:1', Mesh(1), grpo(kl=0.1)).flops
+  assert with_reference / once == pytest.approx((1 + 3 / 3) / (1 + 2 / 3))
 
 
 # ------------------------------------------------------------------------------------------------ bytes on the network

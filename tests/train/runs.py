@@ -101,10 +101,11 @@ def run(*args, expect: int = 0, **kwargs) -> str:
 
 
 def start_processes(corpus: pathlib.Path, workdir: pathlib.Path, processes: int, *flags: str,
-                    devices: int) -> list[subprocess.Popen]:
+                    devices: int, experiment: str | None = None) -> list[subprocess.Popen]:
   """Starts one run of several processes."""
   port = free_port()
-  return [start(corpus, workdir, *flags, devices=devices, rank=(port, processes, i)) for i in range(processes)]
+  return [start(corpus, workdir, *flags, devices=devices, rank=(port, processes, i), experiment=experiment)
+          for i in range(processes)]
 
 
 def run_processes(*args, **kwargs) -> str:

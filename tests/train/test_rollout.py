@@ -70,11 +70,24 @@ def test_killed_between_replays(experiment, untouched, folder, tmp_path, point):
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', [('fsdp=2', 'tensor=2', 'data=2'), ('fsdp=4', 'tensor=2', 'data=1')], ids=str)
 def test_devices_change_only_the_last_digits(experiment, untouched, folder, tmp_path, mesh):
-  workdir = tmp_path / 'run'
   flags = [f'--config.mesh.{axis}' for axis in mesh]
-  runs.run(folder / 'none', workdir, *flags, experiment=experiment, devices=8)
+  for stage in ('texts', 'rewards'):
+    runs.run(folder / 'none', tmp_path / 'run', *flags, f'--stage={stage}', experiment=experiment, devices=8)
+  check_same_but_for_rounding(tmp_path / 'run', untouched)
+
+
+@pytest.mark.slow
+def test_processes_change_only_the_last_digits(experiment, untouched, folder, tmp_path):
+  for stage in ('texts', 'rewards'):
+    runs.run_processes(folder / 'none', tmp_path / 'run', 2, f'--stage={stage}', experiment=experiment, devices=1)
+  check_same_but_for_rounding(tmp_path / 'run', untouched)
+
+
+def check_same_but_for_rounding(workdir, reference):
+  """The answers of the first rollout, which all parameters of the stage before have a part in, and the first loss."""
   told = lambda workdir: [(record['step'], record['prompt'], record['text']) for record in read_generations(workdir)
                           if record['stage'] == 'rewards' and record['step'] == 1]
-  assert told(workdir) == told(untouched)
-  mine, theirs = runs.losses(workdir), runs.losses(untouched)
+  assert told(workdir) == told(reference) and told(reference)
+  mine, theirs = runs.losses(workdir), runs.losses(reference)
   assert mine['rewards', 1] == pytest.approx(theirs['rewards', 1], abs=1e-6)
+  assert mine['texts', 12] == pytest.approx(theirs['texts', 12], abs=1e-5)
