@@ -3,6 +3,7 @@
 Every reward has a weight; an answer's reward is the weighted sum.
 """
 import dataclasses
+import math
 import re
 
 from llm_jax.config.code_rewards import ArgumentsUsed, CodeReward, LengthNear, NamesDefined, PromptWords, PythonBlock

@@ -13,6 +13,8 @@ CHARTS = (
   ('Entropy', 'nats per token', (('entropy', 'entropy'),)),
   ('Answers', 'tokens', (('answer_length', 'mean length'), ('answer_length_max', 'longest'))),
   ('KL', 'nats', (('kl', 'to the reference, a token'), ('kl_old', 'to the policy that sampled, a token'))),
+  ('Seconds', 'of a rollout', (('sampling_seconds', 'sampling'), ('log_probs_seconds', 'log-probabilities'))),
+  ('Padding', 'share of what is computed', (('padding', 'training'), ('sampling_padding', 'sampling'))),
   ('Ratio', 'to the policy that sampled', (('ratio', 'mean'), ('ratio_max', 'largest of a step'))),
 )
 COLOURS = 'ab'

@@ -18,6 +18,7 @@ def answer_numbers(answers: Sequence[Answer], group: int) -> dict[str, float]:
   numbers = {
     'answer_length': float(lengths.mean()),
     'answer_length_max': float(lengths.max()),
+    'sampling_padding': float(1 - lengths.sum() / (len(lengths) * lengths.max())),
     'cut_off': float(np.mean([not answer.ended for answer in answers])),
     'distinct': float(np.mean(distinct) / group),
   }

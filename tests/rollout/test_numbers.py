@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llm_jax.data.prompts import Prompt
-from llm_jax.rollout.numbers import collapse, mismatch_numbers, rollout_numbers
+from llm_jax.rollout.numbers import answer_numbers, collapse, mismatch_numbers, reward_numbers
 from llm_jax.rollout.sampling import Answer
 from llm_jax.rollout.source import RolloutSource, Shown
 from llm_jax.train.rollout import ShowRollouts
@@ -21,12 +21,13 @@ def test_numbers_of_two_groups():
   cut_off = answers((9, 9, 9, 9), ended=False)
   given = [*answers((5, 0), (5, 0), (6, 7, 0), (8, 0)), *cut_off, *answers((1, 0), (2, 0), (3, 0))]
   rewards = np.array([1, 1, 1, 1, 0, 0.5, 0.5, 1])
-  numbers = rollout_numbers(given, rewards, {'a': rewards}, group=4)
+  numbers = answer_numbers(given, group=4) | reward_numbers(rewards, {'a': rewards}, group=4)
   assert numbers['reward'] == rewards.mean() and numbers['reward_std'] == rewards.std()
   assert numbers['groups_alike'] == 0.5  # the first
   assert numbers['reward_std_in_group'] == pytest.approx(rewards[4:].std() / 2)
   assert numbers['answer_length'] == 19 / 8 and numbers['answer_length_max'] == 4
   assert numbers['cut_off'] == 1 / 8
+  assert numbers['sampling_padding'] == 1 - 19 / 32
   assert numbers['distinct'] == (3 / 4 + 4 / 4) / 2
   assert 'reward/a' not in numbers  # it is the only one
 

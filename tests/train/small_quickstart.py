@@ -13,7 +13,7 @@ SMALLER = {
   'vocab_size': lambda _: VOCABULARY, 'sample_bytes': lambda _: 200_000, 'val_fraction': lambda share: min(share, 0.02),
   'steps': lambda steps: min(steps, STEPS), 'warmup': lambda _: 2, 'every': lambda _: EVERY,
   'batches': lambda _: 1, 'max_new_tokens': lambda _: 4, 'batch_size': lambda _: 2, 'microbatches': lambda _: 1,
-  'depths': lambda _: 2,
+  'depths': lambda _: 2, 'answers': lambda _: 2, 'buckets': lambda _: 1,
   'rows': lambda _: 2, 'seq_lens': lambda length: max(64, length // 4),
   'original_length': lambda length: length // 4}
 
