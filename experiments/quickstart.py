@@ -20,31 +20,22 @@ from llm_jax.config.experiment import (
   WSD,
   AdamW,
   Answers,
-  ArgumentsUsed,
   Average,
   Baselines,
   Checkpoints,
   Constant,
   Generations,
   HeldOut,
-  LengthNear,
   LinearToZero,
   Muon,
-  NamesDefined,
   Needles,
   NeedleTexts,
   Params,
-  PassRate,
-  PromptWords,
-  PythonBlock,
   Ramp,
   Resume,
-  Rollout,
   StandardLibrary,
   StandardLibraryChats,
   StandardLibraryPreferences,
-  StandardLibraryPrompts,
-  dapo,
   experiment,
   mix,
   presets,
@@ -55,9 +46,6 @@ from llm_jax.config.model.architecture import Llama3Scaling, RoPE
 PROMPTS = ('import ', 'import os\n\n\ndef read', 'class Node:\n    def __init__(self')
 FUNCTION = 'def is_empty(self):\n    """Return True if the queue is empty."""'
 ROPE_THETA = 250.0  # is to 64 tokens what 10,000 is to 2,560
-# Of an answer in form: names that are defined, arguments that are used, length and words as they were asked for.
-REWARDS = (PythonBlock(0.3), NamesDefined(weight=0.1), ArgumentsUsed(0.2), LengthNear(weight=0.2),
-           PromptWords(weight=0.4))
 STRETCHED = RoPE(ROPE_THETA, Llama3Scaling(factor=4.0, original_length=64), max_length=256)
 
 
@@ -91,9 +79,5 @@ def get_config():
       stage('dpo', pairs, **aligning, seq_len=128, steps=80,
             objective=DPO(beta=0.1, nll_weight=0.2), learning_rate=LinearToZero(peak=2e-4, warmup=10),
             init=Params('sft'), evals=(HeldOut(every=50),)),
-      stage('grpo', StandardLibraryPrompts(val_fraction=0.05), seq_len=192, batch_size=96, steps=30, objective=dapo(),
-            rollout=Rollout(REWARDS, answers=8, max_new_tokens=72), skip_spikes=None, init=Params('sft'),
-            optimizer=AdamW(b2=0.95, weight_decay=0.0), learning_rate=Constant(peak=1.5e-4, warmup=3),
-            evals=(PassRate(every=10, prompts=128, reward='python_block'),)),
     ),
   )

@@ -86,7 +86,7 @@ def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[
     block=_backward(widest, model.d_model, sizes) * tokens * HALF + _gathered(model, held, sizes),
     loss=_loss(model, sizes, tokens),
     frozen=decoder * HALF if stage.objective.has_reference else 0.0,
-    sampling=sampling_bytes(model, stage, whole, sizes),
+    sampling=sampling_bytes(model, stage, whole, copies // sizes['context'], sizes['tensor']),
   )
 
 

@@ -1,6 +1,4 @@
 """Bytes on a device while a stage samples the answers that it learns from, by arithmetic."""
-from collections.abc import Mapping
-
 from llm_jax.config.model.architecture import Architecture, Attention
 from llm_jax.config.model.count import blocks
 from llm_jax.config.model.flops import cache_bytes_per_token
@@ -10,19 +8,19 @@ HALF, FULL = 2, 4
 LOGITS = 3  # arrays of logits in float32: as they are, divided by the temperature, and with the noise that chooses
 
 
-def sampling_bytes(model: Architecture, stage: Stage, parameters: float, sizes: Mapping[str, int]) -> float:
+def sampling_bytes(model: Architecture, stage: Stage, parameters: float, copies: int, tensor: int) -> float:
   """The copy of the weights that answers are sampled with, their cache, and the logits of one token of each; 0 for a
   stage without a rollout.
 
-  parameters: of the copy, on a device.   sizes: of the mesh axes, all of them.
+  parameters: of the copy, on a device.   copies: over how many devices answers are split.   tensor: and heads.
   """
   rollout = stage.rollout
   if rollout is None:
     return 0.0
   answers = rollout.rows_at_once or stage.batch_size * rollout.minibatches
-  rows = answers / (sizes['data'] * sizes['fsdp'] * sizes['expert'])
-  cache = rows * stage.seq_len * cache_bytes_per_token(model) / heads_split(model, sizes['tensor'])
-  logits = LOGITS * rows * model.vocab_size / sizes['tensor'] * FULL
+  rows = answers / copies
+  cache = rows * stage.seq_len * cache_bytes_per_token(model) / heads_split(model, tensor)
+  logits = LOGITS * rows * model.vocab_size / tensor * FULL
   return parameters * HALF + cache + logits
 
 
