@@ -319,7 +319,7 @@ MUTATIONS = (
            "if numbers['entropy'] < LOW_ENTROPY:", 'if False:',
            'tests/rollout/test_numbers.py::test_each_way_of_collapsing_is_told'),
   Mutation('the value behind a token is not counted', 'llm_jax/rollout/generalized_advantages.py',
-           'next_value, next_advantage = values[:, place], advantage', 'next_value, next_advantage = 0, advantage',
+           'gamma * next_value', 'gamma * 0',
            'tests/rollout/test_generalized_advantages.py::test_the_sum_over_later_tokens'),
   Mutation('the score is not at the end of an answer', 'llm_jax/rollout/generalized_advantages.py',
            'last = np.where(is_answer, places, 0).max(1)', 'last = np.where(is_answer, places, 99).min(1)',

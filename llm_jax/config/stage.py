@@ -11,7 +11,7 @@ from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
 from llm_jax.config.fields import Change, InBranch, Safe, SafeToChange, Sequences, Steps, Tokens
 from llm_jax.config.model.positions import RoPE
-from llm_jax.config.objectives import LanguageModel, Objective
+from llm_jax.config.objectives import PPO, LanguageModel, Objective, PolicyGradient
 from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
@@ -192,7 +192,9 @@ class Stage:
     passes = self.trained_models + self.objective.reference_passes / 3
     if self.rollout is None:
       return passes
-    once = 2 + self.objective.has_reference + isinstance(self.objective, PPO)  # sampling, log-probabilities, values
+    once = 1  # sampling
+    if isinstance(self.objective, PolicyGradient | PPO):  # log-probabilities, those of a reference, and values
+      once += 1 + self.objective.has_reference + isinstance(self.objective, PPO)
     return passes + once / 3 / self.rollout.replays
 
   @property

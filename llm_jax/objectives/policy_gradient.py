@@ -108,10 +108,13 @@ def sums_of_answers(values_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Arra
 
 
 def count_answers(is_answer_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
-  """How many answers there are, float32: runs of tokens of answers, which end where their segments do."""
-  segment_of_answer_BT = jnp.where(is_answer_BT, segment_ids_BT, 0)
-  before_BT = jnp.pad(segment_of_answer_BT, ((0, 0), (1, 0)))[:, :-1]
-  return (is_answer_BT & (segment_of_answer_BT != before_BT)).sum().astype(jnp.float32)
+  """How many answers there are, float32: segments with a token of an answer, of which there may be several runs."""
+  def of_row(is_answer_T: jax.Array, segment_ids_T: jax.Array) -> jax.Array:
+    places_T = jnp.arange(len(is_answer_T))
+    found_T = jnp.where(is_answer_T, places_T, len(is_answer_T))
+    first_T = jax.ops.segment_min(found_T, segment_ids_T, num_segments=len(is_answer_T) + 1)[segment_ids_T]
+    return (is_answer_T & (places_T == first_T)).sum()
+  return jax.vmap(of_row)(is_answer_BT, segment_ids_BT).sum().astype(jnp.float32)
 
 
 def k3(difference: jax.Array) -> jax.Array:

@@ -30,7 +30,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import answer_log_probs
-from llm_jax.objectives.policy_gradient import PolicyGradientObjective
+from llm_jax.objectives.policy_gradient import PolicyGradientObjective, count_answers, sums_of_answers
 from llm_jax.rollout.buffer import token_weights
 from llm_jax.rollout.packing import pack
 from llm_jax.sharding.mesh import make_mesh
@@ -120,6 +120,15 @@ def test_answers_that_share_rows_are_as_in_rows_of_their_own(ratio):
     assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
   for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(want_gradient), strict=True):
     np.testing.assert_allclose(found, expected, atol=5e-6 * max(1, np.abs(expected).max()))
+
+
+def test_answers_are_counted_by_segments():
+  """One of two runs, as a call of a function leaves it, is one answer."""
+  is_answer = np.array([[0, 1, 1, 0, 1, 0, 1, 0], [0, 0, 1, 0, 0, 0, 0, 0]], bool)
+  segment_ids = np.array([[1, 1, 1, 1, 1, 2, 2, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
+  assert float(count_answers(is_answer, segment_ids)) == 3
+  sums = sums_of_answers(is_answer.astype(np.float32), segment_ids)
+  np.testing.assert_array_equal(sums, [[3, 3, 3, 3, 3, 1, 1, 0], [1, 1, 1, 0, 0, 0, 0, 0]])
 
 
 # ---------------------------------------------------------------------------------------------- TRL
