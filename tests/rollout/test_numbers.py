@@ -6,8 +6,9 @@ import pytest
 
 from llm_jax.data.prompts import Prompt
 from llm_jax.rollout.numbers import answer_numbers, collapse, mismatch_numbers, reward_numbers
+from llm_jax.rollout.rewarded_source import RewardedSource
 from llm_jax.rollout.sampling import Answer
-from llm_jax.rollout.source import RolloutSource, Shown
+from llm_jax.rollout.source import Shown
 from llm_jax.train.rollout import ShowRollouts
 
 PROMPT = Prompt('p', (1, 2), {})
@@ -58,7 +59,7 @@ def test_one_answer_a_prompt_is_no_collapse():
 
 
 def test_a_warning_is_told_once_and_written_down():
-  source = object.__new__(RolloutSource)
+  source = object.__new__(RewardedSource)
   source._numbers = {'reward': 0.0}
   source._shown = Shown(warnings={'entropy': 'the entropy is 0'})
   told, events = [], []
