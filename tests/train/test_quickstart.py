@@ -52,6 +52,17 @@ def test_an_ablation_differs_from_where_it_changes_something(folder, untouched, 
   assert metadata(tmp_path, 'sft').lineage.parent == f'anneal/{small_quickstart.STEPS}'
 
 
+@pytest.mark.slow
+def test_rewards_behind_sft(folder, untouched, tmp_path):
+  finish(folder, tmp_path, str(runs.ROOT / 'experiments/quickstart_grpo.py'))
+  assert runs.state_hash(tmp_path, 'sft') == runs.state_hash(untouched, 'sft')
+  steps = [record for record in read_metrics(tmp_path) if (record['stage'], record['kind']) == ('grpo', 'train')]
+  assert len(steps) == small_quickstart.STEPS
+  assert {'reward/python_block', 'reward/prompt_words', 'padding', 'sampling_padding'} <= steps[0].keys()
+  [final] = [record for record in read_metrics(tmp_path) if (record['stage'], record['kind']) == ('grpo', 'final')]
+  assert 0 < final['distinct_greedy'] <= 1
+
+
 def start(folder, workdir, experiment=QUICKSTART, kill_at=''):
   flags = small_quickstart.flags(experiment)
   return runs.start(folder / 'none', workdir, *flags, experiment=experiment, kill_at=kill_at)
