@@ -41,19 +41,24 @@ def tempered_head(model: Transformer, params: Params, temperature: float) -> tup
   return w_VD / temperature, None if cap is None else cap / temperature
 
 
-def token_entropies(x_BTD: jax.Array, w_VD: jax.Array, *, soft_cap: float | None = None, kernels: str | None = None
-                    ) -> jax.Array:
-  """The entropy of softmax(x w') in nats, float32 [batch, time], a chunk of positions at a time, without gradient."""
+def log_probs_and_entropies(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, soft_cap: float | None = None,
+                            kernels: str | None = None) -> tuple[jax.Array, jax.Array]:
+  """`token_log_probs`, and the entropies of softmax(x w') in nats, float32 [batch, time] each, of the same logits without
+  gradient."""
   kernels = resolve(kernels)
-  B, T, _ = x_BTD.shape
+  B, T = targets_BT.shape
   w = w_VD.astype(x_BTD.dtype)
 
   def one(inputs):
-    log_p_BLV = jax.nn.log_softmax(head_logits(inputs[0], w, soft_cap), -1)
-    return -(jnp.exp(log_p_BLV) * log_p_BLV).sum(-1)
+    x_BLD, targets_BL = inputs
+    logits_BLV = head_logits(x_BLD, w, soft_cap)
+    log_z_BL = jax.nn.logsumexp(logits_BLV, -1)
+    chosen_BL = jnp.take_along_axis(logits_BLV, targets_BL[..., None], -1)[..., 0]
+    mean_BL = (jnp.exp(logits_BLV - log_z_BL[..., None]) * logits_BLV).sum(-1)
+    return chosen_BL - log_z_BL, log_z_BL - mean_BL
 
-  chunks = split(chunk_length(B, T, w_VD.shape[0], kernels), x_BTD)
-  return join(jax.lax.map(one, chunks), T)
+  log_probs, entropies = jax.lax.map(one, split(chunk_length(B, T, w_VD.shape[0], kernels), x_BTD, targets_BT))
+  return join(log_probs, T), join(entropies, T)
 
 
 def token_log_probs(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, soft_cap: float | None = None,

@@ -14,7 +14,7 @@ import numpy as np
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.decode.request import fetch
 from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives.log_probs import tempered_head, token_entropies, token_log_probs
+from llm_jax.objectives.log_probs import log_probs_and_entropies, tempered_head, token_log_probs
 from llm_jax.rollout.buffer import RolloutBuffer
 from llm_jax.rollout.packing import Layout, in_parts
 from llm_jax.runtime import activity
@@ -76,9 +76,10 @@ def _score(model: Transformer, params: Any, batch: LanguageModelBatch, temperatu
   x_BTD: Any = model.apply({'params': params}, batch.tokens, batch.positions, batch.segment_ids, method='features')
   w_VD, soft_cap = tempered_head(model, params, temperature)
   kernels = model.execution.kernel_set
-  log_probs_BT = token_log_probs(x_BTD, w_VD, batch.targets, soft_cap=soft_cap, kernels=kernels)
-  entropies_BT = jnp.zeros_like(log_probs_BT)
   if with_entropy:
-    entropies_BT = token_entropies(x_BTD, w_VD, soft_cap=soft_cap, kernels=kernels)
+    log_probs_BT, entropies_BT = log_probs_and_entropies(x_BTD, w_VD, batch.targets, soft_cap=soft_cap, kernels=kernels)
+  else:
+    log_probs_BT = token_log_probs(x_BTD, w_VD, batch.targets, soft_cap=soft_cap, kernels=kernels)
+    entropies_BT = jnp.zeros_like(log_probs_BT)
   is_answer_BT = batch.weights > 0
   return jnp.where(is_answer_BT, log_probs_BT, 0), jnp.where(is_answer_BT, entropies_BT, 0)

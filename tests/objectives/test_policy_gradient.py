@@ -29,7 +29,7 @@ from llm_jax.config.run import Mesh
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.objectives.log_probs import answer_log_probs
+from llm_jax.objectives.log_probs import answer_log_probs, log_probs_and_entropies
 from llm_jax.objectives.policy_gradient import PolicyGradientObjective, count_answers, sums_of_answers
 from llm_jax.rollout.buffer import token_weights
 from llm_jax.rollout.packing import pack
@@ -120,6 +120,17 @@ def test_answers_that_share_rows_are_as_in_rows_of_their_own(ratio):
     assert float(found) == pytest.approx(float(expected), rel=1e-5, abs=1e-5)
   for found, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(want_gradient), strict=True):
     np.testing.assert_allclose(found, expected, atol=5e-6 * max(1, np.abs(expected).max()))
+
+
+def test_log_probabilities_and_entropies_of_one_pass():
+  """As torch has them, with a soft cap of the logits."""
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, 7, 8)).astype(np.float32), rng.normal(size=(11, 8)).astype(np.float32)
+  targets = rng.integers(0, 11, (2, 7)).astype(np.int32)
+  log_probs, entropies = jax.jit(functools.partial(log_probs_and_entropies, soft_cap=3.0))(x, w, targets)
+  want = torch.distributions.Categorical(logits=3 * torch.tanh(torch.tensor(x) @ torch.tensor(w).T / 3))
+  np.testing.assert_allclose(entropies, want.entropy().numpy(), rtol=1e-5)
+  np.testing.assert_allclose(log_probs, want.log_prob(torch.tensor(targets)).numpy(), rtol=1e-5)
 
 
 def test_answers_are_counted_by_segments():
