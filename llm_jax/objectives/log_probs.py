@@ -43,7 +43,7 @@ def tempered_head(model: Transformer, params: Params, temperature: float) -> tup
 
 def log_probs_and_entropies(x_BTD: jax.Array, w_VD: jax.Array, targets_BT: jax.Array, *, soft_cap: float | None = None,
                             kernels: str | None = None) -> tuple[jax.Array, jax.Array]:
-  """`token_log_probs`, and the entropies of softmax(x w') in nats, float32 [batch, time] each, of the same logits without
+  """`token_log_probs`, and the entropies of softmax(x w') in nats, of the same logits: float32 [batch, time], without
   gradient."""
   kernels = resolve(kernels)
   B, T = targets_BT.shape
