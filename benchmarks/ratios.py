@@ -78,7 +78,8 @@ def state_memory(content: Content) -> Ratios:
   """Peak memory of a training step over that with everything in float32 and AdamW (less is better)."""
   peaks = {name: found['peak'] for name, found in content['choices'].items()}
   full = peaks.pop('float32, AdamW, float32 moments')
-  return {name: peak / full for name, peak in peaks.items()}
+  chip = content.get('chip', 'cpu')
+  return {f'{name} on {chip}': peak / full for name, peak in peaks.items()}
 
 
 def lean_training(content: Content) -> Ratios:
