@@ -215,8 +215,8 @@ MUTATIONS = (
            'return probability_B * as_labelled_B + (1 - probability_B) * as_not_labelled_B', 'return as_labelled_B',
            'tests/objectives/test_reward_model.py::test_soft_labels_weigh_the_two_losses'),
   Mutation('a soft label is read in the place of a margin', 'llm_jax/data/packing/pairs.py',
-           "return (*margins, 'soft_labels') if self.has_soft_labels else margins",
-           "return ('soft_labels', *margins) if self.has_soft_labels else margins",
+           "{'margins': pair.margin, 'soft_labels': pair.soft_label}",
+           "{'margins': pair.soft_label, 'soft_labels': pair.margin}",
            'tests/data/packing/test_pairs.py::test_soft_labels_stand_beside_margins'),
   # ---------------------------------------------------------------------------------------- judges and revisions
   Mutation('a judge favours the first place', 'llm_jax/rollout/judging.py',

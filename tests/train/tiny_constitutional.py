@@ -52,6 +52,6 @@ def get_config(argument):
             evals=()),
       stage('rl', prompts, steps=3, **rows, objective=grpo(), init=Params('supervised'), evals=(verified,),
             rollout=Rollout((RewardModelScore(Params('preferences')), JudgePreference(judge)), answers=4,
-                            max_new_tokens=5)),
+                            max_new_tokens=5, buckets=1)),
     ),
   )
