@@ -86,6 +86,8 @@ class RolloutBatch:
 
   `text.weights` is what a target's loss is multiplied by: 1, or less where answers count alike whatever their length.
   Log-probabilities are of the targets, under softmax(logits / temperature), and 0 where no target is of the answer.
+  `pretraining` is text that is learnt beside them. Its weights are such that the sum of its weighted losses, divided
+  by what the loss of the step's answers is divided by, is the weighted mean over its own targets.
   """
   text: LanguageModelBatch
   advantages: Array                        # float32 [batch, time]
@@ -93,6 +95,7 @@ class RolloutBatch:
   reference_log_probs: Array | None = None # float32 [batch, time]
   values: Array | None = None              # float32 [batch, time], what a critic foresaw before each target
   returns: Array | None = None             # float32 [batch, time], what it is to foresee
+  pretraining: LanguageModelBatch | None = None  # of any number of rows
 
 
 Batch = LanguageModelBatch | PreferenceBatch | RankedBatch | LabelledBatch | RatedBatch | RolloutBatch

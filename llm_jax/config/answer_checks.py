@@ -38,6 +38,18 @@ def check_rollout(stage: Stage) -> None:
           'prompts are mixed by weights that stay: use numbers')
 
 
+def check_pretraining_loss(stage: Stage) -> None:
+  """Whether text beside answers stands beside answers, in an objective that adds its loss."""
+  text = stage.pretraining_loss
+  if text is None:
+    return
+  adds = stage.rollout is not None and isinstance(stage.objective, PolicyGradient | PPO)
+  require(adds, 'pretraining_loss', text,
+          'it stands beside answers that a policy gradient or PPO learns from: mix the text into data')
+  require(text.batch_size % stage.microbatches == 0, 'pretraining_loss.batch_size', text.batch_size,
+          f'use a multiple of microbatches={stage.microbatches}')
+
+
 def check_teacher_ids(stage: Stage) -> None:
   """Whether the rows that a teacher draws ids for are known before the first step."""
   objective = stage.objective

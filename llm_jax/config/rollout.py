@@ -2,11 +2,13 @@
 import dataclasses
 import math
 
+from llm_jax.config.data import Data
 from llm_jax.config.errors import require
 from llm_jax.config.fields import Safe, Seconds, Sequences, Tokens
 from llm_jax.config.rewards import Reward, Rewarded
+from llm_jax.config.rows import TEXT
 
-__all__ = ['Rollout']
+__all__ = ['PretrainingLoss', 'Rollout']
 
 FEWER_ROWS = 0.75  # of one bucket, from those of the one before
 HALVES, SHORTEST = 2, 16  # lengths of rows of one answer, and the least tokens of one
@@ -91,3 +93,27 @@ class Rollout(Rewarded):
     halves = [seq_len >> k for k in range(HALVES)]
     return tuple(length for k, length in enumerate(halves)
                  if k == 0 or (length << k == seq_len and length >= SHORTEST))
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainingLoss:
+  """Text that a stage learns beside its own answers, so that it does not forget what it was pretrained on: weight x the
+  mean cross-entropy of its tokens is added to every step's loss (Ouyang et al. 2022, InstructGPT, equation 2, PPO-ptx:
+  gamma is 27.8 there).
+
+  data: text or conversations, a `mix` of sources, in rows of the stage's sequence length.
+  batch_size: rows of a step over all devices.
+  weight: gamma.
+  """
+  data: Data
+  batch_size: Sequences
+  weight: float = 1.0
+
+  def __post_init__(self):
+    require(self.data.rows == TEXT, 'data', [type(part.source).__name__ for part in self.data.sources],
+            f'has {self.data.rows.name}: use text or conversations')
+    require(self.batch_size >= 1, 'batch_size', self.batch_size, 'use 1 or more')
+    require(0 < self.weight < math.inf, 'weight', self.weight, 'use a finite number above 0')
+    has_schedule = any(isinstance(part.weight, tuple) for part in self.data.sources)
+    require(not has_schedule, 'data', [part.weight for part in self.data.sources],
+            'text beside answers is mixed by weights that stay: use numbers')

@@ -118,11 +118,14 @@ class RankedPairs(SampledSource):
   samples: the answers that are ranked.
   pairs: 'best_and_worst' of each prompt, or 'all' that differ in their reward (InstructGPT, section 3.4).
   least_gap: how much more reward the chosen answer has at least, beside having more.
+  demonstration: name of the entry of a prompt's row that has a good answer, which is chosen before every answer that
+    differs from it, however that was rewarded; None: the model's answers are compared with each other alone.
   mask_formatting: as `Preferences` has it.
   """
   samples: Samples
   pairs: str = 'best_and_worst'
   least_gap: float = 0.0
+  demonstration: str | None = None
   mask_formatting: bool = True
   val_fraction: float = 0.0
   implementation: ClassVar[str] = 'llm_jax.data.sources.sampled:SampledReader'
@@ -135,7 +138,8 @@ class RankedPairs(SampledSource):
   @property
   def file_name(self) -> str:
     gap = f'.{self.least_gap!r}' if self.least_gap else ''
-    return f'pairs.{self.pairs}{gap}'
+    demonstration = '' if self.demonstration is None else f'.{self.demonstration}'
+    return f'pairs.{self.pairs}{gap}{demonstration}'
 
   @property
   def remedy(self) -> str:

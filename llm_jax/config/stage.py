@@ -5,7 +5,7 @@ import itertools
 from typing import Annotated
 
 from llm_jax.config.adapters import Adapters
-from llm_jax.config.answer_checks import check_rollout, check_samples, check_teacher_ids
+from llm_jax.config.answer_checks import check_pretraining_loss, check_rollout, check_samples, check_teacher_ids
 from llm_jax.config.data import Data
 from llm_jax.config.errors import located, require
 from llm_jax.config.evaluations import Answers, Baselines, Evaluation, HeldOut
@@ -16,7 +16,7 @@ from llm_jax.config.optimizers import AdamW, Optimizer
 from llm_jax.config.quantization import QuantizationAware
 from llm_jax.config.ramp import MICROBATCHES_MAY_CHANGE, Phase, Ramp, make_phases
 from llm_jax.config.revisions import Revisions
-from llm_jax.config.rollout import Rollout
+from llm_jax.config.rollout import PretrainingLoss, Rollout
 from llm_jax.config.rows import names_with
 from llm_jax.config.samples import SampledSource, Samples
 from llm_jax.config.schedules import Schedule
@@ -70,6 +70,7 @@ class Stage:
     rounded stochastically; norms, biases, routers and a moving average stay float32.
   optimizer_memory: where the optimizer's state is kept between steps: 'device' or 'host'.
   rollout: how answers to the prompts are sampled and scored; None where the data is what is learnt.
+  pretraining_loss: text that is learnt beside the answers of a rollout; None: none.
   evals: how it is evaluated, in this order. Their names differ; each says itself when.
   """
   name: str
@@ -95,6 +96,7 @@ class Stage:
   parameters: str = 'float32'
   optimizer_memory: Safe[str] = 'device'
   rollout: Rollout | None = None
+  pretraining_loss: PretrainingLoss | None = None
   evals: Annotated[tuple[Evaluation, ...], SafeToChange(_may_end_otherwise, 'an evaluation may end the stage')] = (
     HeldOut(), Answers(), Baselines())
 
@@ -104,6 +106,7 @@ class Stage:
     self._check_ramp()
     self._check_rows()
     check_rollout(self)
+    check_pretraining_loss(self)
     check_samples(self)
     check_teacher_ids(self)
     self._check_evals()

@@ -26,7 +26,7 @@ class TrainSource(BatchSource):
   def __init__(self, dataset: Dataset, batch_size: int, sharding: jax.sharding.Sharding | None = None, start: int = 0,
                prefetch: int = 4, threads: int = 2):
     self._dataset = dataset
-    self._batch_size = batch_size
+    self.batch_size = batch_size
     self._placement = Placement(dataset, batch_size, sharding)
     self._prefetch = prefetch
     self._threads = threads
@@ -41,7 +41,7 @@ class TrainSource(BatchSource):
       options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=self._prefetch)
       self._iterator = iter(grain.MapDataset.source(ahead).to_iter_dataset(options))
     batch = self._placement.place(next(self._iterator))
-    self._samples += self._batch_size
+    self._samples += self.batch_size
     return batch
 
   def abstract(self) -> Batch:
@@ -50,7 +50,7 @@ class TrainSource(BatchSource):
 
   @property
   def fingerprint(self) -> dict[str, str]:
-    return {**self._dataset.fingerprint, 'batch_size': str(self._batch_size)}
+    return {**self._dataset.fingerprint, 'batch_size': str(self.batch_size)}
 
   def position(self) -> DataPosition:
     return DataPosition(self._samples, self.fingerprint)

@@ -12,19 +12,21 @@ class StageData:
 
   validation: the split that scores the stage, in rows of the last of these lengths; None where nothing is set aside.
   prompts, held_out_prompts: the same two of a stage that learns from its own answers, which has no rows.
+  pretraining: the text that such a stage learns beside them; None: none.
   """
   train: Mapping[int, Dataset]
   validation: Dataset | None
   prompts: PromptSet | None = None
   held_out_prompts: PromptSet | None = None
+  pretraining: Dataset | None = None
 
   @property
   def fingerprints(self) -> list[dict[str, str] | None]:
     """Of all splits, by component."""
-    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts)
+    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts, self.pretraining)
     return [None if split is None else split.fingerprint for split in splits]
 
   def changed_files(self) -> set[str]:
     """Paths of the files that no longer hold what they did when they were opened."""
-    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts)
+    splits = (*self.train.values(), self.validation, self.prompts, self.held_out_prompts, self.pretraining)
     return {file for split in splits if split is not None for file in split.changed_files()}

@@ -12,6 +12,7 @@ from llm_jax.batch import RolloutBatch
 from llm_jax.config.policy_gradients import Clip, ClipWeight, KLInLoss, PolicyGradient
 from llm_jax.objectives.log_probs import answer_log_probs
 from llm_jax.objectives.loss import Loss, Maximum, Mean, Metrics, Params
+from llm_jax.objectives.pretraining_loss import with_pretraining
 from llm_jax.objectives.protocol import Objective
 
 MOST_LOG_RATIO = 20.0  # beyond it exp() would leave float32, where a policy has left the one that sampled
@@ -23,7 +24,7 @@ class PolicyGradientObjective(Objective):
   batch's. `Loss.weight` is their sum, or counts the answers, as `aggregation` has it: all is exact over microbatches.
   `frozen` is not read: what the reference says of the answers is in the batch.
 
-  There is no dropout: it would make the policy differ from the one that has sampled.
+  Over answers there is no dropout: it would make the policy differ from the one that has sampled.
   Metrics: 'ratio', the mean over tokens, and 'ratio_max'; 'clipped_low' and 'clipped_high', shares of tokens; 'kl_old',
   k3 a token to the policy that has sampled; with a reference 'kl', k3 a token, and 'kl_k1', a sum over each answer.
 
@@ -43,7 +44,9 @@ class PolicyGradientObjective(Objective):
     weights_BT = batch.text.weights
     num_answers = count_answers(is_answer_BT, batch.text.segment_ids)
     weight = weights_BT.sum() if self.config.aggregation == 'tokens' else num_answers
-    return Loss((weights_BT * loss_BT).sum(), weight, self.metrics(log_probs_BT, ratio_BT, batch, num_answers))
+    metrics = self.metrics(log_probs_BT, ratio_BT, batch, num_answers)
+    loss = Loss((weights_BT * loss_BT).sum(), weight, metrics)
+    return with_pretraining(loss, self.model, params, frozen, batch, rng)
 
   def log_ratios(self, log_ratio_BT: jax.Array, is_answer_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
     """log r of each token: its own, or that of the answer it is in. They are 0 outside of answers."""

@@ -17,6 +17,7 @@ from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.log_probs import tempered_head, token_log_probs
 from llm_jax.objectives.loss import Loss, Maximum, Mean, Params
 from llm_jax.objectives.policy_gradient import MOST_LOG_RATIO, count_answers, k3
+from llm_jax.objectives.pretraining_loss import with_pretraining
 from llm_jax.objectives.protocol import Objective
 from llm_jax.objectives.scalar_head import VALUE, apply_scalar_head, init_scalar_head
 
@@ -29,7 +30,7 @@ class PPOObjective(Objective):
 
   Parameters are the policy's, and the critic's: under `value` a head on the policy's own features, or under `critic` a
   decoder with a head. `frozen` is not read: what the reference says of the answers is in the batch.
-  There is no dropout, which would make the policy differ from the one that has sampled.
+  Over answers there is no dropout, which would make the policy differ from the one that has sampled.
   Metrics: 'policy_loss', 'value_loss' (half the squared error), 'value_clipped', the share of tokens whose error is
   that of the clipped value; 'ratio', 'ratio_max', 'clipped_low', 'clipped_high' and 'kl_old' as
   `PolicyGradientObjective` has them, and with a reference 'kl' and 'kl_k1'.
@@ -77,7 +78,8 @@ class PPOObjective(Objective):
       difference_BT = log_probs_BT - batch.reference_log_probs
       num_answers = count_answers(is_answer_BT, batch.text.segment_ids)
       metrics |= {'kl': mean(k3(difference_BT)), 'kl_k1': Mean((is_answer_BT * difference_BT).sum(), num_answers)}
-    return Loss((weights_BT * loss_BT).sum(), num_tokens, jax.lax.stop_gradient(metrics))
+    loss = Loss((weights_BT * loss_BT).sum(), num_tokens, jax.lax.stop_gradient(metrics))
+    return with_pretraining(loss, self.model, params, frozen, batch, rng)
 
   def log_probs_and_values(self, params: Params, text: LanguageModelBatch) -> tuple[jax.Array, jax.Array]:
     """Of each target its log-probability, and what the answer is worth before it, float32 [batch, time]; 0 where the

@@ -3,6 +3,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llm_jax.config.errors import require
 from llm_jax.config.samples import SOFT_LABEL, BestOf, JudgedPairs, RankedPairs, RevisedAnswers, SampledSource
 
 Record = Mapping[str, Any]  # of one prompt: {'prompt', 'answers': [{'text', 'ended', 'reward'}, ...]}
@@ -38,6 +39,9 @@ def best_of(source: BestOf, record: Record) -> Iterator[Row]:
 
 def ranked_pairs(source: RankedPairs, record: Record) -> Iterator[Row]:
   """Pairs, the best answers first."""
+  if source.demonstration is not None:
+    yield from demonstrated_pairs(source.demonstration, record)
+    return
   ranked = sorted(whole_answers(record), key=lambda answer: -answer['reward'])
   if source.pairs == 'best_and_worst':
     candidates = [(ranked[0], ranked[-1])] if ranked else []
@@ -50,6 +54,20 @@ def ranked_pairs(source: RankedPairs, record: Record) -> Iterator[Row]:
     if gap > 0 and gap >= source.least_gap and texts[0] != texts[1] and texts not in told:
       told.add(texts)
       yield {'prompt': messages_of(record), 'chosen': chosen['text'], 'rejected': rejected['text']}
+
+
+def demonstrated_pairs(entry: str, record: Record) -> Iterator[Row]:
+  """What the prompt's row has under `entry`, and each answer that differs from it.
+
+  Raises:
+    ConfigError: the row has no such entry.
+  """
+  require(entry in record['columns'], 'demonstration', entry,
+          f'the row of the prompt {record["prompt"]!r:.60} has only {sorted(record["columns"])}: name one of these')
+  chosen = str(record['columns'][entry])
+  for text in dict.fromkeys(answer['text'] for answer in whole_answers(record)):
+    if text.strip() != chosen.strip():
+      yield {'prompt': messages_of(record), 'chosen': chosen, 'rejected': text}
 
 
 def judged_pairs(record: Record) -> Iterator[Row]:

@@ -87,7 +87,15 @@ def open_stage_prompts(session: Session, stage: Stage) -> StageData:
     check_judges(stage.rollout, session.tokenizer, 'rollout')
   train = open_stage_split(session, stage, stage.data, 'train')
   held_out = open_stage_split(session, stage, stage.validation_data, 'validation')
-  return StageData({}, None, train, held_out)
+  return StageData({}, None, train, held_out, open_pretraining(session, stage))
+
+
+def open_pretraining(session: Session, stage: Stage) -> Dataset | None:
+  """The text that is learnt beside the answers of a rollout, or None."""
+  if stage.pretraining_loss is None:
+    return None
+  place = f'{where(session.run, stage)}.pretraining_loss'
+  return open_rows(session, stage, stage.pretraining_loss.data, 'train', stage.seq_len, place)
 
 
 def open_stage_split(session: Session, stage: Stage, prompts: Data, split: Split) -> PromptSet | None:
@@ -107,8 +115,13 @@ def open_all_prompts(session: Session, stage: Stage, prompts: Data, split: Split
 def open_split(session: Session, stage: Stage, split: Split, seq_len: int) -> Dataset | None:
   """One split in rows of `seq_len` tokens, tokenised if no run has done that before."""
   data = with_rows(session, stage.data if split == 'train' else stage.validation_data)
+  return open_rows(session, stage, data, split, seq_len, where(session.run, stage))
+
+
+def open_rows(session: Session, stage: Stage, data: Data, split: Split, seq_len: int, place: str) -> Dataset | None:
+  """The rows of a split of data whose files are there.   place: of the data's owner in the configuration."""
   show_progress = functools.partial(ByteProgress, f'tokenise {split}', enabled=session.primary)
-  with located(where(session.run, stage)):
+  with located(place):
     return open_dataset(data, session.tokenizer, seq_len=seq_len, seed=stage_seed(session.run, stage), split=split,
                         steps=stage.steps, phases=stage.phases, show_progress=show_progress, name=stage.name,
                         vocab_size=session.run.model.vocab_size)

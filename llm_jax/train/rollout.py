@@ -8,6 +8,7 @@ from llm_jax.config.adapters import LoRA
 from llm_jax.config.rows import PAIRS, PROMPTS, TEXT, RowKind
 from llm_jax.config.stage import Stage
 from llm_jax.data.batch_source import BatchSource
+from llm_jax.data.batches import TrainSource
 from llm_jax.data.stage_data import StageData
 from llm_jax.modules.low_rank import merge
 from llm_jax.objectives.adapted import AdaptedObjective
@@ -15,6 +16,7 @@ from llm_jax.objectives.frozen import Frozen, read_only
 from llm_jax.objectives.ppo import CRITIC, PPOObjective
 from llm_jax.objectives.scalar_head import VALUE
 from llm_jax.rollout.pair_source import PairSource
+from llm_jax.rollout.pretraining_source import PretrainingSource
 from llm_jax.rollout.rewarded_source import RewardedSource
 from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Sampler
@@ -38,10 +40,13 @@ def make_rollout_source(session: Session, stage: Stage, data: StageData) -> Roll
   sampler = Sampler(run.model_of(stage), session.execution, session.tokenizer, data.prompts.stop_tokens,
                     stage.rollout.max_new_tokens, stage.rollout.rows_at_once)
   sampler = make_sampler(sampler, stage.rollout, data.prompts)
-  source = SOURCES[stage.objective.rows]
-  return source(stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
-                batch_sharding(session.mesh), stage_seed(run, stage),
-                row_shards(run.model, run.mesh, jax.device_count()))
+  parts = (stage, data.prompts, make_policy(session, stage), sampler, Rewards(stage.rollout),
+           batch_sharding(session.mesh), stage_seed(run, stage), row_shards(run.model, run.mesh, jax.device_count()))
+  if stage.pretraining_loss is None:
+    return SOURCES[stage.objective.rows](*parts)
+  assert data.pretraining is not None
+  text = TrainSource(data.pretraining, stage.pretraining_loss.batch_size, batch_sharding(session.mesh))
+  return PretrainingSource(text, *parts)
 
 
 def make_policy(session: Session, stage: Stage) -> Policy:

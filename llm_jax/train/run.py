@@ -158,6 +158,9 @@ def check_shapes(run: Run) -> None:
       for phase in phases:
         check_divides(run.model, run.mesh, phase.batch_size, phase.seq_len, devices, phase.microbatches, stage.name)
       last = phases[-1]
+      if stage.pretraining_loss is not None:
+        check_divides(run.model, run.mesh, stage.pretraining_loss.batch_size, last.seq_len, devices, last.microbatches,
+                      f'{stage.name}.pretraining_loss')
       for evaluation in stage.evals:
         for seq_len in evaluation.row_lengths:
           check_divides(run.model, run.mesh, last.batch_size, seq_len, devices, last.microbatches,

@@ -154,3 +154,14 @@ def test_revisions_that_were_kept_are_learnt(keep, want):
 def test_refused_of_judged_pairs_and_revisions(make, message):
   with pytest.raises(ConfigError, match=message):
     make()
+
+
+def test_a_demonstration_is_chosen_before_every_other_answer():
+  """Once before each text, however it was rewarded; not before itself."""
+  source = RankedPairs(SAMPLES, demonstration='answer')
+  made = record(('5', 0), ('4', 1), ('3', 0), ('5', 0), ('6', 0, False))
+  rows = list(rows_of(source, [{**made, 'columns': {'answer': 4}}]))
+  assert [(row['chosen'], row['rejected']) for row in rows] == [('4', '5'), ('4', '3')]
+  assert source.file_name != RankedPairs(SAMPLES).file_name
+  with pytest.raises(ConfigError, match="demonstration = 'answer': the row of the prompt '2.2=' has only ..other"):
+    list(rows_of(source, [{**made, 'columns': {'other': 4}}]))
