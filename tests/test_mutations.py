@@ -287,6 +287,13 @@ MUTATIONS = (
   Mutation('prompts with more answers count more', 'llm_jax/objectives/reward_model.py',
            'is_pair / jnp.maximum(is_pair.sum(0), 1)', 'is_pair',
            'tests/objectives/test_reward_model.py::test_ranked_answers_by_a_formula'),
+  Mutation('text beside answers counts by its own number of targets', 'llm_jax/rollout/pretraining_source.py',
+           'gamma * counted.sum() / jnp.maximum(weights.sum(), 1)', 'gamma',
+           'tests/rollout/test_pretraining_loss.py::'
+           'test_the_loss_is_that_of_the_answers_and_the_weighted_mean_of_the_text'),
+  Mutation('a resumed run reads the text beside its answers from the start', 'llm_jax/rollout/pretraining_source.py',
+           'DataPosition(steps * self.text.batch_size,', 'DataPosition(0,',
+           'tests/rollout/test_pretraining_loss.py::test_text_is_that_of_its_own_source_and_goes_on_bitwise'),
   Mutation('answers of one rank are compared', 'llm_jax/objectives/reward_model.py',
            '(is_here & (ranks[one] != ranks[other]))', 'is_here',
            'tests/objectives/test_reward_model.py::test_ranked_answers_by_a_formula'),

@@ -178,6 +178,9 @@ def _check_lengths(run: Run, stage: Stage, path: str) -> None:
   table = run.model.max_length
   require(table is None or longest <= table, f'{path}.seq_len', longest,
           f'the learned positions end at model.positions.max_length={table}: shorten seq_len or lengthen the table')
+  reads_one_more = isinstance(stage.objective, RewardModel)
+  require(table is None or not reads_one_more or longest < table, f'{path}.seq_len', longest,
+          f'a reward model reads the last target too, and the learned positions end at {table}: use {longest - 1}')
   positions = run.model_of(stage).positions
   meant_for = positions.max_length if isinstance(positions, RoPE) else None
   require(meant_for is None or longest <= meant_for, f'{path}.seq_len', longest,

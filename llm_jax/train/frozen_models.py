@@ -119,6 +119,9 @@ def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None
     place = rewarded.rewards.index(reward)
     with located(f'stage {stage.name}: rewards[{place}]'):
       found[name] = _find(session, reward.model, role_of(reward))
+      table = found[name].abstract.model.config.max_length
+      require(table is None or stage.seq_len < table, 'model', f'{table} learned positions',
+              f'it reads rows of seq_len={stage.seq_len} with the token behind them: use one with more')
   return found
 
 

@@ -79,7 +79,7 @@ def test_the_loss_is_that_of_the_answers_and_the_weighted_mean_of_the_text(confi
     gradients.append(jax.tree.map(lambda leaf, loss=loss: leaf / loss.weight, grads))
   for other in gradients[1:]:
     for mine, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(gradients[0]), strict=True):
-      np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+      np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=2e-5)  # of up to 1.5
   alone, loss = jax.jit(functools.partial(accumulate, objective, microbatches=1))(
     params, Frozen(), answers, jax.random.key(0))
   assert any(np.abs(mine - theirs / loss.weight).max() > 1e-3

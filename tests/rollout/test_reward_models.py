@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.experiment import Constant, Exact, Params, PassRate, Rollout, SortedDigits, grpo, stage
+from llm_jax.config.experiment import (
+  Constant,
+  Exact,
+  Params,
+  PassRate,
+  Preferences,
+  RewardModel,
+  Rollout,
+  SortedDigits,
+  grpo,
+  stage,
+)
 from llm_jax.config.rewards import RewardModelScore, reward_names
 from llm_jax.config.run import Run
 from llm_jax.config.teachers import SavedRun
@@ -128,3 +140,13 @@ def test_names_differ():
 def test_a_pass_rate_by_no_reward_of_the_stage():
   with pytest.raises(ConfigError, match=r"evals\[0\].reward = 'gold': the rewards of the stage are exact"):
     policy(Exact(), evals=(PassRate(reward='gold'),))
+
+
+def test_learned_positions_that_end_before_the_last_token():
+  """A reward model's rows are one token longer than those of other stages."""
+  model = presets.gpt2(d_model=16, num_layers=1, num_heads=2, vocab_size=257, max_length=32)
+  reward = stage('reward', Preferences('pairs.jsonl'), steps=1, seq_len=32, batch_size=8, objective=RewardModel(),
+                 learning_rate=Constant(1e-3))
+  with pytest.raises(ConfigError, match=r'stages\[0\].seq_len = 32: a reward model reads the last target too'):
+    Run(model, (reward,))
+  Run(model, (dataclasses.replace(reward, seq_len=31),))

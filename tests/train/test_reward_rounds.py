@@ -1,0 +1,66 @@
+"""Recipes in which reward models learn in rounds: what each stage learns from, and whole runs."""
+import pathlib
+import re
+
+import pytest
+
+from launch.experiment_file import load_run, plain_values
+from llm_jax.config.experiment import Params, RewardModel
+from llm_jax.tracking.metrics import read_metrics
+from tests.train import runs
+
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
+ROUNDS = f'{EXPERIMENTS}/reward_model_miniature.py'
+SMALLER = {'steps': 2, 'warmup': 1, 'count': 40, 'prompts': 8, 'batches': 1, 'every': 1, 'rows_at_once': 64}
+
+
+def asked(stage):
+  """The stages whose answers a stage learns from."""
+  return [part.source.samples.stage for part in stage.data.sources]
+
+
+def test_a_round_asks_the_newest_policy_and_learns_from_its_own_reward_model():
+  stages = {stage.name: stage for stage in load_run(f'{ROUNDS}:3').stages}
+  assert asked(stages['reward_1']) == ['texts'] and asked(stages['reward_3']) == ['texts', 'policy_1', 'policy_2']
+  assert stages['reward_3'].init == Params('reward_2') and stages['policy_3'].init == Params('policy_2')
+  for number in (1, 2, 3):
+    proxy, _, gold = stages[f'policy_{number}'].rollout.rewards
+    assert proxy.model == Params(f'reward_{number}') and gold.weight == 0  # the verifier teaches no policy
+
+
+def test_the_recipe_of_llama_2():
+  stages = load_run(f'{EXPERIMENTS}/llama2_chat_small.py').stages
+  for number in (1, 2, 3):
+    reward, rejection = stages[2 * number - 1:2 * number + 1]
+    assert isinstance(reward.objective, RewardModel) and len(reward.data.sources) == number
+    assert asked(rejection) == [rejection.init.stage] == asked(reward)[-1:]
+    assert [each.weight for each in rejection.data.sources[0].source.samples.rewards] == [1, 2, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['reward_model_miniature.py:2', 'instructgpt_small.py', 'llama2_chat_small.py'])
+def test_a_few_steps(name, tmp_path):
+  """Every stage of the file, each as short as can be."""
+  experiment = f'{EXPERIMENTS}/{name}'
+  values = plain_values(load_run(experiment), 'config')
+  smaller = {path: SMALLER.get(re.search(r'(\w+)$', path)[1]) for path, value in values if value}
+  flags = [f'--{path}={value}' for path, value in smaller.items() if value]
+  runs.run(tmp_path / 'none', tmp_path / 'run', *flags, experiment=experiment)
+  records = read_metrics(tmp_path / 'run')
+  ended = [record['stage'] for record in records if record['kind'] == 'final']
+  assert ended == [stage.name for stage in load_run(experiment).stages]
+  assert any('reward/exact' in record for record in records)
+
+
+@pytest.mark.slow
+def test_rounds_mend_what_a_reward_model_gets_wrong(tmp_path):
+  """On one reward model its score rises, and whether answers are right falls; after six rounds most are right."""
+  for rounds in (0, 6):
+    runs.run(tmp_path / 'none', tmp_path / f'{rounds}', experiment=f'{ROUNDS}:{rounds}')
+  records = read_metrics(tmp_path / '0')
+  began = [record for record in records if record['stage'] == 'policy_0' and 'reward/proxy' in record]
+  assert began[-1]['reward/proxy'] > began[0]['reward/proxy'] + 1
+  assert began[-1]['reward/exact'] < began[0]['reward/exact']
+  final = next(record for record in read_metrics(tmp_path / '6')
+               if record['kind'] == 'final' and record['stage'] == 'policy_6')
+  assert final['pass_greedy'] >= 0.85
