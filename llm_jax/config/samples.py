@@ -118,8 +118,8 @@ class RankedPairs(SampledSource):
   samples: the answers that are ranked.
   pairs: 'best_and_worst' of each prompt, or 'all' that differ in their reward (InstructGPT, section 3.4).
   least_gap: how much more reward the chosen answer has at least, beside having more.
-  demonstration: name of the entry of a prompt's row that has a good answer, which is chosen before every answer that
-    differs from it, however that was rewarded; None: the model's answers are compared with each other alone.
+  demonstration: name of the entry of a prompt's row that has a good answer; None: there is none. It is chosen before
+    every answer that differs from it, however that was rewarded, and answers are not compared with each other.
   mask_formatting: as `Preferences` has it.
   """
   samples: Samples

@@ -8,6 +8,7 @@ import pytest
 
 from llm_jax.config.data import Data, Weighted
 from llm_jax.config.errors import ConfigError
+from llm_jax.config.objectives import LanguageModel
 from llm_jax.config.policy_gradients import PPO, dapo, grpo
 from llm_jax.config.prompt_sources import DigitTexts, SortedDigits
 from llm_jax.config.rollout import PretrainingLoss
@@ -109,14 +110,15 @@ def test_other_text_is_refused_on_resume(dataset):
   source = make_source(dataset)
   test_source.take(source, 1)
   other = make_source(dataset, batch_size=4)
-  with pytest.raises(ConfigError, match='pretraining_loss.batch_size = .4: the checkpoint was made with 8'):
+  with pytest.raises(ConfigError, match="pretraining_loss.batch_size = '4': the checkpoint was made with 8"):
     other.restore(source.position(), source.arrays())
   source.close()
 
 
 @pytest.mark.parametrize('fields, message', [
   (dict(pretraining_loss=dataclasses.replace(TEXT, batch_size=3), microbatches=2), 'use a multiple of microbatches=2'),
-  (dict(pretraining_loss=TEXT, rollout=None, data=TEXT.data), 'pretraining_loss = .*mix the text into data'),
+  (dict(pretraining_loss=TEXT, rollout=None, data=TEXT.data, objective=LanguageModel()),
+   'pretraining_loss = .*mix the text into data'),
 ])
 def test_stages_that_are_refused(fields, message):
   with pytest.raises(ConfigError, match=message):
