@@ -140,6 +140,15 @@ def test_sampling_by_hand():
   assert over_eight.frozen == pytest.approx(weights / 8, rel=1e-3)
 
 
+@pytest.mark.parametrize('model, gib', [(presets.llama3_2_1b, 4.54), (presets.llama3_1_8b, 23.58)])
+def test_sampling_is_within_a_tenth_of_what_the_compiler_plans(model, gib):
+  """64 answers as above, for one H100: `python -m tools.rollout_memory`, jax 0.10.2."""
+  rollout = Rollout((Exact(),), answers=8, max_new_tokens=512)
+  memory = planned('h100:1', model(), Mesh(1), rows=64, seq_len=1_024, data=Prompts('x.jsonl'), objective=grpo(),
+                   rollout=rollout, init=HuggingFace('x'), microbatches=16).memory
+  assert memory.sampling / GIB == pytest.approx(gib, rel=0.1)
+
+
 def test_the_fullest_moment_may_be_sampling():
   step, full = (planned_rollout('h100:1', Mesh(1), grpo(), rows_at_once=rows, minibatches=64).memory
                 for rows in (8, None))
