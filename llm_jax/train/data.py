@@ -201,7 +201,8 @@ def warn_of_seen(run: Run, stage: Stage, data: Mapping[str, StageData]) -> None:
   if validation is None:
     return
   for trained in (*run.ancestors(stage), stage):
-    if trained.steps == 0 or trained.rollout is not None:
+    is_made_later = trained.name not in data  # its rows, of answers to prompts
+    if trained.steps == 0 or trained.rollout is not None or is_made_later:
       continue
     for line in validation.seen_in(data[trained.name].train[trained.seq_len]):
       logging.warning('%s: %s, on which %s is trained: its held-out numbers are not of unseen text. Let both name the '

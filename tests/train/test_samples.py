@@ -11,8 +11,20 @@ import pytest
 
 from llm_jax.checkpoints.manifest import NAME as MANIFEST
 from llm_jax.config import presets
-from llm_jax.config.experiment import BestOf, Constant, Length, Regex, Run, Samples, SortedDigits, Text, stage
+from llm_jax.config.experiment import (
+  BestOf,
+  Constant,
+  Length,
+  Params,
+  Regex,
+  Run,
+  Samples,
+  SortedDigits,
+  Text,
+  stage,
+)
 from llm_jax.config.run import Mesh
+from llm_jax.data.stage_data import StageData
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
@@ -20,6 +32,7 @@ from llm_jax.rollout.sample_files import SampleFiles
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.tracking.metrics import read_metrics
+from llm_jax.train.data import warn_of_seen
 from llm_jax.train.samples import files_of, is_made, make_samples
 from tests.train import runs
 
@@ -130,6 +143,17 @@ def test_parts_of_another_model_are_not_joined(untouched, tmp_path, monkeypatch)
     with pytest.raises(TypeError):
       make(session)
   assert content(make(make_session(tmp_path / 'run'))) == content(untouched)
+
+
+def test_a_stage_behind_one_whose_data_is_still_to_be_made():
+  """It is compared with what is there: its own training text and that of the first stage."""
+  run = Run(MODEL, (stage('texts', Text('books'), **ROWS), stage('best', BestOf(SAMPLES), **ROWS, init=Params('texts')),
+                    stage('more', Text('books'), **ROWS, init=Params('best'))))
+  compared: list[str] = []
+  validation = types.SimpleNamespace(seen_in=lambda trained: compared.append(trained) or [])
+  opened = {'texts': StageData({32: 'texts'}, None), 'more': StageData({32: 'more'}, validation)}
+  warn_of_seen(run, run.stages[2], opened)
+  assert compared == ['texts', 'more']
 
 
 def test_a_stage_that_has_not_finished(tmp_path):
