@@ -9,7 +9,7 @@ import dataclasses
 from llm_jax.config.errors import require
 from llm_jax.config.reward_base import RewardConfig
 
-__all__ = ['ArgumentsUsed', 'LengthNear', 'NamesDefined', 'PromptWords', 'PythonBlock']
+__all__ = ['ArgumentsUsed', 'LengthNear', 'NamesDefined', 'PromptWords', 'PythonBlock', 'UniqueToPrompt']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,4 +60,11 @@ class PromptWords(RewardConfig):
     require(self.enough >= 1, 'enough', self.enough, 'use 1 or more')
 
 
-CodeReward = PythonBlock | NamesDefined | ArgumentsUsed | LengthNear | PromptWords
+@dataclasses.dataclass(frozen=True)
+class UniqueToPrompt(RewardConfig):
+  """1 for an answer in form whose code is no answer to another prompt of those that are scored at once: what answers
+  anything does not answer the question."""
+  weight: float = 1.0
+
+
+CodeReward = PythonBlock | NamesDefined | ArgumentsUsed | LengthNear | PromptWords | UniqueToPrompt

@@ -6,7 +6,15 @@ import dataclasses
 import math
 import re
 
-from llm_jax.config.code_rewards import ArgumentsUsed, CodeReward, LengthNear, NamesDefined, PromptWords, PythonBlock
+from llm_jax.config.code_rewards import (
+  ArgumentsUsed,
+  CodeReward,
+  LengthNear,
+  NamesDefined,
+  PromptWords,
+  PythonBlock,
+  UniqueToPrompt,
+)
 from llm_jax.config.errors import require
 from llm_jax.config.judges import PairJudge, RatingJudge
 from llm_jax.config.reward_base import RewardConfig
@@ -16,6 +24,7 @@ from llm_jax.config.teachers import SavedRun, Teacher
 __all__ = [
   'ArgumentsUsed', 'Contains', 'Exact', 'Function', 'JudgePreference', 'JudgeRating', 'Length', 'LengthNear',
   'NamesDefined', 'PromptWords', 'PythonBlock', 'PythonParses', 'PythonPasses', 'Regex', 'Reward', 'RewardModelScore',
+  'UniqueToPrompt',
 ]
 
 

@@ -5,7 +5,7 @@ import functools
 import re
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llm_jax.config.code_rewards import (
   ArgumentsUsed,
@@ -14,6 +14,7 @@ from llm_jax.config.code_rewards import (
   NamesDefined,
   PromptWords,
   PythonBlock,
+  UniqueToPrompt,
 )
 from llm_jax.data.sources import standard_library
 from llm_jax.rollout.sampling import Answer
@@ -23,15 +24,17 @@ COMMON_WORDS = frozenset({'return', 'this', 'that', 'with', 'from', 'given', 'wh
                           'self', 'import', 'pass', 'raise', 'yield', 'while', 'into', 'there', 'have', 'been'})
 
 
-def code_scorer(reward: CodeReward) -> Callable[[Answer], float]:
-  """What computes such a reward of an answer, from 0 to 1."""
+def code_scorer(reward: CodeReward) -> Callable[[Sequence[Answer]], list[float]]:
+  """What computes such a reward of each of some answers, from 0 to 1."""
+  if isinstance(reward, UniqueToPrompt):
+    return unique_to_prompt
   score = _score_of(reward)
 
   def of_answer(answer: Answer) -> float:
     code = code_of(answer)
     return 0.0 if code is None else score(code, answer)
 
-  return of_answer
+  return lambda answers: [of_answer(answer) for answer in answers]
 
 
 def code_of(answer: Answer) -> str | None:
@@ -40,7 +43,7 @@ def code_of(answer: Answer) -> str | None:
   return textwrap.dedent(code) if code is not None and standard_library.parses(code) else None
 
 
-def _score_of(reward: CodeReward) -> Callable[[str, Answer], float]:
+def _score_of(reward: PythonBlock | NamesDefined | ArgumentsUsed | LengthNear | PromptWords) -> Callable[[str, Answer], float]:
   match reward:
     case PythonBlock():
       return lambda code, answer: 1.0
@@ -78,6 +81,14 @@ def prompt_words(code: str, function: ast.FunctionDef | ast.AsyncFunctionDef, en
   identifiers += [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
   count = min(enough, len(asked))
   return min(len(asked & words(' '.join(identifiers))), count) / count if count else 1.0
+
+
+def unique_to_prompt(answers: Sequence[Answer]) -> list[float]:
+  codes = [code_of(answer) for answer in answers]
+  prompts: dict[str | None, set[str]] = {}
+  for code, answer in zip(codes, answers, strict=True):
+    prompts.setdefault(code, set()).add(answer.prompt.text)
+  return [float(code is not None and len(prompts[code]) == 1) for code in codes]
 
 
 # ---------------------------------------------------------------------------------------------- code

@@ -17,6 +17,7 @@ from llm_jax.config.code_rewards import (
   NamesDefined,
   PromptWords,
   PythonBlock,
+  UniqueToPrompt,
 )
 from llm_jax.config.errors import require
 from llm_jax.config.rewards import (
@@ -129,9 +130,8 @@ def scorer(reward: WithoutModel, path: str) -> Scorer:
       return lambda answers: [-min(max(len(answer.ids) - longest + margin, 0) / margin, 1.0) for answer in answers]
     case Function():
       return of_function(load_function(reward.path, path))
-    case PythonBlock() | NamesDefined() | ArgumentsUsed() | LengthNear() | PromptWords():
-      of_answer = code_scorer(reward)
-      return lambda answers: [of_answer(answer) for answer in answers]
+    case PythonBlock() | NamesDefined() | ArgumentsUsed() | LengthNear() | PromptWords() | UniqueToPrompt():
+      return code_scorer(reward)
 
 
 def column_of(answer: Answer, column: str) -> Any:

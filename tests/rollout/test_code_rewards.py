@@ -4,7 +4,14 @@ import random
 import numpy as np
 import pytest
 
-from llm_jax.config.code_rewards import ArgumentsUsed, LengthNear, NamesDefined, PromptWords, PythonBlock
+from llm_jax.config.code_rewards import (
+  ArgumentsUsed,
+  LengthNear,
+  NamesDefined,
+  PromptWords,
+  PythonBlock,
+  UniqueToPrompt,
+)
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.experiment import StandardLibraryChats, StandardLibraryPrompts, mix
 from llm_jax.data.prompts import Prompt, open_prompts
@@ -24,7 +31,8 @@ def answer(code, question=QUESTION, reference=REFERENCE, ended=True, fenced=True
 
 
 def score(reward, code, **kwargs):
-  return code_scorer(reward)(answer(code, **kwargs))
+  [found] = code_scorer(reward)([answer(code, **kwargs)])
+  return found
 
 
 @pytest.mark.parametrize('reward', [PythonBlock(), NamesDefined(), ArgumentsUsed(), LengthNear(), PromptWords()])
@@ -47,6 +55,13 @@ def test_each_kind():
   assert score(PromptWords(enough=2), '    return self.lines') == 0.5  # of count, lines, many and file
   assert score(PromptWords(enough=2), '    return self.line_file.countLines()') == 1
   assert score(PromptWords(enough=2), '    return self.path') == 0  # an argument
+
+
+def test_what_answers_two_prompts_is_unique_to_none():
+  other = QUESTION.replace('count_lines', 'last_line')
+  given = [answer('    return self'), answer('    return self', other), answer('    return path'),
+           answer('    return path'), answer('    return path', ended=False), answer('    return skip', other)]
+  assert code_scorer(UniqueToPrompt())(given) == [0, 0, 1, 1, 0, 1]
 
 
 def test_names_and_words():
