@@ -43,7 +43,8 @@ def code_of(answer: Answer) -> str | None:
   return textwrap.dedent(code) if code is not None and standard_library.parses(code) else None
 
 
-def _score_of(reward: PythonBlock | NamesDefined | ArgumentsUsed | LengthNear | PromptWords) -> Callable[[str, Answer], float]:
+def _score_of(reward: PythonBlock | NamesDefined | ArgumentsUsed | LengthNear | PromptWords
+              ) -> Callable[[str, Answer], float]:
   match reward:
     case PythonBlock():
       return lambda code, answer: 1.0
