@@ -3,9 +3,9 @@ arguments used, about as long as the library's own, and with words of the questi
 
 python -m launch.train --config=experiments/quickstart_grpo.py --workdir=runs/quickstart_grpo
 
-Of the answers that are sampled in the first step 17 % are in form. Of those sampled to held-out questions 62 % are after
-10 steps and 89 % after 20; greedy ones 95 % and 100 %. But the model finds a few answers that suit many questions: of
-the greedy ones 26 % are distinct after 10 steps and 4 % after 20 (2026-11-30).
+Of the answers that are sampled in the first step 17 % are in form. Of those sampled to held-out questions 62 % are
+after 10 steps and 89 % after 20; greedy ones 95 % and 100 %. But the model finds a few answers that suit many
+questions: of the greedy ones 26 % are distinct after 10 steps and 4 % after 20 (2026-11-30).
 """
 from typing import Any
 
