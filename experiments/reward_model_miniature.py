@@ -1,14 +1,16 @@
-"""A policy learns to please a reward model, and rounds mend it, offline (Gao et al. 2023, Scaling laws for reward model
-overoptimization; Llama 2, section 3.2: reward models learn from answers of the newest policy).
+"""A policy learns to please a reward model and gets worse at the task, offline (Gao et al. 2023, Scaling laws for
+reward model overoptimization).
 
-python -m launch.train --config=experiments/reward_model_miniature.py:0 --workdir=runs/overoptimised
-python -m launch.train --config=experiments/reward_model_miniature.py:6 --workdir=runs/rounds
+python -m launch.train --config=experiments/reward_model_miniature.py:1 --workdir=runs/overoptimised
 
 The task is that of rl_miniature.py: to sort six digits. The reward model learns from pairs of the right answer and
 another that the first model gave. The policy is rewarded by its score, and for ending; whether answers are right is
-only recorded, as reward/exact. The argument is the number of rounds: with 0 the policy has 150 steps on one reward
-model; else 40 in every round, and before each the reward model is trained further, on pairs with the policy's own
-answers.
+only recorded, as reward/exact. The argument is the number of rounds: before each the reward model is trained further,
+on pairs with the policy's own answers, and then the policy goes on for 40 steps.
+
+Seed 0, on held-out prompts: in the first round the score of sampled answers rises from -2.1 to 2.9 and the share of
+right ones falls from 10.6 % to 1.1 %. Later rounds do not bring it back: nothing is right any more that could be
+rewarded. Rounds that learn the best of several answers stay near enough: llama2_chat_small.py.
 """
 from llm_jax.config.experiment import (
   AdamW,
@@ -71,9 +73,6 @@ def rounds(count):
 
 
 def get_config(count):
-  count = int(count)
-  learning = rounds(count) if count else [reward_model(0, pairs('texts', count=400), 'texts', steps=150),
-                                          policy(0, 'texts', steps=150)]
   return experiment(
     seed=0,
     tokenizer=Bytes(),
@@ -82,6 +81,6 @@ def get_config(count):
     stages=(
       stage('texts', mix(DigitTexts(), packing='best_fit'), seq_len=60, batch_size=64, steps=300,
             learning_rate=LinearToZero(peak=4e-3, warmup=20), optimizer=Muon(), evals=(HeldOut(every=100),)),
-      *learning,
+      *rounds(int(count)),
     ),
   )

@@ -14,7 +14,7 @@ from llm_jax.config.schedules import Cosine, LinearToZero
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 ARGUMENTS = {'family': ':llama', 'shakespeare_char': ':a', 'gpt2_124m': ':a', 'llama3_8b': ':a', 'llama3_405b': ':a',
              'small_chat': ':a', 'rl_miniature': ':grpo', 'distill_small': ':teacher',
-             'prompting_miniature': ':a', 'reward_model_miniature': ':6'}
+             'prompting_miniature': ':a', 'reward_model_miniature': ':2'}
 
 
 def load(name):

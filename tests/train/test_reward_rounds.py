@@ -53,14 +53,18 @@ def test_a_few_steps(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_rounds_mend_what_a_reward_model_gets_wrong(tmp_path):
-  """On one reward model its score rises, and whether answers are right falls; after six rounds most are right."""
-  for rounds in (0, 6):
-    runs.run(tmp_path / 'none', tmp_path / f'{rounds}', experiment=f'{ROUNDS}:{rounds}')
-  records = read_metrics(tmp_path / '0')
-  began = [record for record in records if record['stage'] == 'policy_0' and 'reward/proxy' in record]
-  assert began[-1]['reward/proxy'] > began[0]['reward/proxy'] + 1
-  assert began[-1]['reward/exact'] < began[0]['reward/exact']
-  final = next(record for record in read_metrics(tmp_path / '6')
-               if record['kind'] == 'final' and record['stage'] == 'policy_6')
-  assert final['pass_greedy'] >= 0.85
+def test_a_policy_pleases_its_reward_model_and_gets_worse(tmp_path):
+  """Proxy beside gold, on held-out prompts."""
+  runs.run(tmp_path / 'none', tmp_path / 'run', experiment=f'{ROUNDS}:1')
+  final = next(record for record in read_metrics(tmp_path / 'run')
+               if record['kind'] == 'final' and record['stage'] == 'policy_1')
+  assert final['reward_sampled/proxy'] > final['reward_sampled/proxy_at_start'] + 2
+  assert final['pass_sampled'] < final['pass_sampled_at_start'] / 2
+
+
+@pytest.mark.slow
+def test_rounds_of_rejection_sampling_mend_it(tmp_path):
+  runs.run(tmp_path / 'none', tmp_path / 'run', experiment=f'{EXPERIMENTS}/llama2_chat_small.py')
+  passed = {record['stage']: record['pass_greedy'] for record in read_metrics(tmp_path / 'run')
+            if record['kind'] == 'final' and 'pass_greedy' in record}
+  assert passed['rejection_3'] >= 0.85 and passed['ppo'] >= 0.85
