@@ -71,9 +71,10 @@ class NF4Weight:
 
 
 def nf4_values(codes: jax.Array) -> jax.Array:
-  """The values of 4-bit codes, float32: read from a table where that is fast, on CPUs, and chosen by one bit after the
-  other elsewhere. (A TPU v5e would take 0.1 s for the table reads of 17 million codes, by its compiler.)"""
-  return jax.lax.platform_dependent(codes, cpu=_read_values, default=_choose_values)
+  """The values of 4-bit codes, float32: chosen by one bit after the other on TPUs, where a table is read slowly (a v5e
+  would take 0.1 s for 17 million codes, by its compiler), and read elsewhere. (The compiler for GPUs keeps the bits of
+  all choices in memory.)"""
+  return jax.lax.platform_dependent(codes, tpu=_choose_values, default=_read_values)
 
 
 def _read_values(codes: jax.Array) -> jax.Array:
