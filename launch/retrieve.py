@@ -41,6 +41,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
       help="JSON lines with 'question', 'answer' and perhaps 'evidence', a text that the right passage holds; default: "
       'the answer')
   add('--chat', action='store_true', help="of --questions: put them as conversations, by the model's chat template")
+  add('--prompt', default='Q: {}\nA:', metavar='TEXT', help="of --questions without --chat; default 'Q: {}\\nA:'")
   add('--method', choices=('bm25', 'dense', 'fused'), help='default: fused where there are vectors, else bm25')
   add('--top', type=int, default=5, help='passages to print; default 5')
   return parser.parse_args(argv)
@@ -59,6 +60,7 @@ def check(args: argparse.Namespace) -> None:
   require(not needs_harness or is_installed('lm_eval'), '--questions', str(args.questions),
           "with --checkpoint it needs lm_eval, which is not installed: pip install 'llm_jax[eval]'")
   require(not args.chat or needs_harness, '--chat', args.chat, 'is of --questions with a --checkpoint')
+  require(args.prompt.count('{}') == 1, '--prompt', args.prompt, 'write {} once, where the question stands')
   for name in ('top', 'length'):
     require(getattr(args, name) >= 1, f'--{name}', getattr(args, name), 'use 1 or more')
 

@@ -108,7 +108,10 @@ def print_likelihoods(args: argparse.Namespace, index: Index, questions: list[tu
   text = text_of(flags, saved)
   answerer = HarnessAnswerer(HarnessModel(text, saved.read(flags, text)),
                              lambda prompt, answer: len(text.encode_pair(prompt, answer)[1]))
-  put = (lambda said: text.render([{'role': 'user', 'content': said}])) if args.chat else 'Q: {}\nA:'.format
+
+  def put(said: str) -> str:
+    return text.render([{'role': 'user', 'content': said}]) if args.chat else args.prompt.replace('{}', said)
+
   print('passage, log-probability of the answer in nats:')
   for one in likelihoods(answerer, [Question(*question) for question in questions], index.texts, found, put):
     name = f'{one.prompt} ({method})' if one.prompt == 'retrieved' else one.prompt

@@ -4,7 +4,7 @@ that only passages hold.
 python -m tools.planted --out=planted
 
 Rules: every text applies one rule to words, 'abcd>dcba'; which one, nothing but the lines before says. Facts: every
-person has a code, 'The code of bamo kelar is 482.'; those of the persons that are asked for in the end are in no text
+person has a code, 'bamo kelar: 482'; those of the persons that are asked for in the end are in no text
 that is learnt from.
 
   rules.jsonl           texts to learn the rules from
@@ -86,8 +86,8 @@ def write_facts(folder: pathlib.Path, persons: int, questions: int, digits: int,
                  for _ in range(2))
   names = rng.sample([f'{one} {other}' for one in first for other in last], persons + questions)
   codes = {name: f'{rng.randrange(10**digits):0{digits}}' for name in names}
-  fact = lambda name: f'The code of {name} is {codes[name]}.'
-  row = lambda name: {'question': f'What is the code of {name}?', 'answer': codes[name], 'evidence': fact(name)}
+  fact = lambda name: f'{name}: {codes[name]}'
+  row = lambda name: {'question': f'{name}:', 'answer': codes[name], 'evidence': fact(name)}
   write_lines(folder / 'facts.jsonl', ({'text': fact(name)} for name in sorted(names)))
   write_lines(folder / 'questions.jsonl', map(row, names[:persons]))
   write_lines(folder / 'test_questions.jsonl', map(row, names[persons:]))

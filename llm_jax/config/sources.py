@@ -270,7 +270,7 @@ class RetrievedAnswers(DialogueSource):
   path: Safe[str]
   index: Safe[str]
   count: int = 1
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   question: str = 'question'
   answer: str = 'answer'
   val_fraction: float = 0.01

@@ -100,7 +100,7 @@ def _load(name: str, source: TaskSource) -> Loaded:
     manager = TaskManager(include_path=str(source.own.folder) if is_own else None,
                           include_defaults=definition is None and not is_own)
     found = manager.load([name if definition is None else str(definition.path)])
-    return Loaded(dict(found['tasks']), dict(found['groups']))
+    return Loaded(dict(found['tasks']), dict(found.get('groups', {})))
   except (OSError, ConnectionError) as error:
     raise ConfigError('--tasks', name, f'its data cannot be had ({_first_line(error)}): give a file of it, '
                       f'--data={name}=FILE') from error

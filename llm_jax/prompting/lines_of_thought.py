@@ -49,7 +49,8 @@ def think_in_a_tree(problem: LinesOfThought, breadth: int, depth: int, votes: in
 
   extract: reads the answer that is asked for.
   """
-  judge = ByVote(f'{INSTRUCTION}\n\n{problem.prompt}', lambda state: shown(state).strip(), votes, temperature)
+  instruction = f'{INSTRUCTION}\n\n{problem.prompt}'
+  judge: ByVote[Lines] = ByVote(instruction, lambda state: shown(state).strip(), votes, temperature)
   found = yield from breadth_first(problem, judge, breadth, depth)
   best = found.best[0]
   lines = shown(best).rstrip()

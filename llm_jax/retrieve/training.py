@@ -17,7 +17,8 @@ from llm_jax.retrieve.prompt import behind_passages
 
 
 class RetrievedAnswersReader(Reader[RetrievedAnswers]):
-  """A document is the passages and the question, which the user says, and the answer."""
+  """A document is the passages and the question, which the user says, and the answer. Without a template a space stands
+  before the answer, as evaluations have it."""
   suffixes = JSONL
 
   @functools.cached_property
@@ -48,5 +49,7 @@ class RetrievedAnswersReader(Reader[RetrievedAnswers]):
       require(isinstance(value, str), where, f'{name} is a {type(value).__name__}', 'give a text')
     found = self.bm25.search(question, self.config.count)
     prompt = behind_passages([self.index.passages[place].text for place in found], question)
+    if self.config.template is None:
+      answer = f' {answer}'
     messages = [{'role': 'user', 'content': prompt}, {'role': 'assistant', 'content': answer}]
     return answered(Dialogue(messages, 1), self.config.template, where, 'prompt')

@@ -37,7 +37,7 @@ def rows(path):
 def learn(source, steps, length):
   """A model that has read the texts of a source, as something that answers."""
   stage = Stage('learn', Data((Weighted(source),), packing='best_fit'), steps, length, 32,
-                LinearToZero(1e-2, warmup=10), optimizer=Muon())
+                LinearToZero(8e-3, warmup=10), optimizer=Muon())
   model = presets.llama(d_model=32, num_layers=2, num_heads=4, vocab_size=257, tied_head=True, rope_theta=100.0)
   for step in Training(Run(model, (stage,), Bytes()), stage).steps(steps):
     params = step.state.params if step.number == steps else None
