@@ -69,7 +69,8 @@ def sample_card(sample: Mapping[str, Any]) -> str:
   prompt = arguments[0][0] if arguments else ''
   metrics = ', '.join(f'{name} {sample[name]}' for name in sample.get('metrics', ()) if name in sample)
   answers = json.dumps(sample['filtered_resps'], ensure_ascii=False)
-  choices = [arguments_of[1] for arguments_of in arguments if isinstance(arguments_of[1], str)]
+  behind = [text for of_request in arguments for text in of_request[1:2]]  # nothing where a whole text is scored
+  choices = [text for text in behind if isinstance(text, str)]
   parts = [
     f'<summary>question {escape(sample["doc_id"])}: {escape(metrics)}</summary>',
     f'<pre>{escape(str(prompt)[-LONGEST:])}</pre>',
