@@ -6,8 +6,8 @@ The task is to sort six digits. Pretraining is on Python's standard library and 
 other ways. Then:
 
 1. demonstrations: right answers to 400 prompts are learnt (SFT);
-2. comparisons: the SFT model answers 800 prompts eight times, a verifier says which answers are right, and a reward
-   model learns to score these higher;
+2. comparisons: the SFT model answers 800 prompts eight times, and a reward model learns to score the right answer
+   higher than these;
 3. PPO: the SFT model learns from the score, with a penalty for leaving itself, in two ways: alone, and with pretraining
    text beside (PPO-ptx, equation 2).
 
@@ -84,8 +84,8 @@ def get_config():
       stage('sft', mix(BestOf(answers_of('pretrain', 400), at_least=1.0), packing='best_fit'), **rows, **finetuning,
             steps=30, learning_rate=LinearToZero(peak=3e-4, warmup=5), init=Params('pretrain'),
             evals=(PassRate(prompts=300),)),
-      stage('reward_model', RankedPairs(answers_of('sft', 800), pairs='all', val_fraction=0.05), **finetuning,
-            seq_len=16, batch_size=64, steps=200, objective=RewardModel(center=0.01),
+      stage('reward_model', RankedPairs(answers_of('sft', 800), demonstration='answer', val_fraction=0.05),
+            **finetuning, seq_len=16, batch_size=64, steps=200, objective=RewardModel(center=0.01),
             learning_rate=LinearToZero(peak=1e-3, warmup=5), init=Params('sft'), evals=(HeldOut(),)),
       ppo('ppo'),
       ppo('ppo_ptx', pretraining_loss=PretrainingLoss(mix(LIBRARY), batch_size=64, weight=0.5)),
