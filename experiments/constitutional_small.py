@@ -70,7 +70,7 @@ def get_config():
       stage('preferences', JudgedPairs(pairs, val_fraction=0.1), seq_len=16, batch_size=64, steps=200, **adam,
             learning_rate=LinearToZero(peak=1e-3, warmup=10), objective=RewardModel(center=0.01),
             init=Params('supervised'), evals=(HeldOut(every=50),)),
-      stage('rl', PROMPTS, seq_len=16, batch_size=256, steps=60, **adam, objective=grpo(kl=0.05),
+      stage('rl', PROMPTS, seq_len=16, batch_size=256, steps=60, **adam, objective=grpo(kl=0.5),
             rollout=Rollout((RewardModelScore(Params('preferences')),), answers=8, max_new_tokens=8, buckets=1),
             learning_rate=Constant(peak=3e-4, warmup=5), init=Params('supervised'), skip_spikes=None,
             evals=(verified,)),

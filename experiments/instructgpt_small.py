@@ -59,7 +59,8 @@ def ppo(name, **fields):
   rewards = (RewardModelScore(Params('reward_model'), 'score'), Length(longest=8, margin=1, weight=2.0),
              Exact(weight=0.0))
   return stage(name, PROMPTS, seq_len=64, batch_size=256, steps=60, objective=PPO(kl=KLInReward(0.1), value_weight=0.5),
-               rollout=Rollout(rewards, buckets=1, **ANSWERS), learning_rate=Constant(peak=2e-4, warmup=5),
+               rollout=Rollout(rewards, answers=8, max_new_tokens=8, buckets=1),
+               learning_rate=Constant(peak=2e-4, warmup=5),
                optimizer=AdamW(b2=0.95, weight_decay=0.0), init=Params('sft'), skip_spikes=None,
                evals=(HELD_OUT_ANSWERS,), **fields)
 

@@ -86,7 +86,7 @@ def get_config():
       *rounds(),
       stage('ppo', PROMPTS, **FINETUNING, seq_len=16, batch_size=256, steps=40,
             objective=PPO(kl=KLInReward(0.1), value_weight=0.5), learning_rate=Constant(peak=1e-4, warmup=5),
-            rollout=Rollout(rewards(ROUNDS), buckets=1, **ANSWERS), init=Params(f'rejection_{ROUNDS}'),
-            skip_spikes=None, evals=(HELD_OUT_ANSWERS,)),
+            rollout=Rollout(rewards(ROUNDS), answers=8, max_new_tokens=8, buckets=1),
+            init=Params(f'rejection_{ROUNDS}'), skip_spikes=None, evals=(HELD_OUT_ANSWERS,)),
     ),
   )

@@ -57,7 +57,8 @@ def policy(number, start, steps):
   proxy = RewardModelScore(Params(f'reward_{number}'), 'proxy')
   rewards = (proxy, Length(longest=8, margin=1, weight=2.0), Exact(weight=0.0))
   return stage(f'policy_{number}', SortedDigits(), **LEARNING, batch_size=256, steps=steps, objective=grpo(),
-               rollout=Rollout(rewards, buckets=1, **ANSWERS), learning_rate=Constant(peak=3e-4, warmup=5),
+               rollout=Rollout(rewards, answers=8, max_new_tokens=8, buckets=1),
+               learning_rate=Constant(peak=3e-4, warmup=5),
                init=Params(start), skip_spikes=None, evals=(PassRate(every=20, prompts=300, reward='exact'),))
 
 

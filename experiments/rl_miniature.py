@@ -72,7 +72,7 @@ def get_config(method):
     batch_size = 32 if method == 'online_dpo' else 256  # pairs or answers, to 32 prompts
     learning = (
       stage('rewards', SortedDigits(), seq_len=16, batch_size=batch_size, steps=150, objective=METHODS[method],
-            rollout=Rollout((Exact(),), buckets=1, **ANSWERS),
+            rollout=Rollout((Exact(),), answers=8, max_new_tokens=8, buckets=1),
             learning_rate=Constant(peak=3e-4, warmup=5), optimizer=AdamW(b2=0.95, weight_decay=0.0),
             init=Params('texts'), skip_spikes=None, evals=(PassRate(every=50, prompts=300),)),)
   return experiment(

@@ -76,8 +76,7 @@ def _check_compared(stage: Stage, rollout: Rollout) -> None:
 
 def check_samples(stage: Stage) -> None:
   """Whether what an earlier stage answers fits into rows."""
-  for field in ('data', 'eval_data'):
-    data = getattr(stage, field)
+  for field, data in (('data', stage.data), ('eval_data', stage.eval_data)):
     for i, part in enumerate(() if data is None else data.sources):
       if isinstance(part.source, SampledSource):
         tokens = part.source.samples.max_new_tokens

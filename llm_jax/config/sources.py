@@ -227,7 +227,7 @@ class RankedAnswers(DialogueSource):
   """
   path: Safe[str]
   answers: int = 4
-  template: str = 'chatml'
+  template: str | None = 'chatml'
   val_fraction: float = 0.01
   ignore: tuple[str, ...] = ()
   implementation: ClassVar[str] = 'llm_jax.data.sources.dialogues:RankedAnswersReader'

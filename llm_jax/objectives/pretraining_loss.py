@@ -1,5 +1,6 @@
 """Text that is learnt beside sampled answers, so that what was learnt of it stays (Ouyang et al. 2022, InstructGPT,
 equation 2)."""
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,5 +23,6 @@ def with_pretraining(loss: Loss, model: Transformer, params: Params, frozen: Fro
   if batch.pretraining is None:
     return loss
   text = LanguageModelObjective(model)(params, frozen, batch.pretraining, rng)
-  metrics: Any = {**loss.metrics, 'pretraining_nll': jax.lax.stop_gradient(Mean(text.metrics['nll'], text.weight))}
-  return loss.replace(total=loss.total + text.total, metrics=metrics)
+  nll: Any = text.metrics['nll']  # a sum over tokens
+  metrics = {**loss.metrics, 'pretraining_nll': jax.lax.stop_gradient(Mean(nll, text.weight))}
+  return dataclasses.replace(loss, total=loss.total + text.total, metrics=metrics)

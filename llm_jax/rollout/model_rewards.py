@@ -58,11 +58,12 @@ class ModelRewards:
         return self.reward_models(name, answers)
       case JudgeRating(judge):
         return self._judge(name).rate(judge, [answer.prompt.text for answer in answers], texts_of(answers))
-      case JudgePreference(judge, None):
+      case JudgePreference(judge, against=None):
         groups = [answers[first:first + self.group] for first in range(0, len(answers), self.group)]
         prompts = [group[0].prompt.text for group in groups]
         return self._judge(name).win_rates(judge, prompts, [texts_of(group) for group in groups]).reshape(-1)
-      case JudgePreference(judge, str(column)):
+      case JudgePreference(judge, against=column):
+        assert column is not None
         return self._judge(name).prefer(judge, [against(name, answer, column) for answer in answers])
 
   def _judge(self, name: str) -> JudgeModel:

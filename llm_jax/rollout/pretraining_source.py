@@ -1,4 +1,5 @@
 """Rollouts of policy gradients and PPO with text that is learnt beside the answers (InstructGPT, equation 2)."""
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,11 +30,11 @@ class PretrainingSource(RewardedSource):
     counts_tokens = not isinstance(self._objective, PolicyGradient) or self._objective.aggregation == 'tokens'
     counted = batch.text.weights if counts_tokens else batch.text.segment_ids.max(1)  # segments are answers
     weights = scaled(text.weights, counted, self._stage.pretraining_loss.weight)
-    return batch.replace(pretraining=text.replace(weights=weights))
+    return dataclasses.replace(batch, pretraining=dataclasses.replace(text, weights=weights))
 
   def shapes(self) -> Iterator[tuple[tuple[int, int], RolloutBatch]]:
     for shape, batch in super().shapes():
-      yield shape, batch.replace(pretraining=self.text.abstract())
+      yield shape, dataclasses.replace(batch, pretraining=self.text.abstract())
 
   @property
   def fingerprint(self) -> dict[str, str]:

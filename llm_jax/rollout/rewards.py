@@ -170,7 +170,7 @@ def passes(reward: PythonPasses, answers: Sequence[Answer]) -> list[float]:
     programs.append(f'{code_of(answer)}\n{tests}\n' if answer.ended else None)
   limits = Limits(reward.seconds, reward.memory_mib * 2**20)
   distinct = [program for program in dict.fromkeys(programs) if program is not None]
-  passed = {None: False}
+  passed: dict[str | None, bool] = {None: False}
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     outcomes = pool.map(lambda program: run_program(program, limits), distinct)
     for program, outcome in zip(distinct, outcomes, strict=True):

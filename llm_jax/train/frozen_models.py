@@ -120,9 +120,9 @@ def find_reward_models(session: Session, stage: Stage, rewarded: Rewarded | None
     with located(f'stage {stage.name}: rewards[{place}]'):
       found[name] = _find(session, reward.model, role_of(reward))
       table = found[name].abstract.model.config.max_length
-      is_read_to_the_end = isinstance(reward, RewardModelScore) and table is not None
-      require(not is_read_to_the_end or stage.seq_len < table, 'model', f'{table} learned positions',
-              f'it reads rows of seq_len={stage.seq_len} with the token behind them: use one with more')
+      if isinstance(reward, RewardModelScore) and table is not None:
+        require(stage.seq_len < table, 'model', f'{table} learned positions',
+                f'it reads rows of seq_len={stage.seq_len} with the token behind them: use one with more')
   return found
 
 

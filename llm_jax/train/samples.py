@@ -165,7 +165,7 @@ def sample_parts(session: Session, samples: Samples | Revisions, checkpoint: Sav
   """What is drawn in a part depends on its number and the settings alone."""
   parent = next(each for each in session.run.stages if each.name == samples.stage)
   params = session.saved_models().whole(parent, checkpoint)
-  params = DecodingCopy(None, session.execution.dtype, session.mesh)(params, None)
+  params = DecodingCopy(None, session.execution.dtype, session.mesh)(params, Frozen())
   sampler = Sampler(session.run.model_of(parent), session.execution, session.tokenizer, stop_tokens,
                     samples.max_new_tokens)
   draw = functools.partial(sampler.answers, params)
