@@ -76,8 +76,8 @@ def test_damage_between_verifying_and_reading_is_noticed(folder, damage):
 def test_damage_while_the_rest_is_verified_is_noticed(folder, monkeypatch):
   largest = max(files(folder / '00000020' / 'state'), key=lambda path: path.stat().st_size)
 
-  def verify_and_damage(path):
-    manifest = verify(path)
+  def verify_and_damage(path, read):
+    manifest = verify(path, read)
     flip(largest, 77)
     monkeypatch.setattr(checkpoint_module, 'verify', verify)
     return manifest
@@ -91,7 +91,7 @@ def test_damage_while_the_rest_is_verified_is_noticed(folder, monkeypatch):
 
 def test_without_verification_a_flipped_bit_would_be_restored(folder, monkeypatch):
   """The mutation: were nothing verified, damage in the arrays would become parameters: the test above has a point."""
-  monkeypatch.setattr(checkpoint_module, 'verify', read_manifest)
+  monkeypatch.setattr(checkpoint_module, 'verify', lambda path, read: read_manifest(path))
   data = max(files(folder / '00000020' / 'state'), key=lambda path: path.stat().st_size)
   target, silent = abstract(make_state(0)), 0
   for bit in range(8 * 64, 8 * data.stat().st_size, data.stat().st_size):

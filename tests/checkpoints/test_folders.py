@@ -225,11 +225,11 @@ def test_a_reader_beside_a_run_that_saves_finds_a_whole_one(tmp_path):
 def test_a_reader_that_takes_longer_than_a_save_is_not_overtaken_for_ever(tmp_path, monkeypatch):
   tries, has_found = [], threading.Event()
 
-  def open_slowly(path):
+  def open_slowly(path, read):
     tries.append(path.name)
     assert len(tries) < 5, 'every one of them went while it was verified'
     time.sleep(0.5)
-    return open_checkpoint(path)
+    return open_checkpoint(path, read)
 
   with CheckpointStore(tmp_path, keep=1) as store:
     save(store, 1)
