@@ -4,12 +4,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FLUSH_SECONDS = 2.0
+SETTLE_SECONDS = 0.05  # in which other threads end the writes that they have begun
 SHOW_CURSOR = b'\x1b[?25h'
 
 Answer = Callable[[int], None]
@@ -60,15 +62,31 @@ def leave(code: int, last: str = '') -> NoReturn:
 
   Nothing else may follow: locks, temporary files and background threads are left to the kernel.
 
-  last: a line for stderr, after what other threads have printed meanwhile.
+  last: a line for stderr, after what other threads have printed meanwhile. It stays the last: what they print from then
+    on goes nowhere.
   """
   # In a thread of its own: another one may hold the lock of a file whose reader is gone, or sleeps.
   flushing = threading.Thread(target=_flush, daemon=True)
   flushing.start()
   flushing.join(FLUSH_SECONDS)
   if last:
-    tell(last)
+    _tell_last(last)
   os._exit(code)
+
+
+def _tell_last(line: str) -> None:
+  """Prints a line on stderr, and from then on nothing."""
+  try:
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+  except OSError:  # stderr is closed, or there are too many open files
+    tell(line)
+    return
+  time.sleep(SETTLE_SECONDS)
+  with contextlib.suppress(OSError):  # its reader is gone
+    os.write(stderr, f'{line}\n'.encode())
 
 
 def _flush() -> None:
