@@ -22,6 +22,7 @@ from launch import runtime
 from launch.arena_judges import add_flags, check_judge, judge_battles
 from launch.errors import refusing
 from launch.imported import run_folder
+from launch.place_flags import local_path
 from launch.sample_flags import SampleFlags
 from launch.sample_flags import parse as parse_sample
 from llm_jax.config.errors import require
@@ -35,12 +36,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog='python -m launch.arena', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', action='append', default=[], type=pathlib.Path, metavar='WORKDIR',
+  add('--checkpoint', action='append', default=[], type=local_path, metavar='WORKDIR',
       help='a model, as of launch.sample; given twice or more')
-  add('--prompts', type=pathlib.Path, metavar='FILE', help="a prompt a line, or JSON lines with a 'prompt'")
-  add('--out', required=True, type=pathlib.Path, metavar='DIR', help='the folder of the arena')
+  add('--prompts', type=local_path, metavar='FILE', help="a prompt a line, or JSON lines with a 'prompt'")
+  add('--out', required=True, type=local_path, metavar='DIR', help='the folder of the arena')
   add_flags(parser)
-  add('--votes', action='append', default=[], type=pathlib.Path, metavar='FILE',
+  add('--votes', action='append', default=[], type=local_path, metavar='FILE',
       help='votes that were downloaded from the page; can be given more than once')
   add('--max_new_tokens', type=int, default=128, help='of an answer; default 128')
   add('--temperature', type=float, default=0.8, help='of the answers; default 0.8')

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from launch.imported import run_folder
+from launch.place_flags import local_path
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.judges import PairJudge
 from llm_jax.config.teachers import SavedRun
@@ -17,10 +18,10 @@ ROWS_AT_ONCE = 16
 def add_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('--judge', metavar='FILE:FUNCTION', help='a Python function (prompt, answer) -> number that decides every battle')
-  add('--reward_model', type=pathlib.Path, metavar='WORKDIR', help='a run whose reward model decides every battle')
-  add('--judge_model', type=pathlib.Path, metavar='WORKDIR',
+  add('--reward_model', type=local_path, metavar='WORKDIR', help='a run whose reward model decides every battle')
+  add('--judge_model', type=local_path, metavar='WORKDIR',
       help='a run with a language model that is asked, in both orders, which answer is better')
-  add('--judge_template', type=pathlib.Path, metavar='FILE',
+  add('--judge_template', type=local_path, metavar='FILE',
       help='a text file with what it is asked, with {prompt}, {first} and {second} in it')
   add('--judge_options', default='A,B', metavar='A,B',
       help='what it says for the first and for the second, one token each; default A,B')

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from launch import runtime
 from launch.errors import refuse, refusing
+from launch.place_flags import local_path
 from llm_jax.config.errors import require
 from llm_jax.config.hub_names import REPOSITORY, is_hub_name
 from llm_jax.config.packages import is_installed
@@ -51,7 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'adapter': 'with --from_hf: a folder of PEFT, whose adapter becomes part of the weights',
   }
   for name, words in folders.items():
-    parser.add_argument(f'--{name}', type=pathlib.Path, metavar='DIR', help=words)
+    parser.add_argument(f'--{name}', type=local_path, metavar='DIR', help=words)
   parser.add_argument('--push', metavar='OWNER/NAME', help='target: a model on the Hugging Face hub, with a model card')
   parser.add_argument('--private', action='store_true', help='--push: make a private repository where there is none')
   parser.add_argument('--dry_run', action='store_true', help='--push: show the files and the card, and send nothing')
@@ -65,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       help='give embedding and head N rows; new ones are the mean of the old')
   parser.add_argument('--quantize', choices=QUANTIZED,
                       help='with --to: store the matrices of the blocks in 8 or 4 bits, all else in bfloat16')
-  parser.add_argument('--score', type=pathlib.Path, metavar='FILE',
+  parser.add_argument('--score', type=local_path, metavar='FILE',
                       help='with --quantize: a text on which the model is scored before and after')
   parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'),
                       help='of exported tensors; default float32')

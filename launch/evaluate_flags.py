@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+from launch.place_flags import local_path
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
 from llm_jax.config.source import TEMPLATES
@@ -50,7 +51,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   parser = argparse.ArgumentParser(prog='python -m launch.evaluate', description=description,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=pathlib.Path, metavar='WORKDIR',
+  add('--checkpoint', required=True, type=local_path, metavar='WORKDIR',
       help='the folder of the run; or a Hugging Face folder, or the name of a model on the hub')
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
       help='the questions of a task: JSON lines, JSON or parquet with the columns of its official data set')
   add('--examples', action='append', default=[], metavar='TASK=FILE',
       help='likewise the examples before them; default: other questions of the same file')
-  add('--include_path', type=pathlib.Path, metavar='DIR', help='a folder of .yaml tasks of your own')
+  add('--include_path', type=local_path, metavar='DIR', help='a folder of .yaml tasks of your own')
   add('--num_fewshot', type=int, metavar='N', help='examples before each question; default: as the task says')
   add('--limit', type=int, metavar='N', help='questions of each task, from the first on; default: all')
   add('--chat', action='store_true', help="put the questions as conversations, by the model's chat template")
@@ -77,8 +78,8 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
       help='how answers are found: zero_shot_cot, self_consistency:n=40, auto_cot:clusters=8, tree_of_thoughts, '
       'chaining:file=F, active_prompt:annotations=F, retrieval:index=DIR')
   add('--against', choices=(HF,), help="run the harness's own `hf` backend on the same model too, and compare")
-  add('--baseline', type=pathlib.Path, metavar='DIR', help='the output of an earlier evaluation, to compare with')
-  add('--output', type=pathlib.Path, metavar='DIR', help='default: evaluations/NAME, by the name of the checkpoint')
+  add('--baseline', type=local_path, metavar='DIR', help='the output of an earlier evaluation, to compare with')
+  add('--output', type=local_path, metavar='DIR', help='default: evaluations/NAME, by the name of the checkpoint')
   add('--batch_size', type=int, default=16, metavar='N', help='texts that are read at a time; default 16')
   add('--dtype', choices=('float32', 'bfloat16'), help="of the computation; default: the run's own")
   add('--seed', type=int, default=0, help='of answers that are drawn; default 0')

@@ -19,6 +19,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.hub_names import hub_names
 from llm_jax.config.model import architecture
 from llm_jax.config.packages import check_packages, is_installed
+from llm_jax.config.places import check_places
 from llm_jax.config.run import Run
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.config.type_hints import is_sequence, suggest
@@ -181,8 +182,9 @@ def unknown_argument(error: Exception) -> str:
 
 # ---------------------------------------------------------------------------------------------- files that it names
 def check_files(run: Run, config: str) -> None:
-  """Refuses a run that names files which do not exist, or needs packages that are not installed."""
+  """Refuses a run that names files which do not exist or cannot be read, or needs packages that are not installed."""
   check_packages(run)
+  check_places(run)
   file = config.partition(':')[0]
   on_hub = [name.name for name in hub_names(run)]
   if on_hub and not is_installed('huggingface_hub'):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from launch import runtime
 from launch.errors import refusing
 from launch.imported import run_folder
+from launch.place_flags import local_path
 from llm_jax.config.errors import require
 from llm_jax.tracking.run_config import read_config
 
@@ -31,17 +32,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog='python -m launch.explain', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=pathlib.Path, metavar='WORKDIR',
+  add('--checkpoint', required=True, type=local_path, metavar='WORKDIR',
       help='the folder of a run; or a Hugging Face folder, or the name of a model on the hub')
   add('--text', required=True, help="what the model reads; '-' reads it from standard input")
-  add('--against', type=pathlib.Path, metavar='WORKDIR', help='a second model, which is shown beside the first')
+  add('--against', type=local_path, metavar='WORKDIR', help='a second model, which is shown beside the first')
   add('--stage', help='of --checkpoint; default: the last one that has a checkpoint')
   add('--step', type=int, help='of --checkpoint; default: the newest valid checkpoint')
   add('--against_stage', help='of --against')
   add('--against_step', type=int, help='of --against')
   add('--max_tokens', type=int, metavar='N',
       help='cut the text after N tokens; default: 128, or as many as keep the page near a megabyte')
-  add('--out', type=pathlib.Path, default=pathlib.Path('explain.html'), metavar='FILE', help='default: explain.html')
+  add('--out', type=local_path, default=pathlib.Path('explain.html'), metavar='FILE', help='default: explain.html')
   return parser.parse_args(argv)
 
 

@@ -17,6 +17,7 @@ from launch.experiment_file import check_files, load_run
 from launch.field_help import format_fields
 from launch.overrides import split_overrides
 from llm_jax.config.errors import ConfigError, located
+from llm_jax.config.places import check_is_path
 from llm_jax.config.run import Run
 from llm_jax.config.type_hints import suggest
 from llm_jax.runtime.address import split_address
@@ -175,6 +176,7 @@ def check_workdir(workdir: str | None, stages: Sequence[str] = ()) -> None:
   """Refuses a workdir that cannot be written, or whose file system cannot hold a checkpoint's names; makes nothing."""
   if not workdir:
     raise Refused('--workdir is missing: say where the run lives, such as --workdir=runs/quickstart')
+  check_is_path('--workdir', workdir)
   path = pathlib.Path(workdir).absolute()
   try:
     existing = next(folder for folder in (path, *path.parents) if folder.exists())

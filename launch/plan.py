@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from launch.errors import refusing
 from launch.experiment_file import load_run
 from launch.overrides import split_overrides
+from launch.place_flags import local_path
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.run import Run
 from llm_jax.plan.cost import Assumptions
@@ -60,8 +61,8 @@ def make_parser() -> argparse.ArgumentParser:
   parser.add_argument('--bytes_per_token', type=float, default=default.bytes_per_token, help='of text; %(default)s')
   parser.add_argument('--compile', action='store_true', help='compiles the step for the devices, without having any')
   parser.add_argument('--search', action='store_true', help='tries meshes, remat and microbatches; lists the best')
-  parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='writes the plan as JSON too')
-  parser.add_argument('--picture', type=pathlib.Path, metavar='FILE', help='draws the memory as SVG too')
+  parser.add_argument('--json', type=local_path, metavar='FILE', help='writes the plan as JSON too')
+  parser.add_argument('--picture', type=local_path, metavar='FILE', help='draws the memory as SVG too')
   return parser
 
 

@@ -5,20 +5,20 @@
 """
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from launch.errors import refusing
+from launch.place_flags import local_path
 from llm_jax.config.errors import require
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog='python -m launch.report', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--workdir', required=True, action='append', type=pathlib.Path,
+  parser.add_argument('--workdir', required=True, action='append', type=local_path,
                       help='the folder of a run; given more than once, up to six runs are compared with the first')
-  parser.add_argument('--output', type=pathlib.Path, metavar='FILE',
+  parser.add_argument('--output', type=local_path, metavar='FILE',
                       help='of a comparison; default: comparison.html beside the first run')
   args = parser.parse_args(argv)
   with refusing():

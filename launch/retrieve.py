@@ -9,13 +9,13 @@ Texts are cut by the tokens of the checkpoint's tokenizer, or by bytes without o
 the right passage is found, and how likely the checkpoint finds the right answers with passages and without.
 """
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
 from launch import runtime
 from launch.errors import refusing
 from launch.imported import run_folder
+from launch.place_flags import local_path
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
 
@@ -24,11 +24,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog='python -m launch.retrieve', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--index', required=True, type=pathlib.Path, metavar='DIR', help='the folder of the passages')
+  add('--index', required=True, type=local_path, metavar='DIR', help='the folder of the passages')
   add('--build', action='store_true', help='make it of --texts')
-  add('--texts', action='append', default=[], type=pathlib.Path, metavar='FILE',
+  add('--texts', action='append', default=[], type=local_path, metavar='FILE',
       help="JSON lines with a 'text', or a text; once or more. Without --build: refuse an index of other texts")
-  add('--checkpoint', type=pathlib.Path, metavar='WORKDIR',
+  add('--checkpoint', type=local_path, metavar='WORKDIR',
       help='a run, by whose tokenizer texts are cut, whose states --embed=states takes, and which --questions asks')
   add('--stage', help='of --checkpoint; default: the last one that has a checkpoint')
   add('--step', type=int, help='of --checkpoint; default: the newest valid checkpoint')
@@ -37,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--embed', choices=('states', 'wordllama'),
       help="of --build: vectors beside the words, the checkpoint's mean states or those of the package wordllama")
   add('--query', metavar='TEXT', help='what to look for')
-  add('--questions', type=pathlib.Path, metavar='FILE',
+  add('--questions', type=local_path, metavar='FILE',
       help="JSON lines with 'question', 'answer' and perhaps 'evidence', a text that the right passage holds; default: "
       'the answer')
   add('--chat', action='store_true', help="of --questions: put them as conversations, by the model's chat template")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.config.places import CACHE, check_is_path
 from llm_jax.runtime.files import write_atomic
 
 # A file whose status changed less than this long ago may change again within the clock's grain: its hash is not kept.
@@ -16,8 +17,9 @@ LARGE_BYTES = 1 << 20  # smaller files are hashed as fast as their hash is looke
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-  """`cache_dir`, else $LLM_JAX_CACHE, else ~/.cache/llm_jax."""
-  return pathlib.Path(cache_dir or os.environ.get('LLM_JAX_CACHE') or pathlib.Path.home() / '.cache' / 'llm_jax')
+  """`cache_dir`, else $LLM_JAX_CACHE, else ~/.cache/llm_jax.   Raises ConfigError where the variable holds a URL."""
+  check_is_path(CACHE, os.environ.get(CACHE, ''))
+  return pathlib.Path(cache_dir or os.environ.get(CACHE) or pathlib.Path.home() / '.cache' / 'llm_jax')
 
 
 def of(value: Any) -> str:

@@ -16,6 +16,7 @@ from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.hub_names import HubName, hub_names, pinned
 from llm_jax.config.optimizers import Optax
 from llm_jax.config.packages import check_packages
+from llm_jax.config.places import check_is_path, check_places
 from llm_jax.config.run import Run
 from llm_jax.config.stage import Stage
 from llm_jax.config.stage_init import HuggingFace
@@ -89,6 +90,8 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
   time_use.begin_run()
   activity.begin('opens the run')
   check_packages(run)
+  check_places(run)
+  check_is_path('workdir', str(workdir))
   check_optimizers(run)
   check_memory(run)
   check_shapes(run)

@@ -1,0 +1,15 @@
+"""Flags that name a file or a folder."""
+import argparse
+import pathlib
+
+from llm_jax.config.errors import ConfigError
+from llm_jax.config.places import check_is_path
+
+
+def local_path(text: str) -> pathlib.Path:
+  """What argparse makes of a path; a URL is refused, which would become a folder of that name here."""
+  try:
+    check_is_path('', text)
+  except ConfigError as error:
+    raise argparse.ArgumentTypeError(f'{text}: {error.hint}') from None
+  return pathlib.Path(text)
