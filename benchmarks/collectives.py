@@ -3,9 +3,9 @@
 pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10.2' 'jax-cuda12-pjrt==0.10.2'
 PYTHONPATH=chips python -m benchmarks.collectives [--cases h100x8 h100x64 ...]
 
-Compiled and never run: Llama 3 8B cut to two layers, AdamW, bfloat16, blocks rematerialised. The closed form is that of
-`llm_jax/plan/traffic.py`. Peak is what the compiler plans for a device. Async is the share of the bytes gathered and
-reduced by collectives that are started and awaited later.
+Compiled and never run: Llama 3 8B cut to two layers, or what a case names; AdamW, bfloat16, blocks rematerialised. The
+closed form is that of `llm_jax/plan/traffic.py`. Peak is what the compiler plans for a device. Async is the share of
+the bytes gathered and reduced by collectives that are started and awaited later.
 """
 import argparse
 import collections
@@ -21,10 +21,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """devices: 'h100:N' or a TPU slice.   mesh: sizes of the axes.   rows: of the batch."""
+  """devices: 'h100:N' or a TPU slice.   mesh: sizes of the axes.   rows: of the batch.   model: a preset.
+
+  layers: that the model is cut to.
+  """
   devices: str
   mesh: dict[str, int]
   rows: int
+  model: str = 'llama3_1_8b'
+  layers: int = 2
   seq_len: int = 4_096
   microbatches: int = 1
   form: str = 'gather'
@@ -39,9 +44,13 @@ CASES = {
   'h100x8 context=2 ring': Case('h100:8', dict(fsdp=4, context=2), 16, seq_len=8_192, form='ring'),
   'h100x64': Case('h100:64', dict(fsdp=64), 256),
   'h100x64 data=8': Case('h100:64', dict(data=8, fsdp=8), 256),
+  'h100x64 mixtral': Case('h100:64', dict(fsdp=8, expert=8), 256, 'mixtral_8x7b'),
+  'h100x256 deepseek': Case('h100:256', dict(fsdp=16, expert=16), 512, 'deepseek_v3', layers=5),
   'v5px16': Case('v5p:2x2x4', dict(fsdp=16), 256),
   'v5px64': Case('v5p:4x4x4', dict(fsdp=64), 1_024),
   'v5px64 data=4': Case('v5p:4x4x4', dict(data=4, fsdp=16), 1_024),
+  'v5px64 mixtral': Case('v5p:4x4x4', dict(fsdp=8, expert=8), 512, 'mixtral_8x7b'),
+  'v5px256 deepseek': Case('v5p:4x8x8', dict(fsdp=16, expert=16), 512, 'deepseek_v3', layers=5),
   'v5ex256 data=16': Case('v5e:16x16', dict(data=16, fsdp=16), 512),
 }
 
@@ -49,7 +58,7 @@ CASES = {
 def make_run(case: Case):
   from llm_jax.config import schema
   from llm_jax.config.experiment import AdamW, Bytes, Constant, Mesh, Text, experiment, presets, stage
-  model = dataclasses.replace(presets.llama3_1_8b(), num_layers=2)
+  model = dataclasses.replace(getattr(presets, case.model)(), num_layers=case.layers)
   mesh = Mesh(**{'data': 1, **case.mesh})
   train = stage('pretrain', Text('x.txt'), steps=1_000, seq_len=case.seq_len, batch_size=case.rows,
                 microbatches=case.microbatches, learning_rate=Constant(3e-4), optimizer=AdamW(), remat='block')
