@@ -108,6 +108,20 @@ def rollouts(content: Content) -> Ratios:
   return ratios
 
 
+def hosts(content: Content) -> Ratios:
+  """Seconds of process 0's processor for each host of many over those for each of few: 1 where they grow as the number
+  of hosts does (less is better). And its peak memory over 1 GiB, its seconds of committing a checkpoint over 10."""
+  few, many = sorted(content['hosts'], key=int)
+  ratios = {}
+  for part in ('on_first', 'save', 'resume'):
+    each = [content['hosts'][count]['parts'][part]['processor'] / int(count) for count in (few, many)]
+    ratios[f'{part}: processor a host'] = each[1] / each[0]
+  parts = content['hosts'][many]['parts']
+  ratios[f'memory of {many} / GiB'] = max(part['peak_mib'] for part in parts.values()) / 1_024
+  ratios[f'commit of {many} / 10 s'] = parts['save: manifest']['seconds'] / 10
+  return ratios
+
+
 RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'train_step': train_step,
   'decode': decode,
@@ -121,4 +135,5 @@ RATIOS: dict[str, Callable[[Content], Ratios]] = {
   'import_llama': import_llama,
   'state_memory': state_memory,
   'lean_training': lean_training,
+  'hosts': hosts,
 }

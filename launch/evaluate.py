@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with refusing():
       joining.join(flags.coordinator, flags.num_processes, flags.process_id)
       check_alone(flags)
+      processes.connect_devices()
       opened = open_model(flags, run_folder('--checkpoint', flags.checkpoint))
       annotated = opened.annotate()
       if annotated is not None:

@@ -13,12 +13,12 @@ import dataclasses
 import fcntl
 import os
 import re
-import shutil
 from collections.abc import Collection, Generator, Sequence
 from pathlib import Path
 
 from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import NAME as MANIFEST
+from llm_jax.runtime.trees import remove_tree
 
 COMMITTED_NAME = re.compile(r'(\d{8,})(\.old)?')
 LEFTOVER_NAME = re.compile(r'\d{8,}(\.old)?(\.saving|\.deleting)')
@@ -164,4 +164,4 @@ def remove(path: Path) -> None:
   if path.is_symlink() or path.is_file():
     path.unlink()
   elif path.exists():
-    shutil.rmtree(path)
+    remove_tree(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.files import sync_folder, write_atomic
+from llm_jax.runtime.trees import Tree, for_each, read_tree
 
 NAME = 'manifest.json'
 _CHUNK = 1 << 20
@@ -73,11 +74,10 @@ def write_manifest(folder: Path, metadata: dict[str, Any], read: ReadEntries = r
 
   metadata: JSON values.   read: what hashes the files and makes them durable.
   """
-  names = _file_names(folder)
+  tree = read_tree(folder)
+  names = _file_names(tree)
   entries = read(folder, names, True)
-  for path in folder.rglob('*'):
-    if path.is_dir():
-      sync_folder(path)
+  for_each(lambda name: sync_folder(folder / name), tree.folders)
   files = {name: entry.to_json() for name, entry in zip(names, entries, strict=True)}
   write_atomic(folder / NAME, _encode({'metadata': metadata, 'files': files}))
 
@@ -114,14 +114,14 @@ def verify(folder: Path, read: ReadEntries = read_entries) -> Manifest:
     CheckpointError: naming the first file that is missing, unknown to the manifest, of another size, or changed.
   """
   manifest = read_manifest(folder)
-  found = set(_file_names(folder))
+  found = set(_file_names(read_tree(folder)))
   for name in sorted(manifest.files.keys() - found):
     raise CheckpointError(f'{folder / name}: missing')
   for name in sorted(found - manifest.files.keys()):
     raise CheckpointError(f'{folder / name}: not listed in {NAME}')
   names = sorted(manifest.files)
-  for name in names:  # before any file is read: a size is known at once
-    num_bytes = (folder / name).stat().st_size
+  # Before any file is read: a size is known at once.
+  for name, num_bytes in zip(names, for_each(lambda name: (folder / name).stat().st_size, names), strict=True):
     listed = manifest.files[name].num_bytes
     if num_bytes != listed:
       raise CheckpointError(f'{folder / name}: has {num_bytes} bytes, {NAME} says {listed}')
@@ -131,14 +131,9 @@ def verify(folder: Path, read: ReadEntries = read_entries) -> Manifest:
   return manifest
 
 
-def _file_names(folder: Path) -> list[str]:
+def _file_names(tree: Tree) -> list[str]:
   """Relative paths of everything but folders and the manifest, sorted. A link counts, wherever it leads."""
-  names: list[str] = []
-  for path in folder.rglob('*'):
-    name = path.relative_to(folder).as_posix()
-    if name != NAME and (path.is_symlink() or not path.is_dir()):
-      names.append(name)
-  return sorted(names)
+  return [name for name in tree.files if name != NAME]
 
 
 def _encode(body: dict[str, Any]) -> bytes:

@@ -5,9 +5,11 @@ that a machine gets which is taken away. Questions and answers go through the co
 through the devices, so that a thread can hash while a step runs:
 
 <key>/<question>/<rank>         the names of the files that process `rank` is to read
-<key>/<question>/<rank>/found   their entries, or an error
+<key>/<question>                that they are there, or that no further question follows
+<key>/<question>/found/<rank>   the entries of these files, or an error
 """
 import contextlib
+import heapq
 import itertools
 import json
 import re
@@ -23,13 +25,15 @@ from orbax.checkpoint import multihost
 from llm_jax.checkpoints.manifest import FileEntry, ReadEntries, read_entries
 from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import CheckpointError, one_line
+from llm_jax.runtime.trees import for_each
 
 T = TypeVar('T')
 
 MIN_BYTES = 64 << 20  # less is read by process 0 alone
 WRITTEN_BY = re.compile(r'(^|/)ocdbt\.process_(\d+)/')  # where Orbax writes what one process saves
 PATIENT_SECONDS = 60  # that a process waits before it says for whom
-END = 'end'
+READ, END = 'read', 'end'
+WHAT = 'hashing a checkpoint'
 _verifications = itertools.count()
 
 
@@ -63,7 +67,7 @@ def asking(key: str, root: Path) -> Generator[ReadEntries]:
   numbers = itertools.count()
 
   def read(folder: Path, names: Sequence[str], durable: bool = False) -> list[FileEntry]:
-    sizes = {name: (folder / name).lstat().st_size for name in names}
+    sizes = dict(zip(names, for_each(lambda name: (folder / name).lstat().st_size, names), strict=True))
     if sum(sizes.values()) < MIN_BYTES:
       return read_entries(folder, names, durable)
     below = folder.relative_to(root).as_posix()
@@ -71,17 +75,21 @@ def asking(key: str, root: Path) -> Generator[ReadEntries]:
     question = _key(key, next(numbers))
     for rank, share in enumerate(shares[1:], start=1):
       client.key_value_set(f'{question}/{rank}', json.dumps([below, share, durable]))
-    found = dict(zip(shares[0], read_entries(folder, shares[0], durable), strict=True))
-    for rank, share in enumerate(shares[1:], start=1):
-      found |= zip(share, _read_answer(client, question, rank), strict=True)
-    return [found[name] for name in names]
+    client.key_value_set(question, READ)
+    own = _reply(folder, shares[0], durable)
+    client.key_value_set(f'{question}/found/0', '')
+    found = [own, *_collect(client, question)]
+    entries: dict[str, FileEntry] = {}
+    for share, reply in zip(shares, found, strict=True):
+      if isinstance(reply, str):
+        raise CheckpointError(reply)
+      entries |= zip(share, map(FileEntry.from_json, reply), strict=True)
+    return [entries[name] for name in names]
 
   try:
     yield read
   finally:
-    last = _key(key, next(numbers))
-    for rank in range(1, jax.process_count()):
-      client.key_value_set(f'{last}/{rank}', END)
+    client.key_value_set(_key(key, next(numbers)), END)
 
 
 def answer(key: str, root: Path) -> None:
@@ -89,16 +97,29 @@ def answer(key: str, root: Path) -> None:
   client = multihost.get_jax_distributed_client()
   rank = jax.process_index()
   for number in itertools.count():
-    question = f'{_key(key, number)}/{rank}'
-    said = _wait_for(client, question, of=0)
-    if said == END:
+    question = _key(key, number)
+    if _wait_for(client, question) == END:
       return
-    below, share, durable = json.loads(said)
-    try:
-      reply: Any = [entry.to_json() for entry in read_entries(root / below, share, durable)]
-    except (CheckpointError, OSError) as error:
-      reply = one_line(error)
-    client.key_value_set(f'{question}/found', json.dumps(reply))
+    below, share, durable = json.loads(client.key_value_try_get(f'{question}/{rank}'))
+    reply = _reply(root / below, share, durable)
+    client.key_value_set(f'{question}/found/{rank}', json.dumps(reply))
+    _wait_for_all(client, question)
+
+
+def _reply(folder: Path, share: Sequence[str], durable: bool) -> Any:
+  """The entries of the files as JSON values, or an error's text."""
+  try:
+    return [entry.to_json() for entry in read_entries(folder, share, durable)]
+  except (CheckpointError, OSError) as error:
+    return one_line(error)
+
+
+def _collect(client: Any, question: str) -> list[Any]:
+  """What the processes from 1 upwards reply."""
+  _wait_for_all(client, question)
+  found = {int(path.rpartition('/')[2]): reply for path, reply in client.key_value_dir_get(f'{question}/found/')}
+  client.key_value_delete(question)  # and all below it
+  return [json.loads(found[rank]) for rank in range(1, jax.process_count())]
 
 
 def split(sizes: dict[str, int], count: int) -> list[list[str]]:
@@ -106,37 +127,42 @@ def split(sizes: dict[str, int], count: int) -> list[list[str]]:
   gets them: its machine may still have them in memory."""
   shares: list[list[str]] = [[] for _ in range(count)]
   num_bytes = [0] * count
-  for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+  unclaimed: list[str] = []
+  for name in sizes:
     written = WRITTEN_BY.search(name)
     writer = int(written.group(2)) if written else count
-    rank = writer if writer < count else num_bytes.index(min(num_bytes))
+    if writer < count:
+      shares[writer].append(name)
+      num_bytes[writer] += sizes[name]
+    else:
+      unclaimed.append(name)
+  least = [(size, rank) for rank, size in enumerate(num_bytes)]
+  heapq.heapify(least)
+  for name in sorted(unclaimed, key=lambda name: (-sizes[name], name)):
+    size, rank = least[0]
     shares[rank].append(name)
-    num_bytes[rank] += sizes[name]
+    heapq.heapreplace(least, (size + sizes[name], rank))
   return shares
 
 
-def _read_answer(client: Any, question: str, rank: int) -> list[FileEntry]:
-  found = json.loads(_wait_for(client, f'{question}/{rank}/found', of=rank))
-  client.key_value_delete(f'{question}/{rank}/found')
-  if isinstance(found, str):
-    raise CheckpointError(found)
-  return [FileEntry.from_json(entry) for entry in found]
+def _wait_for_all(client: Any, question: str) -> None:
+  """Waits until every process has read its share. One that dies ends the others through its peers."""
+  with processes.naming_the_missing(client, f'{question}/found', WHAT):
+    multihost.get_barrier_sync_fn()(key=question, timeout_ms=1_000 * processes.BARRIER_SECONDS)
 
 
-def _wait_for(client: Any, key: str, of: int) -> str:
-  """The value of a key, once process `of` has set it. A process that dies ends this one through jax."""
+def _wait_for(client: Any, question: str) -> str:
+  """What process 0 says of a question, once it does. A process that dies ends this one through its peers."""
   start = time.monotonic()
   while True:
     try:
-      return client.blocking_key_value_get(key, 1_000 * PATIENT_SECONDS)
+      return client.blocking_key_value_get(question, 1_000 * PATIENT_SECONDS)
     except jax.errors.JaxRuntimeError as error:
       seconds = time.monotonic() - start
       if 'DEADLINE_EXCEEDED' not in str(error) or seconds > processes.BARRIER_SECONDS:
         raise
-      rank = jax.process_index()
-      if rank in (0, 1):  # of a thousand that wait for process 0, one says so
-        print(f'process {rank} has waited {seconds:.0f} s for process {of} (hashing a checkpoint)',
-              file=sys.stderr, flush=True)
+      if jax.process_index() == 1:  # of a thousand that wait for process 0, one says so
+        print(f'process 1 has waited {seconds:.0f} s for process 0 ({WHAT})', file=sys.stderr, flush=True)
 
 
 def _key(key: str, number: int) -> str:

@@ -11,6 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from llm_jax.runtime.trees import for_each, read_tree
+
 LOCK_POLL_SECONDS = 0.1
 NEW_FILE_MODE = 0o666  # of which the process's umask takes its part away, as of every file that is opened
 LONGEST_PREFIX = 100  # characters of a file's name in that of the temporary file that replaces it
@@ -192,19 +194,21 @@ def _acquire(descriptor: int, path: Path, timeout: float | None) -> None:
 # ---------------------------------------------------------------------------------------------- stamps
 def files_below(folder: Path) -> dict[str, Path]:
   """Every file below `folder`, by its path relative to it, sorted."""
-  found = {path.relative_to(folder).as_posix(): path for path in folder.rglob('*') if path.is_file()}
-  return dict(sorted(found.items()))
+  return {name: folder / name for name in read_tree(folder).files}
 
 
 def stamp(files: Mapping[str, Path]) -> str:
   """A digest of the files' names, sizes and times of change: another one as soon as any of them was written to or is
   gone. It takes no time, unlike a digest of what they hold."""
   digest = hashlib.sha256()
-  for name, path in files.items():
-    try:
-      status = path.stat()
-      state = f'{status.st_size} {status.st_mtime_ns}'
-    except OSError:  # deleted, perhaps just now
-      state = 'absent'
+  for name, state in zip(files, for_each(_state, files.values()), strict=True):
     digest.update(f'{name}\0{state}\0'.encode(errors='surrogateescape'))
   return digest.hexdigest()
+
+
+def _state(path: Path) -> str:
+  try:
+    status = path.stat()
+  except OSError:  # deleted, perhaps just now
+    return 'absent'
+  return f'{status.st_size} {status.st_mtime_ns}'

@@ -10,6 +10,7 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import activity
 from llm_jax.runtime.links import Link
 from llm_jax.runtime.peers import EXIT_LOST
+from llm_jax.runtime.ranks import in_words
 from llm_jax.runtime.requests import leave, tell
 from llm_jax.runtime.seconds import seconds_of
 
@@ -60,14 +61,17 @@ def _await_all(listener: socket.socket, num_processes: int, field: str, links: d
   patience = meeting_seconds()
   since = time.monotonic()
   named_at, pause = since, PATIENT_SECONDS
-  said_at = since
+  said_at = looked_at = since
   while len(links) < num_processes - 1:
     with contextlib.suppress(TimeoutError):
       connection, _ = listener.accept()
       _greet(Link(connection), num_processes, links)
-    _check_alive(links)
     now = time.monotonic()
-    missing = ', '.join(str(rank) for rank in range(1, num_processes) if rank not in links)
+    if now - looked_at < POLL_SECONDS and len(links) < num_processes - 1:
+      continue  # looking after each of a thousand that come would look at them a million times
+    looked_at = now
+    _check_alive(links)
+    missing = in_words([rank for rank in range(1, num_processes) if rank not in links])
     activity.describe(f'waits for process {missing} to join')
     if missing and now - said_at > SAY_SECONDS:
       said_at = now

@@ -8,10 +8,11 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from llm_jax.runtime import activity
 from llm_jax.runtime.activity import Activity
-from llm_jax.runtime.links import Link, Message
+from llm_jax.runtime.links import Link, Message, encode
 from llm_jax.runtime.requests import leave
 
 EXIT_LOST = 70  # EX_SOFTWARE, as a process that stalls: the same command goes on from the newest checkpoint
@@ -75,8 +76,9 @@ class Peers:
 
   def send(self, message: Message, to: Iterable[int] | None = None) -> None:
     """Sends to the processes `to`; None: to all that this one has a link to."""
+    line = encode(message)
     for other in self.others if to is None else to:
-      self.links[other].send(message)
+      self.links[other].send_encoded(line)
 
   # ---------------------------------------------------------------------------------------------- who is behind
   def behind(self) -> list[Behind]:
@@ -175,11 +177,9 @@ class Peers:
 
   def _understand(self, other: int, message: Message) -> None:
     match message:
-      case {'activity': dict(fields)}:
+      case {'activity': dict(fields), **news}:
         self._activities[other] = Activity(**fields)
-      case {'beats': int(beats), 'behind': list(behind)}:
-        self._note_beats(beats)
-        self._behind = [Behind(*each) for each in behind]
+        self._hear_news(news)
       case {'ended': int(code), 'words': str(words)}:
         self._gone.add(other)
         if code not in NO_FAILURE:  # unless it hung or lost one, the others may have the same error to show
@@ -191,15 +191,23 @@ class Peers:
       if kind in message:
         handler(other, message)
 
+  def _hear_news(self, news: dict[str, Any]) -> None:
+    """What process 0 alone says with its sign of life."""
+    match news:
+      case {'beats': int(beats), 'behind': list(behind)}:
+        self._note_beats(beats)
+        self._behind = [Behind(*each) for each in behind]
+
   def _tick(self) -> None:
     """Gives a sign of life, and looks for those who give none."""
     now = activity.now()
-    self.send({'activity': dataclasses.asdict(now)})
+    sign: Message = {'activity': vars(now)}
     if self.rank == 0:
       beats = sum(each.beats for each in self._activities.values())
       self._note_beats(beats)
       behind = [dataclasses.astuple(each) for each in self._find_behind()[:MOST_NAMED]]
-      self.send({'beats': beats + now.beats, 'behind': behind})
+      sign |= {'beats': beats + now.beats, 'behind': behind}
+    self.send(sign)
     for other in self.others:
       silent = time.monotonic() - self._heard_at[other]
       if silent > SILENCE_SECONDS and not self._activities[other].holds_interpreter:

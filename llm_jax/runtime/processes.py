@@ -13,20 +13,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import activity
 from llm_jax.runtime.errors import CheckpointError, FileError, RewardError, one_line
+from llm_jax.runtime.ranks import in_words
 
 T = TypeVar('T')
 
 SHARED_SECONDS = 90  # that a network file system may take to show one machine what another one wrote
 BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
 PATIENT_SECONDS = 60  # that a process waits for others before it names them; the next time after twice as long
+ANSWER = '_answer'  # behind a meeting's key: what process 0 makes of all values
 _barriers = itertools.count()
+_past_meetings: list[str] = []  # on process 0: whose keys are still there
 
 
 def barrier(name: str) -> None:
@@ -35,26 +37,62 @@ def barrier(name: str) -> None:
   It goes through the coordinator, not the devices: the first collective among CPUs (gloo) fails when one process comes
   30 seconds late. Whoever may be slow is therefore waited for here, and named.
   """
-  if jax.process_count() == 1:
-    return
+  if jax.process_count() > 1:
+    _meet(name, '')
+
+
+def connect_devices() -> None:
+  """Lets the devices of all processes exchange something once, while everyone is here: see `barrier`."""
+  if jax.process_count() > 1:
+    barrier('connect')
+    multihost_utils.sync_global_devices('connect')
+
+
+def _meet(name: str, value: str) -> str:
+  """Waits until every process is here; returns the key below which each has then set its `value`, `<key>/<rank>`.
+
+  Process 0 deletes what lies below the key, and its answer, at the next meeting: by then every process has read it.
+  """
   client = multihost.get_jax_distributed_client()
   rank = jax.process_index()
   key = f'llm_jax_{name}_{next(_barriers)}'
-  client.key_value_set(f'{key}/{rank}', '')
-  with activity.waiting(), _naming_the_missing(client, rank, key, name):
+  client.key_value_set(f'{key}/{rank}', value)
+  with activity.waiting(), naming_the_missing(client, key, name):
     multihost.get_barrier_sync_fn()(key=key, timeout_ms=1_000 * BARRIER_SECONDS)
   if rank == 0:
-    client.key_value_delete(f'{key}/')
+    for past in _past_meetings:
+      client.key_value_delete(f'{past}/')
+      client.key_value_delete(f'{past}{ANSWER}')
+    _past_meetings[:] = [key]
+  return key
+
+
+def _ask_all(name: str, value: str, answer: Callable[[list[str]], str]) -> str:
+  """What process 0 makes of the `value` of every process, by rank. Waits for slow ones.
+
+  It goes through the coordinator too: among devices a program would be compiled for every length of text. Process 0
+  alone reads what all have set, so that of a thousand each need not read a thousand.
+  """
+  key = _meet(name, value)
+  client = multihost.get_jax_distributed_client()
+  if jax.process_index() != 0:
+    with activity.waiting():
+      return client.blocking_key_value_get(f'{key}{ANSWER}', 1_000 * BARRIER_SECONDS)
+  values = {int(path.rpartition('/')[2]): text for path, text in client.key_value_dir_get(f'{key}/')}
+  answered = answer([values[rank] for rank in range(jax.process_count())])
+  client.key_value_set(f'{key}{ANSWER}', answered)
+  return answered
 
 
 @contextlib.contextmanager
-def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generator[None, None, None]:
+def naming_the_missing(client: Any, key: str, name: str) -> Generator[None, None, None]:
   """While the body waits, prints now and then which processes have not set `key/<rank>`.
 
   Of the processes that wait, only the one with the lowest rank asks for all keys, and prints: of a thousand, each would
   read a thousand.
   """
   ended = threading.Event()
+  rank = jax.process_index()
   everyone = range(jax.process_count())  # asked now: in the thread jax may be gone
 
   def watch() -> None:
@@ -66,7 +104,7 @@ def _naming_the_missing(client: Any, rank: int, key: str, name: str) -> Generato
       except jax.errors.JaxRuntimeError:  # process 0 is gone, which jax reports itself
         return
       waiting = {int(path.rpartition('/')[2]) for path in keys}
-      missing = ', '.join(str(other) for other in everyone if other not in waiting)
+      missing = in_words([other for other in everyone if other not in waiting])
       # Nobody waits once all have come and process 0 has deleted their keys.
       if waiting and missing and rank == min(waiting):
         print(f'process {rank} has waited {time.monotonic() - start:.0f} s for process {missing} ({name})',
@@ -92,10 +130,10 @@ def _is_lowest(client: Any, rank: int, key: str) -> bool:
 
 
 def gather(value: int) -> list[int]:
-  """The `value` (int32) of every process, by rank. Waits for slow ones."""
-  barrier('gather')
-  values = multihost_utils.process_allgather(np.int32(value))
-  return np.asarray(values).reshape(-1).tolist()
+  """The `value` of every process, by rank. Waits for slow ones."""
+  if jax.process_count() == 1:
+    return [int(value)]
+  return json.loads(_ask_all('gather', str(int(value)), lambda values: f'[{",".join(values)}]'))
 
 
 def agree(name: str, text: str) -> None:
@@ -106,12 +144,13 @@ def agree(name: str, text: str) -> None:
   """
   if jax.process_count() == 1:
     return
-  barrier('agree')
-  digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
-  digests = np.asarray(multihost_utils.process_allgather(digest)).reshape(jax.process_count(), -1)
-  different = [str(rank) for rank, other in enumerate(digests) if (other != digests[0]).any()]
+
+  def find_different(digests: list[str]) -> str:
+    return in_words([rank for rank, digest in enumerate(digests) if digest != digests[0]])
+
+  different = _ask_all('agree', hashlib.sha256(text.encode()).hexdigest(), find_different)
   if different:
-    raise ConfigError(name, text[:16], f'differs from process 0 on process {", ".join(different)}: '
+    raise ConfigError(name, text[:16], f'differs from process 0 on process {different}: '
                       'start all processes with the same command and the same code')
 
 
@@ -136,9 +175,9 @@ def check_shared(folder: Path) -> None:
     time.sleep(0.5)
   seen = gather(probe.exists())
   on_first(lambda: probe.unlink(missing_ok=True))
-  blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
+  blind = in_words([rank for rank, sees in enumerate(seen) if not sees])
   if blind:
-    raise ConfigError('workdir', str(folder), f'process {", ".join(blind)} does not see what process 0 '
+    raise ConfigError('workdir', str(folder), f'process {blind} does not see what process 0 '
                       'writes there: name one folder, on a file system that all processes share')
 
 
@@ -194,10 +233,5 @@ def _error_described(failure: list[Any]) -> Exception:
 
 def _broadcast(value: Any) -> Any:
   """Process 0's JSON value, on every process."""
-  barrier('broadcast')
-  message = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  length = int(multihost_utils.broadcast_one_to_all(np.int32(message.size)))
-  padded = np.zeros(length, np.uint8)
-  padded[:message.size] = message[:length]
-  received = np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8)
-  return json.loads(received.tobytes())
+  is_first = jax.process_index() == 0
+  return json.loads(_ask_all('broadcast', json.dumps(value) if is_first else '', lambda values: values[0]))

@@ -191,6 +191,7 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[Run], None]
   processes.check_shared(workdir)
   processes.agree('config', repr(run))
   processes.agree('code', f'{code_digest()} {package_versions()} {execution.dtype}')
+  processes.connect_devices()
   with contextlib.ExitStack() as stack:
     processes.on_first(lambda: stack.enter_context(folder.lock(lost=end_process)))
     processes.on_first(lambda: make_room(folder))
