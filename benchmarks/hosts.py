@@ -113,15 +113,14 @@ def script(host: Any, count: int, port: int, folder: pathlib.Path, arrays: int, 
 def run_process(ranks: range, count: int, port: int, folder: pathlib.Path, arrays: int) -> Stopwatch:
   """Runs hosts in this process."""
   from benchmarks import host_simulation as simulation
-  from llm_jax.checkpoints import manifest, saver, store
+  from llm_jax.checkpoints import saver, store
   watch = Stopwatch()
   with contextlib.ExitStack() as stack:
     stack.enter_context(simulation.many_hosts(count))
     if ranks.start == 0:
       watch.found['start'] = {'seconds': 0.0, 'processor': 0.0, 'peak_mib': round(peak_mib(), 1)}
       for owner, name, what in ((simulation, 'merge', 'save: merge'), (saver, 'write_manifest', 'save: manifest'),
-                                (manifest, 'sync_folder', 'save: last folder'), (saver, 'commit', 'save: commit'),
-                                (store, 'delete', 'save: delete')):
+                                (saver, 'commit', 'save: commit'), (store, 'delete', 'save: delete')):
         stack.enter_context(watch.watch(owner, name, what))
     simulation.run_hosts(ranks, lambda host: script(host, count, port, folder, arrays,
                                                     watch if host.rank == 0 else Stopwatch()))
