@@ -5,6 +5,7 @@ A record is `{"kind", "stage", "step", "time", ...numbers}` where `step` counts 
 `time` is Unix seconds. Floats are written so that reading gives the same bits back; NaN and infinities are written as
 Python's `json` does (`NaN`, `Infinity`).
 """
+import json
 import logging
 import os
 import pathlib
@@ -111,9 +112,15 @@ class MetricsWriter:
                                             tracker.name, f'{type(error).__name__}: {error}')
 
 
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The records of `metrics.jsonl` in order; lines that are not whole are passed over. No file: an empty list."""
-  return list(read_jsonl(pathlib.Path(workdir) / METRICS))
+def read_metrics(workdir: str | os.PathLike[str], kind: str | None = None) -> list[dict[str, Any]]:
+  """The records of `metrics.jsonl` in order; lines that are not whole are passed over. No file: an empty list.
+
+  kind: of the records; None: all. The few of a rare kind are found without parsing a line for every step.
+  """
+  path = pathlib.Path(workdir) / METRICS
+  if kind is None:
+    return list(read_jsonl(path))
+  return [record for record in read_jsonl(path, json.dumps(kind)) if record['kind'] == kind]
 
 
 def read_time_use(workdir: str | os.PathLike[str]) -> dict[str, float]:
@@ -145,9 +152,12 @@ def warn_of_damage(workdir: str | os.PathLike[str]) -> None:
                                           'written again, the others are missing', path, shown, more)
 
 
-def read_generations(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The records of `generations.jsonl` in order, read like `read_metrics`."""
-  return list(read_jsonl(pathlib.Path(workdir) / GENERATIONS))
+def read_generations(workdir: str | os.PathLike[str], stage: str | None = None) -> list[dict[str, Any]]:
+  """The records of `generations.jsonl` in order, read like `read_metrics`.   stage: of the records; None: all."""
+  path = pathlib.Path(workdir) / GENERATIONS
+  if stage is None:
+    return list(read_jsonl(path))
+  return [record for record in read_jsonl(path, json.dumps(stage)) if record['stage'] == stage]
 
 
 def _plain(value: Any) -> Any:

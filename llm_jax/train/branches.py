@@ -112,7 +112,7 @@ def make_branch(workdir: pathlib.Path, run: Run, stage: str | None, step: int) -
 
 def _chosen_stage(workdir: pathlib.Path, run: Run, name: str | None, step: int) -> str:
   """The stage that goes back: one without a result, for later stages may come from one that has it."""
-  finished = {record['stage'] for record in read_metrics(workdir) if record['kind'] == 'final'}
+  finished = {record['stage'] for record in read_metrics(workdir, 'final')}
   names = [stage.name for stage in run.stages]
   unfinished = []
   for i, each in enumerate(names):

@@ -110,11 +110,11 @@ class Evaluations:
 
   def _write_generations(self, result: Result, step: int) -> None:
     """Those of a stage's end may be written already, when a kill came between them and the stage's result."""
-    if not result.generations:
+    if not self.session.primary or not result.generations:
       return
     written = set()
-    for record in read_generations(self.session.workdir):
-      if (record['stage'], record['step']) == (self.stage.name, step):
+    for record in read_generations(self.session.workdir, self.stage.name):
+      if record['step'] == step:
         written.add(record['prompt'])
     for prompt, text in result.generations:
       if prompt not in written:
@@ -122,7 +122,7 @@ class Evaluations:
 
   def _write_display(self, evaluation: Evaluation, result: Result, step: int) -> None:
     """What the report shows of the stage's end; once, wherever a kill came."""
-    if result.headline is None and not result.display:
+    if not self.session.primary or (result.headline is None and not result.display):
       return
     name = evaluation.config.name
     if not has_display(self.session, self.stage.name, name):
@@ -131,15 +131,13 @@ class Evaluations:
 
 
 def has_display(session: Session, stage: str, evaluation: str) -> bool:
-  key = ('display', stage, evaluation)
-  records = read_metrics(session.workdir)
-  return any((record['kind'], record['stage'], record.get('evaluation')) == key for record in records)
+  records = read_metrics(session.workdir, 'display')
+  return any((record['stage'], record.get('evaluation')) == (stage, evaluation) for record in records)
 
 
 def has_result(session: Session, stage: str) -> bool:
   """Whether the stage's final evaluation is written."""
   def is_written() -> bool:
-    records = read_metrics(session.workdir)
-    return any(record['kind'] == 'final' and record['stage'] == stage for record in records)
+    return any(record['stage'] == stage for record in read_metrics(session.workdir, 'final'))
 
   return processes.on_first(is_written)

@@ -293,10 +293,9 @@ def finish(built: BuiltStage, evaluations: Evaluations, step: int, state: TrainS
 def write_mixture_stats(built: BuiltStage, step: int) -> None:
   """A record of what the stage has read of each source. A kill before the result may have left some of them."""
   session, stage = built.session, built.stage
-  written = set()
-  for record in read_metrics(session.workdir):
-    if (record['kind'], record['stage']) == ('data', stage.name):
-      written.add(record['source'])
+  if not session.primary:
+    return
+  written = {record['source'] for record in read_metrics(session.workdir, 'data') if record['stage'] == stage.name}
   for row in mixture_stats(built.data[stage.name].train, stage.phases, stage.samples_after(step)):
     if row.source not in written:
       session.writer.write('data', stage.name, step, **row.to_record())

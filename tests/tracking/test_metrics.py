@@ -168,6 +168,27 @@ def test_rewinding_needs_no_room_where_what_is_forgotten_stands_last(tmp_path, m
   assert bool(replaced) is later
 
 
+def test_records_of_a_rare_kind_are_found_without_parsing_all(tmp_path, monkeypatch):
+  with MetricsWriter(tmp_path) as writer:
+    for step in range(200):
+      writer.write('train', 'final', step, loss=1.0)  # a stage of this name is no result
+    writer.write('final', 'é', 200, loss=0.5)
+    writer.generation('é', 200, 'a', 'b')
+    writer.generation('other', 200, 'a', 'b')
+    for step in range(200):
+      writer.write('train', 'next', step, loss=1.0)
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(path.read_text() + '{"kind": "final", "stage": "torn')
+  parsed = []
+  original = jsonl._entry
+  monkeypatch.setattr(jsonl, '_entry', lambda line: parsed.append(line) or original(line))
+  found = read_metrics(tmp_path, 'final')
+  assert len(parsed) == 202  # those in which the word stands
+  assert found == [record for record in read_metrics(tmp_path) if record['kind'] == 'final'] and len(found) == 1
+  assert read_generations(tmp_path, 'é') == [record for record in read_generations(tmp_path) if record['stage'] == 'é']
+  assert len(read_generations(tmp_path, 'é')) == 1
+
+
 def test_only_the_primary_process_writes(tmp_path):
   writer = with_board(tmp_path, primary=False)
   writer.write('train', 'a', 1, loss=1.0)
