@@ -4,8 +4,9 @@ pip install --no-deps --target=chips 'libtpu==0.0.42.*' 'jax-cuda12-plugin==0.10
 PYTHONPATH=chips python -m benchmarks.collectives [--cases h100x8 h100x64 ...]
 
 Compiled and never run: Llama 3 8B cut to two layers, or what a case names; AdamW, bfloat16, blocks rematerialised. The
-closed form is that of `llm_jax/plan/traffic.py`. Peak is what the compiler plans for a device. Async is the share of
-the bytes gathered and reduced by collectives that are started and awaited later.
+closed form is that of `llm_jax/plan/traffic.py`. Experts are taken to be chosen about equally often. Peak is what the
+compiler plans for a device. Async is the share of the bytes gathered and reduced by collectives that are started and
+awaited later.
 """
 import argparse
 import collections
@@ -68,7 +69,7 @@ def make_run(case: Case):
 
 def measure(case: Case) -> dict:
   """Bytes by kind and axes, and in all; the closed form; peak memory; seconds."""
-  from llm_jax.plan.traffic import step_traffic
+  from llm_jax.plan.traffic import expert_rounds, step_traffic
   from llm_jax.sharding.check import mesh_sizes
   from llm_jax.sharding.collectives import collectives_of
   run = make_run(case)
@@ -78,11 +79,12 @@ def measure(case: Case) -> dict:
   begun = time.perf_counter()
   step = far.compile_far(run, stage, stage.phases[0], devices, backend)
   seconds = time.perf_counter() - begun
-  found = collectives_of(step.program.as_text(), step.mesh)
+  sizes = mesh_sizes(run.mesh, len(devices))
+  found = collectives_of(step.program.as_text(), step.mesh, expert_rounds(run.model, sizes, stage.phases[0]))
   sent = collections.defaultdict(float)
   for each in found:
     sent[f'{each.kind} {"+".join(each.axes)}'] += each.sent / GIB
-  must = step_traffic(run.model, mesh_sizes(run.mesh, len(devices)), stage.phases[0], case.form)
+  must = step_traffic(run.model, sizes, stage.phases[0], case.form)
   total, closed_form = sum(sent.values()), sum(traffic.sent for traffic in must) / GIB
   return {
     'case': dataclasses.asdict(case),

@@ -8,6 +8,7 @@ from llm_jax.config.errors import require
 from llm_jax.config.run import Run
 from llm_jax.plan.plan import Plan, StagePlan
 from llm_jax.plan.topology import Topology
+from llm_jax.plan.traffic import expert_rounds
 from llm_jax.sharding.collectives import Collective, collectives_of
 from llm_jax.train import far
 
@@ -31,7 +32,8 @@ def compiled_text(run: Run, plan: Plan, topology: Topology) -> str:
   except jax.errors.JaxRuntimeError as error:
     reason = re.sub(r'\s+', ' ', str(error))[:LONGEST_REASON]
     return f'compiled step of stage {planned.name}: refused by the compiler: {reason}'
-  found = collectives_of(step.program.as_text(), step.mesh)
+  rounds = expert_rounds(run.model_of(stage), step.mesh, planned.phase)
+  found = collectives_of(step.program.as_text(), step.mesh, rounds)
   lines = [f'compiled step of stage {planned.name}', *_memory(step.program.memory_analysis(), planned, plan),
            *_collectives(found, planned)]
   return '\n'.join(lines)

@@ -19,9 +19,9 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FACE = 'llm_jax/__init__.py'  # it hands out what the floors hold; nothing inside the house imports it
 HEAVY = ('jax', 'jaxlib', 'flax', 'numpy', 'optax', 'orbax', 'grain', 'torch', 'transformers', 'matplotlib')
 # A wrong command line is refused at once, so what reads it must not wait for jax.
-LIGHT = ('llm_jax/config/', 'llm_jax/plan/', 'llm_jax/sharding/check.py', 'llm_jax/runtime/address.py',
-         'launch/errors.py', 'launch/evaluate_flags.py', 'launch/experiment_file.py', 'launch/field_help.py',
-         'launch/flags.py', 'launch/overrides.py', 'launch/sample_flags.py', 'experiments/')
+LIGHT = ('llm_jax/config/', 'llm_jax/plan/', 'llm_jax/sharding/check.py', 'llm_jax/sharding/rounds.py',
+         'llm_jax/runtime/address.py', 'launch/errors.py', 'launch/evaluate_flags.py', 'launch/experiment_file.py',
+         'launch/field_help.py', 'launch/flags.py', 'launch/overrides.py', 'launch/sample_flags.py', 'experiments/')
 
 
 def room_of(path: str) -> str | None:

@@ -79,6 +79,9 @@ MUTATIONS = (
   Mutation('a checkpoint goes while it is verified', 'llm_jax/checkpoints/store.py',
            'with hold(each.path):', 'if True:',
            'tests/checkpoints/test_folders.py::test_a_reader_that_takes_longer_than_a_save_is_not_overtaken_for_ever'),
+  Mutation('a device is sent more tokens than there is room for in a round', 'llm_jax/sharding/token_exchange.py',
+           '-(-queues.sizes.max() // room)', 'jnp.int32(1)',
+           'tests/sharding/test_token_exchange.py::test_exchange_is_one_device'),
   # ---------------------------------------------------------------------------------------- disks
   Mutation('a save fails', 'llm_jax/checkpoints/saver.py',
            'self._error = error', 'pass',

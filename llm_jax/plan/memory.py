@@ -10,6 +10,7 @@ from llm_jax.config.model.architecture import (
   AnyBlock,
   Architecture,
   Attention,
+  Dense,
   FeedForward,
   LatentAttention,
   MixtureOfExperts,
@@ -20,6 +21,7 @@ from llm_jax.config.optimizers import Adafactor, AdamW, Lion, Muon, Optax, Optim
 from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.plan.sampling import sampling_bytes
+from llm_jax.sharding.rounds import room_in_round
 
 HALF, FULL = 2, 4
 STORED = {'float32': 4.0, 'bfloat16': 2.0, 'int8': 1 + 4 / 256}  # bytes of a number, scales of its block included
@@ -76,14 +78,14 @@ def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[
   itemsize = STORED[stage.parameters]
   layers = blocks(model)
   kept = sum(_kept(block, model.d_model, stage.remat, sizes) for block in layers)
-  widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes))
+  widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes, tokens))
   return Memory(
     parameters=parameters * itemsize,
     optimizer=optimizer_bytes(stage.optimizer, trained) if stage.optimizer_memory == 'device' else 0,
     ema=0 if stage.ema is None else parameters * FULL,
     gradients=parameters * itemsize,
     activations=kept * tokens * HALF,
-    block=_backward(widest, model.d_model, sizes) * tokens * HALF + _gathered(model, held, sizes),
+    block=_backward(widest, model.d_model, sizes, tokens) * tokens * HALF + _gathered(model, held, sizes),
     loss=_loss(model, sizes, tokens),
     frozen=decoder * HALF if stage.objective.has_reference else 0.0,
     sampling=sampling_bytes(model, stage, whole, copies // sizes['context'], sizes['tensor']),
@@ -128,7 +130,7 @@ def optimizer_bytes(optimizer: Optimizer, held: Mapping[str, float]) -> float:
 def _kept(block: AnyBlock, d_model: int, remat: str, sizes: Mapping[str, int]) -> float:
   """Numbers a token that one block keeps for the backward pass."""
   attention, attention_out = _attention(block, d_model, sizes['tensor'])
-  inner, projections = _feed_forward(block.feed_forward, d_model, sizes)
+  inner, projections = _kept_inside(block.feed_forward, d_model, sizes)
   return {
     'none': 4 * d_model + attention + attention_out + inner,  # residual stream and norms twice, and all inside
     'dots': 3 * d_model + attention + projections,  # its input, and the results of matrix products
@@ -137,11 +139,11 @@ def _kept(block: AnyBlock, d_model: int, remat: str, sizes: Mapping[str, int]) -
   }[remat]
 
 
-def _backward(block: AnyBlock, d_model: int, sizes: Mapping[str, int]) -> float:
+def _backward(block: AnyBlock, d_model: int, sizes: Mapping[str, int], tokens: float) -> float:
   """Numbers a token while the gradients of one block are computed: what it keeps without recomputation, less the
   product of gate and up, which is fused; and the gradients of the feed-forward's inner arrays and of the input."""
   attention, attention_out = _attention(block, d_model, sizes['tensor'])
-  inner, projections = _feed_forward(block.feed_forward, d_model, sizes)
+  inner, projections = _feed_forward(block.feed_forward, d_model, sizes, tokens)
   return 5 * d_model + attention + attention_out + projections + inner
 
 
@@ -158,25 +160,41 @@ def _attention(block: AnyBlock, d_model: int, tensor: int) -> tuple[float, float
   return queries + 2 * attention.kv_heads * size / shared, queries
 
 
-def _feed_forward(layer: FeedForward, d_model: int, sizes: Mapping[str, int]) -> tuple[float, float]:
-  """Numbers a token: of all inner arrays, and of those that are projections of the input.
+def _kept_inside(layer: FeedForward, d_model: int, sizes: Mapping[str, int]) -> tuple[float, float]:
+  """Numbers a token, as `_feed_forward` gives them. Of experts on several devices only the input is kept."""
+  if isinstance(layer, MixtureOfExperts) and sizes['expert'] > 1:
+    return (0.0, 0.0) if layer.shared is None else _dense(layer.shared, d_model, sizes)
+  return _feed_forward(layer, d_model, sizes, tokens=0.0)
 
-  Of experts, each device makes room for all copies of the tokens of those that share them.
-  """
-  if isinstance(layer, MixtureOfExperts):
-    inner, projections = _feed_forward(layer.expert, d_model, sizes)
-    copies = layer.top_k * sizes['expert']
-    shared = (0.0, 0.0) if layer.shared is None else _feed_forward(layer.shared, d_model, sizes)
-    return copies * (inner + 2 * d_model) + shared[0], copies * projections + shared[1]
+
+def _feed_forward(layer: FeedForward, d_model: int, sizes: Mapping[str, int], tokens: float) -> tuple[float, float]:
+  """Numbers a token: of all inner arrays, and of those that are projections of the input.   tokens: of a device."""
+  if not isinstance(layer, MixtureOfExperts):
+    return _dense(layer, d_model, sizes)
+  inner, projections = _dense(layer.expert, d_model, sizes)
+  shared = (0.0, 0.0) if layer.shared is None else _dense(layer.shared, d_model, sizes)
+  if sizes['expert'] == 1:
+    return layer.top_k * (inner + 2 * d_model) + shared[0], layer.top_k * projections + shared[1]
+  own_experts = layer.num_experts / sizes['expert']
+  rows = sizes['expert'] * room_in_round(layer.top_k * tokens, own_experts, sizes['expert']) / tokens
+  # Beside the arrays of a round: each copy's result, and two sums over rounds in float32.
+  gathered = (layer.top_k + 2 * FULL / HALF) * d_model
+  return rows * (inner + 4 * d_model) + gathered + shared[0], rows * projections + shared[1]
+
+
+def _dense(layer: Dense, d_model: int, sizes: Mapping[str, int]) -> tuple[float, float]:
   width = layer.width(d_model) / sizes['tensor']
   projected = 1 if isinstance(layer, MLP) else 2
   return (projected + 1) * width, projected * width
 
 
 def _gathered(model: Architecture, held: Mapping[str, float], sizes: Mapping[str, int]) -> float:
-  """The weights of one block on every device, and their gradient before it is summed."""
+  """The weights of one block on every device, and their gradient before it is summed; of experts on several devices
+  the sum of the gradient over rounds too, in float32."""
   of_blocks = sum(held[part] for part in ('attention', 'feed_forward', 'experts'))
-  return 2 * HALF * of_blocks * sizes['fsdp'] / model.num_layers if sizes['fsdp'] > 1 else 0.0
+  weights = 2 * HALF * of_blocks if sizes['fsdp'] > 1 else 0.0
+  over_rounds = FULL * held['experts'] if sizes['expert'] > 1 else 0.0
+  return (weights + over_rounds) * sizes['fsdp'] / model.num_layers
 
 
 def _loss(model: Architecture, sizes: Mapping[str, int], tokens: float) -> float:

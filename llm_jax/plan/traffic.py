@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from llm_jax.config.model.architecture import Architecture, Attention, MixtureOfExperts
 from llm_jax.config.model.count import blocks, count_expert_parameters, count_parameters, count_positions
 from llm_jax.config.ramp import Phase
+from llm_jax.sharding.rounds import balanced_rounds
 
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and float32
 PASSES = 2  # over the blocks' weights: forward, and backward
@@ -97,7 +98,19 @@ def _context(model: Architecture, sizes: Mapping[str, int], tokens: int, form: s
 
 
 def _experts(model: Architecture, devices: int, tokens: int) -> list[Traffic]:
-  """Each token goes to its chosen experts and its results come back, forward and backward."""
+  """Each token goes to its chosen experts and its results come back; in the backward pass it goes there again, as its
+  copies are more than a layer should keep, with the gradient of its results, and its own gradient comes back."""
   chosen = sum(block.feed_forward.top_k for block in blocks(model) if isinstance(block.feed_forward, MixtureOfExperts))
-  sent = 4 * chosen * others(devices) * tokens * model.d_model * HALF
+  sent = 5 * chosen * others(devices) * tokens * model.d_model * HALF
   return [Traffic('all-to-all', 'expert', 'tokens of other devices\' experts', sent)]
+
+
+def expert_rounds(model: Architecture, sizes: Mapping[str, int], phase: Phase) -> int:
+  """The rounds in which the experts' tokens are sent, where the experts are chosen about equally often.
+
+  The most of any layer's; 1 without experts on several devices.
+  """
+  tokens = phase.tokens / phase.microbatches / (sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context'])
+  layers = [block.feed_forward for block in (*blocks(model), *model.multi_token)]
+  return max((balanced_rounds(tokens * layer.top_k, layer.num_experts / sizes['expert']) for layer in layers
+              if isinstance(layer, MixtureOfExperts) and sizes['expert'] > 1), default=1)

@@ -2,7 +2,8 @@
 
 Bytes are what a device sends in one run of the program by the ring algorithm, for groups of n devices: an all-gather
 sends (n - 1) / n of its result, a reduce-scatter n - 1 times its result, an all-reduce 2 (n - 1) / n of it, an
-all-to-all (n - 1) / n, and a permutation all. What is in a loop counts as often as the loop runs.
+all-to-all (n - 1) / n, and a permutation all. What is in a loop counts as often as the loop runs; where only the
+running program knows that, as often as the reader says.
 """
 import collections
 import dataclasses
@@ -51,13 +52,14 @@ class Instruction:
   text: str
 
 
-def collectives_of(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+def collectives_of(text: str, mesh_shape: Mapping[str, int], unknown_count: int = 1) -> list[Collective]:
   """The collectives of a program in HLO, in its order.
 
   text: of a compiled program, such as `compiled.as_text()`.   mesh_shape: the size of each axis, in the mesh's order.
+  unknown_count: how often a loop runs whose count is not in the program, such as the rounds of `token_exchange.py`.
   """
   computations, entry = parse(text)
-  times = executions(computations, entry)
+  times = executions(computations, entry, unknown_count)
   found = []
   seen_channels = set()
   for name, instructions in computations.items():
@@ -128,9 +130,9 @@ def _end_of_tuple(text: str) -> int:
   return len(text)
 
 
-def executions(computations: Mapping[str, list[Instruction]], entry: str) -> collections.Counter:
-  """How often each computation runs. A loop whose count is not known counts once."""
-  calls = {name: list(_calls(computations, instructions)) for name, instructions in computations.items()}
+def executions(computations: Mapping[str, list[Instruction]], entry: str, unknown_count: int) -> collections.Counter:
+  """How often each computation runs."""
+  calls = {name: list(_calls(computations, instructions, unknown_count)) for name, instructions in computations.items()}
   order: list[str] = []
   _visit(entry, calls, set(), order)
   times = collections.Counter({entry: 1})
@@ -148,9 +150,13 @@ def _visit(name: str, calls: Mapping[str, list[tuple[str, int]]], seen: set[str]
   order.append(name)
 
 
-def _calls(computations: Mapping[str, list[Instruction]], instructions: list[Instruction]) -> Iterator[tuple[str, int]]:
+def _calls(computations: Mapping[str, list[Instruction]], instructions: list[Instruction], unknown_count: int
+           ) -> Iterator[tuple[str, int]]:
   for instruction in instructions:
-    count = _trip_count(computations, instruction) if instruction.opcode == 'while' else 1
+    count = 1
+    if instruction.opcode == 'while':
+      known = _trip_count(computations, instruction)
+      count = unknown_count if known is None else known
     names = CALLED.findall(instruction.text)
     for group in CALLED_MANY.findall(instruction.text):
       names += [name.strip().lstrip('%') for name in group.split(',')]
@@ -159,7 +165,7 @@ def _calls(computations: Mapping[str, list[Instruction]], instructions: list[Ins
         yield name, count
 
 
-def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction) -> int:
+def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction) -> int | None:
   known = TRIP_COUNT.search(loop.text)
   if known is not None:
     return int(known[1])
@@ -168,7 +174,7 @@ def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction
   constants = {match[1]: match[2] for match in map(CONSTANT.match, texts) if match}
   compared = re.findall(r'%([\w.\-]+)', next((text for text in texts if text.startswith('ROOT')), ''))
   counts = [int(constants[name]) for name in compared if name in constants] or list(map(int, constants.values()))
-  return max(counts, default=1)
+  return max(counts, default=None)
 
 
 # ---------------------------------------------------------------------------------------------- bytes and devices

@@ -5,6 +5,8 @@ the weight's sharding cuts into parts is a reduce-scatter, which sends half of t
 
 Shapes: B batch, T time.
 """
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -47,6 +49,24 @@ def sum_over_devices(terms: jax.Array, logical: tuple[str, ...]) -> jax.Array:
   # check_vma=False for the reason given in `experts.py`.
   held = PartitionSpec(row_axes or None, time_axes or None, *kept)
   return jax.shard_map(local, in_specs=held, out_specs=weight, check_vma=False)(terms)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gathered(x: jax.Array, axis: str, dimension: int) -> jax.Array:
+  """The whole of a weight whose `dimension` a mesh axis splits; under `shard_map`. Its gradient is summed in parts."""
+  return jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+
+
+def _gathered_forward(x, axis, dimension):
+  return gathered(x, axis, dimension), None
+
+
+def _gathered_backward(axis, dimension, saved, d):
+  del saved
+  return (_scattered_sum(d, axis, dimension),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def sum_of_rows(index: jax.Array, d: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, logical: tuple[str, str]

@@ -210,7 +210,7 @@ def test_closed_form_of_the_other_axes_by_hand():
 
 def test_a_tokens_copies_go_to_other_experts():
   found = sent(two_layers(presets.mixtral_8x7b()), Mesh(1, 8, expert=8), 'v5p:4x4x4', rows=512)
-  assert found['all-to-all', 'expert'] / 2 == pytest.approx(4 * 2 * 7 / 8 * 8 * 4_096 * 4_096 * 2 / GIB)  # a layer
+  assert found['all-to-all', 'expert'] / 2 == pytest.approx(5 * 2 * 7 / 8 * 8 * 4_096 * 4_096 * 2 / GIB)  # a layer
 
 
 def test_one_device_sends_nothing():

@@ -85,8 +85,7 @@ def test_lines_of_other_compilers(name, line, want):
   assert (found.kind, found.axes, found.sent, found.is_async) == want
 
 
-def test_a_loop_whose_count_is_in_its_condition():
-  text = '''HloModule step
+LOOP = '''HloModule step
 
 %body (t: (s32[], f32[4])) -> (s32[], f32[4]) {
   %r = f32[4] all-reduce(%x), replica_groups=[8,2]<=[16], to_apply=%region
@@ -101,5 +100,14 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %loop = (s32[], f32[4]) while(%start), condition=%condition, body=%body
 }
 '''
-  (found,) = collectives_of(text, MESH)
+
+
+def test_a_loop_whose_count_is_in_its_condition():
+  (found,) = collectives_of(LOOP, MESH, unknown_count=5)
   assert found.times == 7 and found.sent == 7 * 16
+
+
+def test_a_loop_whose_count_only_the_running_program_knows():
+  text = LOOP.replace('s32[] constant(7)', 's32[] get-tuple-element(%t), index=0')
+  (found,) = collectives_of(text, MESH, unknown_count=5)
+  assert found.times == 5

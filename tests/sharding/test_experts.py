@@ -104,12 +104,12 @@ def test_expert_parallel_is_one_device(mesh, kernels):
 
 
 def test_no_device_gathers_experts():
-  """The compiled program has no array of all experts' matrices: each device has E / 4 of them. Tokens are gathered."""
+  """The compiled program has no array of all experts' matrices: each device has E / 4 of them. Tokens are sent."""
   _, program = one_step(Mesh(data=1, fsdp=2, expert=4), 'xla')
   arrays = {tuple(map(int, dims.split(','))) for dims in re.findall(r'f32\[([\d,]+)\]', program)}
   assert (E // 4, D, F) in arrays
   assert not [s for s in arrays if s[-3:] in ((E, D, F), (E, F, D), (E, D // 2, F), (E, F, D // 2))]
-  assert 'all-gather' in program
+  assert 'all-to-all' in program
 
 
 def test_parameters_are_split():
