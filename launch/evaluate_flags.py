@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from launch.place_flags import local_path
+from launch.place_flags import local_path, run_path
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
 from llm_jax.config.source import TEMPLATES
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None, description: str) -> EvaluateFlags:
   parser = argparse.ArgumentParser(prog='python -m launch.evaluate', description=description,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=local_path, metavar='WORKDIR',
+  add('--checkpoint', required=True, type=run_path, metavar='WORKDIR',
       help='the folder of the run; or a Hugging Face folder, or the name of a model on the hub')
   add('--stage', help='default: the last one that has a checkpoint')
   add('--step', type=int, help='default: the newest valid checkpoint')

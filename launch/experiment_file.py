@@ -19,10 +19,12 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.hub_names import hub_names
 from llm_jax.config.model import architecture
 from llm_jax.config.packages import check_packages, is_installed
-from llm_jax.config.places import check_places
+from llm_jax.config.places import check_places, is_bucket, places
 from llm_jax.config.run import Run
 from llm_jax.config.stage_init import HuggingFace
 from llm_jax.config.type_hints import is_sequence, suggest
+from llm_jax.runtime.buckets import BucketPath
+from llm_jax.runtime.downloads import find
 
 UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
 
@@ -190,7 +192,10 @@ def check_files(run: Run, config: str) -> None:
   if on_hub and not is_installed('huggingface_hub'):
     raise ConfigError('config', on_hub[0], "is no folder here, and what asks the Hugging Face hub for it is not "
                       "installed: pip install 'llm_jax[hub]', or name a folder")
+  check_buckets(run)
   for path, value in plain_values(run, 'config'):
+    if isinstance(value, str) and is_bucket(value):
+      continue
     is_missing = path.endswith('.path') and not os.path.exists(value) and not glob.glob(value, recursive=True)
     if is_missing and not (path == 'config.tokenizer.path' and value in on_hub):
       raise ConfigError(path, value, f'no such file: name one by --config={file}:FILE or --{path}=FILE')
@@ -200,6 +205,19 @@ def check_files(run: Run, config: str) -> None:
     if not os.path.isdir(stage.init.folder):
       raise ConfigError(f'config.stages[{i}].init.folder', stage.init.folder,
                         'no such folder: name one with config.json and weights, or a model on the hub, OWNER/NAME')
+
+
+def check_buckets(run: Run) -> None:
+  """Refuses a place in a bucket that cannot be read, or where nothing is."""
+  checked: set[str] = set()
+  for field, text, _ in places(run, 'config'):
+    if not is_bucket(text) or text in checked:
+      continue
+    checked.add(text)
+    path = BucketPath(text)
+    path.check_access(field, writes=False)
+    if field.endswith('.path') and not find(path, ('',)):
+      raise ConfigError(field, text, 'there is no such object, nothing below it, and it is no pattern that fits one')
 
 
 def plain_values(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from launch import runtime
 from launch.errors import refusing
 from launch.imported import run_folder
-from launch.place_flags import local_path
+from launch.place_flags import local_path, run_path
 from llm_jax.config.errors import require
 from llm_jax.tracking.run_config import read_config
 
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog='python -m launch.explain', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=local_path, metavar='WORKDIR',
+  add('--checkpoint', required=True, type=run_path, metavar='WORKDIR',
       help='the folder of a run; or a Hugging Face folder, or the name of a model on the hub')
   add('--text', required=True, help="what the model reads; '-' reads it from standard input")
   add('--against', type=local_path, metavar='WORKDIR', help='a second model, which is shown beside the first')

@@ -21,6 +21,7 @@ from llm_jax.config.places import check_is_path
 from llm_jax.config.run import Run
 from llm_jax.config.type_hints import suggest
 from llm_jax.runtime.address import split_address
+from llm_jax.runtime.buckets import BucketPath, place
 from llm_jax.sharding.check import check_divides, row_shards
 
 FIELDS = """Every field of the experiment can be set: --config.seed=3 --config.stages[0].learning_rate.peak=3e-4
@@ -127,7 +128,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
     run=run,
     config=values.config,
     overrides=tuple(f'{path}={text}' for path, text in overrides),
-    workdir=pathlib.Path(values.workdir),
+    workdir=place(values.workdir),
     stage=values.stage,
     coordinator=values.coordinator,
     num_processes=values.num_processes,
@@ -176,6 +177,10 @@ def check_workdir(workdir: str | None, stages: Sequence[str] = ()) -> None:
   """Refuses a workdir that cannot be written, or whose file system cannot hold a checkpoint's names; makes nothing."""
   if not workdir:
     raise Refused('--workdir is missing: say where the run lives, such as --workdir=runs/quickstart')
+  found = place(workdir)
+  if isinstance(found, BucketPath):
+    found.check_access('--workdir', writes=True)
+    return
   check_is_path('--workdir', workdir)
   path = pathlib.Path(workdir).absolute()
   try:

@@ -4,6 +4,7 @@ import pathlib
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.places import check_is_path
+from llm_jax.runtime.buckets import BucketPath, place
 
 
 def local_path(text: str) -> pathlib.Path:
@@ -13,3 +14,15 @@ def local_path(text: str) -> pathlib.Path:
   except ConfigError as error:
     raise argparse.ArgumentTypeError(f'{text}: {error.hint}') from None
   return pathlib.Path(text)
+
+
+def run_path(text: str) -> pathlib.Path:
+  """What argparse makes of the folder of a run, which may lie in a bucket."""
+  found = place(text)
+  if not isinstance(found, BucketPath):
+    return local_path(text)
+  try:
+    found.check_access('', writes=False)
+  except ConfigError as error:
+    raise argparse.ArgumentTypeError(f'{text}: {error.hint}') from None
+  return found

@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 
 from launch.errors import refusing
-from launch.place_flags import local_path
+from launch.place_flags import local_path, run_path
 from llm_jax.config.errors import require
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(prog='python -m launch.report', description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--workdir', required=True, action='append', type=local_path,
+  parser.add_argument('--workdir', required=True, action='append', type=run_path,
                       help='the folder of a run; given more than once, up to six runs are compared with the first')
   parser.add_argument('--output', type=local_path, metavar='FILE',
                       help='of a comparison; default: comparison.html beside the first run')
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> None:
   """Refuses folders that are no runs."""
   for workdir in args.workdir:
-    require(os.path.isdir(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
+    require(workdir.is_dir(), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
             'to')
     has_run = any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl'))
     require(has_run, '--workdir', str(workdir),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.errors import refusing
 from launch.imported import run_folder
-from launch.place_flags import local_path
+from launch.place_flags import local_path, run_path
 from llm_jax.config.errors import require
 from llm_jax.config.packages import is_installed
 
@@ -28,7 +28,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--build', action='store_true', help='make it of --texts')
   add('--texts', action='append', default=[], type=local_path, metavar='FILE',
       help="JSON lines with a 'text', or a text; once or more. Without --build: refuse an index of other texts")
-  add('--checkpoint', type=local_path, metavar='WORKDIR',
+  add('--checkpoint', type=run_path, metavar='WORKDIR',
       help='a run, by whose tokenizer texts are cut, whose states --embed=states takes, and which --questions asks')
   add('--stage', help='of --checkpoint; default: the last one that has a checkpoint')
   add('--step', type=int, help='of --checkpoint; default: the newest valid checkpoint')

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from launch.place_flags import local_path
+from launch.place_flags import run_path
 from llm_jax.config.errors import require
 from llm_jax.config.run import Run
 from llm_jax.config.source import TEMPLATES
@@ -52,7 +52,7 @@ def parse(argv: Sequence[str] | None, description: str) -> SampleFlags:
   parser = argparse.ArgumentParser(prog='python -m launch.sample', description=description,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add('--checkpoint', required=True, type=local_path, metavar='WORKDIR',
+  add('--checkpoint', required=True, type=run_path, metavar='WORKDIR',
       help='the folder of the run; or a Hugging Face folder, or the name of a model on the hub')
   add('--prompt', help="the text to continue, which may be empty, or to answer; '-' reads it from standard input")
   add('--max_new_tokens', type=int, default=256, help='default 256')

@@ -32,6 +32,7 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   guard = make_guard(flags, requests)
   runtime.prepare()  # jax starts here, after the command line has been checked
   from llm_jax.runtime import joining
+  from llm_jax.runtime.buckets import BucketError
   from llm_jax.runtime.errors import CheckpointError, FileError, RewardError, is_out_of_memory, one_line
   from llm_jax.runtime.preemption import EXIT_PREEMPTED, Preempted
   from llm_jax.tracking.terminal import say
@@ -53,7 +54,7 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   except ConfigError as error:
     guard.close(2, f'error: {error}')
     refuse(str(error))
-  except (CheckpointError, Diverged, FileError, OutOfMemory, RewardError) as error:
+  except (BucketError, CheckpointError, Diverged, FileError, OutOfMemory, RewardError) as error:
     guard.await_verdict()
     print(f'error: {error}', file=sys.stderr, flush=True)
     guard.close(1, one_line(error))

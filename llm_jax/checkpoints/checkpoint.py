@@ -17,6 +17,7 @@ from llm_jax.checkpoints.folders import step_of
 from llm_jax.checkpoints.manifest import Manifest, ReadEntries, read_entries, verify
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
 from llm_jax.checkpoints.shared_hashing import on_first_with_help
+from llm_jax.checkpoints.zarr_arrays import is_readable, read_arrays
 from llm_jax.runtime.errors import CheckpointError, one_line
 from llm_jax.runtime.files import files_below, stamp
 
@@ -190,6 +191,10 @@ def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint
 
 def _read_arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
   """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
+  if is_readable(path / 'state'):
+    placed = {name: None if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(leaf))
+              for name, leaf in wanted.items()}
+    return paths.nest(read_arrays(path / 'state', placed))
   item = paths.nest({name: 0 if leaf is None else leaf for name, leaf in wanted.items()})
   restore_args = paths.nest({name: _restore_args(leaf) for name, leaf in wanted.items()})
   args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)

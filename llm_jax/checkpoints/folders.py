@@ -5,6 +5,9 @@
 <step:08d>.old      replaced by a later save of the same step, and not yet deleted
 *.deleting          being deleted
 
+In a bucket nothing has a second name. A checkpoint is written where it stays, <step:08d>, or <step:08d>.1 where that
+is taken, and is one as soon as it has its manifest, which is written last and deleted first.
+
 A checkpoint may have been moved elsewhere and linked back: then the link is what is renamed and deleted, and what it
 leads to stays. Other names are not ours, and are left alone.
 """
@@ -18,9 +21,11 @@ from pathlib import Path
 
 from llm_jax.checkpoints.kill_points import kill_point
 from llm_jax.checkpoints.manifest import NAME as MANIFEST
+from llm_jax.runtime.buckets import BucketPath
+from llm_jax.runtime.files import sync_folder
 from llm_jax.runtime.trees import remove_tree
 
-COMMITTED_NAME = re.compile(r'(\d{8,})(\.old)?')
+COMMITTED_NAME = re.compile(r'(\d{8,})(\.old|\.\d+)?')
 LEFTOVER_NAME = re.compile(r'\d{8,}(\.old)?(\.saving|\.deleting)')
 SAVING = '.saving'
 REPLACED = '.old'
@@ -47,11 +52,38 @@ def step_of(path: Path) -> int | None:
 def committed_folders(folder: Path) -> list[CommittedFolder]:
   """The committed checkpoints, highest step first; of two of one step the one that was saved later comes first."""
   found: list[CommittedFolder] = []
-  for path in folder.glob('*'):
+  for path in _complete_folders(folder):
     step = step_of(path)
-    if step is not None and path.is_dir():
+    if step is not None:
       found.append(CommittedFolder(step, path))
-  return sorted(found, key=lambda each: (-each.step, each.path.suffix))
+  return sorted(found, key=lambda each: (-each.step, _age(each.path)))
+
+
+def _complete_folders(folder: Path) -> list[Path]:
+  if isinstance(folder, BucketPath):
+    return [path.parent for path in folder.glob(f'*/{MANIFEST}')]
+  return [path for path in folder.glob('*') if path.is_dir()]
+
+
+def _half_written(folder: BucketPath) -> list[Path]:
+  complete = _complete_folders(folder)
+  return [path for path in folder.glob('*') if step_of(path) is not None and path not in complete]
+
+
+def _age(path: Path) -> int:
+  """Of two checkpoints of one step, the one that was saved earlier has the higher one."""
+  number = path.suffix.removeprefix('.')
+  if number == REPLACED.removeprefix('.'):
+    return 1
+  return -int(number or 0)
+
+
+def staging_folder(folder: Path, step: int) -> Path:
+  """Where a checkpoint is written before it is committed; nothing is there."""
+  if not isinstance(folder, BucketPath):
+    return folder / f'{folder_name(step)}{SAVING}'
+  taken = [each.path for each in committed_folders(folder) if each.step == step]
+  return folder / (f'{folder_name(step)}.{1 - _age(taken[0])}' if taken else folder_name(step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +129,8 @@ class Retention:
 
 def commit(staging: Path, final: Path) -> None:
   """Gives a complete checkpoint its name; one that has the name already is moved away first."""
+  if isinstance(staging, BucketPath):  # its manifest has done so
+    return
   if os.path.lexists(final):
     replaced = final.with_name(final.name + REPLACED)
     delete(replaced, step_of(final) or 0)
@@ -104,10 +138,16 @@ def commit(staging: Path, final: Path) -> None:
     if not replaced.is_dir():  # a file, or a link to nowhere: no checkpoint whose turn to be deleted would come
       remove(replaced)
   staging.rename(final)
+  sync_folder(final.parent)
 
 
 def delete(path: Path, saving: int) -> None:
   """Takes the checkpoint's name away first, so that half of one is never seen.   saving: the step being saved."""
+  if isinstance(path, BucketPath):
+    (path / MANIFEST).unlink(missing_ok=True)
+    kill_point('mid_gc', saving)
+    path.remove_all()
+    return
   if not os.path.lexists(path):
     return
   doomed = path.with_name(path.name + DELETING)
@@ -121,8 +161,12 @@ def delete(path: Path, saving: int) -> None:
 def hold(path: Path) -> Generator[bool]:
   """While the body runs, no other process deletes the checkpoint (see `claim`).
 
-  Gives False where one is deleting it or has done so. A file system without locks holds nothing, and gives True.
+  Gives False where one is deleting it or has done so. A file system without locks, or a bucket, holds nothing, and
+  gives True.
   """
+  if isinstance(path, BucketPath):
+    yield (path / MANIFEST).is_file()
+    return
   with contextlib.ExitStack() as stack:
     try:
       file = stack.enter_context(open(path / MANIFEST, 'rb'))
@@ -138,6 +182,9 @@ def hold(path: Path) -> Generator[bool]:
 @contextlib.contextmanager
 def claim(path: Path) -> Generator[bool]:
   """While the body runs, nobody holds the checkpoint; gives False where somebody does (see `hold`)."""
+  if isinstance(path, BucketPath):
+    yield True
+    return
   with contextlib.ExitStack() as stack:
     try:
       file = stack.enter_context(open(path / MANIFEST, 'rb'))
@@ -153,15 +200,18 @@ def claim(path: Path) -> Generator[bool]:
 def clear_interrupted(folder: Path) -> None:
   """Removes what interrupted saves and deletions have left. What cannot be removed stays: the next save shows whether
   it is in the way."""
+  half_written = _half_written(folder) if isinstance(folder, BucketPath) else ()
   for path in folder.glob('*'):
-    if LEFTOVER_NAME.fullmatch(path.name):
+    if path in half_written or LEFTOVER_NAME.fullmatch(path.name):
       with contextlib.suppress(OSError):
         remove(path)
 
 
 def remove(path: Path) -> None:
   """Removes a folder and all in it, or a file, or a link and not what it leads to; nothing where there is nothing."""
-  if path.is_symlink() or path.is_file():
+  if isinstance(path, BucketPath):
+    path.remove_all()
+  elif path.is_symlink() or path.is_file():
     path.unlink()
   elif path.exists():
     remove_tree(path)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_jax.runtime.buckets import BucketPath
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.files import sync_folder, write_atomic
 from llm_jax.runtime.trees import Tree, for_each, read_tree
@@ -55,6 +56,9 @@ def _read_entry(path: Path, durable: bool) -> FileEntry:
   digest = hashlib.sha256()
   num_bytes = 0
   try:
+    if isinstance(path, BucketPath):
+      content = path.read_bytes()
+      return FileEntry(len(content), hashlib.sha256(content).hexdigest())
     with open(path, 'rb') as file:
       while chunk := file.read(_CHUNK):
         digest.update(chunk)
@@ -120,8 +124,9 @@ def verify(folder: Path, read: ReadEntries = read_entries) -> Manifest:
   for name in sorted(found - manifest.files.keys()):
     raise CheckpointError(f'{folder / name}: not listed in {NAME}')
   names = sorted(manifest.files)
-  # Before any file is read: a size is known at once.
-  for name, num_bytes in zip(names, for_each(lambda name: (folder / name).stat().st_size, names), strict=True):
+  # Before any file is read: a size is known at once, but for that of an object in a bucket.
+  sized = [] if isinstance(folder, BucketPath) else names
+  for name, num_bytes in zip(sized, for_each(lambda name: (folder / name).stat().st_size, sized), strict=True):
     listed = manifest.files[name].num_bytes
     if num_bytes != listed:
       raise CheckpointError(f'{folder / name}: has {num_bytes} bytes, {NAME} says {listed}')

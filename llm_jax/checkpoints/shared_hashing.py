@@ -25,6 +25,7 @@ from orbax.checkpoint import multihost
 from llm_jax.checkpoints.manifest import FileEntry, ReadEntries, read_entries
 from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import CheckpointError, one_line
+from llm_jax.runtime.files import size_of
 from llm_jax.runtime.trees import for_each
 
 T = TypeVar('T')
@@ -67,7 +68,7 @@ def asking(key: str, root: Path) -> Generator[ReadEntries]:
   numbers = itertools.count()
 
   def read(folder: Path, names: Sequence[str], durable: bool = False) -> list[FileEntry]:
-    sizes = dict(zip(names, for_each(lambda name: (folder / name).lstat().st_size, names), strict=True))
+    sizes = dict(zip(names, for_each(lambda name: size_of(folder / name), names), strict=True))
     if sum(sizes.values()) < MIN_BYTES:
       return read_entries(folder, names, durable)
     below = folder.relative_to(root).as_posix()

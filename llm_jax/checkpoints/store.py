@@ -21,6 +21,7 @@ from llm_jax.checkpoints.manifest import ReadEntries, read_manifest
 from llm_jax.checkpoints.metadata import CheckpointMetadata
 from llm_jax.checkpoints.saver import BackgroundSaver
 from llm_jax.checkpoints.shared_hashing import on_first_with_help
+from llm_jax.runtime.buckets import place
 from llm_jax.runtime.errors import CheckpointError, one_line
 
 
@@ -41,7 +42,7 @@ class CheckpointStore:
   def __init__(self, folder: Path, keep: int = 1, warn: Callable[[str], None] = _print_warning, *, every: int = 0,
                pinned: Collection[int] = (), check: Callable[[SavedCheckpoint], None] = lambda checkpoint: None,
                note_saved: Callable[[int], None] = lambda step: None):
-    self.folder = Path(folder)
+    self.folder = place(folder)
     self.warn = warn
     self.retention = Retention(keep, every, frozenset(pinned))
     self._check = check

@@ -10,6 +10,7 @@ from llm_jax.report.rewards import rewards
 from llm_jax.report.stages import curves, data_table, stage_table
 from llm_jax.report.summary import headline, subtitle
 from llm_jax.report.time_table import time_table
+from llm_jax.runtime.buckets import place
 from llm_jax.runtime.files import write_atomic
 
 
@@ -18,7 +19,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
 
   The same files give the same report. Whatever is missing (no evaluation yet, no step, no config) is left out.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = place(workdir)
   path = workdir / 'report.html'
   write_atomic(path, render(workdir))
   return path

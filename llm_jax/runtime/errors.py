@@ -45,7 +45,7 @@ def free_space(path: Path) -> str:
   existing = next((folder for folder in (path, *path.parents) if folder.exists()), Path('/'))
   try:
     return f'{shutil.disk_usage(existing).free / MIB:,.1f} MiB are free there'
-  except OSError:
+  except (OSError, TypeError):  # the second of a bucket
     return 'how much is free cannot be told'
 
 

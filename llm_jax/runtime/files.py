@@ -7,10 +7,11 @@ import os
 import secrets
 import time
 from collections.abc import Generator, Mapping
-from io import FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from llm_jax.runtime.buckets import BucketPath, in_parallel
 from llm_jax.runtime.trees import for_each, read_tree
 
 LOCK_POLL_SECONDS = 0.1
@@ -35,6 +36,11 @@ def replace_file(path: Path, *, durable: bool = True) -> Generator[BinaryIO, Non
 
   durable: whether the new content also survives a power cut, for which this waits until the disk has it.
   """
+  if isinstance(path, BucketPath):  # an object is replaced whole, and is safe as soon as it is written
+    content = BytesIO()
+    yield content
+    path.write_bytes(content.getvalue())
+    return
   temporary = path.parent / f'.{path.name[:LONGEST_PREFIX]}.{secrets.token_hex(8)}'
   # Not by `tempfile`, whose files only their owner may read: the umask says who may.
   descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, NEW_FILE_MODE)
@@ -201,14 +207,22 @@ def stamp(files: Mapping[str, Path]) -> str:
   """A digest of the files' names, sizes and times of change: another one as soon as any of them was written to or is
   gone. It takes no time, unlike a digest of what they hold."""
   digest = hashlib.sha256()
-  for name, state in zip(files, for_each(_state, files.values()), strict=True):
+  for_all = in_parallel if any(isinstance(path, BucketPath) for path in files.values()) else for_each
+  for name, state in zip(files, for_all(_state, list(files.values())), strict=True):
     digest.update(f'{name}\0{state}\0'.encode(errors='surrogateescape'))
   return digest.hexdigest()
 
 
 def _state(path: Path) -> str:
+  if isinstance(path, BucketPath):
+    return path.generation() or 'absent'
   try:
     status = path.stat()
   except OSError:  # deleted, perhaps just now
     return 'absent'
   return f'{status.st_size} {status.st_mtime_ns}'
+
+
+def size_of(path: Path) -> int:
+  """Bytes of a file, or of the link itself; of an object in a bucket a guess, for only its content would tell."""
+  return 64 << 20 if isinstance(path, BucketPath) else path.lstat().st_size

@@ -18,11 +18,13 @@ from orbax.checkpoint import multihost
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.runtime import activity
+from llm_jax.runtime.buckets import BucketPath
 from llm_jax.runtime.errors import CheckpointError, FileError, RewardError, one_line
 from llm_jax.runtime.ranks import in_words
 
 T = TypeVar('T')
 
+SHARED = '.shared'
 SHARED_SECONDS = 90  # that a network file system may take to show one machine what another one wrote
 BARRIER_SECONDS = 24 * 3_600  # a process that dies ends the waiting much earlier
 PATIENT_SECONDS = 60  # that a process waits for others before it names them; the next time after twice as long
@@ -165,7 +167,10 @@ def check_shared(folder: Path) -> None:
     return
 
   def make_probe() -> str:
-    descriptor, path = tempfile.mkstemp(dir=folder, prefix='.shared.')
+    if isinstance(folder, BucketPath):
+      (folder / SHARED).write_bytes(b'.')
+      return SHARED
+    descriptor, path = tempfile.mkstemp(dir=folder, prefix=f'{SHARED}.')
     os.close(descriptor)
     return Path(path).name
 

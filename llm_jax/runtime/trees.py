@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from llm_jax.runtime.buckets import BucketPath
+
 T = TypeVar('T')
 U = TypeVar('U')
 
@@ -33,6 +35,8 @@ class Tree:
 
 def read_tree(folder: Path) -> Tree:
   """Raises FileNotFoundError or another OSError where the folder, or one in it, cannot be read."""
+  if isinstance(folder, BucketPath):  # which has no folders
+    return Tree(folder.names(), [['']])
   files: list[str] = []
   levels = [['']]
   while levels[-1]:

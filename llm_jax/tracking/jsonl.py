@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_jax.config.type_hints import is_mapping
+from llm_jax.runtime.buckets import BucketPath
 from llm_jax.runtime.files import replace_file, write_whole
+from llm_jax.tracking.parts import CLOSE_SECONDS, PartWriter, read_parts
 from llm_jax.tracking.tracker import Record
 
 MOST_UNWRITTEN = 100_000  # objects that wait for a disk without room
@@ -51,6 +53,9 @@ class JsonlFile:
     self._rewinds.append((stage, step))
     self._rewind()
 
+  def flush(self) -> None:
+    """Every line is written when it comes."""
+
   def close(self) -> None:
     """Every line that the disk took is written already."""
     if self._unwritten:
@@ -71,6 +76,45 @@ class JsonlFile:
       stage, step = self._rewinds[0]
       _keep_only(self.path, lambda entry, stage=stage, step=step: _is_kept(entry, stage, step))
       del self._rewinds[0]
+
+
+class BucketJsonlFile:
+  """The same in a bucket, see `parts.py`. Records of training steps wait for some seconds, others are written at once;
+  the trainer flushes all of them before it saves."""
+
+  def __init__(self, path: BucketPath):
+    self.path = path
+    self._parts = PartWriter(path)
+
+  @property
+  def name(self) -> str:
+    return str(self.path)
+
+  def write(self, record: Record) -> None:
+    self._parts.append(_line(record.to_json()).encode())
+    if record.kind != 'train':
+      self._parts.flush()
+
+  def append(self, entry: dict[str, Any]) -> None:
+    self._parts.append(_line(entry).encode())
+    self._parts.flush()
+
+  def rewind(self, stage: str, step: int, forgotten: Sequence[Record] = ()) -> None:
+    def is_kept(line: bytes) -> bool:
+      entry = _entry(line)
+      return entry is not None and _is_kept(entry, stage, step)
+
+    self._parts.keep_only(is_kept)
+
+  def flush(self) -> None:
+    self._parts.flush()
+
+  def close(self) -> None:
+    self._parts.flush(CLOSE_SECONDS)
+
+
+def open_jsonl(path: pathlib.Path) -> JsonlFile | BucketJsonlFile:
+  return BucketJsonlFile(path) if isinstance(path, BucketPath) else JsonlFile(path)
 
 
 def _is_kept(entry: dict[str, Any], stage: str, step: int) -> bool:
@@ -96,6 +140,11 @@ def damaged_lines(path: pathlib.Path) -> list[int]:
 
 def _lines(path: pathlib.Path, holding: str = '') -> Iterator[tuple[int, dict[str, Any] | None]]:
   """(number, the object) of every line that holds a text; None for one that is not as it was written."""
+  if isinstance(path, BucketPath):
+    for number, line in enumerate(read_parts(path), 1):
+      if holding.encode() in line:
+        yield number, _entry(line)
+    return
   if not path.exists():
     return
   with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
@@ -159,6 +208,8 @@ def _end_of_kept(path: pathlib.Path, is_kept: Callable[[dict[str, Any]], bool]) 
 
 
 def _ends_mid_line(path: pathlib.Path) -> bool:
+  if isinstance(path, BucketPath):  # a part is written whole
+    return False
   if not path.exists() or path.stat().st_size == 0:
     return False
   with open(path, 'rb') as file:

@@ -8,7 +8,6 @@ Python's `json` does (`NaN`, `Infinity`).
 import json
 import logging
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -17,7 +16,8 @@ from typing import Any
 from llm_jax.config.implementation import load
 from llm_jax.config.type_hints import is_mapping, is_sequence
 from llm_jax.runtime import time_use
-from llm_jax.tracking.jsonl import JsonlFile, damaged_lines, read_jsonl
+from llm_jax.runtime.buckets import place
+from llm_jax.tracking.jsonl import damaged_lines, open_jsonl, read_jsonl
 from llm_jax.tracking.tracker import Record, TrackedRun, Tracker
 
 METRICS = 'metrics.jsonl'
@@ -40,11 +40,11 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir: str | os.PathLike[str], trackers: Sequence[Tracker] = (), *, primary: bool = True):
-    folder = pathlib.Path(workdir)
+    folder = place(workdir)
     self._primary = primary
-    self._metrics = JsonlFile(folder / METRICS)
-    self._generations = JsonlFile(folder / GENERATIONS)
-    self._time_use = JsonlFile(folder / TIME_USE)
+    self._metrics = open_jsonl(folder / METRICS)
+    self._generations = open_jsonl(folder / GENERATIONS)
+    self._time_use = open_jsonl(folder / TIME_USE)
     self._trackers = trackers
     self._failed: set[str] = set()
     self._position: dict[str, Any] = {'stage': '', 'step': 0}  # of the newest record
@@ -87,6 +87,11 @@ class MetricsWriter:
       self._attempt(tracker, lambda tracker=tracker: tracker.rewind(stage, step, forgotten))
     return max((record.step for record in forgotten), default=step)
 
+  def flush(self) -> None:
+    """Waits until all records are safe from a kill: a step that is saved is not trained again, nor written again."""
+    if self._primary:
+      self._attempt(self._metrics, self._metrics.flush)
+
   def close(self) -> None:
     """Lets the trackers keep what they have not kept yet."""
     if not self._primary:
@@ -117,7 +122,7 @@ def read_metrics(workdir: str | os.PathLike[str], kind: str | None = None) -> li
 
   kind: of the records; None: all. The few of a rare kind are found without parsing a line for every step.
   """
-  path = pathlib.Path(workdir) / METRICS
+  path = place(workdir) / METRICS
   if kind is None:
     return list(read_jsonl(path))
   return [record for record in read_jsonl(path, json.dumps(kind)) if record['kind'] == kind]
@@ -127,7 +132,7 @@ def read_time_use(workdir: str | os.PathLike[str]) -> dict[str, float]:
   """Seconds of the run's wall time by what they went to, from the start of its first process to the last record of its
   last one. 'idle' is the time between two of them, with what the first has not written down any more."""
   newest: dict[float, dict[str, float]] = {}
-  for entry in read_jsonl(pathlib.Path(workdir) / TIME_USE):
+  for entry in read_jsonl(place(workdir) / TIME_USE):
     newest[entry['started_at']] = entry['seconds']
   seconds: dict[str, float] = {}
   ended_at = None
@@ -143,7 +148,7 @@ def read_time_use(workdir: str | os.PathLike[str]) -> dict[str, float]:
 def warn_of_damage(workdir: str | os.PathLike[str]) -> None:
   """Names the lines of the records that are not as they were written. Those after the newest checkpoint come again."""
   for name in (METRICS, GENERATIONS):
-    path = pathlib.Path(workdir) / name
+    path = place(workdir) / name
     damaged = damaged_lines(path)
     if damaged:
       shown = ', '.join(map(str, damaged[:MOST_LINES_NAMED]))
@@ -154,7 +159,7 @@ def warn_of_damage(workdir: str | os.PathLike[str]) -> None:
 
 def read_generations(workdir: str | os.PathLike[str], stage: str | None = None) -> list[dict[str, Any]]:
   """The records of `generations.jsonl` in order, read like `read_metrics`.   stage: of the records; None: all."""
-  path = pathlib.Path(workdir) / GENERATIONS
+  path = place(workdir) / GENERATIONS
   if stage is None:
     return list(read_jsonl(path))
   return [record for record in read_jsonl(path, json.dumps(stage)) if record['stage'] == stage]

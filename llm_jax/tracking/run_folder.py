@@ -11,8 +11,10 @@ from pathlib import Path
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.run import Run
+from llm_jax.runtime.buckets import BucketPath, place
 from llm_jax.runtime.errors import explaining_full_disk, is_full_disk
 from llm_jax.runtime.files import LockFile, hold_folder, hold_lock
+from llm_jax.tracking.lease import hold_lease
 from llm_jax.tracking.run_config import NAME, check_unchanged, read_config, write_config
 
 LOCK = 'run.lock'
@@ -26,7 +28,7 @@ class Workdir:
   """A run's folder."""
 
   def __init__(self, path: str | Path):
-    self.path = Path(path)
+    self.path = place(path)
 
   def prepare(self) -> None:
     """Creates the folder.
@@ -35,6 +37,9 @@ class Workdir:
       ConfigError: naming `workdir`, when it cannot be made or nothing can be made in it.
       FileError: there is no room for it.
     """
+    if isinstance(self.path, BucketPath):
+      self.path.check_access('workdir', writes=True)
+      return
     with self._explaining():
       self.path.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=self.path):
@@ -42,12 +47,16 @@ class Workdir:
 
   def clear_interrupted(self) -> None:
     """Removes what a kill has left of files that were being replaced; for the run that holds the folder."""
+    if isinstance(self.path, BucketPath):
+      return
     for name in REPLACED:
       for path in self.path.glob(f'.{name}.*'):
         path.unlink(missing_ok=True)
 
   def check_room(self) -> None:
     """Shows that something can be written in the folder; raises as `prepare` does."""
+    if isinstance(self.path, BucketPath):
+      return
     with self._explaining(), tempfile.TemporaryFile(dir=self.path, buffering=0) as probe:
       probe.write(b'.')
 
@@ -75,6 +84,10 @@ class Workdir:
     Raises:
       ConfigError: when another run holds it, naming that run, after at most `_LOCK_PATIENCE` seconds.
     """
+    if isinstance(self.path, BucketPath):
+      with hold_lease(self.path / LOCK, lost):
+        yield
+      return
     with contextlib.ExitStack() as stack:
       try:
         # The folder first: a run that is refused must not hold a new `run.lock` meanwhile.

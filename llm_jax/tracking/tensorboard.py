@@ -9,11 +9,14 @@ from io import FileIO
 from typing import Any
 
 from llm_jax.config.trackers import TensorBoard
+from llm_jax.runtime.buckets import BucketPath
 from llm_jax.runtime.files import write_whole
+from llm_jax.tracking.parts import CLOSE_SECONDS
 from llm_jax.tracking.tracker import Record, TrackedRun
 
 FOLDER = 'tensorboard'
 FLUSH_SECONDS = 20
+VERSION = 'brain.Event:2'
 MOST_BYTES = 1 << 20  # that wait to be written
 
 
@@ -51,7 +54,10 @@ class TensorBoardTracker:
 
   def _file(self, stage: str) -> 'EventFile':
     if stage not in self._files:
-      self._files[stage] = EventFile(self.folder / stage, self._purge_steps.pop(stage, None))
+      folder = self.folder / stage
+      purge_step = self._purge_steps.pop(stage, None)
+      in_bucket = isinstance(folder, BucketPath)
+      self._files[stage] = BucketEventFile(folder, purge_step) if in_bucket else EventFile(folder, purge_step)
     return self._files[stage]
 
 
@@ -65,12 +71,11 @@ class EventFile:
   def __init__(self, folder: pathlib.Path, purge_step: int | None):
     events, self._summaries = _protocol()
     self._events = events
-    # The suffix keeps a run that resumes within a second from overwriting the file before it.
-    self._path = folder / f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}'
+    self._path = folder / _file_name()
     self._file: FileIO | None = None  # opened when there is something to write
     self._unwritten = b''
     self._flushed_at = -float('inf')  # the first events are written at once
-    self._add(events.Event(wall_time=time.time(), file_version='brain.Event:2'))
+    self._add(events.Event(wall_time=time.time(), file_version=VERSION))
     if purge_step is not None:
       start = events.SessionLog(status=events.SessionLog.START)
       self._add(events.Event(wall_time=time.time(), step=purge_step, session_log=start))
@@ -106,6 +111,45 @@ class EventFile:
     data = event.SerializeToString()
     length = struct.pack('<Q', len(data))
     self._unwritten += length + _checksum(length) + data + _checksum(data)
+
+
+class BucketEventFile(EventFile):
+  """The same in a bucket, where a file is written anew with all its events until it has MOST_BYTES; then another one
+  begins."""
+
+  def __init__(self, folder: BucketPath, purge_step: int | None):
+    super().__init__(folder, purge_step)
+    self._object = folder / self._path.name
+    self._content = b''
+    self._writing: Any = None  # the request under way
+
+  def flush(self) -> None:
+    self._flushed_at = time.monotonic()
+    if len(self._unwritten) > 16 * MOST_BYTES:
+      self._unwritten = b''
+    if self._writing is not None and not self._writing.done():
+      return
+    self._content += self._unwritten
+    self._unwritten = b''
+    self._writing = self._object.start_write(self._content)
+    if len(self._content) > MOST_BYTES:
+      self._content = b''
+      self._object = self._object.with_name(_file_name())
+      self._add(self._events.Event(wall_time=time.time(), file_version=VERSION))
+
+  def close(self) -> None:
+    self._await_write()
+    self.flush()
+    self._await_write()
+
+  def _await_write(self) -> None:
+    if self._writing is not None:
+      self._writing.result(timeout=CLOSE_SECONDS)
+
+
+def _file_name() -> str:
+  # The suffix keeps a run that resumes within a second from overwriting the file before it.
+  return f'events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}'
 
 
 def _protocol() -> tuple[Any, Any]:

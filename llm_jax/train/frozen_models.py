@@ -27,6 +27,7 @@ from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen, FrozenModel, read_only
 from llm_jax.objectives.scalar_head import REWARD
 from llm_jax.runtime import hub, processes
+from llm_jax.runtime.buckets import place
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.sharding.rules import param_shardings
 from llm_jax.tracking.run_config import read_config
@@ -147,7 +148,7 @@ def check_tokenizers(session: Session, stage: Stage) -> None:
 def _check_saved(session: Session, model: Teacher, role: 'Role') -> None:
   match model:
     case SavedRun(workdir):
-      folder = pathlib.Path(workdir)
+      folder = place(workdir)
       read_config(folder, f'{role.field}.workdir')
       _check_tokenizer(workdir, load_tokenizer(folder / 'tokenizer').fingerprint, session.tokenizer, role)
     case HuggingFace(name, _, revision):
@@ -189,7 +190,7 @@ def _find(session: Session, model: Teacher, role: Role) -> FoundModel:
       models = session.saved_models()
       return _of_run(session, session.run, models, name, store.latest_valid(), role, must_be_final=True)
     case SavedRun(workdir, name, step):
-      folder = pathlib.Path(workdir)
+      folder = place(workdir)
       run = read_config(folder, f'{role.field}.workdir')
       name = name or _last_saved(run, folder, role)
       require(name in [each.name for each in run.stages], f'{role.field}.stage', name,

@@ -3,7 +3,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax
 
 from llm_jax import hf
 from llm_jax.adapters.check import check_adapters
-from llm_jax.checkpoints.folders import COMMITTED_NAME, clear_interrupted
+from llm_jax.checkpoints.folders import clear_interrupted, committed_folders, remove
 from llm_jax.config.errors import ConfigError, located, require
 from llm_jax.config.hub_names import HubName, hub_names, pinned
 from llm_jax.config.optimizers import Optax
@@ -25,6 +24,7 @@ from llm_jax.data.tokenizers.base import Tokenizer, check_vocabulary, load_token
 from llm_jax.modules.execution import Execution, dtype_of
 from llm_jax.optim.optimizers import made_by_function
 from llm_jax.runtime import activity, cpu, hub, processes, time_use
+from llm_jax.runtime.buckets import BucketPath
 from llm_jax.runtime.errors import explaining_full_disk
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.guard import Guard
@@ -41,6 +41,7 @@ from llm_jax.tracking.metrics import MetricsWriter, make_trackers, warn_of_damag
 from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
 from llm_jax.tracking.terminal import say
 from llm_jax.tracking.tracker import TrackedRun
+from llm_jax.train.branches import FLAG as BRANCH
 from llm_jax.train.branches import make_branch, read_branches
 from llm_jax.train.data import check_evaluations, check_unchanged_data, open_data, open_made, print_data
 from llm_jax.train.evaluations import has_result
@@ -91,7 +92,7 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
   activity.begin('opens the run')
   check_packages(run)
   check_places(run)
-  check_is_path('workdir', str(workdir))
+  check_workdir(run, workdir, from_step, profile)
   check_optimizers(run)
   check_memory(run)
   check_shapes(run)
@@ -132,6 +133,18 @@ def _train(run: Run, workdir: pathlib.Path, only: str | None, at_end: Callable[[
 
 
 # ---------------------------------------------------------------------------------------------- before the stages
+def check_workdir(run: Run, workdir: pathlib.Path, from_step: int | None, profile: tuple[int, int] | None) -> None:
+  """Refuses a URL that is no bucket, and of a run in a bucket what needs a file system."""
+  if not isinstance(workdir, BucketPath):
+    check_is_path('workdir', str(workdir))
+    return
+  hint = 'needs a workdir on a file system of this machine'
+  require(from_step is None, BRANCH, from_step, hint)
+  require(profile is None, PROFILE, profile, hint)
+  for i, stage in enumerate(run.stages):
+    require(not stage.samples, f'config.stages[{i}].data', stage.name, f'learning from samples {hint}')
+
+
 def check_optimizers(run: Run) -> None:
   """Refuses a function that makes no optimizer."""
   for i, stage in enumerate(run.stages):
@@ -269,7 +282,7 @@ def read_lineage(workdir: pathlib.Path) -> dict[str, Any]:
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
   """Whether the folder is bound to its configuration."""
-  return any(COMMITTED_NAME.fullmatch(path.name) for path in workdir.glob('checkpoints/*/*'))
+  return any(committed_folders(stage) for stage in workdir.glob('checkpoints/*'))
 
 
 def bind(folder: Workdir, run: Run) -> None:
@@ -278,7 +291,8 @@ def bind(folder: Workdir, run: Run) -> None:
     for stage in run.stages:
       check_not_lost(folder.path, run, stage, ())
     (folder.path / 'config.json').unlink(missing_ok=True)
-    shutil.rmtree(folder.path / 'tokenizer', ignore_errors=True)
+    with contextlib.suppress(OSError):
+      remove(folder.path / 'tokenizer')
   folder.bind(run)
 
 

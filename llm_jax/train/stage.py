@@ -266,6 +266,7 @@ def save_checkpoint(built: BuiltStage, progress: StageProgress, step: int, state
     start_metrics=progress.start_metrics,
   )
   is_bad_perhaps = int(state.skipped) > 0
+  session.writer.flush()
   arrays = {} if metadata.final else built.source.arrays()
   built.store.save(step, with_arrays(state, arrays), metadata, wait=wait, keep_all=is_bad_perhaps)
   progress.saved_step = step

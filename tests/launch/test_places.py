@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from llm_jax.config.errors import ConfigError
-from llm_jax.config.experiment import SavedRun
+from llm_jax.config.experiment import SavedRun, TiktokenFile
 from llm_jax.config.places import check_is_path, places, scheme_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,4 +52,5 @@ def test_what_is_a_url():
 
 
 def test_places_of_a_configuration():
-  assert dict(places((SavedRun('gs://b/run'),), 'teachers')) == {'teachers[0].workdir': 'gs://b/run'}
+  assert list(places((SavedRun('gs://b/run'),), 'teachers')) == [('teachers[0].workdir', 'gs://b/run', True)]
+  assert list(places(TiktokenFile('gs://b/x'), 'tokenizer')) == [('tokenizer.path', 'gs://b/x', False)]

@@ -18,10 +18,13 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.implementation import load
+from llm_jax.config.places import is_bucket
 from llm_jax.config.source import SourceConfig
 from llm_jax.config.sources import Source
 from llm_jax.data import fingerprints
 from llm_jax.data.sources.formats import Files
+from llm_jax.runtime.buckets import BucketPath
+from llm_jax.runtime.downloads import fetch, find
 from llm_jax.runtime.files import stamp
 
 Split = Literal['train', 'validation']
@@ -213,7 +216,12 @@ def open_source(source: Source, cache_dir: str | os.PathLike | None = None) -> D
 
 
 def find_files(path: str, suffixes: tuple[str, ...]) -> Files:
-  """{name: file} for a file, the files below a folder, or a glob. Names do not depend on where the folder is."""
+  """{name: file} for a file, the files below a folder, or a glob. Names do not depend on where the folder is.
+  What lies in a bucket is fetched into the cache folder."""
+  if is_bucket(path):
+    objects = find(BucketPath(path), suffixes)
+    require(bool(objects), 'path', path, 'there is no such object, and none below it or that fits the pattern')
+    return fetch(objects, fingerprints.cache_folder())
   if os.path.isfile(path):
     return {os.path.basename(path): pathlib.Path(path)}
   if os.path.isdir(path):

@@ -21,6 +21,7 @@ from llm_jax.data.tokenizers.pre_tokenization import pattern_for
 from llm_jax.data.tokenizers.published import CONFIG, read_files
 from llm_jax.data.tokenizers.rendered import Rendered, Span
 from llm_jax.runtime.array_file import ArrayFile
+from llm_jax.runtime.buckets import place
 from llm_jax.runtime.hub import model_folder
 
 PIECE_IDS = 1 << 24  # looked at in one go
@@ -131,7 +132,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
   Raises:
     ConfigError: the folder holds no tokenizer, or one that does not have the saved fingerprint.
   """
-  folder = pathlib.Path(folder)
+  folder = place(folder)
   try:
     meta = json.loads((folder / META_FILE).read_bytes())
     tokenizer = _load(folder, meta)

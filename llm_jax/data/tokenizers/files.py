@@ -1,10 +1,10 @@
 """The files that a saved tokenizer is made of."""
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from llm_jax.runtime.buckets import place
 from llm_jax.runtime.files import write_atomic
 
 META_FILE = 'llm_jax_tokenizer.json'
@@ -14,7 +14,7 @@ HUGGING_FACE_FILE = 'tokenizer.json'
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
   """files: content by name."""
-  folder = pathlib.Path(folder)
+  folder = place(folder)
   folder.mkdir(parents=True, exist_ok=True)
   for name, content in files.items():
     (folder / name).parent.mkdir(exist_ok=True)
