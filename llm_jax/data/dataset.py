@@ -76,6 +76,11 @@ class Dataset:
     else:
       self._ends = np.cumsum([len(rows) for rows in self._rows])
 
+  def open(self) -> None:
+    """Opens what rows are looked up in: before the first of them, when a stage begins."""
+    for rows in self._rows:
+      rows.open()
+
   def _of_training(self) -> AnyMixture:
     """What mixes the sources of a training split."""
     if self._mixture is None:

@@ -20,6 +20,12 @@ class StageData:
   held_out_prompts: PromptSet | None = None
   pretraining: Dataset | None = None
 
+  def open(self) -> None:
+    """Opens what rows are looked up in, when the stage begins."""
+    for dataset in (*self.train.values(), self.validation, self.pretraining):
+      if dataset is not None:
+        dataset.open()
+
   @property
   def fingerprints(self) -> list[dict[str, str] | None]:
     """Of all splits, by component."""

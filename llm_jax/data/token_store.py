@@ -27,17 +27,16 @@ import numpy as np
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.data import fingerprints
+from llm_jax.data.made_once import MAKE_ROOM, AnyArray, Arrays, CacheDir, made_once, only_one
 from llm_jax.data.sources import documents
 from llm_jax.data.tokenizers.base import Tokenizer
 from llm_jax.runtime import activity
 from llm_jax.runtime.array_file import ArrayFile
-from llm_jax.runtime.errors import explaining_full_disk, is_full_disk
-from llm_jax.runtime.files import hold_lock
+from llm_jax.runtime.errors import explaining_full_disk
 
 FORMAT = 1  # raise it when the meaning of a store's files changes
 BATCH_BYTES = 4 << 20  # text between two lines of the journal
-
-MAKE_ROOM = 'make room, or set LLM_JAX_CACHE to a folder on another disk'
+DOCUMENT_BYTES = 16  # of the file `documents`, for each
 
 Progress = Callable[[int, int], None]  # bytes of text done, and about how many in all
 
@@ -48,20 +47,22 @@ class TokenStore:
 
   num_bytes: UTF-8 bytes of the text. skipped: how many bad rows were left out, by reason.
   counts: [num_tokens] uint8, 1 for a token that is a target; None where every token is.
+  cache_dir: where what is made of the store is kept, as `fingerprints.cache_folder` takes it.
   """
-  tokens: np.ndarray | ArrayFile
-  offsets: np.ndarray
+  tokens: AnyArray
+  offsets: AnyArray
   num_bytes: int
   fingerprint: str
   skipped: dict[str, int]
-  counts: np.ndarray | ArrayFile | None = None
+  counts: AnyArray | None = None
+  cache_dir: CacheDir = None
 
   @property
   def num_tokens(self) -> int:
     return int(self.offsets[-1])
 
   @property
-  def target_counts(self) -> np.ndarray | ArrayFile:
+  def target_counts(self) -> AnyArray:
     """`counts` of documents that have some."""
     if self.counts is None:
       raise ValueError('every token of this store is a target')
@@ -78,7 +79,7 @@ class TokenStore:
 
 
 def open_store(source: documents.DocumentSource, split: documents.Split, tokenizer: Tokenizer,
-               cache_dir: str | os.PathLike | None = None, progress: Progress | None = None) -> TokenStore:
+               cache_dir: CacheDir = None, progress: Progress | None = None) -> TokenStore:
   """The store for a split of a source, built first where the cache has none, or a broken one.
 
   Of several processes that want the same store one builds it while the others wait. Raises ConfigError for bad rows,
@@ -90,7 +91,7 @@ def open_store(source: documents.DocumentSource, split: documents.Split, tokeniz
   folder = fingerprints.cache_folder(cache_dir) / 'tokens' / fingerprint[:32]
   store = _load(folder, fingerprint, cache_dir)
   if store is None:
-    with _only_one(folder):
+    with only_one(folder):
       store = _load(folder, fingerprint, cache_dir)  # another process may have built it meanwhile
       if store is None:
         what = f'the tokens of {source.kind} ({split})'
@@ -119,24 +120,7 @@ def _token_dtype(tokenizer: Tokenizer) -> np.dtype:
   return np.dtype('<u2' if tokenizer.vocab_size <= 1 << 16 else '<u4')
 
 
-@contextlib.contextmanager
-def _only_one(folder: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process builds the store."""
-  with contextlib.ExitStack() as stack:
-    stack.enter_context(explaining_full_disk(folder.parent, 'a lock file', MAKE_ROOM))
-    try:
-      folder.parent.mkdir(parents=True, exist_ok=True)
-      with activity.waiting():
-        stack.enter_context(hold_lock(folder.with_suffix('.lock')))
-    except OSError as error:
-      if is_full_disk(error):
-        raise
-      hint = f'not writable ({error.strerror}): set LLM_JAX_CACHE to a folder that is'
-      raise ConfigError('cache_dir', str(folder.parent), hint) from error
-    yield
-
-
-def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike | None) -> TokenStore | None:
+def _load(folder: pathlib.Path, fingerprint: str, cache_dir: CacheDir) -> TokenStore | None:
   """The store in `folder`, or None where there is none or a file of it is not as it was written."""
   try:
     saved = json.loads((folder / 'meta.json').read_bytes())
@@ -152,14 +136,21 @@ def _load(folder: pathlib.Path, fingerprint: str, cache_dir: str | os.PathLike |
     if not (folder / name).is_file() or fingerprints.of_file(folder / name, cache_dir) != sha256:
       logging.warning('token store %s: file %r is damaged; tokenising again', folder, name)
       return None
-  sizes = np.fromfile(folder / 'documents', '<i8').reshape(-1, 2)  # (tokens, bytes) of each document
-  has_documents = len(sizes) > 0
+  num_documents = (folder / 'documents').stat().st_size // DOCUMENT_BYTES
+  documents = made_once('offsets', {'store': fingerprint, 'documents': meta['sha256']['documents']}, num_documents,
+                        lambda: _offsets(folder / 'documents'), cache_dir)
   has_counts = 'counts' in meta['sha256']
   dtype = np.dtype(meta['dtype']).newbyteorder('<')
-  tokens = ArrayFile(folder / 'tokens', dtype) if has_documents else np.zeros(0, dtype)
-  offsets = np.concatenate([[0], np.cumsum(sizes[:, 0])])
-  counts = ArrayFile(folder / 'counts', np.dtype(np.uint8)) if has_counts and has_documents else None
-  return TokenStore(tokens, offsets, int(sizes[:, 1].sum()), fingerprint, meta['skipped'], counts)
+  tokens = ArrayFile(folder / 'tokens', dtype) if num_documents else np.zeros(0, dtype)
+  counts = ArrayFile(folder / 'counts', np.dtype(np.uint8)) if has_counts and num_documents else None
+  return TokenStore(tokens, documents.arrays['offsets'], documents.numbers['num_bytes'], fingerprint, meta['skipped'],
+                    counts, cache_dir)
+
+
+def _offsets(path: pathlib.Path) -> Arrays:
+  """Where each document begins, and how many bytes of text there are, by the file of (tokens, bytes) of each."""
+  sizes = np.fromfile(path, '<i8').reshape(-1, 2)
+  return Arrays({'offsets': np.concatenate([[0], np.cumsum(sizes[:, 0])])}, {'num_bytes': int(sizes[:, 1].sum())})
 
 
 def _build(folder: pathlib.Path, source: documents.DocumentSource, split: documents.Split, tokenizer: Tokenizer,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llm_jax.data.packing.pieces import best_fit_decreasing
+from llm_jax.data.packing.index import best_fit_decreasing
 
 PADDING = -1
 

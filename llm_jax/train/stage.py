@@ -86,6 +86,8 @@ class StageProgress:
 def build_stage(session: Session, stage: Stage, data: Mapping[str, StageData]) -> BuiltStage:
   """Makes the parts of a stage from its configuration."""
   run, mesh = session.run, session.mesh
+  activity.begin(f'opens the data of stage {stage.name}', use=Use.DATA)
+  data[stage.name].open()
   phases = stage.phases_over(row_shards(run.model, run.mesh, jax.device_count()))
   train = data[stage.name].train
   sources = [TrainSource(train[phase.seq_len], phase.batch_size, batch_sharding(mesh), phase.first_sample)

@@ -60,7 +60,8 @@ class LabelledRows(Rows):
     self.num_cut = int((inputs > self.seq_len).sum())
     self.num_targets = int((kept - 1).sum())
     lengths = np.concatenate([[0], np.cumsum(kept + 1)])  # best fit leaves out a document's last token by itself
-    self.packing = BestFit(dataclasses.replace(store, offsets=lengths), self.seq_len, settings.seed)
+    kept_store = dataclasses.replace(store, offsets=lengths, fingerprint=f'{store.fingerprint} cut to {self.seq_len}')
+    self.packing = BestFit(kept_store, self.seq_len, settings.seed)
 
   def __len__(self) -> int:
     return self.packing.num_rows

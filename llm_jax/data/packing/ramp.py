@@ -60,6 +60,12 @@ class RampRows(Rows):
     self._sections = _make_sections(whole, starts, seed)
     self._epochs = _shuffled(len(whole), seed).repeat()
 
+  def open(self) -> None:
+    self.whole.open()
+    for section in self._sections:
+      if section.rows is not None:
+        section.rows.open()
+
   def __len__(self) -> int:
     return len(self.whole)
 

@@ -100,6 +100,10 @@ class Rows(abc.ABC):
   num_targets: int
   is_endless: ClassVar[bool] = False
 
+  def open(self) -> None:
+    """Opens what rows are looked up in, when a stage begins; else the first row does."""
+    return None
+
   @abc.abstractmethod
   def __len__(self) -> int:
     """Of an epoch."""

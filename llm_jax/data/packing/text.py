@@ -27,7 +27,13 @@ class TextRows(Rows):
     self.seq_len = settings.seq_len
     self.packing: Packing = PACKINGS[settings.packing](store, settings.seq_len, settings.seed, window)
     self.num_targets = store.num_targets
-    self.num_cut = self.packing.num_cut
+
+  @property
+  def num_cut(self) -> int:
+    return self.packing.num_cut
+
+  def open(self) -> None:
+    self.packing.open()
 
   def part(self, window: slice) -> 'TextRows':
     """Rows of a part of the documents alone."""

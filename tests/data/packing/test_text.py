@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llm_jax.data import token_store
-from llm_jax.data.packing import pieces, text
+from llm_jax.data.packing import index, text
 from llm_jax.data.packing.rows import RowSettings
 
 EOT = 0
@@ -37,7 +37,7 @@ class Token(NamedTuple):
 
 def line_of(store: token_store.TokenStore, seed: int | None) -> list[Token]:
   line = []
-  for document in pieces.document_order(store.num_documents, seed):
+  for document in index.document_order(store.num_documents, seed):
     ids = store.tokens[store.offsets[document]:store.offsets[document + 1]]
     line.extend(Token(document, id) for id in ids.tolist())
   return line
@@ -128,7 +128,7 @@ def test_best_fit_fills_as_well_as_the_naive_algorithm():
   for _ in range(50):
     seq_len = int(rng.integers(1, 60))
     lengths = sorted(rng.integers(1, seq_len + 1, rng.integers(1, 200)).tolist(), reverse=True)
-    rows = pieces.best_fit_decreasing(lengths, seq_len)
+    rows = index.best_fit_decreasing(lengths, seq_len)
     used = np.bincount(rows, weights=lengths).astype(int)
     room = naive_best_fit(lengths, seq_len)
     assert used.max() <= seq_len
@@ -152,12 +152,12 @@ def test_best_fit_keeps_documents_whole():
 
 
 def test_order_of_documents():
-  orders = [pieces.document_order(1000, seed) for seed in (0, 1, 2**32 - 1)]
+  orders = [index.document_order(1000, seed) for seed in (0, 1, 2**32 - 1)]
   for order in orders:
     assert sorted(order) == list(range(1000))
   for a, b in itertools.combinations(orders, 2):
     assert not np.array_equal(a, b)
-  assert pieces.document_order(8, 0).tolist() == ORDER_OF_8
+  assert index.document_order(8, 0).tolist() == ORDER_OF_8
   displaced = np.abs(orders[0] - np.arange(1000)).mean()
   assert 280 < displaced < 390  # a third of the length for a random permutation
 
@@ -168,4 +168,4 @@ ORDER_OF_8 = [2, 4, 6, 5, 1, 7, 0, 3]  # pinned: an order that changes would cha
 def test_steele_splitmix64():
   """The numbers behind the order are those of the published generator (first outputs for seed 0)."""
   first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
-  assert pieces.document_order(4, 0).tolist() == np.argsort(np.array(first, np.uint64)).tolist()
+  assert index.document_order(4, 0).tolist() == np.argsort(np.array(first, np.uint64)).tolist()
