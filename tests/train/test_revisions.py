@@ -15,12 +15,12 @@ from llm_jax.config.experiment import Principle, RevisedAnswers, Revisions, Run,
 from llm_jax.data.prompts import open_prompts
 from llm_jax.data.tokenizers.byte_level import ByteTokenizer
 from llm_jax.decode.sampling import Sampling
-from llm_jax.rollout.sample_files import SampleFiles
 from llm_jax.rollout.sampling import Sampler
 from llm_jax.tracking.metrics import read_metrics
 from llm_jax.train.data import check_room
 from llm_jax.train.samples import files_of, is_made, make_samples, parts_of, seed_of
 from tests.train import runs
+from tests.train.stopped_parts import parts_written
 from tests.train.test_samples import ROWS, make_session
 
 PRINCIPLES = (Principle(critique='!?', revision='!-'), Principle(revision='#-'))
@@ -101,30 +101,12 @@ def test_principles_are_drawn_for_each_revision(untouched):
 @pytest.mark.parametrize('stopped_after', range(PARTS + 1))
 def test_a_run_that_is_stopped_goes_on(stopped_after, untouched, tmp_path, monkeypatch):
   """Nothing is lost, nothing is there twice, and what is there is not made again."""
-  written: list[int] = []
-  write = SampleFiles.write_records
-
-  def recording(self, number, *rest):
-    write(self, number, *rest)
-    written.append(number)
-
-  def stopping(self, *rest):
-    if len(written) == stopped_after:
-      raise KeyboardInterrupt
-    recording(self, *rest)
-
   session = session_in(tmp_path / 'run')
-  with monkeypatch.context() as patched:
-    patched.setattr(SampleFiles, 'write_records', stopping)
-    patched.setattr(SampleFiles, 'finish', stopping)
-    with pytest.raises(KeyboardInterrupt):
-      make(session)
-  assert not is_made(session, REVISIONS)
-  with monkeypatch.context() as patched:
-    patched.setattr(SampleFiles, 'write_records', recording)
-    resumed = make(session)
+  written, resumed = parts_written(lambda: make(session), lambda: is_made(session, REVISIONS), 'write_records',
+                                   stopped_after, monkeypatch)
   assert written == [*range(PARTS)]
   assert (resumed.folder / 'answers.jsonl').read_bytes() == (untouched.folder / 'answers.jsonl').read_bytes()
+  assert is_made(session, REVISIONS)
 
 
 def test_conversations_have_room_in_learned_positions():

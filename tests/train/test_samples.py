@@ -35,6 +35,7 @@ from llm_jax.tracking.metrics import read_metrics
 from llm_jax.train.data import warn_of_seen
 from llm_jax.train.samples import files_of, is_made, make_samples
 from tests.train import runs
+from tests.train.stopped_parts import parts_written
 
 MODEL = presets.llama(d_model=16, num_layers=1, num_heads=2, d_ff=32, vocab_size=257)
 SAMPLES = Samples('texts', SortedDigits(3, 100), (Regex('[^a-m]', weight=0.5), Length(longest=6, margin=5)), answers=4,
@@ -88,28 +89,9 @@ def test_what_is_written(untouched):
 @pytest.mark.parametrize('stopped_after', range(PARTS + 1))
 def test_a_run_that_is_stopped_goes_on(stopped_after, untouched, tmp_path, monkeypatch):
   """Nothing is lost, nothing is there twice, and what is there is not sampled again."""
-  written: list[int] = []
-  write = SampleFiles.write_part
-
-  def recording(self, number, *rest):
-    write(self, number, *rest)
-    written.append(number)
-
-  def stopping(self, *rest):
-    if len(written) == stopped_after:
-      raise KeyboardInterrupt
-    recording(self, *rest)
-
   session = make_session(tmp_path / 'run')
-  with monkeypatch.context() as patched:
-    patched.setattr(SampleFiles, 'write_part', stopping)
-    patched.setattr(SampleFiles, 'finish', stopping)
-    with pytest.raises(KeyboardInterrupt):
-      make(session)
-  assert not is_made(session, SAMPLES)
-  with monkeypatch.context() as patched:
-    patched.setattr(SampleFiles, 'write_part', recording)
-    resumed = make(session)
+  written, resumed = parts_written(lambda: make(session), lambda: is_made(session, SAMPLES), 'write_part',
+                                   stopped_after, monkeypatch)
   assert written == [*range(PARTS)]
   assert content(resumed) == content(untouched)
   assert is_made(session, SAMPLES)
