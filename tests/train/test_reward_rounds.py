@@ -37,8 +37,20 @@ def test_the_recipe_of_llama_2():
     assert [each.weight for each in rejection.data.sources[0].source.samples.rewards] == [1, 2, 0]
 
 
+def test_the_recipe_of_llama_3():
+  stages = load_run(f'{EXPERIMENTS}/llama3_rounds_small.py').stages
+  for number in (1, 2, 3):
+    reward, sft, low, high, average = stages[5 * number - 4:5 * number + 1]
+    assert isinstance(reward.objective, RewardModel) and len(reward.data.sources) == number
+    assert reward.init == sft.init == Params('pretrain')
+    assert asked(sft) == [stages[5 * number - 5].name]
+    assert asked(low) == asked(high) == [low.init.stage] == [high.init.stage] == [sft.name]
+    assert [each.stage for each in average.init.named] == [low.name, high.name]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['reward_model_miniature.py:2', 'instructgpt_small.py', 'llama2_chat_small.py'])
+@pytest.mark.parametrize('name', ['reward_model_miniature.py:2', 'instructgpt_small.py', 'llama2_chat_small.py',
+                                  'llama3_rounds_small.py'])
 def test_a_few_steps(name, tmp_path):
   """Every stage of the file, each as short as can be."""
   experiment = f'{EXPERIMENTS}/{name}'
