@@ -5,7 +5,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 FLOORS = (
   ('llm_jax/config', 'llm_jax/batch.py', 'llm_jax/paths.py'),
-  ('llm_jax/runtime', 'llm_jax/blockwise.py', 'llm_jax/matrices.py'),
+  ('llm_jax/runtime', 'llm_jax/blockwise.py', 'llm_jax/draw.py', 'llm_jax/matrices.py'),
   ('llm_jax/data', 'llm_jax/sharding', 'llm_jax/optim'),
   ('llm_jax/modules', 'llm_jax/plan'),
   ('llm_jax/objectives', 'llm_jax/decode', 'llm_jax/hf', 'llm_jax/checkpoints', 'llm_jax/tracking'),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.errors import require
+from llm_jax.draw import draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,12 @@ def choose(logits_BV: jax.Array, sampling: Greedy | Sampling, keys_B: jax.Array,
       return first_maximum(penalize(logits_BV, sampling, seen_BV))
     case Sampling():
       logits_BV = filter_logits(logits_BV, sampling, seen_BV)
-      return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+      return draw_rows(jax.nn.softmax(logits_BV, axis=-1), keys_B)
+
+
+def draw_rows(weights_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
+  """A token of each row by its own key, int32 [batch], with probabilities in proportion to the weights."""
+  return jax.vmap(lambda weights_V, key: draw(weights_V, key, 1)[0])(weights_BV, keys_B)
 
 
 def distribution(logits_BV: jax.Array, sampling: Greedy | Sampling, seen_BV: jax.Array | None = None) -> jax.Array:

@@ -28,7 +28,7 @@ from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
 from llm_jax.decode.generate import Program
 from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
-from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, init_seen, mark_seen
+from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, draw_rows, init_seen, mark_seen
 from llm_jax.modules.cache import Cache
 from llm_jax.modules.execution import Execution
 
@@ -110,7 +110,7 @@ def prefill(program: Program, drafter: Drafter, params: Any, draft_params: Any, 
   x_BD, cache, drafter_state = drafter.read(program, params, draft_params, prompts_BP, lengths_B, max_new)
   seen_BV = init_seen(program.sampling, prompts_BP, jnp.arange(P) >= P - lengths_B[:, None], program.config.vocab_size)
   logits_BV = program.logits(params, x_BD[:, None])[:, 0]
-  tokens_B = _draw(distribution(logits_BV, program.sampling, seen_BV), _keys(rng, lengths_B))
+  tokens_B = draw_rows(distribution(logits_BV, program.sampling, seen_BV), _keys(rng, lengths_B))
   tokens_BN = jnp.zeros((B, max_new), jnp.int32).at[:, 0].set(tokens_B)
   return State(cache, drafter_state, jnp.int32(1), lengths_B, jnp.isin(tokens_B, _stops(program)),
                jnp.ones(B, jnp.int32), tokens_BN, mark_seen(seen_BV, tokens_B), jnp.int32(0), jnp.int32(0))
@@ -133,7 +133,7 @@ def draft_and_verify(program: Program, drafter: Drafter, params: Any, draft_para
 
   def pick(logits_BV, seen_BV, number):
     q_BV = distribution(logits_BV, program.sampling, seen_BV)
-    return _draw(q_BV, key_of(number)), q_BV
+    return draw_rows(q_BV, key_of(number)), q_BV
 
   newest_B1 = jax.lax.dynamic_slice_in_dim(state.tokens_BN, state.step - 1, 1, axis=1)
   drafter_state, (drafts_ZB, q_ZBV, seen_TBV) = drafter.draft(
@@ -155,7 +155,7 @@ def draft_and_verify(program: Program, drafter: Drafter, params: Any, draft_para
   q_BV = jnp.where(m < Z, q_ZBV[m], 0)  # if all Z drafts are accepted, the next token is drawn from p alone
   rest_BV = jnp.maximum(p_BV - q_BV, 0)
   rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)  # if p = q up to rounding
-  last_B = jnp.where(accepted_B > m, drafts_ZB[m], _draw(rest_BV, key_of(Z + 2)))
+  last_B = jnp.where(accepted_B > m, drafts_ZB[m], draw_rows(rest_BV, key_of(Z + 2)))
   new_BT = jnp.concatenate([drafts_ZB.T, last_B[:, None]], axis=1).at[:, m].set(last_B)
 
   stops_BT = jnp.isin(new_BT, _stops(program)) & (jnp.arange(Z + 1) <= m)
@@ -167,11 +167,6 @@ def draft_and_verify(program: Program, drafter: Drafter, params: Any, draft_para
       state.done_B | stops_BT.any(axis=1), state.lengths_B + jnp.where(state.done_B, 0, added_B),
       jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, new_BT, state.step, axis=1),
       None if seen_TBV is None else mark_seen(seen_TBV[m], last_B), state.drafted + Z * live, state.accepted + m * live)
-
-
-def _draw(p_BV: jax.Array, keys_B: jax.Array) -> jax.Array:
-  """A token of each row, int32, with probabilities in proportion to p_BV."""
-  return jax.vmap(jax.random.categorical)(keys_B, jnp.log(p_BV)).astype(jnp.int32)
 
 
 def _keys(rng: jax.Array, positions_B: jax.Array) -> jax.Array:

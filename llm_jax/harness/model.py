@@ -4,6 +4,7 @@ It goes into `lm_eval.simple_evaluate(model=...)` as it is.
 """
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -129,22 +130,28 @@ class HarnessModel(LM):
     reader = self.reader
 
     def ends(row: int, tokens: list[int]) -> bool:
-      text = self.text.tokenizer.decode(tokens)
-      return any(stop in text for stop in writing.stops)
+      return self._cut(tokens, writing.stops)[1]
 
     can_end = bool(writing.stops) and not reader.config.switch_lengths
     out = generate(reader.config, reader.params, contexts, writing.max_new_tokens, writing.sampling, key,
                    stop_tokens=reader.stop_tokens, execution=reader.execution, samples=samples,
                    share_prefix=reader.share_prefixes, ends=ends if can_end else None)
-    return [self._cut(tokens, writing.stops) for tokens in out.tokens]
+    return [self._cut(tokens, writing.stops)[0] for tokens in out.tokens]
 
-  def _cut(self, tokens: list[int], stops: Sequence[str]) -> str:
-    """The text of an answer up to what ends it, without control tokens."""
-    control = {*self.reader.stop_tokens, *self.text.tokenizer.special_ids.values()}
-    written = self.text.tokenizer.decode([token for token in tokens if token not in control])
+  def _cut(self, tokens: list[int], stops: Sequence[str]) -> tuple[str, bool]:
+    """The text of an answer up to what ends it, without control tokens, and whether a stop ends it.
+
+    A control token is a stop by its whole name; letters of the name are no text.
+    """
+    special = self.text.tokenizer.special_ids
+    stop_ids = {special[stop] for stop in stops if stop in special}
+    before = list(itertools.takewhile(lambda token: token not in stop_ids, tokens))
+    control = {*self.reader.stop_tokens, *special.values()}
+    written = self.text.tokenizer.decode([token for token in before if token not in control])
+    cut = written
     for stop in stops:
-      written = written.split(stop)[0]
-    return written
+      cut = cut.split(stop)[0]
+    return cut, len(before) < len(tokens) or cut != written
 
   # -------------------------------------------------------------------------------------------- conversations
   def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.objectives import Distillation
+from llm_jax.draw import draw
 from llm_jax.modules.low_rank import has_dropout
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.chunks import chunk_length, split
@@ -81,7 +82,7 @@ def chunked_distillation(student: Logits, teacher: Logits, batch: LanguageModelB
       divergence_BL = generalized_jsd(student_BLV / config.temperature, teacher_BLV / config.temperature,
                                       config.divergence)
     else:
-      drawn = draw(teacher_BLV, config.sampled, jax.random.fold_in(key, number))
+      drawn = draw(jax.nn.softmax(teacher_BLV), jax.random.fold_in(key, number), config.sampled)
       divergence_BL = sampled_cross_entropy(student_BLV, drawn)
     nll_BL = cross_entropy(student_BLV, targets_BL)
     per_token = {
@@ -136,11 +137,6 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
   """-log softmax(logits)[target], float32 [...]."""
   chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
   return jax.nn.logsumexp(logits, -1) - chosen
-
-
-def draw(logits: jax.Array, count: int, key: jax.Array) -> jax.Array:
-  """`count` ids of each softmax [..., vocab], int32 [..., count], independently."""
-  return jnp.moveaxis(jax.random.categorical(key, logits, shape=(count, *logits.shape[:-1])), 0, -1)
 
 
 def sampled_cross_entropy(student: jax.Array, drawn: jax.Array) -> jax.Array:

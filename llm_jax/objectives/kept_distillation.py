@@ -9,9 +9,10 @@ import jax.numpy as jnp
 
 from llm_jax.batch import LanguageModelBatch
 from llm_jax.config.objectives import Distillation
+from llm_jax.draw import draw
 from llm_jax.objectives.chunks import chunk_length, join, split
 from llm_jax.objectives.cross_entropy import head_logits
-from llm_jax.objectives.distillation import Logits, cross_entropy, draw, sampled_cross_entropy
+from llm_jax.objectives.distillation import Logits, cross_entropy, sampled_cross_entropy
 from llm_jax.objectives.frozen import Frozen, FrozenModel
 from llm_jax.objectives.loss import Loss, Params, sums_by_source
 from llm_jax.objectives.protocol import Objective
@@ -73,7 +74,7 @@ def draw_ids(teacher: FrozenModel, batch: LanguageModelBatch, count: int, key: j
 
   def of_chunk(number, x_BLD):
     logits_BLV = head_logits(x_BLD, logits.w.astype(x_BLD.dtype), logits.soft_cap)
-    return number + 1, draw(logits_BLV, count, jax.random.fold_in(key, number))
+    return number + 1, draw(jax.nn.softmax(logits_BLV), jax.random.fold_in(key, number), count)
 
   [chunks] = split(chunk, logits.x)
   _, ids = jax.lax.scan(of_chunk, 0, chunks)

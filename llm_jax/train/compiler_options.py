@@ -42,15 +42,19 @@ def options_for(backend: str, mesh: jax.sharding.Mesh, environment: Mapping[str,
   return {name: value for name, value in options.items() if f'--{name}' not in flags}
 
 
+REFUSED = ('option', 'RET_CHECK', 'INTERNAL')  # in what a compiler says of options that it does not know, or fails with
+
+
 def compile_with_options(lowered: jax.stages.Lowered, options: Options) -> jax.stages.Compiled:
-  """The compiled program. A compiler of another version that does not know an option compiles without any, and a line
-  says so: they change how fast a step is and nothing else."""
+  """The compiled program. A compiler of another version that does not know an option, or fails inside with them,
+  compiles without any, and a line says so: they change how fast a step is and nothing else."""
   if not options:
     return lowered.compile()
   try:
     return lowered.compile(compiler_options=dict(options))
   except jax.errors.JaxRuntimeError as error:
-    if 'option' not in str(error):
+    if not any(word in str(error) for word in REFUSED):
       raise
-    say(f'this compiler does not take the options for collectives, and compiles without them ({error})')
+    [first, *_] = str(error).splitlines()
+    say(f'this compiler does not take the options for collectives, and compiles without them ({first})')
     return lowered.compile()

@@ -22,6 +22,7 @@ from tests.hf import hf_models  # noqa: E402
 
 SCANNED = Execution(unroll=False, kernels='xla')  # compiles faster
 CONTROL = {'<|im_start|>': 256, '<|im_end|>': 257, '<|endoftext|>': 258}
+ENDS = (CONTROL['<|im_end|>'], CONTROL['<|endoftext|>'])
 VOCAB, LENGTH = 259, 256
 WINDOW = dict(sliding_window=40)  # shorter than the prompts
 SIZE = dict(vocab_size=VOCAB, max_position_embeddings=LENGTH)
@@ -61,7 +62,10 @@ def folder_of(tmp_path_factory):
   def make(family):
     if family not in made:
       folder = tmp_path_factory.mktemp(family)
-      hf_models.make(FAMILIES[family]).save_pretrained(folder)
+      model = hf_models.make(FAMILIES[family])
+      # Without them transformers writes on behind the end of a text while another row of the batch is not at its end.
+      model.config.eos_token_id = model.generation_config.eos_token_id = [*ENDS]
+      model.save_pretrained(folder)
       for name, content in tokenizer_files(byte_tokenizer(), 'chatml').items():
         (folder / name).write_bytes(content)
       made[family] = folder
@@ -88,8 +92,7 @@ def prepared(source, template=None, **asking):
 
 def ours(folder, text, asking, tasks, **options):
   config, params = hf.load_pretrained(folder)
-  ends = (CONTROL['<|im_end|>'], text.tokenizer.eot) if text.template else (text.tokenizer.eot,)
-  model = HarnessModel(text, Reader(config, jax.device_put(params), SCANNED, ends, **options))
+  model = HarnessModel(text, Reader(config, jax.device_put(params), SCANNED, ENDS, **options))
   return run(model, tasks, asking, text.template is not None)
 
 

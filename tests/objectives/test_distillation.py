@@ -11,9 +11,10 @@ from llm_jax import hf
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.objectives import Distillation
 from llm_jax.config.stage_init import Params
+from llm_jax.draw import draw
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
-from llm_jax.objectives.distillation import DistillationObjective, draw, sampled_cross_entropy
+from llm_jax.objectives.distillation import DistillationObjective, sampled_cross_entropy
 from llm_jax.objectives.frozen import Frozen, FrozenModel
 from llm_jax.train.step import accumulate
 from tests.hf import hf_models
@@ -99,7 +100,7 @@ def test_drawn_ids_have_the_teachers_probabilities():
   rng = np.random.default_rng(0)
   student, teacher = (jnp.asarray(2 * rng.standard_normal((64, 31)), jnp.float32) for _ in range(2))
   exact = -(jax.nn.softmax(teacher) * jax.nn.log_softmax(student)).sum(-1)
-  drawn = draw(teacher, 2_000, jax.random.key(0))
+  drawn = draw(jax.nn.softmax(teacher), jax.random.key(0), 2_000)
   np.testing.assert_allclose(sampled_cross_entropy(student, drawn), exact, atol=0.2)
   assert abs(float((sampled_cross_entropy(student, drawn) - exact).mean())) < 0.01
   likeliest = jax.lax.top_k(teacher, 3)[1]

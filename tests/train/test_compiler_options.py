@@ -1,9 +1,11 @@
 """What the compilers are told."""
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from llm_jax.train.compiler_options import GPU, TPU, TPU_SLICES, compile_with_options, options_for
 
@@ -30,3 +32,23 @@ def test_a_compiler_that_does_not_know_an_option_compiles(capsys):
   program = compile_with_options(lowered, TPU)
   assert program(jnp.zeros(3)).tolist() == [1, 1, 1]
   assert 'compiles without them' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('message, compiles', [
+  ('INTERNAL: RET_CHECK failure (lookup.h:1) it != end Cannot find value\nstack', True),
+  ('RESOURCE_EXHAUSTED: 17.6G of 15.75G hbm', False)])
+def test_a_compiler_that_fails_inside_with_the_options_compiles_without(message, compiles, capsys):
+  lowered = jax.jit(lambda x: x + 1).lower(jnp.zeros(3))
+
+  def compile(compiler_options=None):
+    if compiler_options:
+      raise jax.errors.JaxRuntimeError(message)
+    return lowered.compile()
+
+  failing: Any = types.SimpleNamespace(compile=compile)
+  if compiles:
+    assert compile_with_options(failing, TPU)(jnp.zeros(3)).tolist() == [1, 1, 1]
+    assert 'compiles without them (INTERNAL: RET_CHECK failure' in capsys.readouterr().out
+  else:
+    with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'):
+      compile_with_options(failing, TPU)
