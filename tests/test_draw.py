@@ -25,7 +25,7 @@ def test_ids_have_their_probabilities(vocab):
     if often.sum() > 1:
       chances = scipy.stats.chisquare(found[often], expected[often] * found[often].sum() / expected[often].sum()).pvalue
       assert chances > 1e-4
-  assert not (drawn[0] == drawn[1]).all()
+  assert vocab == 2 or not (drawn[0] == drawn[1]).all()  # of 2 one has no weight
 
 
 def test_what_has_no_weight_is_never_drawn_from_a_large_vocabulary():
