@@ -1,4 +1,7 @@
-"""Random ids."""
+"""Random ids.
+
+Shapes: V vocabulary.
+"""
 import jax
 import jax.numpy as jnp
 
