@@ -29,8 +29,8 @@ from orbax.checkpoint._src.serialization import ocdbt_utils, tensorstore_utils
 from orbax.checkpoint._src.serialization.ocdbt_process_spec import OcdbtProcessSpec
 
 from llm_jax.checkpoints import saver, shared_hashing
+from llm_jax.checkpoints.array_writers import OrbaxWriter
 from llm_jax.checkpoints.metadata import CheckpointMetadata, Lineage
-from llm_jax.checkpoints.saver import BackgroundSaver
 from llm_jax.checkpoints.store import CheckpointStore
 from llm_jax.data.batch_source import DataPosition
 from llm_jax.runtime import meeting, processes
@@ -125,7 +125,7 @@ def many_hosts(count: int) -> Iterator[None]:
     (processes, '_barriers', _CountOfEach()), (saver, '_saves', _CountOfEach()),
     (shared_hashing, '_verifications', _CountOfEach()), (shared_hashing, 'read_entries', read_entries),
     (shared_hashing, 'MIN_BYTES', 0),
-    (BackgroundSaver, '_checkpointer', lambda saver: HostCheckpointer(here().rank)),
+    (OrbaxWriter, '_checkpointer', lambda writer: HostCheckpointer(here().rank)),
   )
   with contextlib.ExitStack() as stack:
     for owner, name, value in replacements:

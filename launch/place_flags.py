@@ -1,5 +1,6 @@
 """Flags that name a file or a folder."""
 import argparse
+import contextlib
 import pathlib
 
 from llm_jax.config.errors import ConfigError
@@ -26,3 +27,10 @@ def run_path(text: str) -> pathlib.Path:
   except ConfigError as error:
     raise argparse.ArgumentTypeError(f'{text}: {error.hint}') from None
   return found
+
+
+def is_folder(path: pathlib.Path) -> bool:
+  """Whether it is there; what cannot be the name of anything, such as one of 300 letters, is not."""
+  with contextlib.suppress(OSError):
+    return path.is_dir()
+  return False

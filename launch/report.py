@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.errors import refusing
-from launch.place_flags import local_path, run_path
+from launch.place_flags import is_folder, local_path, run_path
 from llm_jax.config.errors import require
 
 
@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(args: argparse.Namespace) -> None:
   """Refuses folders that are no runs."""
   for workdir in args.workdir:
-    require(workdir.is_dir(), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
+    require(is_folder(workdir), '--workdir', str(workdir), 'is no folder; name one that launch.train has written '
             'to')
-    has_run = any(os.path.isfile(workdir / name) for name in ('config.json', 'metrics.jsonl'))
+    has_run = any((workdir / name).is_file() for name in ('config.json', 'metrics.jsonl'))
     require(has_run, '--workdir', str(workdir),
             'holds no run (no config.json, no metrics.jsonl); name a folder that launch.train has written to')
   require(args.output is None or len(args.workdir) > 1, '--output', str(args.output),
