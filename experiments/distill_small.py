@@ -11,7 +11,8 @@ before the first step (`--config.stages[0].objective.teacher.teacher.workdir=DIR
 
 All of them read the running interpreter's standard library. The student finds its teacher in the folder that the first
 command names; `--config.stages[0].objective.teacher.workdir=DIR` names another. `--config.seed=1` draws other
-parameters and another order of the text. What counts is `bits_per_byte` on the text set aside.
+parameters and another order of the text. What counts is `bits_per_byte` on the text set aside: 2.124 alone, 1.931 from
+the teacher, which has 1.593 itself, 1.954 from `sampled` and 1.957 from `kept` ids (seed 0).
 """
 from llm_jax.config.experiment import (
   BPE,

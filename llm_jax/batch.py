@@ -91,7 +91,7 @@ class RolloutBatch:
   """
   text: LanguageModelBatch
   advantages: Array                        # float32 [batch, time]
-  old_log_probs: Array                     # float32 [batch, time], when they were sampled
+  old_log_probs: Array | None = None       # float32 [batch, time], when they were sampled; None: by these parameters
   reference_log_probs: Array | None = None # float32 [batch, time]
   values: Array | None = None              # float32 [batch, time], what a critic foresaw before each target
   returns: Array | None = None             # float32 [batch, time], what it is to foresee

@@ -37,14 +37,15 @@ class PolicyGradientObjective(Objective):
                statistics: Any = None) -> Loss:
     log_probs_BT = answer_log_probs(self.model, params, batch.text, self.temperature)
     is_answer_BT = batch.text.weights > 0
-    log_ratio_BT = self.log_ratios(log_probs_BT - batch.old_log_probs, is_answer_BT, batch.text.segment_ids)
+    old_BT = jax.lax.stop_gradient(log_probs_BT) if batch.old_log_probs is None else batch.old_log_probs
+    log_ratio_BT = self.log_ratios(log_probs_BT - old_BT, is_answer_BT, batch.text.segment_ids)
     ratio_BT = jnp.exp(log_ratio_BT)
     loss_BT = self.surrogate(ratio_BT, batch.advantages, log_probs_BT)
     loss_BT += self.penalty(log_probs_BT, ratio_BT, batch)
     weights_BT = batch.text.weights
     num_answers = count_answers(is_answer_BT, batch.text.segment_ids)
     weight = weights_BT.sum() if self.config.aggregation == 'tokens' else num_answers
-    metrics = self.metrics(log_probs_BT, ratio_BT, batch, num_answers)
+    metrics = self.metrics(log_probs_BT, old_BT, ratio_BT, batch, num_answers)
     loss = Loss((weights_BT * loss_BT).sum(), weight, metrics)
     return with_pretraining(loss, self.model, params, frozen, batch, rng)
 
@@ -80,8 +81,8 @@ class PolicyGradientObjective(Objective):
     kl_BT = difference_BT if kl.estimator == 'k1' else k3(difference_BT)
     return kl.weight * (kl_BT * ratio_BT if kl.corrected else kl_BT)
 
-  def metrics(self, log_probs_BT: jax.Array, ratio_BT: jax.Array, batch: RolloutBatch, num_answers: jax.Array
-              ) -> Metrics:
+  def metrics(self, log_probs_BT: jax.Array, old_BT: jax.Array, ratio_BT: jax.Array, batch: RolloutBatch,
+              num_answers: jax.Array) -> Metrics:
     is_answer_BT = batch.text.weights > 0
     num_tokens = is_answer_BT.sum().astype(jnp.float32)
 
@@ -91,7 +92,7 @@ class PolicyGradientObjective(Objective):
     found = {
       'ratio': mean(ratio_BT),
       'ratio_max': Maximum(jnp.where(is_answer_BT, ratio_BT, 0).max()),
-      'kl_old': mean(k3(log_probs_BT - batch.old_log_probs)),
+      'kl_old': mean(k3(log_probs_BT - old_BT)),
     }
     if isinstance(self.config.clip, Clip):
       is_low_BT = (ratio_BT < 1 - self.config.clip.low) & (batch.advantages < 0)

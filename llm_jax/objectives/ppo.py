@@ -43,7 +43,7 @@ class PPOObjective(Objective):
 
   def __call__(self, params: Params, frozen: Frozen, batch: RolloutBatch, rng: jax.Array | None,
                statistics: None = None) -> Loss:
-    assert batch.values is not None and batch.returns is not None
+    assert batch.old_log_probs is not None and batch.values is not None and batch.returns is not None
     log_probs_BT, values_BT = self.log_probs_and_values(params, batch.text)
     is_answer_BT = batch.text.weights > 0
     clip = self.config.clip

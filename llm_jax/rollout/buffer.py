@@ -26,7 +26,7 @@ class RolloutBuffer:
   lengths: np.ndarray
   order: np.ndarray
   advantages: np.ndarray
-  old_log_probs: np.ndarray
+  old_log_probs: np.ndarray | None = None
   reference_log_probs: np.ndarray | None = None
   values: np.ndarray | None = None
   returns: np.ndarray | None = None
@@ -48,8 +48,7 @@ class RolloutBuffer:
       for row, answer in zip(own, answers, strict=True):
         first = len(answer.prompt.ids) - 1
         row[first:first + len(answer.ids)] = answer.is_own
-    return cls(ids, prompt_lengths, lengths, order.astype(np.int32), np.zeros(shape, np.float32),
-               np.zeros(shape, np.float32), own=own)
+    return cls(ids, prompt_lengths, lengths, order.astype(np.int32), np.zeros(shape, np.float32), own=own)
 
   def arrays(self) -> dict[str, np.ndarray]:
     """By name; `RolloutBuffer(**arrays)` is an equal buffer."""
@@ -86,9 +85,8 @@ class RolloutBuffer:
   def batch(self, layout: Layout, weights: np.ndarray) -> RolloutBatch:
     """What a step learns from."""
     gather = lambda array: None if array is None else layout.gather(array)
-    return RolloutBatch(self.packed_text(layout, weights), layout.gather(self.advantages),
-                        layout.gather(self.old_log_probs), gather(self.reference_log_probs), gather(self.values),
-                        gather(self.returns))
+    return RolloutBatch(self.packed_text(layout, weights), layout.gather(self.advantages), gather(self.old_log_probs),
+                        gather(self.reference_log_probs), gather(self.values), gather(self.returns))
 
   def shortest_length(self, rows: np.ndarray, lengths: Sequence[int]) -> int:
     """The least of `lengths` that all of these rows fit into."""

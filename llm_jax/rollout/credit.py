@@ -26,11 +26,11 @@ class Credit:
   numbers: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def credit_of_groups(config: PolicyGradient, rewards: np.ndarray, log_probs: np.ndarray, reference: np.ndarray | None,
-                     is_answer: np.ndarray, group: int) -> Credit:
+def credit_of_groups(config: PolicyGradient, rewards: np.ndarray, log_probs: np.ndarray | None,
+                     reference: np.ndarray | None, is_answer: np.ndarray, group: int) -> Credit:
   """Every token of an answer has the answer's advantage over others.   rewards: [answers]."""
   if isinstance(config.kl, KLInReward):
-    assert reference is not None
+    assert log_probs is not None and reference is not None
     rewards = rewards - config.kl.weight * (log_probs - reference).sum(1)
   found = advantages(rewards.reshape(-1, group), config.advantage).reshape(-1, 1)
   return Credit(np.where(is_answer, found, 0).astype(np.float32))

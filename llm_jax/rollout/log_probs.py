@@ -29,7 +29,7 @@ def score_answers(model: Transformer, params: Any, buffer: RolloutBuffer, temper
 
   sizes: how many rows of several answers a microbatch may have.
   """
-  log_probs, entropies = np.zeros_like(buffer.old_log_probs), np.zeros_like(buffer.old_log_probs)
+  log_probs, entropies = np.zeros_like(buffer.advantages), np.zeros_like(buffer.advantages)
   for layout, batch in packed_microbatches(buffer, sizes, place):
     found = _score(model, params, batch, temperature, with_entropy)
     layout.scatter(fetch(found[0]), log_probs)
@@ -43,7 +43,7 @@ def value_answers(values: Callable[[Any, LanguageModelBatch], jax.Array], params
 
   values: compiled (params, rows) -> float32 [batch, time].   sizes: see `score_answers`.
   """
-  found = np.zeros_like(buffer.old_log_probs)
+  found = np.zeros_like(buffer.advantages)
   for layout, batch in packed_microbatches(buffer, sizes, place):
     layout.scatter(fetch(values(params, batch)), found)
   return found

@@ -47,6 +47,11 @@ def mismatch_numbers(answers: Sequence[Answer], old_log_probs: np.ndarray, is_an
   return {'sampler_mismatch': float(difference.mean()), 'sampler_mismatch_max': float(difference.max())}
 
 
+def sampled_entropy(answers: Sequence[Answer]) -> float:
+  """Nats a token, estimated: the mean of -log p over the tokens that were sampled."""
+  return float(-np.concatenate([answer.own_log_probs for answer in answers]).mean())
+
+
 def collapse(numbers: dict[str, float], group: int) -> dict[str, str]:
   """In which ways the policy may have collapsed, in words. Where its rewards are high it may only have solved the task:
   the words say what they are; without rewards nothing is said."""

@@ -106,6 +106,7 @@ class RolloutSource(BatchSource, abc.ABC):
     self._sharding = sharding
     self._seed = seed
     self._samples = 0
+    self._number = 0
     self._tokens = 0
     self._buffer: RolloutBuffer | None = None
     self._numbers: dict[str, Any] = {}
@@ -161,6 +162,7 @@ class RolloutSource(BatchSource, abc.ABC):
     """
     jax.block_until_ready(params)  # so that the step before is not counted as sampling
     seconds = Seconds()
+    self._number = number
     key, order = self._chance(number)
     first = number * self.num_prompts
     prompts = [self._prompts.at(number) for number in range(first, first + self.num_prompts)]
@@ -175,7 +177,7 @@ class RolloutSource(BatchSource, abc.ABC):
     seconds.note('log_probs')
     self._numbers = {**answer_numbers(answers, self.rollout.answers), **self._reward_numbers(sampled), **numbers,
                      **seconds.noted}
-    self._shown = Shown(self._examples(number, sampled), collapse(self._numbers, self.rollout.answers))
+    self._shown = Shown(self._examples(sampled), collapse(self._numbers, self.rollout.answers))
     return buffer
 
   def answers(self, prompts: list[Prompt], key: jax.Array, params: Any, frozen: Any) -> list[Answer]:
@@ -183,6 +185,12 @@ class RolloutSource(BatchSource, abc.ABC):
     memory."""
     decoding = self._policy.for_decoding(params, frozen)
     return self._sampler.answers(decoding, prompts, self.rollout.answers, Sampling(self.rollout.temperature), key)
+
+  @property
+  def _is_shown(self) -> bool:
+    """Whether answers of the newest rollout are written down."""
+    every = self.rollout.samples_every
+    return every > 0 and self._number % every == 0
 
   def _reward_numbers(self, sampled: Sampled) -> dict[str, float]:
     if not self._rewards.names:
@@ -237,9 +245,8 @@ class RolloutSource(BatchSource, abc.ABC):
     """Of the same."""
     return self._shown
 
-  def _examples(self, number: int, sampled: Sampled) -> tuple[tuple[str, str], ...]:
-    every = self.rollout.samples_every
-    if every == 0 or number % every:
+  def _examples(self, sampled: Sampled) -> tuple[tuple[str, str], ...]:
+    if not self._is_shown:
       return ()
     step = max(self.rollout.answers, len(sampled.answers) // MOST_SHOWN)
     found: list[tuple[str, str]] = []

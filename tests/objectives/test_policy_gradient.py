@@ -281,6 +281,22 @@ def test_the_ratio_is_1_where_nothing_has_been_learnt_yet():
   assert float(loss.metrics['clipped_low'].total) == float(loss.metrics['clipped_high'].total) == 0
 
 
+@pytest.mark.parametrize('config', [grpo(kl=0.1), *slow(dr_grpo(), dapo(), rloo(), gspo(), cispo(), reinforce())],
+                         ids=repr)
+def test_what_learns_once_needs_no_old_log_probabilities(config):
+  """Loss, gradients and metrics are those with the policy's own, from which they differ by rounding."""
+  given = batch(config)
+  own = dataclasses.replace(given, old_log_probs=log_probs(given.text, TEMPERATURE))
+  grads, loss = ours(config, dataclasses.replace(given, old_log_probs=None))
+  want_grads, want = ours(config, own)
+  assert float(loss.total) == pytest.approx(float(want.total), abs=1e-5 * float(loss.weight))
+  largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(want_grads))
+  assert largest > 0.01
+  for got, expected in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * largest)
+  assert loss.metrics.keys() == want.metrics.keys() and float(loss.metrics['ratio_max'].value) == 1
+
+
 def test_a_penalty_alone_pulls_back_to_the_reference():
   config = grpo(kl=1.0)
   given = dataclasses.replace(batch(config), advantages=np.zeros((ROWS, TIME), np.float32))

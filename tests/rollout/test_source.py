@@ -137,6 +137,36 @@ def test_old_log_probabilities_are_the_samplers():
   assert source.numbers().keys() == {'tokens', 'step_tokens', 'padding'}  # of a step that goes on with a rollout
 
 
+def test_what_learns_once_computes_log_probabilities_only_to_show_them(monkeypatch):
+  """Its entropy is estimated without bias from what was sampled; the batches are else the same."""
+  counted: list[bool] = []
+  score = RewardedSource._log_probs
+
+  def counting(*args, **kwargs):
+    counted.append(True)
+    return score(*args, **kwargs)
+
+  monkeypatch.setattr(RewardedSource, '_log_probs', counting)
+  stage = make_stage()
+  once = lambda **fields: make_source(dataclasses.replace(
+    stage, rollout=dataclasses.replace(stage.rollout, minibatches=1, replays=1, **fields)))
+  shown, hidden, together = once(samples_every=2), once(samples_every=0), make_source(stage)
+  entropies = {}
+  for name, source in (('shown', shown), ('hidden', hidden)):
+    entropies[name] = []
+    for _ in range(2):
+      [batch] = take(source, 1)
+      assert batch.old_log_probs is None
+      entropies[name].append(source.numbers()['entropy'])
+  assert len(counted) == 1  # of the first that is shown
+  assert entropies['shown'][0] != entropies['hidden'][0] and entropies['shown'][1] == entropies['hidden'][1]
+  np.testing.assert_allclose(entropies['hidden'], entropies['shown'][0], rtol=0.2)
+  [[_, shapes], *_] = shown.shapes()
+  assert shapes.old_log_probs is None
+  [[_, shapes], *_] = together.shapes()
+  assert shapes.old_log_probs is not None
+
+
 def test_a_penalty_in_the_reward_is_in_the_advantages():
   source = make_source(make_stage(rloo(kl=0.3)))
   take(source, 1)
