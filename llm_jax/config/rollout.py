@@ -40,8 +40,7 @@ class Rollout(Rewarded):
   turns: how often the model speaks in one answer, the last time without a call being answered.
   tool_tokens: the most tokens of what the calls of a turn return.
   tool_seconds: that a call may take.
-  samples_every: rollouts between two whose answers are written to generations.jsonl, and whose sampler is compared with
-    the trainer where nothing else needs it; 0: none.
+  samples_every: rollouts between two whose answers are written to generations.jsonl; 0: none.
   """
   rewards: tuple[Reward, ...] = ()
   answers: int = 8
