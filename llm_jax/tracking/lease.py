@@ -4,11 +4,11 @@ A bucket has no locks that go with their owner. Whoever finds a signature waits 
 compared. Between two runs that begin in the same second the later signature wins, and the other run ends.
 """
 import contextlib
+import itertools
 import json
 import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.type_hints import is_mapping
 from llm_jax.runtime.buckets import BucketPath
+from llm_jax.runtime.repeated import repeated
 
 SIGN_SECONDS = 5.0
 WAIT_SECONDS = 12.0  # that a signature is given to be renewed
@@ -34,27 +35,22 @@ def hold_lease(path: BucketPath, lost: Callable[[str], None]) -> Generator[None]
   owner = {'id': secrets.token_hex(8), 'pid': os.getpid(), 'host': socket.gethostname(),
            'started': time.strftime('%Y-%m-%d %H:%M:%S%z')}
   _sign(path, owner, 0)
-  ended = threading.Event()
+  counts = itertools.count(1)
 
-  def keep() -> None:
-    count = 0
-    while not ended.wait(SIGN_SECONDS):
-      with contextlib.suppress(OSError):  # the bucket does not answer for a while
-        found = _read(path)
-        if found is not None and found.get('id') != owner['id']:
-          lost(f'another run ({_name(found)}) has begun in {path.parent}: this one ends, so that they do not overwrite '
-               'each other')
-          return
-        count += 1
-        _sign(path, owner, count)
+  def renew() -> bool:
+    with contextlib.suppress(OSError):  # the bucket does not answer for a while
+      found = _read(path)
+      if found is not None and found.get('id') != owner['id']:
+        lost(f'another run ({_name(found)}) has begun in {path.parent}: this one ends, so that they do not overwrite '
+             'each other')
+        return False
+      _sign(path, owner, next(counts))
+    return True
 
-  thread = threading.Thread(target=keep, name='lease', daemon=True)
-  thread.start()
   try:
-    yield
+    with repeated(renew, SIGN_SECONDS, 'lease'):
+      yield
   finally:
-    ended.set()
-    thread.join()
     with contextlib.suppress(OSError):
       path.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ import json
 import os
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -14,6 +13,7 @@ from llm_jax.config.run import Run
 from llm_jax.runtime.buckets import BucketPath, place
 from llm_jax.runtime.errors import explaining_full_disk, is_full_disk
 from llm_jax.runtime.files import LockFile, hold_folder, hold_lock
+from llm_jax.runtime.repeated import repeated
 from llm_jax.tracking.lease import hold_lease
 from llm_jax.tracking.run_config import NAME, check_unchanged, read_config, write_config
 
@@ -105,7 +105,7 @@ class Workdir:
       content = json.dumps(owner).encode()
       lock.write(content)
       stack.callback(lock.write, b'')
-      stack.enter_context(_keeping(lock, content, lost))
+      stack.enter_context(repeated(_renewal(lock, content, lost), LOCK_CHECK_SECONDS, 'lock'))
       yield
 
   def bind(self, run: Run) -> None:
@@ -124,30 +124,20 @@ class Workdir:
     write_config(self.path, run)
 
 
-@contextlib.contextmanager
-def _keeping(lock: LockFile, content: bytes, lost: Callable[[str], None]) -> Generator[None, None, None]:
-  """While the body runs, makes the lock file again where it was deleted."""
-  ended = threading.Event()
-
-  def watch() -> None:
-    while not ended.wait(LOCK_CHECK_SECONDS):
-      try:
-        if lock.renew():
-          lock.write(content)
-      except TimeoutError:
-        lost(f'{lock.path} was deleted, and another run ({_owner(lock.path)}) has begun in the same folder: this one '
-             'ends, so that they do not overwrite each other')
-        return
-      except OSError:  # the file system is gone for a while, or full
-        continue
-
-  thread = threading.Thread(target=watch, name='lock', daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    ended.set()
-    thread.join()
+def _renewal(lock: LockFile, content: bytes, lost: Callable[[str], None]) -> Callable[[], bool]:
+  """What makes the lock file again where it was deleted; False when another run has taken a new one."""
+  def renew() -> bool:
+    try:
+      if lock.renew():
+        lock.write(content)
+    except TimeoutError:
+      lost(f'{lock.path} was deleted, and another run ({_owner(lock.path)}) has begun in the same folder: this one '
+           'ends, so that they do not overwrite each other')
+      return False
+    except OSError:  # the file system is gone for a while, or full
+      pass
+    return True
+  return renew
 
 
 def _owner(path: Path) -> str:
