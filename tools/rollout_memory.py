@@ -106,7 +106,7 @@ def programs(models: Models, sizes: Sizes) -> Iterator[Program]:
   from llm_jax.batch import LanguageModelBatch, RolloutBatch
   from llm_jax.config.policy_gradients import grpo
   from llm_jax.config.schedules import Constant
-  from llm_jax.decode import generate
+  from llm_jax.decode import program
   from llm_jax.decode.sampling import Sampling
   from llm_jax.objectives.adapted import AdaptedObjective
   from llm_jax.objectives.policy_gradient import PolicyGradientObjective
@@ -120,16 +120,16 @@ def programs(models: Models, sizes: Sizes) -> Iterator[Program]:
   yield Program('copy of the weights', lambda: copied.trace(models.state.params, models.frozen), moments)
 
   execution = dataclasses.replace(models.execution, remat='none')
-  sampling = generate.Program(models.architecture, execution, Sampling(1.0), (2,), log_probs=True)
+  sampling = program.Program(models.architecture, execution, Sampling(1.0), (2,), log_probs=True)
   prompts = sizes.answers // 8
   shape = lambda shape, dtype: models.whole(jax.ShapeDtypeStruct(shape, dtype))
   key = models.whole(jax.eval_shape(lambda: jax.random.key(0)))
   given = (models.copy, key, shape((prompts, sizes.prompt), jnp.int32), shape((prompts,), jnp.int32))
-  read = lambda: generate.prefill.trace(sampling, *given, max_new=sizes.new, samples=8)
+  read = lambda: program.prefill.trace(sampling, *given, max_new=sizes.new, samples=8)
   yield Program('prompts', read, base + state)
   sampled = jax.tree.map(models.whole, jax.eval_shape(
-    lambda *given: generate.prefill(sampling, *given, max_new=sizes.new, samples=8), *given))
-  yield Program('sampling', lambda: generate.decode.trace(sampling, models.copy, key, sampled, shape((), jnp.int32)),
+    lambda *given: program.prefill(sampling, *given, max_new=sizes.new, samples=8), *given))
+  yield Program('sampling', lambda: program.decode.trace(sampling, models.copy, key, sampled, shape((), jnp.int32)),
                 base + state)
 
   sharding = batch_sharding(models.mesh)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.decode.generate import Program, read_prompts
+from llm_jax.decode.program import Program, read_prompts
 from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY
 from llm_jax.modules.cache import Cache

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from llm_jax.decode.generate import Program, in_pieces, read_prompts
+from llm_jax.decode.program import Program, in_pieces, read_prompts
 from llm_jax.decode.sampling import mark_seen
 from llm_jax.modules.cache import Cache, init_cache
 from llm_jax.modules.multi_token import init_draft_cache

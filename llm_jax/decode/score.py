@@ -13,7 +13,7 @@ import numpy as np
 
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
-from llm_jax.decode.generate import Program, in_pieces, length_in_pieces, read_prompts
+from llm_jax.decode.program import Program, in_pieces, length_in_pieces, read_prompts
 from llm_jax.decode.request import Ids, bucket, check_config, check_count, fetch, mesh_of, ready, token_ids
 from llm_jax.decode.sampling import GREEDY
 from llm_jax.decode.score_plan import Batch, make_batches, make_rows

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from llm_jax.config.errors import require
 from llm_jax.config.model.architecture import Architecture
 from llm_jax.decode.drafting import Drafter, HeadsDraft, ModelDraft, forward
-from llm_jax.decode.generate import Program
+from llm_jax.decode.program import Program
 from llm_jax.decode.request import bucket, check_count, fetch, make_choice, make_request, mesh_of
 from llm_jax.decode.sampling import GREEDY, Greedy, Sampling, distribution, draw_rows, init_seen, mark_seen
 from llm_jax.modules.cache import Cache
@@ -84,7 +84,7 @@ def stream_speculated(config: Architecture, params: Any, prompts: Sequence[Seque
 # ------------------------------------------------------------------------------------------- on the device
 @flax.struct.dataclass
 class State:
-  """The state of generation, as in `generate.State`. The newest token is in neither the model's nor the drafter's cache
+  """The state of generation, as in `program.State`. The newest token is in neither the model's nor the drafter's cache
   yet."""
   cache: Cache
   drafter_state: Any                # its type depends on the drafter

@@ -13,8 +13,9 @@ from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, MLP, Attention, Block, LayerNorm, RMSNorm
 from llm_jax.config.run import Mesh
-from llm_jax.decode.generate import Program, _without_prefix, bucket, generate, prefill, stream
-from llm_jax.decode.request import make_choice, make_request
+from llm_jax.decode.generate import _without_prefix, generate, stream
+from llm_jax.decode.program import Program, prefill
+from llm_jax.decode.request import bucket, make_choice, make_request
 from llm_jax.decode.sampling import GREEDY, Sampling
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer

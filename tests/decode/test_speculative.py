@@ -14,7 +14,8 @@ from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, Block, LatentAttention, MixtureOfExperts, RMSNorm
 from llm_jax.config.run import Mesh
 from llm_jax.decode.drafting import HeadsDraft, ModelDraft
-from llm_jax.decode.generate import Program, generate
+from llm_jax.decode.generate import generate
+from llm_jax.decode.program import Program
 from llm_jax.decode.sampling import Greedy, Sampling, distribution, init_seen
 from llm_jax.decode.speculative import decode, prefill, speculate, stream_speculated
 from llm_jax.modules.execution import Execution
