@@ -7,8 +7,8 @@ settings: GRPO without a reference, 32 prompts with 8 answers a step, one update
 turn is a process of its own; ours and TRL's follow one another, `--rounds` times. A step is the time from one call of
 the reward to the next, which both make once a step; a rollout is sampling, scoring, advantages and, for ours, the
 log-probabilities that the loss compares with, which TRL leaves out where a rollout is learnt from once. The first
-steps of a turn, in which programs are compiled, do not count. TRL generates with transformers' `generate` and takes
-the better of 1 and --threads threads.
+steps of a turn, in which programs are compiled, do not count. TRL generates with transformers' `generate`, and takes
+the better of 1 and --threads threads; ours takes the better of 1 and so many devices of the CPU (`--cpu_devices`).
 
 Beside the seconds stand those of the processor, which other processes of the machine do not lengthen as much, and the
 share of the tokens of a training step that is padding. `digits` has prompts of 7 bytes and answers of up to 8 tokens;
@@ -32,12 +32,13 @@ from benchmarks.records import write_results
 
 PROMPTS, ANSWERS, RATE = 32, 8, 3e-4
 WARM = 4  # steps of a turn that do not count
+UNITS = {'llm_jax': 'devices', 'trl': 'threads'}
 PACKAGES = ('jax', 'jaxlib', 'flax', 'torch', 'transformers', 'trl')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """prompt_bytes: the shortest and the longest prompt.   seq_len: of our rows."""
+  """prompt_bytes: the shortest and the longest prompt.   seq_len: of our rows, which answers share."""
   d_model: int
   layers: int
   heads: int
@@ -46,7 +47,7 @@ class Case:
   seq_len: int
 
 
-CASES = {'digits': Case(64, 2, 4, (7, 7), 8, 16), 'texts': Case(128, 4, 4, (16, 96), 64, 176)}
+CASES = {'digits': Case(64, 2, 4, (7, 7), 8, 16), 'texts': Case(128, 4, 4, (16, 96), 64, 320)}
 
 
 @dataclasses.dataclass
@@ -188,11 +189,12 @@ def run_trl(case: Case, folder: pathlib.Path, steps: int) -> Turn:
 
 
 # ---------------------------------------------------------------------------------------------- turns
-def take_turn(name: str, case: str, folder: pathlib.Path, steps: int, threads: int) -> Turn:
+def take_turn(name: str, case: str, folder: pathlib.Path, steps: int, count: int) -> Turn:
+  """count: TRL's threads, our devices."""
   from llm_jax.runtime import cpu
-  env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(threads), 'JAX_PLATFORMS': 'cpu',
+  env = {**os.environ, **cpu.ALLOCATOR, 'OMP_NUM_THREADS': str(count), 'JAX_PLATFORMS': 'cpu',
          'LLM_JAX_CACHE': str(folder / 'cache'), 'JAX_COMPILATION_CACHE_DIR': str(folder / 'xla'),
-         'XLA_FLAGS': f'--xla_cpu_multi_thread_eigen=true intra_op_parallelism_threads={threads}'}
+         'JAX_NUM_CPU_DEVICES': str(count)}
   command = [sys.executable, '-m', 'benchmarks.rollouts', '--worker', name, str(folder), '--cases', case, '--steps',
              str(steps)]
   done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -214,15 +216,15 @@ def summary(turns: list[Turn]) -> dict[str, float]:
 
 
 def measure(case: str, args: argparse.Namespace) -> dict:
-  ways = {'llm_jax': [args.threads], 'trl': sorted({1, args.threads})}
-  turns: dict[tuple[str, int], list[Turn]] = {(name, count): [] for name, counts in ways.items() for count in counts}
+  counts = sorted({1, args.threads})
+  turns: dict[tuple[str, int], list[Turn]] = {(name, count): [] for name in UNITS for count in counts}
   with tempfile.TemporaryDirectory() as folder:
     write_inputs(CASES[case], pathlib.Path(folder))
     for _ in range(args.rounds):
-      for name, threads in turns:
-        turns[name, threads].append(take_turn(name, case, pathlib.Path(folder), args.steps, threads))
-  found = {name: max((summary(turns[name, count]) | {'threads': count} for count in counts),
-                     key=lambda each: each['steps_per_second']) for name, counts in ways.items()}
+      for name, count in turns:
+        turns[name, count].append(take_turn(name, case, pathlib.Path(folder), args.steps, count))
+  found = {name: max((summary(turns[name, count]) | {unit: count} for count in counts),
+                     key=lambda each: each['steps_per_second']) for name, unit in UNITS.items()}
   names = ('rollouts_per_second', 'steps_per_second', 'rollouts_per_cpu_second', 'steps_per_cpu_second')
   found['ratio'] = {name: found['llm_jax'][name] / found['trl'][name] for name in names}
   return found
@@ -247,7 +249,7 @@ def main() -> int:
              'rounds': args.rounds, 'load': os.getloadavg()[0], 'cases': {}}
   for case in args.cases:
     found = results['cases'][case] = measure(case, args)
-    for name in ('llm_jax', 'trl'):
+    for name in UNITS:
       each = found[name]
       print(f'{case:7} {name:8} {each["rollouts_per_second"]:8.1f} answers/s {each["steps_per_second"]:6.3f} steps/s   '
             f'of the processor {each["rollouts_per_cpu_second"]:8.1f} and {each["steps_per_cpu_second"]:6.3f}   '

@@ -23,7 +23,7 @@ from llm_jax.hf.peft import write_adapter
 from llm_jax.hf.tokenizer import end_of_text
 from llm_jax.runtime.files import write_atomic
 from llm_jax.runtime.lineage import make_lineage
-from llm_jax.tracking.run_folder import Workdir
+from llm_jax.tracking.run_folder import workdir_at
 from llm_jax.tracking.task import ByteProgress
 
 STAGE = 'imported'  # the one stage of a run that is written
@@ -64,7 +64,7 @@ def write_run(workdir: pathlib.Path, model: Model) -> None:
     print('warning: no tokenizer.json with an end of text: launch.sample cannot use the run', file=sys.stderr)
   run = make_run(workdir, model, end or '')
   lineage = make_lineage()
-  folder = Workdir(workdir)
+  folder = workdir_at(workdir)
   folder.prepare()
   write_files(workdir / 'tokenizer', model.files)
   if tokenizer is not None:

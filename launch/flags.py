@@ -39,6 +39,7 @@ STRINGS = {
   'coordinator': "many processes: host:port of process 0, or 'auto': jax finds it by itself",
 }
 INTEGERS = {
+  'cpu_devices': 'makes the CPU so many devices; one a core is often fastest, for the mesh splits the batch among them',
   'from_step': 'go back to this step of the stage that is not finished, under another learning rate or optimizer',
   'num_processes': 'many processes: how many',
   'process_id': 'many processes: which one this is, from 0',
@@ -61,6 +62,7 @@ class TrainFlags:
   num_processes: int | None
   process_id: int | None
   from_step: int | None
+  cpu_devices: int | None
   profile: tuple[int, int] | None
 
 
@@ -124,6 +126,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
   check_processes(values.coordinator, values.num_processes, values.process_id)
   check_stage(run, values.stage)
   check_from_step(values.from_step)
+  check_cpu_devices(values.cpu_devices)
   return TrainFlags(
     run=run,
     config=values.config,
@@ -134,6 +137,7 @@ def check_flags(values: flags.FlagValues, overrides: Sequence[tuple[str, str]]) 
     num_processes=values.num_processes,
     process_id=values.process_id,
     from_step=values.from_step,
+    cpu_devices=values.cpu_devices,
     profile=None if values.profile is None else parse_profile(run, values.stage, values.profile),
   )
 
@@ -162,6 +166,16 @@ def parse_profile(run: Run, stage: str | None, text: str) -> tuple[int, int]:
 def check_from_step(step: int | None) -> None:
   if step is not None and step < 0:
     raise Refused(f'--from_step={step}: use the step of a checkpoint, or 0 for where the stage began')
+
+
+def check_cpu_devices(count: int | None) -> None:
+  if count is None:
+    return
+  if count < 1:
+    raise Refused(f'--cpu_devices={count}: use 1 or more, such as one for each core')
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    raise Refused(f'--cpu_devices={count}: XLA_FLAGS says xla_force_host_platform_device_count besides: keep one of '
+                  'the two')
 
 
 def check_mesh(run: Run) -> None:

@@ -53,13 +53,17 @@ def leaving_on_interrupt() -> Generator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def prepare() -> None:
+def prepare(cpu_devices: int | None = None) -> None:
   """Keeps compiled programs between runs, in LLM_JAX_CACHE or ~/.cache/llm_jax; on CPU computes in the calling thread.
 
   Variables that the environment already has stay as they are.
+
+  cpu_devices: into how many devices jax splits the CPU.
   """
   from llm_jax.data.fingerprints import cache_folder
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache_folder() / 'xla'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
   cpu.compute_in_calling_thread()
+  if cpu_devices is not None:
+    cpu.split_into_devices(cpu_devices)

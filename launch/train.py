@@ -30,7 +30,7 @@ def main(argv: list[str], requests: 'Requests | None' = None) -> int:
   from llm_jax.config.errors import ConfigError
   flags = parse_train(argv, __doc__ or '')
   guard = make_guard(flags, requests)
-  runtime.prepare()  # jax starts here, after the command line has been checked
+  runtime.prepare(flags.cpu_devices)  # jax starts here, after the command line has been checked
   from llm_jax.runtime import joining
   from llm_jax.runtime.buckets import BucketError
   from llm_jax.runtime.errors import CheckpointError, FileError, RewardError, is_out_of_memory, one_line

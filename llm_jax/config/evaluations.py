@@ -3,6 +3,7 @@
 To add one, write its class here, name it in `Evaluation`, and write the class that `implementation` names.
 """
 import dataclasses
+import math
 import re
 from typing import TYPE_CHECKING, ClassVar
 
@@ -235,18 +236,22 @@ class PassRate(EvaluationConfig):
   samples: sampled answers to each, beside the greedy one.
   passing: the reward from which on an answer passes.
   reward: the one of the rewards that decides, by the name of its records, such as 'exact'; None: the weighted sum.
+  temperature: of the sampled answers; None: that of the rollout or samples.
   """
   every: Steps = 0
   prompts: int = 256
   samples: int = 1
   passing: float = 1.0
   reward: str | None = None
+  temperature: float | None = None
   implementation: ClassVar[str] = 'llm_jax.evaluation.pass_rate:PassRateEvaluation'
 
   def __post_init__(self):
     check_every(self.every)
     for field in ('prompts', 'samples'):
       require(getattr(self, field) >= 1, field, getattr(self, field), 'use 1 or more')
+    require(self.temperature is None or 1e-3 <= self.temperature < math.inf, 'temperature', self.temperature,
+            'use 0.001 or more, or None for that of the rollout')
 
   def check(self, stage: 'Stage') -> None:
     require(stage.answering is not None, 'passing', self.passing,

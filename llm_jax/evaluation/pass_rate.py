@@ -58,7 +58,8 @@ class PassRateEvaluation(Evaluation):
     chosen = prompts.first(self.config.prompts)
     model.heartbeat()
     greedy = self.score(model, prompts, chosen, 1, GREEDY)
-    sampled = self.score(model, prompts, chosen, self.config.samples, Sampling(answering.temperature))
+    sampling = Sampling(self.config.temperature or answering.temperature)
+    sampled = self.score(model, prompts, chosen, self.config.samples, sampling)
     metrics = {
       'pass_greedy': greedy.share(self.config.passing),
       'pass_sampled': sampled.share(self.config.passing),

@@ -24,11 +24,17 @@ MAKE_ROOM = 'make room there, or name a --workdir on another disk'
 _LOCK_PATIENCE = 2.0  # seconds that a run which is just ending is given to let go
 
 
-class Workdir:
-  """A run's folder."""
+def workdir_at(path: str | Path) -> 'Workdir':
+  """The run's folder at a path, or at the URL of a bucket."""
+  found = place(path)
+  return BucketWorkdir(found) if isinstance(found, BucketPath) else Workdir(found)
 
-  def __init__(self, path: str | Path):
-    self.path = place(path)
+
+class Workdir:
+  """A run's folder on a file system."""
+
+  def __init__(self, path: Path):
+    self.path = path
 
   def prepare(self) -> None:
     """Creates the folder.
@@ -37,9 +43,6 @@ class Workdir:
       ConfigError: naming `workdir`, when it cannot be made or nothing can be made in it.
       FileError: there is no room for it.
     """
-    if isinstance(self.path, BucketPath):
-      self.path.check_access('workdir', writes=True)
-      return
     with self._explaining():
       self.path.mkdir(parents=True, exist_ok=True)
       with tempfile.TemporaryFile(dir=self.path):
@@ -47,16 +50,12 @@ class Workdir:
 
   def clear_interrupted(self) -> None:
     """Removes what a kill has left of files that were being replaced; for the run that holds the folder."""
-    if isinstance(self.path, BucketPath):
-      return
     for name in REPLACED:
       for path in self.path.glob(f'.{name}.*'):
         path.unlink(missing_ok=True)
 
   def check_room(self) -> None:
     """Shows that something can be written in the folder; raises as `prepare` does."""
-    if isinstance(self.path, BucketPath):
-      return
     with self._explaining(), tempfile.TemporaryFile(dir=self.path, buffering=0) as probe:
       probe.write(b'.')
 
@@ -84,10 +83,6 @@ class Workdir:
     Raises:
       ConfigError: when another run holds it, naming that run, after at most `_LOCK_PATIENCE` seconds.
     """
-    if isinstance(self.path, BucketPath):
-      with hold_lease(self.path / LOCK, lost):
-        yield
-      return
     with contextlib.ExitStack() as stack:
       try:
         # The folder first: a run that is refused must not hold a new `run.lock` meanwhile.
@@ -122,6 +117,26 @@ class Workdir:
       if old == run:
         return
     write_config(self.path, run)
+
+
+class BucketWorkdir(Workdir):
+  """A run's folder in a bucket: an object is replaced whole, and a lease stands in place of a lock."""
+  path: BucketPath
+
+  def prepare(self) -> None:
+    self.path.check_access('workdir', writes=True)
+
+  def clear_interrupted(self) -> None:
+    """There is nothing that a kill could leave."""
+
+  def check_room(self) -> None:
+    """A bucket is never full."""
+
+  @contextlib.contextmanager
+  def lock(self, lost: Callable[[str], None] = lambda text: None) -> Generator[None]:
+    """Holds a lease, see `lease.py`."""
+    with hold_lease(self.path / LOCK, lost):
+      yield
 
 
 def _renewal(lock: LockFile, content: bytes, lost: Callable[[str], None]) -> Callable[[], bool]:

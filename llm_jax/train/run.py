@@ -38,7 +38,7 @@ from llm_jax.sharding.check import check_divides, row_shards
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import has_host_memory
 from llm_jax.tracking.metrics import MetricsWriter, make_trackers, warn_of_damage
-from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir
+from llm_jax.tracking.run_folder import MAKE_ROOM, Workdir, workdir_at
 from llm_jax.tracking.terminal import say
 from llm_jax.tracking.tracker import TrackedRun
 from llm_jax.train.branches import FLAG as BRANCH
@@ -199,7 +199,7 @@ def open_session(run: Run, workdir: pathlib.Path, prepare: Callable[[Run], None]
   # Where the peak is not known it is measured, before a mesh is set that would confine the measurement.
   peak_flops = total_peak_flops(mesh.devices.flat, execution.dtype)
   primary = jax.process_index() == 0
-  folder = Workdir(workdir)
+  folder = workdir_at(workdir)
   processes.on_first(folder.prepare)
   processes.check_shared(workdir)
   processes.agree('config', repr(run))

@@ -95,6 +95,7 @@ def test_kinds_can_be_changed():
   ('--profile=5', '--profile=5: write it as START:STOP, such as --profile=10:15'),
   ('--profile=5:5', '--profile=5:5: there is no step between them: let STOP be above START'),
   ('--profile=0:99999', '--profile=0:99999: the longest stage has 330 steps: let STOP be at most that'),
+  ('--cpu_devices=0', '--cpu_devices=0: use 1 or more, such as one for each core'),
   ('resume', "'resume' is not a flag: flags look like --workdir=runs/quickstart"),
 ])
 def test_wrong_arguments_are_one_line(capsys, argument, line):

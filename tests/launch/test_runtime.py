@@ -1,4 +1,5 @@
 """A program that gets a request to stop before it has begun."""
+import os
 import signal
 import subprocess
 import sys
@@ -58,3 +59,10 @@ def test_a_request_is_heard_while_the_main_thread_waits():
 def test_a_late_request_changes_nothing():
   done = run(ENDED)
   assert (done.returncode, done.stdout, done.stderr) == (0, 'the end\n', '')
+
+
+def test_the_cpu_is_split_into_devices():
+  program = 'from launch import runtime; runtime.prepare(cpu_devices=3); import jax; print(jax.device_count())'
+  env = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-c', program], env=env, capture_output=True, text=True, check=True)
+  assert done.stdout == '3\n'

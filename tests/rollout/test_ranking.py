@@ -110,6 +110,7 @@ def test_stages_that_learn_from_them():
   (lambda: stage('best', BestOf(SAMPLES), **{**ROWS, 'seq_len': 8}), 'samples.max_new_tokens = 8: leaves no room'),
   (lambda: stage('best', BestOf(SAMPLES), **ROWS, objective=DPO(), init=Params('texts')), 'learns from pairs of'),
   (lambda: stage('best', RankedPairs(SAMPLES), **ROWS), "objective = 'LanguageModel': learns from text"),
+  (lambda: PassRate(temperature=0.0), 'temperature = 0.0: use 0.001 or more, or None for that of the rollout'),
   (lambda: stage('a', Text('books'), **ROWS, evals=(PassRate(),)), 'the stage has neither a rollout nor samples'),
   (lambda: Run(presets.llama(d_model=16, num_layers=1, num_heads=2, vocab_size=257), (
     stage('best', BestOf(SAMPLES), **ROWS),)), "samples.stage = 'texts': name an earlier stage"),

@@ -23,12 +23,12 @@ from llm_jax.train import run as run_module
 HOLDER = """
 import os, sys, time
 from llm_jax.tracking import run_folder
-from llm_jax.tracking.run_folder import Workdir
+from llm_jax.tracking.run_folder import workdir_at
 if 'no_folder' in sys.argv:
   import contextlib
   from llm_jax.tracking import run_folder
   run_folder.hold_folder = lambda *_, **__: contextlib.nullcontext()
-with Workdir(sys.argv[1]).lock():
+with workdir_at(sys.argv[1]).lock():
   child = os.fork() if 'fork' in sys.argv else 1
   if child: print(child, flush=True)
   else: sys.stdout = None; os.close(1)

@@ -23,7 +23,7 @@ from llm_jax.config.experiment import (
 
 
 def get_config(argument):
-  rows = dict(steps=11, seq_len=32, batch_size=8, learning_rate=Constant(peak=2e-3))
+  rows = dict(steps=11, seq_len=32, batch_size=8, learning_rate=Constant(peak=2e-3), skip_spikes=None)
   rollout = Rollout((Exact(), Regex('[0-4]', weight=0.5)), answers=4, max_new_tokens=6, temperature=0.9, minibatches=2,
                     replays=2, rows_at_once=8, samples_every=1)
   return experiment(
@@ -40,6 +40,6 @@ def get_config(argument):
       stage('adapters', SortedDigits(digits=3, count=200), **rows, objective=PolicyGradient(kl=KLInLoss(0.01)),
             rollout=rollout, init=Params('rewards'), adapters=LoRA(rank=2), evals=()),
       stage('critic', SortedDigits(digits=3, count=200), **rows, objective=PPO(), rollout=rollout, init=Params('texts'),
-            evals=()),
+            evals=(PassRate(prompts=8, temperature=1e-3),)),
     ),
   )
