@@ -121,6 +121,8 @@ def reward_of_ours(prompts, answers, answer, **columns):
 
 
 def run_ours(case: Case, folder: pathlib.Path, steps: int) -> Turn:
+  import jax
+
   from benchmarks import rollouts as this  # the module that the reward's file names, not `__main__`
   from llm_jax import hf
   from llm_jax.config.experiment import (
@@ -142,7 +144,13 @@ def run_ours(case: Case, folder: pathlib.Path, steps: int) -> Turn:
   from llm_jax.tracking.metrics import read_metrics
   from llm_jax.train.run import train
   cpu.compute_in_calling_thread()  # as launch.train does
-  RolloutSource.make = this.STAMPS.timed(RolloutSource.make)
+  make = this.STAMPS.timed(RolloutSource.make)
+
+  def make_after_step(source, number, params, frozen):
+    jax.block_until_ready(params)  # the step before is no part of the rollout
+    return make(source, number, params, frozen)
+
+  RolloutSource.make = make_after_step
   (folder / 'rewards.py').write_text('from benchmarks.rollouts import reward_of_ours as score\n')
   rollout = Rollout((Function(f'{folder}/rewards.py:score'),), answers=ANSWERS, max_new_tokens=case.new_tokens,
                     samples_every=0)

@@ -13,8 +13,8 @@ from experiments import quickstart
 from llm_jax.config.experiment import (
   AdamW,
   ArgumentsUsed,
-  Constant,
   LengthNear,
+  LinearToZero,
   NamesDefined,
   Params,
   PassRate,
@@ -22,21 +22,23 @@ from llm_jax.config.experiment import (
   PythonBlock,
   Rollout,
   StandardLibraryPrompts,
+  UniqueToPrompt,
   dapo,
   experiment,
   stage,
 )
 
-REWARDS = (PythonBlock(0.3), NamesDefined(weight=0.1), ArgumentsUsed(0.2), LengthNear(weight=0.2),
-           PromptWords(weight=0.4))
+REWARDS = (PythonBlock(0.5), NamesDefined(weight=0.1), ArgumentsUsed(0.2), LengthNear(weight=0.2),
+           PromptWords(weight=0.4), UniqueToPrompt(1.0))
 
 
 def get_config():
   config: Any = quickstart.get_config()
   grpo = stage('grpo', StandardLibraryPrompts(val_fraction=0.05), seq_len=192, batch_size=96, steps=30,
-               objective=dapo(), rollout=Rollout(REWARDS, answers=8, max_new_tokens=72), init=Params('sft'),
-               learning_rate=Constant(peak=1.5e-4, warmup=3), optimizer=AdamW(b2=0.95, weight_decay=0.0),
-               skip_spikes=None, evals=(PassRate(every=10, prompts=128, reward='python_block'),))
+               objective=dapo(), rollout=Rollout(REWARDS, answers=8, max_new_tokens=72, temperature=0.5),
+               init=Params('sft'), learning_rate=LinearToZero(peak=1.5e-4, warmup=3),
+               optimizer=AdamW(b2=0.95, weight_decay=0.0), skip_spikes=None,
+               evals=(PassRate(every=10, prompts=128, reward='python_block'),))
   before_dpo = [each for each in config.stages if each.name != 'dpo']
   return experiment(seed=config.seed, tokenizer=config.tokenizer, model=config.model, checkpoints=config.checkpoints,
                     stages=(*before_dpo, grpo))

@@ -39,7 +39,7 @@ STRINGS = {
   'coordinator': "many processes: host:port of process 0, or 'auto': jax finds it by itself",
 }
 INTEGERS = {
-  'cpu_devices': 'makes the CPU so many devices; one a core is often fastest, for the mesh splits the batch among them',
+  'cpu_devices': 'makes the CPU so many devices, such as one for each core, for the mesh to split the batch among',
   'from_step': 'go back to this step of the stage that is not finished, under another learning rate or optimizer',
   'num_processes': 'many processes: how many',
   'process_id': 'many processes: which one this is, from 0',
