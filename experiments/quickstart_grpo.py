@@ -28,7 +28,7 @@ from llm_jax.config.experiment import (
   stage,
 )
 
-REWARDS = (PythonBlock(0.5), NamesDefined(weight=0.1), ArgumentsUsed(0.2), LengthNear(weight=0.2),
+REWARDS = (PythonBlock(0.3), NamesDefined(weight=0.1), ArgumentsUsed(0.2), LengthNear(weight=0.2),
            PromptWords(weight=0.4), UniqueToPrompt(1.0))
 
 

@@ -64,8 +64,8 @@ def main() -> int:
   moment, call, share = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
   prepare = runtime.prepare
 
-  def prepare_and_arm() -> None:
-    prepare()
+  def prepare_and_arm(cpu_devices: int | None = None) -> None:
+    prepare(cpu_devices)
     arm(moment, call, share)  # after jax has been set up, which it imports
 
   runtime.prepare = prepare_and_arm
