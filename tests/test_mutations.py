@@ -48,6 +48,9 @@ MUTATIONS = (
   Mutation('processes are asked to stop at different steps', 'llm_jax/runtime/preemption.py',
            'return max(found) + 1 if', 'return min(found) + 1 if',
            'tests/runtime/test_peers.py::test_all_stop_after_the_same_step_whoever_is_asked'),
+  Mutation('a stage trains on documents that read one another', 'llm_jax/train/leak_test.py',
+           'if leak is not None:', 'if False:',
+           'tests/train/test_leak_test.py::test_a_mask_that_is_broken_stops_the_stage_before_it_compiles'),
   # ---------------------------------------------------------------------------------------- checkpoints
   Mutation('a file of a checkpoint has changed', 'llm_jax/checkpoints/manifest.py',
            'if entry != manifest.files[name]:', 'if False:',

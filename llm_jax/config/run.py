@@ -76,6 +76,7 @@ class Run:
     'gather' brings all keys and values to every device, and 'ring' passes them round, for sequences so long that they
     do not fit.
   stall_seconds: a process that finishes no step for so long (outside of steps: 10 times) ends with exit code 70.
+  leak_test: whether each stage first tests that documents in one row do not read one another; None: on GPU and TPU.
   log_every: steps between training records in metrics.jsonl and in the trackers.
   trackers: where the records go beside metrics.jsonl: TensorBoard, Weights & Biases, Trackio.
   """
@@ -88,6 +89,7 @@ class Run:
   dtype: str = 'auto'
   context_attention: Safe[str] = 'gather'
   stall_seconds: Safe[Seconds] = 1_800.0
+  leak_test: Safe[bool | None] = None
   log_every: Safe[Steps] = 1
   trackers: Safe[tuple[Tracker, ...]] = (TensorBoard(),)
 

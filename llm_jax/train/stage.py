@@ -33,9 +33,10 @@ from llm_jax.tracking.progress import Progress
 from llm_jax.train.adapted_start import AdaptedStarter
 from llm_jax.train.beside_state import saved_arrays, with_arrays
 from llm_jax.train.build import best_params, init_params, init_trained, make_trained_objective
-from llm_jax.train.compile import CompiledStep, compile_steps
+from llm_jax.train.compile import CompiledStep, compile_steps, shapes_to_come
 from llm_jax.train.evaluations import Evaluations, StartMetrics, has_result, make_evaluations
 from llm_jax.train.hooks import Evaluate, Log, SavePeriodically, StopOnPreemption, check_result, divergence_hint
+from llm_jax.train.leak_test import check_no_leaks
 from llm_jax.train.loop import Hook, train_loop
 from llm_jax.train.profile import Profiler, Window
 from llm_jax.train.rollout import ShowRollouts, make_rollout_source
@@ -154,6 +155,8 @@ def run_stage(built: BuiltStage, profile: Window | None = None) -> None:
     progress = restore_progress(built, start)
     done_before = session.writer.rewind(stage.name, start.step)
     steps = start.step if progress.stopped_early else stage.steps
+    activity.begin(f'tests the attention of stage {stage.name}', use=Use.COMPILE)
+    check_no_leaks(session, stage, shapes_to_come(built, start.step, steps))
     # Compiled before there is a state, for both need memory. Nothing is compiled where no step is to come.
     activity.begin(f'compiles stage {stage.name}', use=Use.COMPILE)
     train_step = compile_steps(built, start.step, steps)

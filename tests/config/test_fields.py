@@ -59,7 +59,7 @@ def test_what_types_carry():
 def test_units_and_safety_of_a_run():
   assert fields_of(Stage)['steps'].unit == 'steps' and fields_of(Mesh)['fsdp'].unit == 'devices'
   assert [name for name, field in fields_of(Run).items() if field.safe] == [
-    'mesh', 'context_attention', 'stall_seconds', 'log_every', 'trackers']
+    'mesh', 'context_attention', 'stall_seconds', 'leak_test', 'log_every', 'trackers']
   assert [name for name, field in fields_of(Stage).items() if field.safe] == [
     'microbatches', 'max_nonfinite', 'remat', 'optimizer_memory', 'evals']
   assert all(field.safe for field in fields_of(Checkpoints).values())
