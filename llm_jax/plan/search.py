@@ -2,7 +2,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llm_jax.config.errors import ConfigError
@@ -23,10 +23,18 @@ REMATS = ('none', 'dots', 'block')
 
 @dataclasses.dataclass(frozen=True)
 class Knob:
-  """One change of a configuration. field: its path.   saved: bytes of a device's peak."""
+  """One change of a configuration. field: its path.   saved: bytes of a device's peak.
+  data: where it is an axis of the mesh that takes its devices from `data`: what is left there; None: not named."""
   field: str
   value: object
   saved: float
+  data: int | None = None
+
+  @property
+  def flags(self) -> str:
+    """What sets it on a command line."""
+    others = '' if self.data is None else f'--config.mesh.data={self.data} '
+    return f'{others}--{self.field}={self.value}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +57,46 @@ class Candidate:
 # ---------------------------------------------------------------------------------------------- one change
 def knobs(run: Run, number: int, devices: int) -> list[Knob]:
   """What saves memory in stage `number`, the most first. What the mesh or the batch does not allow is left out."""
-  stage = run.stages[number]
-  now = peak_of(run, stage, devices)
+  return [knob for knob, _ in _changes(run, number, devices)]
+
+
+def mildest(found: Sequence[Knob], excess: float) -> list[Knob]:
+  """One knob for each field, the one that saves most first: of its values the one that saves least of those that save
+  `excess` bytes, else the one that saves most."""
+  by_field: dict[str, Knob] = {}
+  for knob in found:  # from the most to the least
+    if knob.field not in by_field or knob.saved >= excess:
+      by_field[knob.field] = knob
+  return sorted(by_field.values(), key=lambda knob: -knob.saved)
+
+
+def together(run: Run, number: int, devices: int, excess: float, allowed: Callable[[Knob], bool] = lambda knob: True
+             ) -> list[Knob]:
+  """Knobs that save `excess` bytes together: each time the one that saves most. [] where no knobs do."""
+  chosen: dict[str, Knob] = {}
+  while excess > 0:
+    changes = [(knob, other) for knob, other in _changes(run, number, devices) if allowed(knob)]
+    if not changes:
+      return []
+    knob, run = changes[0]
+    excess -= knob.saved
+    chosen[knob.field] = knob
+  return list(chosen.values())
+
+
+def _changes(run: Run, number: int, devices: int) -> list[tuple[Knob, Run]]:
+  """What saves memory, the most first, and the run with it."""
+  now = peak_of(run, run.stages[number], devices)
   found = []
   for field, value, other in _alternatives(run, number):
     try:
       saved = now - peak_of(other, other.stages[number], devices)
     except ConfigError:
       continue
+    takes_data = other.mesh.data != run.mesh.data
     if saved > 0:
-      found.append(Knob(field, value, saved))
-  return sorted(found, key=lambda knob: -knob.saved)
+      found.append((Knob(field, value, saved, other.mesh.data if takes_data else None), other))
+  return sorted(found, key=lambda change: -change[0].saved)
 
 
 def peak_of(run: Run, stage: Stage, devices: int) -> float:

@@ -94,7 +94,7 @@ def _memory(plan: Plan, stage: StagePlan) -> Iterator[str]:
   is_too_much = plan.capacity is not None and memory.peak > plan.capacity
   for knob in stage.knobs if is_too_much else ():
     left = memory.peak - knob.saved
-    yield _row(f'  saves {_gib(knob.saved)}', f'--{knob.field}={knob.value}, then {_gib(left)}{_fits(plan, left)}')
+    yield _row(f'  saves {_gib(knob.saved)}', f'{knob.flags}, then {_gib(left)}{_fits(plan, left)}')
 
 
 def _fits(plan: Plan, peak: float) -> str:

@@ -1,6 +1,10 @@
-"""Out of memory, in one line: how much was wanted, by what, and which settings would save how much."""
+"""Out of memory, in one line: what a step takes by the plan, and which settings would save how much, the most first.
+
+Of a stage with adapters there is no plan: what the backward pass keeps is traced.
+"""
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 import traceback
@@ -9,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.count import count_parameters
+from llm_jax.config.run import Mesh
 from llm_jax.config.stage import Stage
 from llm_jax.objectives.frozen import Frozen
+from llm_jax.plan.memory import Memory, step_memory
+from llm_jax.plan.search import Knob, knobs, mildest, peak_of, together
 from llm_jax.runtime.errors import is_out_of_memory, one_line
 from llm_jax.sharding.check import row_shards
-from llm_jax.sharding.rules import HOST
+from llm_jax.sharding.rules import HOST, has_host_memory
 from llm_jax.tracking.numbers import count, size
 from llm_jax.train.build import make_trained_objective
 
@@ -22,7 +30,11 @@ if TYPE_CHECKING:
   from llm_jax.train.stage import BuiltStage
 
 REASON_CHARACTERS = 200
+MOST_KNOBS = 6
 NUM_BYTES = re.compile(r'(\d{5,}) bytes')
+# What compilers for TPUs say: `Used 31.50G of 15.75G hbm`, `HLO temporaries (40.00G) exceeds available HBM (15.75G)`.
+USED_OF = re.compile(r'\(?([\d.]+)([KMGT])\)? (?:of|exceeds available HBM) \(?([\d.]+)([KMGT])\)?')
+UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 # Functions that take much memory, and what they are doing.
 DOING = {
   'run_stage': 'making or reading the state that it starts from',
@@ -59,12 +71,88 @@ def naming_out_of_memory(built: 'BuiltStage') -> Generator[None]:
 def _message(built: 'BuiltStage', error: BaseException) -> str:
   reason = NUM_BYTES.sub(lambda found: f'{found[0]} ({size(int(found[1]))})', one_line(error)[:REASON_CHARACTERS])
   reason = reason.rstrip('.')
-  text = f'out of memory in stage {built.stage.name}, {_doing(error)}: {reason}. {_state_text(built)}'
+  text = f'out of memory in stage {built.stage.name}, {_doing(error)}: {reason}. '
   with contextlib.suppress(Exception):  # what only estimates must not hide what happened
+    if built.stage.adapters is None:
+      return text + planned(built, one_line(error))
+  text += _state_text(built)
+  with contextlib.suppress(Exception):
     text += _advice(built)
   return text
 
 
+# ---------------------------------------------------------------------------------------------- by the plan
+def planned(built: 'BuiltStage', error: str) -> str:
+  """What the plan counts of the stage's fullest step, by category, and the settings that save most of it."""
+  run, devices = built.session.run, built.session.mesh.size
+  number = run.stages.index(built.stage)
+  memory = fullest(built)
+  wanted, capacity = of_capacity(error) or (memory.peak, capacity_of(built.session.mesh.devices.flat[0]))
+  wanted = max(wanted, memory.peak)
+  parts = ', '.join(f'{name} {size(taken)}' for name, taken in categories(memory))
+  has = '' if capacity is None else f' of a device with {size(capacity)}'
+  text = f'By the plan its fullest step takes {size(memory.peak)}{has}: {parts}'
+  excess = None if capacity is None or wanted <= capacity else wanted - capacity
+  allowed = functools.partial(is_allowed, has_host=has_host_memory(built.session.mesh.devices.flat[0]))
+  possible = [knob for knob in knobs(run, number, devices) if allowed(knob)]
+  found = mildest(possible, math.inf if excess is None else excess)
+  is_enough = lambda saved: '' if excess is None or saved < excess else ', which is enough'
+  advice = [f'{knob.flags} saves {size(knob.saved)}{is_enough(knob.saved)}' for knob in found[:MOST_KNOBS]]
+  with contextlib.suppress(ConfigError):  # they have no rows for so many
+    saved = memory.peak - on_twice_the_devices(built)
+    fsdp = built.session.mesh.shape['fsdp']
+    advice.append(f'--config.mesh.fsdp={2 * fsdp} on twice the devices saves {size(saved)}{is_enough(saved)}')
+  if excess is not None and not any(knob.saved >= excess for knob in found):
+    several = ' '.join(knob.flags for knob in together(run, number, devices, excess, allowed))
+    advice.append(f'together {several} are enough' if several else 'no settings on these devices are enough')
+  return f'{text}. {"; ".join(advice)}; or use a smaller model'
+
+
+def fullest(built: 'BuiltStage') -> Memory:
+  """The memory of the stage's fullest step, by the plan."""
+  model = built.session.run.model_of(built.stage)
+  sizes = dict(built.session.mesh.shape)
+  return max((step_memory(model, built.stage, phase, sizes) for phase in built.phases), key=lambda each: each.peak)
+
+
+def on_twice_the_devices(built: 'BuiltStage') -> float:
+  """Bytes of a device's peak where twice as many share the parameters."""
+  run, sizes = built.session.run, dict(built.session.mesh.shape)
+  wider = dataclasses.replace(run, mesh=Mesh(**{**sizes, 'fsdp': 2 * sizes['fsdp']}))
+  return peak_of(wider, built.stage, 2 * built.session.mesh.size)
+
+
+def categories(memory: Memory) -> Iterator[tuple[str, float]]:
+  """(name, bytes) of what takes any."""
+  names = {'optimizer': 'optimizer state', 'ema': 'moving average', 'block': 'the backward pass of one block',
+           'loss': 'logits and their gradients (not beside the last)', 'frozen': 'reference model',
+           'sampling': 'sampling (before the step)'}
+  for field in dataclasses.fields(memory):
+    taken = getattr(memory, field.name)
+    if taken:
+      yield names.get(field.name, field.name), taken
+
+
+def of_capacity(error: str) -> tuple[float, float] | None:
+  """(bytes that were wanted, bytes that there are), where the compiler says so."""
+  found = USED_OF.search(error)
+  if found is None:
+    return None
+  wanted, unit, capacity, other_unit = found.groups()
+  return float(wanted) * UNITS[unit], float(capacity) * UNITS[other_unit]
+
+
+def capacity_of(device: Any) -> float | None:
+  """Bytes that the device gives to arrays; None where it does not say."""
+  stats = device.memory_stats() or {}
+  return stats.get('bytes_limit')
+
+
+def is_allowed(knob: Knob, has_host: bool) -> bool:
+  return has_host or knob.value != 'host'
+
+
+# ---------------------------------------------------------------------------------------------- of adapters
 def _doing(error: BaseException) -> str:
   names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
   known = [DOING[name] for name in names if name in DOING]

@@ -37,7 +37,7 @@ from llm_jax.config.model.count import count_parameters
 from llm_jax.plan.cost import Assumptions
 from llm_jax.plan.plan import make_plan
 from llm_jax.plan.roofline import bandwidth
-from llm_jax.plan.search import knobs, peak_of, search
+from llm_jax.plan.search import knobs, mildest, peak_of, search, together
 from llm_jax.plan.topology import parse_topology
 from llm_jax.plan.traffic import step_traffic
 
@@ -230,6 +230,46 @@ def test_knobs_are_ranked_and_save_what_they_say():
   assert (first.field, first.value) == ('config.stages[0].remat', 'block')
   blocks = run_of(presets.llama3_1_8b(), Mesh(fsdp=16), remat='block')
   assert peak_of(run, run.stages[0], 64) - first.saved == peak_of(blocks, blocks.stages[0], 64)
+
+
+def test_of_several_values_the_mildest_that_is_enough_is_named():
+  run = run_of(presets.llama3_1_8b(), Mesh(fsdp=16), remat='none')
+  found = knobs(run, 0, 64)
+  least = min(knob.saved for knob in found if knob.field.endswith('moments'))
+  moments = lambda excess: [knob.value for knob in mildest(found, excess) if knob.field.endswith('moments')]
+  assert (moments(least), moments(least + 1)) == (['bfloat16'], ['int8'])
+  chosen = mildest(found, 0)
+  assert len({knob.field for knob in chosen}) == len(chosen)
+
+
+def test_knobs_together_save_what_was_asked_for():
+  run = run_of(presets.llama3_1_8b(), Mesh(fsdp=16), remat='none')
+  now = peak_of(run, run.stages[0], 64)
+  chosen = together(run, 0, 64, 0.95 * now)
+  assert len(chosen) > 1
+  for knob in chosen:
+    name = knob.field.removeprefix('config.')
+    run = apply_flag(run, name, knob.value)
+  assert now - peak_of(run, run.stages[0], 64) >= 0.95 * now
+  assert together(run, 0, 64, 0.999 * now) == []
+
+
+def apply_flag(run, name, value):
+  owner, _, field = name.rpartition('.')
+  match owner:
+    case 'mesh':
+      return dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **{field: value}))
+    case 'stages[0]':
+      return dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], **{field: value}),))
+    case 'stages[0].optimizer':
+      optimizer = dataclasses.replace(run.stages[0].optimizer, **{field: value})
+      return dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], optimizer=optimizer),))
+
+
+def test_an_axis_takes_its_devices_from_data():
+  run = run_of(presets.llama3_1_8b(), Mesh(data=4, fsdp=16))
+  wider = next(knob for knob in knobs(run, 0, 64) if knob.field == 'config.mesh.fsdp')
+  assert wider.flags == '--config.mesh.data=2 --config.mesh.fsdp=32'
 
 
 def test_what_a_search_finds_fits_and_can_be_set(config, capsys):

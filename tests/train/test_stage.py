@@ -1,5 +1,6 @@
 """What a stage does once even where a run is stopped or killed at an awkward moment."""
 import dataclasses
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,15 @@ from llm_jax.train.branches import Branch
 from llm_jax.train.data import check_unchanged_data, open_data
 from llm_jax.train.evaluations import Evaluations
 from llm_jax.train.hooks import Diverged, SavePeriodically, check_result, divergence_hint
-from llm_jax.train.out_of_memory import OutOfMemory, activation_bytes, naming_out_of_memory, state_bytes
+from llm_jax.train.out_of_memory import (
+  UNITS,
+  OutOfMemory,
+  activation_bytes,
+  fullest,
+  naming_out_of_memory,
+  planned,
+  state_bytes,
+)
 from llm_jax.train.own_checkpoints import check_not_lost, check_own
 from llm_jax.train.run import check_starts, is_finished, open_session
 from llm_jax.train.stage import StageProgress, build_stage, restore_progress, save_checkpoint
@@ -323,16 +332,37 @@ def test_out_of_memory_is_one_line_with_what_would_help(session):
   message = str(caught.value)
   assert message.startswith('out of memory in stage first, training: RESOURCE_EXHAUSTED: Out of memory allocating '
                             '17179869184 bytes (16.0 GiB)')
-  assert '\n' not in message and 'or use a smaller model' in message
-  assert "config.stages[0].remat='block' saves about" in message
-  assert 'config.mesh.fsdp=2 on twice the devices about' in message
-  assert 'microbatches' not in message  # a row for each device is all that there is
+  assert '\n' not in message and message.endswith('or use a smaller model')
+  assert 'By the plan its fullest step takes ' in message
+  for category in ('parameters', 'optimizer state', 'gradients', 'activations', 'logits'):
+    assert re.search(rf'[:,] {category}[^,]* [\d.]+ [KM]iB', message), category
+  saved = [float(number) * UNITS[unit] for number, unit in re.findall(r' saves ([\d.]+) ([KM])iB', message)]
+  assert saved == sorted(saved, reverse=True) and len(saved) > 3
+  assert '--config.stages[0].remat=block saves ' in message
+  for impossible in ('twice the devices', 'microbatches'):  # a row for each device is all that there is
+    assert impossible not in message
+  assert 'is enough' not in message  # nothing is known of what this device has
   with pytest.raises(RuntimeError, match='another'), naming_out_of_memory(built):
     raise RuntimeError('another')
   with pytest.raises(OutOfMemory), naming_out_of_memory(built):
     raise MemoryError
   with pytest.raises(CheckpointError), naming_out_of_memory(built):
     raise CheckpointError('step 5 was not saved (disk full: RESOURCE_EXHAUSTED: No space left on device)')
+
+
+def test_where_the_compiler_says_what_there_is_one_knob_is_enough_or_several_are(session):
+  stage = session.run.stages[0]
+  built = build_stage(session, stage, open_data(session, [stage]))
+  peak = fullest(built).peak / 2**20
+  say = lambda wanted, there: planned(built, f'Ran out of memory in memory space hbm. Used {wanted}M of {there}M hbm.')
+  slightly, much, hopeless = say(2 * peak, 2 * peak - 0.01), say(peak, 0.45 * peak), say(9 * peak, peak)
+  assert f'of a device with {2 * peak - 0.01:.1f} MiB' in slightly
+  assert 'which is enough' in slightly and 'together' not in slightly
+  assert re.search('; together (--config[^ ]+ ){2,}are enough', much)
+  assert 'no settings on these devices are enough' in hopeless
+  newer = planned(built, 'Ran out of memory on HBM, the total memory required for HLO temporaries '
+                  f'({9 * peak}M) exceeds available HBM ({peak}M).')
+  assert newer == hopeless
 
 
 def test_what_the_state_takes_is_counted_from_its_arrays(session):
