@@ -1,15 +1,16 @@
 """Names for content: sha256 of files and of plain values, and the split of documents by hash."""
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 from llm_jax.config.places import CACHE, check_is_path
-from llm_jax.runtime.files import write_atomic
+from llm_jax.runtime.files import hold_lock, write_atomic
 
 # A file whose status changed less than this long ago may change again within the clock's grain: its hash is not kept.
 SETTLED_SECONDS = 2.0
@@ -46,13 +47,32 @@ def of_file(path: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | No
   remembered = _remembered(record, status)
   if remembered is not None:
     return remembered
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
   changed_at = max(before.st_mtime_ns, before.st_ctime_ns) / 1e9
-  is_settled = time.time() - changed_at > SETTLED_SECONDS
-  if is_settled and before.st_size > LARGE_BYTES:
+  is_kept = time.time() - changed_at > SETTLED_SECONDS and before.st_size > LARGE_BYTES
+  if not is_kept:
+    return _hash(path)
+  with _one_at_a_time(record):
+    remembered = _remembered(record, status)  # another process, or another host, may have hashed it meanwhile
+    if remembered is not None:
+      return remembered
+    digest = _hash(path)
     _remember(record, status, digest)
   return digest
+
+
+def _hash(path: str) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(record: pathlib.Path) -> Generator[None, None, None]:
+  """Waits until no other process hashes the file of this record: all hosts of a run would read it at once."""
+  with contextlib.ExitStack() as stack:
+    with contextlib.suppress(OSError):  # a cache that is read-only, or has no locks, costs time
+      record.parent.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(hold_lock(record.with_suffix('.lock')))
+    yield
 
 
 def _remembered(record: pathlib.Path, status: list[int]) -> str | None:
