@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from llm_jax import paths
+from llm_jax.checkpoints.copies import has_copies, read_once
 from llm_jax.checkpoints.folders import step_of
 from llm_jax.checkpoints.manifest import Manifest, ReadEntries, read_entries, verify
 from llm_jax.checkpoints.metadata import ArraySpec, CheckpointMetadata
@@ -190,7 +191,14 @@ def from_manifest(path: Path, manifest: Manifest, stamp: str) -> SavedCheckpoint
 
 
 def _read_arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-  """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says."""
+  """The named arrays as a nested dict. A value of None asks for numpy, else for a jax array placed as it says. What
+  several processes hold copies of is read by one of them."""
+  copied = {name: leaf for name, leaf in wanted.items() if has_copies(leaf)}
+  if copied:
+    arrays = read_once(path / 'state', copied)
+    others = {name: leaf for name, leaf in wanted.items() if name not in copied}
+    arrays |= dict(paths.leaves(_read_arrays(path, others))) if others else {}
+    return paths.nest(arrays)
   if is_readable(path / 'state'):
     placed = {name: None if leaf is None else jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(leaf))
               for name, leaf in wanted.items()}

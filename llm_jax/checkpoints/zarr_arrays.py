@@ -97,19 +97,31 @@ def read_arrays(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(wanted, pool.map(read, wanted), strict=True))
 
 
-def _read(spec: dict[str, Any], leaf: Any) -> Any:
+def open_array(folder: Path, name: str, leaf: Any) -> Callable[[Index], Any]:
+  """What starts to read a part of one of the arrays, which has the shape and dtype of `leaf`."""
+  is_of_orbax = (folder / ORBAX).exists()
+  stored = _open(_orbax_spec(folder, name) if is_of_orbax else _spec(folder, name), leaf)
+  return lambda index: stored[index].read()
+
+
+def _open(spec: dict[str, Any], leaf: Any) -> Any:
   import tensorstore
   stored = tensorstore.open(spec, open=True).result()
+  if leaf is not None and (stored.shape != leaf.shape or stored.dtype.name != np.dtype(leaf.dtype).name):
+    raise ValueError(f'{stored.dtype.name}{list(stored.shape)} is stored')
+  return stored
+
+
+def _read(spec: dict[str, Any], leaf: Any) -> Any:
+  stored = _open(spec, leaf)
   if leaf is None:
     return stored.read().result()
-  if stored.shape != leaf.shape or stored.dtype.name != np.dtype(leaf.dtype).name:
-    raise ValueError(f'{stored.dtype.name}{list(stored.shape)} is stored')
   places = leaf.sharding.addressable_devices_indices_map(leaf.shape)
-  reads = {_key(index): stored[index].read() for index in places.values()}
-  return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: reads[_key(index or ())].result())
+  reads = {index_key(index): stored[index].read() for index in places.values()}
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: reads[index_key(index or ())].result())
 
 
-def _key(index: Index) -> tuple[tuple[int | None, int | None], ...]:
+def index_key(index: Index) -> tuple[tuple[int | None, int | None], ...]:
   """An index in a form that can be a key."""
   return tuple((piece.start, piece.stop) for piece in index)
 
