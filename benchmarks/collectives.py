@@ -40,6 +40,7 @@ CASES = {
   'h100x8': Case('h100:8', dict(fsdp=8), 32),
   'h100x8 microbatches=4': Case('h100:8', dict(fsdp=8), 32, microbatches=4),
   'h100x8 data=2': Case('h100:8', dict(data=2, fsdp=4), 32),
+  'h100x8 data=2 microbatches=4': Case('h100:8', dict(data=2, fsdp=4), 32, microbatches=4),
   'h100x8 tensor=2': Case('h100:8', dict(fsdp=4, tensor=2), 32),
   'h100x8 context=2': Case('h100:8', dict(fsdp=4, context=2), 16, seq_len=8_192),
   'h100x8 context=2 ring': Case('h100:8', dict(fsdp=4, context=2), 16, seq_len=8_192, form='ring'),

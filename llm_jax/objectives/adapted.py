@@ -33,6 +33,10 @@ class AdaptedObjective(Objective):
   def has_statistics(self) -> bool:
     return self.objective.has_statistics
 
+  @property
+  def depends_on_microbatches(self) -> bool:
+    return self.objective.depends_on_microbatches or self.adapters.dropout > 0
+
   def statistics(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None) -> Any:
     return self.objective.statistics(self.whole(params, frozen), self.whole_frozen(frozen), batch, rng)
 

@@ -2,11 +2,13 @@
 
 Shapes: B batch, T time.
 """
+import math
+
 import jax
 import jax.numpy as jnp
 
 from llm_jax.sharding.context_split import devices_in_time
-from llm_jax.sharding.rules import constrain
+from llm_jax.sharding.rules import axis_sizes, constrain
 
 CHUNK_BYTES = {'cpu': 2**24, 'xla': 2**28, 'tpu': 2**28}  # of float32 logits that a device holds at once
 CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads and writes all of the head's gradient
@@ -14,7 +16,7 @@ CHUNK_TOKENS = 512  # at least so many, whatever they take: every chunk reads an
 
 def chunk_length(batch: int, time: int, vocab: int, kernels: str) -> int:
   """Positions a chunk: as many as make CHUNK_BYTES of logits a device, or CHUNK_TOKENS; as equal as they can be."""
-  devices = max(1, jax.sharding.get_abstract_mesh().size)
+  devices = math.prod(axis_sizes().values())
   chunk = max(1, devices * max(CHUNK_TOKENS, CHUNK_BYTES[kernels] // (4 * vocab)) // batch)
   return -(-time // -(-time // chunk))
 

@@ -51,7 +51,7 @@ class LanguageModelObjective(Objective):
 
   With an rng, dropout is active. Metrics: nll (nats) and accuracy (argmax hits); multi_token_nll, the mean over depths;
   of routers, each a mean over layers: balance_loss and router_z unweighted, load_spread, the fullest expert's load over
-  the mean (of a microbatch).
+  the mean (of a microbatch; of its part that a replica computes, where replicas sum apart).
   """
   config: LanguageModel = LanguageModel()
 

@@ -79,6 +79,15 @@ def added(sums: T, more: T) -> T:
   return jax.tree.map(add, sums, more, is_leaf=lambda node: isinstance(node, Maximum))
 
 
+def added_over(sums: T, axes: tuple[str, ...]) -> T:
+  """The `added` of all devices along mesh axes; under `shard_map`, or without axes."""
+  if not axes:
+    return sums
+  def add(a: Any) -> Any:
+    return Maximum(jax.lax.pmax(a.value, axes)) if isinstance(a, Maximum) else jax.lax.psum(a, axes)
+  return jax.tree.map(add, sums, is_leaf=lambda node: isinstance(node, Maximum))
+
+
 def as_numbers(metrics: Metrics) -> dict[str, float]:
   """Metrics read from the device. A mean over nothing is left out."""
   numbers = {}

@@ -42,6 +42,11 @@ class Objective(abc.ABC):
     """Whether the loss of a row depends on other rows, by sums over all that is learnt from at once."""
     return False
 
+  @property
+  def depends_on_microbatches(self) -> bool:
+    """Whether it matters how a batch is cut into pieces, beyond what `statistics` makes up for."""
+    return self.model.config.depends_on_microbatches
+
   def statistics(self, params: Params, frozen: Frozen, batch: Any, rng: jax.Array | None) -> Any:
     """These sums over a batch, without gradient: a pytree of float32 arrays. Asked for only with `has_statistics`."""
     return None

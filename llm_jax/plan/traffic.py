@@ -10,6 +10,7 @@ from llm_jax.config.model.architecture import Architecture, Attention, MixtureOf
 from llm_jax.config.model.count import blocks, count_expert_parameters, count_parameters, count_positions
 from llm_jax.config.ramp import Phase
 from llm_jax.sharding.rounds import balanced_rounds
+from llm_jax.sharding.rules import replica_axes
 
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and float32
 PASSES = 2  # over the blocks' weights: forward, and backward
@@ -45,26 +46,37 @@ def others(n: int) -> float:
 
 def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int, tokens: int) -> list[Traffic]:
   """Parameters are gathered over fsdp in each microbatch and their gradients scattered; what is left of the gradients
-  is summed over the axes that hold the same parameters. For the embedding's, the tokens' own gradients are sent."""
+  is summed over the devices that hold the same parameters. For the embedding's, the tokens' own gradients are sent."""
   tables = 2 * model.vocab_size * model.d_model / sizes['tensor']  # a tied head is gathered, and summed, as one untied
   tied = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
   of_experts = count_expert_parameters(model)
   dense = count_parameters(model) - tied - count_positions(model) - of_experts
   layers = (dense + of_experts / sizes['expert']) / sizes['tensor']
   fsdp = others(sizes['fsdp']) * microbatches
-  copies = sizes['data'] * sizes['context']
-  gradients = (layers * HALF + tables * FULL) / sizes['fsdp']
-  over_expert = (dense / sizes['tensor'] * HALF + tables * FULL) / sizes['fsdp']
-  axes = '+'.join(axis for axis in ('data', 'context') if sizes[axis] > 1)
+  over_expert = (dense / sizes['tensor'] * HALF + tables * FULL) / sizes['fsdp'] * microbatches
   return [
     Traffic('all-gather', 'fsdp', 'weights of the blocks', fsdp * PASSES * layers * HALF),
     Traffic('all-gather', 'fsdp', 'embedding and head', fsdp * tables * HALF),
     Traffic('reduce-scatter', 'fsdp', 'gradients of the blocks', fsdp * layers * HALF),
     Traffic('reduce-scatter', 'fsdp', 'gradient of the head', fsdp * tables / 2 * FULL),
     Traffic('all-to-all', 'fsdp', 'gradient of the embedding', others(sizes['fsdp']) * tokens * model.d_model * HALF),
-    Traffic('all-reduce', axes, 'gradients', 2 * others(copies) * gradients),
+    *_replicas(model, sizes, microbatches, layers / sizes['fsdp'], tables / sizes['fsdp']),
     Traffic('all-reduce', 'expert', 'gradients of what is no expert', 2 * others(sizes['expert']) * over_expert),
   ]
+
+
+def _replicas(model: Architecture, sizes: Mapping[str, int], microbatches: int, layers: float, tables: float
+              ) -> list[Traffic]:
+  """Where replicas sum apart, gradients of all microbatches are summed over data once, in float32.
+
+  layers, tables: parameters on a device.
+  """
+  each = (layers * HALF + tables * FULL) * microbatches
+  at_end = (layers + tables) * FULL
+  if microbatches == 1 or model.depends_on_microbatches or not replica_axes(sizes):
+    axes = '+'.join(axis for axis in ('data', 'context') if sizes[axis] > 1)
+    return [Traffic('all-reduce', axes, 'gradients', 2 * others(sizes['data'] * sizes['context']) * each)]
+  return [Traffic('all-reduce', 'data', 'gradients of all microbatches', 2 * others(sizes['data']) * at_end)]
 
 
 def _tensor(model: Architecture, devices: int, tokens: int) -> list[Traffic]:

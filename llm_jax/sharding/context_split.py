@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llm_jax.sharding.rules import activation_spec, mesh_axes
+from llm_jax.sharding.rules import activation_spec, axis_sizes, mesh_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,7 @@ class ContextSplit:
     return device * chunk, (2 * self.devices - 1 - device) * chunk
 
   def _exchange(self, x, local):
-    mesh = jax.sharding.get_abstract_mesh()
-    spec = activation_spec(x.shape, ('batch', 'seq', *(None,) * (x.ndim - 2)), mesh.shape)
+    spec = activation_spec(x.shape, ('batch', 'seq', *(None,) * (x.ndim - 2)), axis_sizes())
     # check_vma=False for the reason given in `experts.py`.
     return jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(x)
 
@@ -74,7 +73,7 @@ WHOLE = ContextSplit()  # no split
 
 def devices_in_time() -> int:
   """Over how many devices the mesh of `jax.set_mesh` splits time."""
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = axis_sizes()
   return max((sizes[axis] for axis in mesh_axes('seq', 'activations', sizes)), default=1)
 
 

@@ -2,6 +2,7 @@
 
 Shapes: B batch, T time, D model width, X chosen experts, M tokens (B x T).
 """
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax.sharding.rules import activation_spec, mesh_axes, parameter_axes, parameter_spec
+from llm_jax.sharding.rules import activation_spec, axis_sizes, mesh_axes, parameter_axes, parameter_spec
 from llm_jax.sharding.sums import gathered
 from llm_jax.sharding.token_exchange import exchange
 
@@ -33,15 +34,15 @@ def run_on_own_experts(expert_ffn: Callable, x_BTD: jax.Array, expert_BTX: jax.A
   Returns:
     float32, or x's dtype where there are several devices.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  sizes = axis_sizes()
+  if math.prod(sizes.values()) == 1:
     return expert_ffn(x_BTD, expert_BTX, weight_BTX, weights)
-  tokens = activation_spec(x_BTD.shape, ('batch', 'seq', None), mesh.shape)
-  specs = {path: parameter_spec(parameter_axes(f'/feed_forward/experts/{path}', leaf.ndim), leaf.shape, mesh.shape)
+  tokens = activation_spec(x_BTD.shape, ('batch', 'seq', None), sizes)
+  specs = {path: parameter_spec(parameter_axes(f'/feed_forward/experts/{path}', leaf.ndim), leaf.shape, sizes)
            for path, leaf in weights.items()}
-  expert_axis = next(iter(mesh_axes('experts', 'parameters', mesh.shape)), None)
-  term_axes = mesh_axes('mlp', 'parameters', mesh.shape)
-  gathered_axes = mesh_axes('embed', 'parameters', mesh.shape)
+  expert_axis = next(iter(mesh_axes('experts', 'parameters', sizes)), None)
+  term_axes = mesh_axes('mlp', 'parameters', sizes)
+  gathered_axes = mesh_axes('embed', 'parameters', sizes)
 
   def local(x_BTD, expert_BTX, weight_BTX, weights):
     weights = {path: _whole(leaf, specs[path], gathered_axes) for path, leaf in weights.items()}

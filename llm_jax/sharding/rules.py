@@ -115,6 +115,24 @@ def _stored_axes(path: str) -> tuple[str, ...] | None:
   }.get(name)
 
 
+def axis_sizes() -> dict[str, int]:
+  """The mesh axes of `jax.set_mesh` with their sizes, {} without a mesh. An axis along which `shard_map` already runs
+  the code apart splits nothing any more: its size is 1."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return {axis: 1 if axis in mesh.manual_axes else size for axis, size in mesh.shape.items()}
+
+
+def replica_axes(sizes: Mapping[str, int]) -> tuple[str, ...]:
+  """The mesh axes along which replicas may sum apart: they split rows and no parameter.
+
+  None beside axes that split more than rows and parameters: there XLA's partitioner ends the process, with
+  "Check failed: partition_group_list", where some axes are manual.
+  """
+  axes = tuple(axis for axis in mesh_axes('batch', 'activations', sizes) if not STRATEGIES[axis].parameters)
+  is_safe = all(sizes[axis] == 1 or axis in (*axes, 'fsdp') for axis in sizes)
+  return axes if is_safe else ()
+
+
 def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
   """The mesh axes of more than one device that split `logical`. kind: 'parameters' or 'activations'."""
   return tuple(axis for axis, strategy in STRATEGIES.items()
@@ -208,15 +226,15 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
   """
   if len(logical) != x.ndim or not set(logical) <= {None, *LOGICAL_AXES}:
     raise ValueError(f'constrain: {logical} does not name the {x.ndim} dimensions of {x.shape}, use {LOGICAL_AXES}')
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  sizes = axis_sizes()
+  if math.prod(sizes.values()) == 1:
     return x
-  return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, logical, mesh.shape))
+  return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, logical, sizes))
 
 
 def split_counts(shape: tuple[int, ...], *logical: str | None) -> tuple[int, ...]:
   """Over how many devices `constrain` splits each dimension of an array of this shape."""
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = axis_sizes()
   return tuple(math.prod(sizes[axis] for axis in axes) for axes in dividing_axes(shape, logical, sizes))
 
 

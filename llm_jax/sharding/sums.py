@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from llm_jax.sharding.rules import dividing_axes, parameter_spec, split_counts
+from llm_jax.sharding.rules import axis_sizes, dividing_axes, parameter_spec, split_counts
 
 LEAST_IN_STAGES = 16  # devices of an axis along which a sum goes in two stages
 
@@ -32,7 +32,7 @@ def sum_over_devices(terms: jax.Array, logical: tuple[str, ...]) -> jax.Array:
 
   logical: the logical axes of the weight, as `rules.parameter_axes` gives them.
   """
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = axis_sizes()
   row_axes, time_axes = dividing_axes(terms.shape[:2], ('batch', 'seq'), sizes)
   summed = (*row_axes, *time_axes)
   weight = parameter_spec(logical, terms.shape[2:], sizes)
@@ -78,7 +78,7 @@ def sum_of_rows(index: jax.Array, d: jax.Array, shape: tuple[int, int], dtype: j
   index: int [batch, time].   d: [batch, time, width].   shape: of the table.   dtype: of the sum.
   logical: the table's logical axes.
   """
-  sizes = jax.sharding.get_abstract_mesh().shape
+  sizes = axis_sizes()
   row_axes, time_axes = dividing_axes(index.shape, ('batch', 'seq'), sizes)
   summed = (*row_axes, *time_axes)
   weight = parameter_spec(logical, shape, sizes)

@@ -1,18 +1,20 @@
 """One training step: a pure function of (state, frozen, batch), whatever the objective."""
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from llm_jax.config.spikes import SkipSpikes
 from llm_jax.objectives.frozen import Frozen
-from llm_jax.objectives.loss import Loss, Metrics, added, divided
+from llm_jax.objectives.loss import Loss, Metrics, added, added_over, divided
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import clip_factor
 from llm_jax.optim.rounding import rounded_like, widened
-from llm_jax.sharding.rules import constrain
+from llm_jax.sharding.rules import axis_sizes, constrain, replica_axes
 from llm_jax.train.spikes import limits, observe
 from llm_jax.train.state import TrainState
 
@@ -92,36 +94,60 @@ def accumulate(objective: Objective, params: Any, frozen: Frozen, batch: Any, rn
 
   Exact whatever the number: where the loss of a row depends on other rows, it gets the statistics of all pieces.
   """
-  statistics = None  # the objective computes those of a whole batch by itself
-  if objective.has_statistics and microbatches > 1:
-    statistics = sum_over_microbatches(
-      lambda piece, rng: objective.statistics(params, frozen, piece, rng), batch, rng, microbatches)
+  def statistics_of(fixed: Any, piece: Any, rng: jax.Array) -> Any:
+    params, frozen = fixed
+    return objective.statistics(params, frozen, piece, rng)
 
-  def gradient(piece: Any, rng: jax.Array) -> tuple[Any, Loss]:
+  def gradient(fixed: Any, piece: Any, rng: jax.Array) -> tuple[Any, Loss]:
+    params, frozen, statistics = fixed
+
     def total(params):
       loss = objective(params, frozen, piece, rng, statistics)
       return loss.total, loss
     return jax.grad(total, has_aux=True)(params)
 
-  return sum_over_microbatches(gradient, batch, rng, microbatches)
-
-
-def sum_over_microbatches(function: Callable[[Any, jax.Array], Sums], batch: Any, rng: jax.Array,
-                          microbatches: int) -> Sums:
-  """The sum of function(piece, rng) over pieces of the batch, one after the other."""
   if microbatches == 1:
-    return function(batch, rng)
+    return gradient((params, frozen, None), batch, rng)  # the objective computes statistics of a whole batch by itself
+  apart = axes_apart(objective, batch, microbatches)
+  statistics = None
+  if objective.has_statistics:
+    statistics = sum_over_microbatches(statistics_of, (params, frozen), batch, rng, microbatches, apart)
+  return sum_over_microbatches(gradient, (params, frozen, statistics), batch, rng, microbatches, apart)
 
+
+def axes_apart(objective: Objective, batch: Any, microbatches: int) -> tuple[str, ...]:
+  """The mesh axes whose devices sum over their own microbatches first: those that hold the same parameters."""
+  sizes = axis_sizes()
+  axes = replica_axes(sizes)
+  rows = len(jax.tree.leaves(batch)[0]) // microbatches
+  is_whole = rows % math.prod(sizes[axis] for axis in axes) == 0
+  return axes if axes and is_whole and not objective.depends_on_microbatches else ()
+
+
+def sum_over_microbatches(function: Callable[[Any, Any, jax.Array], Sums], fixed: Any, batch: Any, rng: jax.Array,
+                          microbatches: int, apart: tuple[str, ...] = ()) -> Sums:
+  """The sum of function(fixed, piece, rng) over pieces of the batch, one after the other.
+
+  apart: mesh axes that split the batch. Their devices sum apart, each over its own rows, and the sums are added up
+    once at the end. Otherwise each piece would send all of its gradients along these axes.
+  """
   def split(x):  # piece m takes rows m, m + M, ...: every device keeps a share of every piece
     x = x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
     return constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
 
-  def add(sums, inputs):
-    return added(sums, function(*inputs)), None
+  def summed(fixed, batch, rng):
+    def add(sums, inputs):
+      return added(sums, function(fixed, *inputs)), None
 
-  inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
-  first = jax.tree.map(lambda x: x[0], inputs)
-  shapes = jax.eval_shape(function, *first)
-  zeros = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))  # a sum in bfloat16 would stop growing
-  sums, _ = jax.lax.scan(add, zeros, inputs)
-  return sums
+    inputs = jax.tree.map(split, batch), jax.random.split(rng, microbatches)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    shapes = jax.eval_shape(function, fixed, *first)
+    zeros = widened(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))  # a sum in bfloat16 stops growing
+    sums, _ = jax.lax.scan(add, zeros, inputs)
+    return added_over(sums, apart)
+
+  if not apart:
+    return summed(fixed, batch, rng)
+  whole = PartitionSpec()
+  return jax.shard_map(summed, in_specs=(whole, PartitionSpec(apart), whole), out_specs=whole, axis_names=set(apart),
+                       check_vma=False)(fixed, batch, rng)

@@ -197,6 +197,23 @@ def test_closed_form_of_fsdp_by_hand():
   assert len(found) == 3
 
 
+def test_closed_form_of_microbatches_by_hand():
+  """fsdp sends again in each; data once, in float32; context, and data of a model with dropout, again in each."""
+  model, tables = two_layers(presets.llama3_1_8b()), 2 * 128_256 * 4_096
+  blocks = count_parameters(model) - tables
+
+  def of(mesh, microbatches, dropout=0.0):
+    return sent(dataclasses.replace(model, dropout=dropout), mesh, 'h100:8', rows=32, microbatches=microbatches)
+
+  one, four = of(Mesh(4, 2), 1), of(Mesh(4, 2), 4)
+  assert four['all-gather', 'fsdp'] == pytest.approx(4 * one['all-gather', 'fsdp'])
+  assert one['all-reduce', 'data'] == pytest.approx(2 * 3 / 4 * (2 * blocks + 4 * tables) / 2 / GIB)
+  assert four['all-reduce', 'data'] == pytest.approx(2 * 3 / 4 * 4 * (blocks + tables) / 2 / GIB)
+  assert of(Mesh(4, 2), 4, 0.1)['all-reduce', 'data'] == pytest.approx(4 * one['all-reduce', 'data'])
+  one, four = (of(Mesh(1, 4, context=2), microbatches)['all-reduce', 'context'] for microbatches in (1, 4))
+  assert four == pytest.approx(4 * one)
+
+
 def test_closed_form_of_the_other_axes_by_hand():
   model = two_layers(presets.llama3_1_8b())
   activation = 16 * 4_096 * 4_096 * 2 / GIB  # of a device: 16 rows

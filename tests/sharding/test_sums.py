@@ -15,7 +15,10 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives import chunks
 from llm_jax.objectives.language_model import LanguageModelObjective
+from llm_jax.objectives.loss import Loss, Maximum
+from llm_jax.objectives.protocol import Objective
 from llm_jax.sharding import sums
+from llm_jax.sharding.collectives import collectives_of
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, param_shardings
 from llm_jax.sharding.sums import by_device, sum_of_rows, sum_over_devices
@@ -86,10 +89,10 @@ def params():
   return jax.device_get(jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))['params'])
 
 
-def program(mesh=None):
+def program(mesh=None, microbatches=1):
   """The compiled gradient, and its arguments."""
   function = jax.jit(lambda params, batch: accumulate(LanguageModelObjective(MODEL), params, None, batch,
-                                                      jax.random.key(0), 1)[0])
+                                                      jax.random.key(0), microbatches)[0])
   if mesh is None:
     arguments = params(), batch()
     return function.lower(*arguments).compile(), arguments
@@ -110,6 +113,49 @@ def test_gradients_of_eight_devices_are_those_of_one(mesh):
   for path, got in paths.leaves(compiled(*arguments)):
     want = gradient_of_one_device()[path]
     assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max(), path
+
+
+@pytest.mark.parametrize('mesh', (Mesh(4, 2), pytest.param(Mesh(8), marks=pytest.mark.slow)), ids=str)
+def test_replicas_sum_over_their_microbatches_and_reduce_once(mesh):
+  """Gradients are those of one device, and what goes along data is sent outside of all loops."""
+  placed = make_mesh(mesh)
+  compiled, arguments = program(placed, 2)
+  for path, got in paths.leaves(compiled(*arguments)):
+    want = gradient_of_one_device()[path]
+    assert np.abs(got - want).max() <= 1e-6 * np.abs(want).max(), path
+  over_data = [each for each in collectives_of(compiled.as_text(), placed.shape) if 'data' in each.axes]
+  assert over_data and all(each.times == 1 for each in over_data)
+
+
+class Largest(Objective):
+  """Sum over rows of (w x - mean of x over all rows)^2, which takes statistics; and a metric that is no sum."""
+  depends_on_microbatches = False
+  has_statistics = True
+
+  def statistics(self, params, frozen, rows, rng):
+    return {'sum': jax.lax.stop_gradient(params['w']) * rows.sum(), 'count': jnp.float32(len(rows))}
+
+  def __call__(self, params, frozen, rows, rng, statistics=None):
+    statistics = statistics or self.statistics(params, frozen, rows, rng)
+    error = params['w'] * rows - statistics['sum'] / statistics['count']
+    return Loss(jnp.sum(error ** 2), jnp.float32(len(rows)), {'largest': Maximum(jnp.abs(rows).max())})
+
+
+class OfOwnBatch(Largest):
+  depends_on_microbatches = True
+
+
+@pytest.mark.parametrize('kind', (Largest, OfOwnBatch))
+def test_statistics_and_maxima_of_replicas_are_those_of_all_rows(kind):
+  rows = np.random.default_rng(0).standard_normal(16).astype(np.float32)
+  run = jax.jit(functools.partial(accumulate, kind(None, None)), static_argnums=4)
+  want, want_loss = run({'w': jnp.float32(2)}, None, rows, jax.random.key(0), 1)
+  with jax.set_mesh(make_mesh(Mesh(4, 2))):
+    got, loss = run({'w': jnp.float32(2)}, None, rows, jax.random.key(0), 2)
+    text = run.lower({'w': jnp.float32(2)}, None, rows, jax.random.key(0), 2).as_text()
+  np.testing.assert_allclose((got['w'], loss.total), (want['w'], want_loss.total), rtol=1e-6)
+  assert (loss.weight, loss.metrics['largest'].value) == (16, np.abs(rows).max())
+  assert ('manual_axes={"data"}' in text) == (kind is Largest)
 
 
 def computations(text):

@@ -166,6 +166,7 @@ def three_steps(mesh_config, microbatches, kernels='xla'):
   pytest.param(Mesh(fsdp=8, data=1), 1, 'xla', marks=pytest.mark.slow),
   (Mesh(tensor=8, data=1), 1, 'xla'),
   pytest.param(Mesh(data=2, fsdp=2, tensor=2), 2, 'xla', marks=pytest.mark.slow),
+  (Mesh(data=2, fsdp=4), 2, 'cpu'),
   (Mesh(data=2, fsdp=2, tensor=2), 2, 'cpu'),
   (Mesh(data=2, fsdp=2, context=2), 2, 'xla'),
 ), ids=str)

@@ -2,6 +2,7 @@
 
 Shapes: B batch, T time, S time of the keys, H query heads, G key/value heads, K head size.
 """
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from llm_jax.sharding.context_split import WHOLE, ContextSplit
-from llm_jax.sharding.rules import activation_spec
+from llm_jax.sharding.rules import activation_spec, axis_sizes
 
 
 def on_each_device(attend: Callable, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array,
@@ -20,11 +21,11 @@ def on_each_device(attend: Callable, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSG
   Where `split` splits time, a device holds its own chunks of each row. Without a mesh, or with one device, `attend`
   gets everything.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1:
+  sizes = axis_sizes()
+  if math.prod(sizes.values()) == 1:
     return attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H)
   axes = ('batch', 'seq' if split.devices > 1 else None, 'heads', None)
-  spec = lambda x: activation_spec(x.shape, axes[:x.ndim], mesh.shape)
+  spec = lambda x: activation_spec(x.shape, axes[:x.ndim], sizes)
   q_spec, kv_spec = spec(q_BTHK), spec(k_BSGK)
   group = q_BTHK.shape[2] // k_BSGK.shape[2]  # query heads per key/value head
   segment_spec = None if segment_ids_BT is None else spec(segment_ids_BT)
