@@ -48,7 +48,9 @@ CASES = {
   'h100x64 data=8': Case('h100:64', dict(data=8, fsdp=8), 256),
   'h100x64 mixtral': Case('h100:64', dict(fsdp=8, expert=8), 256, 'mixtral_8x7b'),
   'h100x256 deepseek': Case('h100:256', dict(fsdp=16, expert=16), 512, 'deepseek_v3', layers=5),
+  'h100x8 pipeline=4': Case('h100:8', dict(data=2, pipeline=4), 64, layers=8),
   'v5px16': Case('v5p:2x2x4', dict(fsdp=16), 256),
+  'v5px16 pipeline=4': Case('v5p:2x2x4', dict(data=4, pipeline=4), 256, layers=8),
   'v5px64': Case('v5p:4x4x4', dict(fsdp=64), 1_024),
   'v5px64 data=4': Case('v5p:4x4x4', dict(data=4, fsdp=16), 1_024),
   'v5px64 mixtral': Case('v5p:4x4x4', dict(fsdp=8, expert=8), 512, 'mixtral_8x7b'),
@@ -85,7 +87,7 @@ def measure(case: Case) -> dict:
   sent = collections.defaultdict(float)
   for each in found:
     sent[f'{each.kind} {"+".join(each.axes)}'] += each.sent / GIB
-  must = step_traffic(run.model, sizes, stage.phases[0], case.form)
+  must = step_traffic(run.model, sizes, stage.phases[0], case.form, run.mesh.pieces)
   total, closed_form = sum(sent.values()), sum(traffic.sent for traffic in must) / GIB
   return {
     'case': dataclasses.asdict(case),

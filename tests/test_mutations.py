@@ -51,6 +51,9 @@ MUTATIONS = (
   Mutation('a stage trains on documents that read one another', 'llm_jax/train/leak_test.py',
            'if leak is not None:', 'if False:',
            'tests/train/test_leak_test.py::test_a_mask_that_is_broken_stops_the_stage_before_it_compiles'),
+  Mutation('a stage of a pipeline computes another piece than the one that it got', 'llm_jax/modules/pipeline.py',
+           'jnp.clip(t - rank, 0, pieces - 1)', 'jnp.clip(t, 0, pieces - 1)',
+           'tests/sharding/test_pipeline.py::test_stages_compute_what_one_device_computes'),
   # ---------------------------------------------------------------------------------------- checkpoints
   Mutation('a file of a checkpoint has changed', 'llm_jax/checkpoints/manifest.py',
            'if entry != manifest.files[name]:', 'if False:',

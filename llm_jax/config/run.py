@@ -26,19 +26,40 @@ class Mesh:
   tensor: devices among which every matrix product is split.
   context: devices among which every sequence is split.
   expert: devices among which the experts are split.
+  pipeline: devices among which the layers are split, as stages of a pipeline.
+  pipeline_microbatches: pieces that go through the stages one after the other; None: twice as many as stages.
   """
   data: Devices = -1
   fsdp: Devices = 1
   tensor: Devices = 1
   context: Devices = 1
   expert: Devices = 1
+  pipeline: Devices = 1
+  pipeline_microbatches: int | None = None
+
+  @property
+  def sizes(self) -> dict[str, int]:
+    """Devices along each axis, those first whose links may be the slowest."""
+    sizes = dataclasses.asdict(self)
+    del sizes['pipeline_microbatches']
+    return {'pipeline': self.pipeline, **sizes}
+
+  @property
+  def pieces(self) -> int:
+    """That go through the stages of the pipeline; 1 without one."""
+    if self.pipeline == 1:
+      return 1
+    return 2 * self.pipeline if self.pipeline_microbatches is None else self.pipeline_microbatches
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    sizes = self.sizes
     for axis, size in sizes.items():
       require(size >= 1 or size == -1, axis, size, 'use a positive number of devices, or -1 for all that are left')
     left = [axis for axis, size in sizes.items() if size == -1]
     require(len(left) <= 1, left[-1] if left else '', -1, f'only one axis may be -1, found {left}')
+    require(self.pipeline != -1, 'pipeline', -1, 'use a number of stages, and -1 for another axis')
+    require(self.pieces % self.pipeline == 0 and self.pieces > 0, 'pipeline_microbatches', self.pipeline_microbatches,
+            f'use a multiple of pipeline={self.pipeline}')
 
 
 def _chooses_averaged(change: Change) -> bool:
@@ -104,6 +125,9 @@ class Run:
     kinds = [type(tracker).__name__ for tracker in self.trackers]
     require(len(set(kinds)) == len(kinds), 'trackers', kinds, 'name each kind once')
     check_stages(self)
+    for i, stage in enumerate(self.stages):
+      require(stage.adapters is None or self.mesh.pipeline == 1, f'stages[{i}].adapters', type(stage.adapters).__name__,
+              f'the stages of mesh.pipeline={self.mesh.pipeline} train no adapters: use another axis, such as fsdp')
     known_size = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE | Bytes) else 0  # the others are files
     require(self.model.vocab_size >= known_size, 'model.vocab_size', self.model.vocab_size,
             f'smaller than the tokenizer\'s: use {known_size} or more')

@@ -20,12 +20,14 @@ class Execution:
     operations, and attention by a Pallas kernel).
   context_attention: how attention works where rows are split over devices: with 'gather' every device gathers all keys
     and values, with 'ring' they are passed from device to device.
+  pipeline_microbatches: into how many pieces rows are cut where the layers are split; None: twice as many as stages.
   """
   dtype: str = 'float32'
   remat: str = 'none'
   unroll: bool | None = None
   kernels: str | None = None
   context_attention: str = 'gather'
+  pipeline_microbatches: int | None = None
 
   @property
   def compute_dtype(self) -> jnp.dtype:

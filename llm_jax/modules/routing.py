@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from llm_jax.config.model import architecture as config
+from llm_jax.modules.pipeline import from_pieces
 
 
 @flax.struct.dataclass
@@ -26,6 +27,13 @@ class Routing:
   load_E: jax.Array
   score_E: jax.Array
   count: jax.Array
+
+
+def merged(pieces: Routing) -> Routing:
+  """The statistics of a batch from those of its pieces, [pieces, layers, ...], see `pipeline.py`."""
+  of_rows = lambda array: from_pieces(jnp.moveaxis(array, 1, 2)).T
+  return Routing(of_rows(pieces.loss_B), of_rows(pieces.balance_B), of_rows(pieces.z_B), pieces.load_E.sum(0),
+                 pieces.score_E.sum(0), pieces.count.sum(0))
 
 
 def route(router: config.Router, top_k: int, logits_BTE: jax.Array, bias_E: jax.Array | None, real_BT: jax.Array

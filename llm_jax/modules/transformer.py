@@ -19,8 +19,9 @@ from llm_jax.modules.kernels.head import vocabulary_logits
 from llm_jax.modules.layer_inputs import LayerInputs
 from llm_jax.modules.layers import Embedding, Norm
 from llm_jax.modules.multi_token import MultiToken
+from llm_jax.modules.pipeline import num_pieces, run_pipeline
 from llm_jax.modules.positions import document_lengths, rotation, sinusoids
-from llm_jax.modules.routing import Routing
+from llm_jax.modules.routing import Routing, merged
 from llm_jax.sharding.context_split import WHOLE, context_split
 from llm_jax.sharding.rules import HOST, constrain
 
@@ -148,12 +149,39 @@ class Transformer(nn.Module):
     for i, block in enumerate(self.prefix):
       x_BTD, prefix_caches[i], routings[f'prefix_{i}'] = block(x_BTD, inputs, prefix_caches[i], None)
     if c.repeats:
-      carry = (x_BTD, pattern_caches)
-      (x_BTD, pattern_caches), stacked = self.blocks(carry, jnp.arange(c.repeats), inputs)
+      pieces = None if cache is not None or self.is_initializing() else self.pieces(len(tokens_BT))
+      if pieces is None:
+        carry = (x_BTD, pattern_caches)
+        (x_BTD, pattern_caches), stacked = self.blocks(carry, jnp.arange(c.repeats), inputs)
+      else:
+        x_BTD, stacked = self.run_as_stages(x_BTD, tokens_BT, positions, segment_ids, pieces)
       routings |= {f'blocks/block_{i}': routing for i, routing in enumerate(stacked)}
     if cache is not None:
       cache = dataclasses.replace(cache, prefix=tuple(prefix_caches), pattern=pattern_caches)
     return inputs.split.restore(self.final_norm(x_BTD)), cache, routings
+
+  def pieces(self, rows: int) -> int | None:
+    """Into how many pieces so many rows are cut for the stages of a pipeline; None without one."""
+    return num_pieces(rows, self.execution.pipeline_microbatches)
+
+  def run_as_stages(self, x_BTD, tokens_BT, positions, segment_ids, pieces: int
+                    ) -> tuple[jax.Array, tuple[Routing | None, ...]]:
+    """The repeats of the pattern as `pieces` of a pipeline; x_BTD and the routers' statistics as from the scan."""
+    pattern = Pattern(self.config, self.execution, parent=None)
+    no_caches = (None,) * len(self.config.pattern)
+
+    def layers(params, x_BTD, of_rows, numbers):
+      inputs = self.layer_inputs(*of_rows)
+
+      def layer(x_BTD, layer):
+        params, number = layer
+        (x_BTD, _), routings = pattern.apply({'params': params}, (x_BTD, no_caches), number, inputs)
+        return x_BTD, routings
+      return jax.lax.scan(layer, x_BTD, (params, numbers), unroll=self.execution.unrolled)
+
+    params = self.variables['params']['blocks']
+    x_BTD, routings = run_pipeline(layers, params, x_BTD, (tokens_BT, positions, segment_ids), pieces)
+    return x_BTD, tuple(routing and merged(routing) for routing in routings)
 
   def embed(self, tokens_BT: jax.Array) -> jax.Array:
     """[batch, time, d_model], scaled, without positions."""

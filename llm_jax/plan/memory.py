@@ -22,6 +22,7 @@ from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.plan.sampling import sampling_bytes
 from llm_jax.sharding.rounds import room_in_round
+from llm_jax.sharding.ticks import num_ticks
 
 HALF, FULL = 2, 4
 STORED = {'float32': 4.0, 'bfloat16': 2.0, 'int8': 1 + 4 / 256}  # bytes of a number, scales of its block included
@@ -66,9 +67,10 @@ class Memory:
     return self.stays + max(step, self.sampling)
 
 
-def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int]) -> Memory:
-  """Memory of one device in a step.   sizes: of the mesh axes, all of them."""
-  copies = sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context']
+def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int], pieces: int = 1) -> Memory:
+  """Memory of one device in a step.   sizes: of the mesh axes, all of them.   pieces: of a pipeline."""
+  stages = sizes['pipeline']
+  copies = sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context'] * stages
   tokens = phase.tokens / phase.microbatches / copies
   held = parameters_on_a_device(model, sizes)
   decoder = sum(held.values())
@@ -78,14 +80,15 @@ def step_memory(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[
   itemsize = STORED[stage.parameters]
   layers = blocks(model)
   kept = sum(_kept(block, model.d_model, stage.remat, sizes) for block in layers)
-  widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes, tokens))
+  in_block = tokens * stages / pieces  # a stage computes all rows of its group of devices, piece by piece
+  widest = max(layers, key=lambda block: _backward(block, model.d_model, sizes, in_block))
   return Memory(
     parameters=parameters * itemsize,
     optimizer=optimizer_bytes(stage.optimizer, trained) if stage.optimizer_memory == 'device' else 0,
     ema=0 if stage.ema is None else parameters * FULL,
     gradients=parameters * itemsize,
-    activations=kept * tokens * HALF,
-    block=_backward(widest, model.d_model, sizes, tokens) * tokens * HALF + _gathered(model, held, sizes),
+    activations=(kept * num_ticks(stages, pieces) / pieces + _of_stages(model, stages)) * tokens * HALF,
+    block=_backward(widest, model.d_model, sizes, in_block) * in_block * HALF + _gathered(model, held, sizes),
     loss=_loss(model, sizes, tokens),
     frozen=decoder * HALF if stage.objective.has_reference else 0.0,
     sampling=sampling_bytes(model, stage, whole, copies // sizes['context'], sizes['tensor']),
@@ -97,14 +100,15 @@ def parameters_on_a_device(model: Architecture, sizes: Mapping[str, int]) -> dic
   """Parameters by part, as the tables of `llm_jax/sharding/rules.py` split them; norms are whole on every device."""
   parts = count_parts(model) | {'multi_token': count_multi_token(model)}
   fsdp, tensor, expert = sizes['fsdp'], sizes['tensor'], sizes['expert']
-  split = {'embedding': fsdp * tensor, 'head': fsdp * tensor, 'positions': fsdp, 'attention': fsdp * tensor,
-           'feed_forward': fsdp * tensor, 'experts': fsdp * tensor * expert, 'norms': 1, 'multi_token': fsdp * tensor}
+  layers = fsdp * tensor * sizes['pipeline']
+  split = {'embedding': fsdp * tensor, 'head': fsdp * tensor, 'positions': fsdp, 'attention': layers,
+           'feed_forward': layers, 'experts': layers * expert, 'norms': 1, 'multi_token': fsdp * tensor}
   held = {part: count / split[part] for part, count in parts.items()}
   for block in blocks(model):
     attention = block.attention
     if isinstance(attention, Attention) and attention.kv_heads % tensor:  # whole on every device
       keys_values = 2 * model.d_model * attention.kv_heads * attention.head_size(model.d_model)
-      held['attention'] += keys_values / fsdp * (1 - 1 / tensor)
+      held['attention'] += keys_values / fsdp / sizes['pipeline'] * (1 - 1 / tensor)
   return held
 
 
@@ -127,6 +131,12 @@ def optimizer_bytes(optimizer: Optimizer, held: Mapping[str, float]) -> float:
 
 
 # ---------------------------------------------------------------------------------------------- what comes and goes
+def _of_stages(model: Architecture, stages: int) -> float:
+  """Numbers a token of a device that a stage of a pipeline keeps beside its layers: the rows that it has gathered, and
+  the results of all its ticks."""
+  return 2.0 * stages * model.d_model if stages > 1 else 0.0
+
+
 def _kept(block: AnyBlock, d_model: int, remat: str, sizes: Mapping[str, int]) -> float:
   """Numbers a token that one block keeps for the backward pass."""
   attention, attention_out = _attention(block, d_model, sizes['tensor'])
@@ -194,7 +204,7 @@ def _gathered(model: Architecture, held: Mapping[str, float], sizes: Mapping[str
   of_blocks = sum(held[part] for part in ('attention', 'feed_forward', 'experts'))
   weights = 2 * HALF * of_blocks if sizes['fsdp'] > 1 else 0.0
   over_rounds = FULL * held['experts'] if sizes['expert'] > 1 else 0.0
-  return (weights + over_rounds) * sizes['fsdp'] / model.num_layers
+  return (weights + over_rounds) * sizes['fsdp'] * sizes['pipeline'] / model.num_layers
 
 
 def _loss(model: Architecture, sizes: Mapping[str, int], tokens: float) -> float:

@@ -117,7 +117,7 @@ def make_plan(run: Run, topology: Topology | None, assumptions: Assumptions, mod
 def _named_devices(run: Run) -> int:
   """The devices that the mesh names; an axis of -1 is one."""
   devices = 1
-  for size in dataclasses.asdict(run.mesh).values():
+  for size in run.mesh.sizes.values():
     devices *= max(size, 1)
   return devices
 
@@ -133,18 +133,19 @@ def _plan_stage(run: Run, number: int, sizes: dict[str, int], devices: int, topo
   flops = sum(tokens * training_flops_per_token(model, phase.seq_len)
               for phase, tokens in zip(phases, _tokens_of(stage, phases), strict=True))
   has_all = stage.adapters is None
-  memories = [step_memory(model, stage, phase, sizes) for phase in phases] if has_all else []
+  memories = [step_memory(model, stage, phase, sizes, run.mesh.pieces) for phase in phases] if has_all else []
   fullest = max(range(len(memories)), key=lambda i: memories[i].peak, default=0)
   phase = phases[fullest]
   tokens = stage.tokens_after(stage.steps)
   memory = memories[fullest] if has_all else None
-  traffic = step_traffic(model, sizes, phase, run.context_attention) if has_all else []
+  traffic = step_traffic(model, sizes, phase, run.context_attention, run.mesh.pieces) if has_all else []
   return StagePlan(
     name=stage.name, steps=stage.steps, tokens=tokens, flops=passes * flops,
     simple_flops=6.0 * count_active_parameters(model) * tokens,
     sources=source_uses(stage, assumptions.bytes_per_token),
     cost=cost_of(passes * flops, devices, peak, assumptions), phase=phase, memory=memory,
-    traffic=traffic, roofline=None if topology is None else roofline(model, stage, phase, sizes, traffic, topology),
+    traffic=traffic,
+    roofline=topology and roofline(model, stage, phase, sizes, traffic, topology, run.mesh.pieces),
     knobs=knobs(run, number, devices) if has_all else [],
     checkpoint=None if memory is None else _checkpoint_bytes(model, stage, phase))
 
@@ -158,5 +159,5 @@ def _tokens_of(stage: Stage, phases: tuple[Phase, ...]) -> list[int]:
 
 def _checkpoint_bytes(model: Architecture, stage: Stage, phase: Phase) -> float:
   """Of parameters, optimizer and average, as one device alone would hold them."""
-  one_device = dataclasses.asdict(Mesh(data=1))
+  one_device = Mesh(data=1).sizes
   return step_memory(model, stage, phase, one_device).state

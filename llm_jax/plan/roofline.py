@@ -9,6 +9,7 @@ from llm_jax.config.ramp import Phase
 from llm_jax.config.stage import Stage
 from llm_jax.plan.topology import GPUS_A_HOST, Topology
 from llm_jax.plan.traffic import Traffic
+from llm_jax.sharding.ticks import bubble
 
 # What is computed again in the backward pass, as a share of a step without: 'block' is one more forward pass.
 COMPUTED_AGAIN = {'none': 0.0, 'dots': 0.0, 'offload': 0.0, 'block': 1 / 3}
@@ -18,7 +19,8 @@ COMPUTED_AGAIN = {'none': 0.0, 'dots': 0.0, 'offload': 0.0, 'block': 1 / 3}
 class Roofline:
   """Seconds of a step.
 
-  arithmetic: at the peak, recomputation included.   network: of the slowest link after the other.
+  arithmetic: at the peak, recomputation and a pipeline's bubble included.
+  network: of the slowest link after the other.
   """
   arithmetic: float
   network: float
@@ -34,14 +36,18 @@ class Roofline:
 
 
 def roofline(model: Architecture, stage: Stage, phase: Phase, sizes: Mapping[str, int], traffic: Sequence[Traffic],
-             topology: Topology) -> Roofline | None:
-  """Of a step on some devices; None where their peak is not known.   sizes: of the mesh axes, in the mesh's order."""
+             topology: Topology, pieces: int = 1) -> Roofline | None:
+  """Of a step on some devices; None where their peak is not known.
+
+  sizes: of the mesh axes, in the mesh's order.   pieces: of a pipeline, whose stages wait for the rest of the time.
+  """
   chip = topology.chip
   if chip.peak is None or chip.link is None:
     return None
   flops = phase.tokens * training_flops_per_token(model, phase.seq_len) * (1 + COMPUTED_AGAIN[stage.remat])
   network = sum(each.sent / bandwidth(each.axis, sizes, topology) for each in traffic)
-  return Roofline(flops / (topology.devices * chip.peak), network)
+  busy = 1 - bubble(sizes['pipeline'], pieces)
+  return Roofline(flops / (topology.devices * chip.peak) / busy, network)
 
 
 def bandwidth(axis: str, sizes: Mapping[str, int], topology: Topology) -> float:

@@ -17,7 +17,7 @@ from llm_jax.plan.traffic import step_traffic
 from llm_jax.sharding.check import check_divides, mesh_sizes, row_shards
 
 FULL_SHARE = 0.92  # of a device's memory that a step may plan for
-LARGEST = {'tensor': 16, 'context': 16}  # of axes that cost most
+LARGEST = {'tensor': 16, 'context': 16, 'pipeline': 16}  # of axes that cost most
 REMATS = ('none', 'dots', 'block')
 
 
@@ -49,7 +49,7 @@ class Candidate:
 
   def flags(self, number: int) -> str:
     """What sets it on a command line. number: of the stage."""
-    axes = [f'--config.mesh.{axis}={size}' for axis, size in dataclasses.asdict(self.mesh).items()]
+    axes = [f'--config.mesh.{axis}={size}' for axis, size in self.mesh.sizes.items()]
     stage = f'--config.stages[{number}]'
     return ' '.join([*axes, f'{stage}.remat={self.remat}', f'{stage}.microbatches={self.microbatches}'])
 
@@ -102,7 +102,8 @@ def _changes(run: Run, number: int, devices: int) -> list[tuple[Knob, Run]]:
 def peak_of(run: Run, stage: Stage, devices: int) -> float:
   """Bytes of a device in the stage's fullest step.   Raises: ConfigError where mesh, model and batch do not fit."""
   sizes = mesh_sizes(run.mesh, devices)
-  return max(step_memory(run.model_of(stage), stage, phase, sizes).peak for phase in _phases(run, stage, devices))
+  return max(step_memory(run.model_of(stage), stage, phase, sizes, run.mesh.pieces).peak
+             for phase in _phases(run, stage, devices))
 
 
 def _phases(run: Run, stage: Stage, devices: int) -> tuple[Phase, ...]:
@@ -135,7 +136,7 @@ def _alternatives(run: Run, number: int) -> Iterator[tuple[str, object, Run]]:
         yield f'{where}.optimizer.moments', moments, _with_stage(run, number, optimizer=optimizer)
     case Adafactor() | Optax():
       pass
-  others = [field.name for field in dataclasses.fields(Mesh) if field.name != 'data']
+  others = [axis for axis in run.mesh.sizes if axis != 'data']
   for axis in others:
     size = 2 * max(getattr(run.mesh, axis), 1)
     taken = -1 if run.mesh.data == -1 else run.mesh.data // 2
@@ -178,10 +179,10 @@ def _candidate(run: Run, number: int, topology: Topology, mesh: Mesh, remat: str
   except ConfigError:
     return None
   model, sizes = other.model_of(stage), mesh_sizes(mesh, topology.devices)
-  peak = max(step_memory(model, stage, phase, sizes).peak for phase in phases)
+  peak = max(step_memory(model, stage, phase, sizes, mesh.pieces).peak for phase in phases)
   longest = max(phases, key=lambda phase: phase.tokens)
-  traffic = step_traffic(model, sizes, longest, other.context_attention)
-  found = roofline(model, stage, longest, sizes, traffic, topology)
+  traffic = step_traffic(model, sizes, longest, other.context_attention, mesh.pieces)
+  found = roofline(model, stage, longest, sizes, traffic, topology, mesh.pieces)
   return None if found is None else Candidate(mesh, remat, microbatches, peak, sum(each.sent for each in traffic),
                                               found)
 
@@ -192,8 +193,9 @@ def _meshes(devices: int) -> Iterator[Mesh]:
     for context in _divisors(devices // tensor, LARGEST['context']):
       for expert in _divisors(devices // tensor // context):
         rest = devices // tensor // context // expert
-        for fsdp in _divisors(rest):
-          yield Mesh(rest // fsdp, fsdp, tensor, context, expert)
+        for pipeline in _divisors(rest, LARGEST['pipeline']):
+          for fsdp in _divisors(rest // pipeline):
+            yield Mesh(rest // pipeline // fsdp, fsdp, tensor, context, expert, pipeline)
 
 
 def _divisors(number: int, most: int | None = None) -> list[int]:

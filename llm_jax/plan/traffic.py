@@ -4,13 +4,14 @@ Of one device and step, sent by ring algorithms, in bfloat16 but for the gradien
 summed in float32. Norms and biases are left out; they are far below 1 %.
 """
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from llm_jax.config.model.architecture import Architecture, Attention, MixtureOfExperts
 from llm_jax.config.model.count import blocks, count_expert_parameters, count_parameters, count_positions
 from llm_jax.config.ramp import Phase
 from llm_jax.sharding.rounds import balanced_rounds
-from llm_jax.sharding.rules import replica_axes
+from llm_jax.sharding.ticks import num_ticks
 
 HALF, FULL = 2, 4  # bytes of a number in bfloat16 and float32
 PASSES = 2  # over the blocks' weights: forward, and backward
@@ -28,14 +29,17 @@ class Traffic:
   sent: float
 
 
-def step_traffic(model: Architecture, sizes: Mapping[str, int], phase: Phase, form: str = 'gather') -> list[Traffic]:
+def step_traffic(model: Architecture, sizes: Mapping[str, int], phase: Phase, form: str = 'gather', pieces: int = 1
+                 ) -> list[Traffic]:
   """What a step must send.
 
   sizes: of the mesh axes, all of them.   form: of attention where time is split, 'gather' or 'ring'.
+  pieces: that go through the stages of a pipeline.
   """
-  tokens = phase.tokens // (sizes['data'] * sizes['fsdp'] * sizes['expert'] * sizes['context'])  # of a device
-  found = [*_weights(model, sizes, phase.microbatches, tokens), *_tensor(model, sizes['tensor'], tokens),
-           *_context(model, sizes, tokens, form), *_experts(model, sizes['expert'], tokens)]
+  tokens = phase.tokens // (math.prod(sizes.values()) // sizes['tensor'])  # of a device
+  found = [*_weights(model, sizes, phase.microbatches, tokens, pieces), *_tensor(model, sizes['tensor'], tokens),
+           *_context(model, sizes, tokens, form), *_experts(model, sizes['expert'], tokens),
+           *_pipeline(model, sizes['pipeline'], tokens, pieces)]
   return [traffic for traffic in found if traffic.sent > 0]
 
 
@@ -44,24 +48,30 @@ def others(n: int) -> float:
   return (n - 1) / n
 
 
-def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int, tokens: int) -> list[Traffic]:
+def _weights(model: Architecture, sizes: Mapping[str, int], microbatches: int, tokens: int, pieces: int
+             ) -> list[Traffic]:
   """Parameters are gathered over fsdp in each microbatch and their gradients scattered; what is left of the gradients
-  is summed over the devices that hold the same parameters. For the embedding's, the tokens' own gradients are sent."""
+  is summed over the devices that hold the same parameters. For the embedding's, the tokens' own gradients are sent.
+  A stage of a pipeline gathers its layers, and scatters their gradients, in every tick."""
   tables = 2 * model.vocab_size * model.d_model / sizes['tensor']  # a tied head is gathered, and summed, as one untied
   tied = model.vocab_size * model.d_model * (1 if model.tied_head else 2)
   of_experts = count_expert_parameters(model)
   dense = count_parameters(model) - tied - count_positions(model) - of_experts
-  layers = (dense + of_experts / sizes['expert']) / sizes['tensor']
+  stages = sizes['pipeline']
+  layers = (dense + of_experts / sizes['expert']) / sizes['tensor'] / stages
+  ticks = num_ticks(stages, pieces)
   fsdp = others(sizes['fsdp']) * microbatches
-  over_expert = (dense / sizes['tensor'] * HALF + tables * FULL) / sizes['fsdp'] * microbatches
+  over_expert = (dense / sizes['tensor'] / stages * ticks * HALF + tables * FULL) / sizes['fsdp'] * microbatches
   return [
-    Traffic('all-gather', 'fsdp', 'weights of the blocks', fsdp * PASSES * layers * HALF),
+    Traffic('all-gather', 'fsdp', 'weights of the blocks', fsdp * PASSES * ticks * layers * HALF),
     Traffic('all-gather', 'fsdp', 'embedding and head', fsdp * tables * HALF),
-    Traffic('reduce-scatter', 'fsdp', 'gradients of the blocks', fsdp * layers * HALF),
+    Traffic('reduce-scatter', 'fsdp', 'gradients of the blocks', fsdp * ticks * layers * HALF),
     Traffic('reduce-scatter', 'fsdp', 'gradient of the head', fsdp * tables / 2 * FULL),
     Traffic('all-to-all', 'fsdp', 'gradient of the embedding', others(sizes['fsdp']) * tokens * model.d_model * HALF),
     *_replicas(model, sizes, microbatches, layers / sizes['fsdp'], tables / sizes['fsdp']),
     Traffic('all-reduce', 'expert', 'gradients of what is no expert', 2 * others(sizes['expert']) * over_expert),
+    Traffic('all-reduce', 'pipeline', 'gradients of embedding and head',
+            2 * others(stages) * tables * FULL / sizes['fsdp'] * microbatches),
   ]
 
 
@@ -73,7 +83,8 @@ def _replicas(model: Architecture, sizes: Mapping[str, int], microbatches: int, 
   """
   each = (layers * HALF + tables * FULL) * microbatches
   at_end = (layers + tables) * FULL
-  if microbatches == 1 or model.depends_on_microbatches or not replica_axes(sizes):
+  sums_apart = all(sizes[axis] == 1 for axis in ('tensor', 'context', 'expert'))  # as `rules.replica_axes` has it
+  if (microbatches == 1 and sizes['pipeline'] == 1) or model.depends_on_microbatches or not sums_apart:
     axes = '+'.join(axis for axis in ('data', 'context') if sizes[axis] > 1)
     return [Traffic('all-reduce', axes, 'gradients', 2 * others(sizes['data'] * sizes['context']) * each)]
   return [Traffic('all-reduce', 'data', 'gradients of all microbatches', 2 * others(sizes['data']) * at_end)]
@@ -115,6 +126,21 @@ def _experts(model: Architecture, devices: int, tokens: int) -> list[Traffic]:
   chosen = sum(block.feed_forward.top_k for block in blocks(model) if isinstance(block.feed_forward, MixtureOfExperts))
   sent = 5 * chosen * others(devices) * tokens * model.d_model * HALF
   return [Traffic('all-to-all', 'expert', 'tokens of other devices\' experts', sent)]
+
+
+def _pipeline(model: Architecture, stages: int, tokens: int, pieces: int) -> list[Traffic]:
+  """Each stage hands its piece on in every tick, and in the backward pass the gradient of it back. The rows are
+  gathered before the layers and scattered behind them, and so are their gradients.
+
+  tokens: of a device outside of the layers; a stage has those of all stages.
+  """
+  one = tokens * stages * model.d_model * HALF  # all pieces of a stage
+  handed_on = 2 * one * num_ticks(stages, pieces) / pieces if stages > 1 else 0.0
+  return [
+    Traffic('collective-permute', 'pipeline', 'pieces and their gradients', handed_on),
+    Traffic('all-gather', 'pipeline', 'rows, and gradients of the last layer', 2 * others(stages) * one),
+    Traffic('reduce-scatter', 'pipeline', 'rows, and gradients of the first layer', 2 * others(stages) * one),
+  ]
 
 
 def expert_rounds(model: Architecture, sizes: Mapping[str, int], phase: Phase) -> int:

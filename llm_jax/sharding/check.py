@@ -1,5 +1,4 @@
 """Checks that a mesh fits the devices, the model and the batch: arithmetic over the configuration, without jax."""
-import dataclasses
 import math
 
 from llm_jax.config.errors import ConfigError, require
@@ -12,12 +11,13 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
 
   Raises: ConfigError if the axes do not multiply to `num_devices`.
   """
-  sizes = dataclasses.asdict(mesh)
+  sizes = mesh.sizes
   free_axis = next((axis for axis, size in sizes.items() if size == -1), None)
   product = math.prod(size for size in sizes.values() if size != -1)
   fits = num_devices % product == 0 if free_axis else num_devices == product
   if not fits:
-    largest = max((axis for axis in sizes if axis != free_axis), key=sizes.__getitem__)  # most likely the wrong one
+    named = [axis for axis in sorted(sizes, key='pipeline'.__eq__) if axis != free_axis]
+    largest = max(named, key=sizes.__getitem__)  # most likely the wrong one
     given = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
     must = 'must multiply to' if free_axis is None else f'and with {free_axis}=-1 must divide'
     raise ConfigError(f'mesh.{largest}', sizes[largest], f'{given} {must} the number of devices, {num_devices}')
@@ -38,7 +38,8 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_l
   keeps all of them. That costs little, because grouped-query attention has few.
 
   Args:
-    batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert.
+    batch_size: sequences per step over all devices; each of the `microbatches` must split over data x fsdp x expert x
+      pipeline.
     seq_len: tokens per sequence; each device on the context axis holds two chunks of it (`context_split.py`).
     num_devices: over all processes. None means not known yet; an axis of -1 is then not checked.
     stage: the name of the stage that has this batch, for the message.
@@ -49,6 +50,8 @@ def check_divides(architecture: Architecture, mesh: Mesh, batch_size: int, seq_l
   _check_model(architecture, sizes)
   _check_sequence(seq_len, sizes, stage)
   _check_batch(architecture, batch_size, microbatches, sizes)
+  if mesh.pipeline > 1:
+    _check_pipeline(architecture, mesh, batch_size // microbatches, sizes)
 
 
 def _check_model(architecture: Architecture, sizes: dict[str, int]) -> None:
@@ -60,7 +63,8 @@ def _check_model(architecture: Architecture, sizes: dict[str, int]) -> None:
 
 def _split_sizes(architecture: Architecture) -> list[tuple[str, str, int]]:
   """(mesh axis, field, size) of everything in the model that a mesh axis must divide."""
-  split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size)]
+  split = [('fsdp', 'd_model', architecture.d_model), ('tensor', 'vocab_size', architecture.vocab_size),
+           ('pipeline', 'the repeats of the layers', architecture.repeats)]
   for block in (*architecture.prefix, *architecture.pattern, *architecture.multi_token):
     attention, layer = block.attention, block.feed_forward
     split.append(('tensor', 'num_heads', attention.num_heads))
@@ -90,15 +94,31 @@ def _check_batch(architecture: Architecture, batch_size: int, microbatches: int,
   copies = math.prod(sizes[axis] for axis in axes)
   rows = batch_size // microbatches
   axis = next((axis for axis in axes if sizes[axis] > 1), 'data')
+  named = ' x '.join(axis for axis in axes if axis != 'pipeline' or sizes[axis] > 1)
   require(rows % copies == 0, f'mesh.{axis}', sizes[axis],
-          f'{" x ".join(axes)} = {copies} does not divide the {rows} sequences of a microbatch '
+          f'{named} = {copies} does not divide the {rows} sequences of a microbatch '
           f'(batch_size={batch_size}, microbatches={microbatches}), use '
           f'batch_size={math.ceil(rows / copies) * copies * microbatches}')
 
 
+def _check_pipeline(architecture: Architecture, mesh: Mesh, rows: int, sizes: dict[str, int]) -> None:
+  """rows: of a microbatch of the step, which is cut into the pieces of the pipeline."""
+  require(architecture.repeats > 0, 'mesh.pipeline', mesh.pipeline, 'the model has no repeated layers to split, use 1')
+  require(architecture.dropout == 0, 'mesh.pipeline', mesh.pipeline,
+          f'the stages of a pipeline draw no dropout, and the model has dropout={architecture.dropout}: use 1, or no '
+          'dropout')
+  require(not architecture.depends_on_microbatches, 'mesh.pipeline', mesh.pipeline,
+          'a router of the model balances the experts over a microbatch by itself, which the pieces of a pipeline '
+          "would change: use 1, or balance_over='step'")
+  shards = math.prod(sizes[axis] for axis in _row_axes(architecture) if axis != 'pipeline')
+  require(rows % (shards * mesh.pieces) == 0, 'mesh.pipeline_microbatches', mesh.pieces,
+          f'{mesh.pieces} pieces on each of {shards} groups of devices do not divide the {rows} sequences of a '
+          f'microbatch: use {math.ceil(rows / shards / mesh.pieces) * shards * mesh.pieces} sequences, or fewer pieces')
+
+
 def _sizes(mesh: Mesh, num_devices: int | None) -> dict[str, int]:
   if num_devices is None:
-    return {axis: max(size, 1) for axis, size in dataclasses.asdict(mesh).items()}
+    return {axis: max(size, 1) for axis, size in mesh.sizes.items()}
   return mesh_sizes(mesh, num_devices)
 
 
@@ -106,4 +126,4 @@ def _row_axes(architecture: Architecture) -> tuple[str, ...]:
   """The mesh axes over which the sequences of a batch are split."""
   blocks = (*architecture.prefix, *architecture.pattern, *architecture.multi_token)
   routed = any(isinstance(block.feed_forward, MixtureOfExperts) for block in blocks)
-  return ('data', 'fsdp', 'expert') if routed else ('data', 'fsdp')
+  return ('data', 'fsdp', 'expert', 'pipeline') if routed else ('data', 'fsdp', 'pipeline')

@@ -1,4 +1,4 @@
-"""The device mesh: it always has the same five named axes, so that a strategy is only a choice of sizes."""
+"""The device mesh: it always has the same six named axes, so that a strategy is only a choice of sizes."""
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from llm_jax.sharding.check import mesh_sizes
 
 
 def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-  """A mesh of axes (data, fsdp, tensor, context, expert) over `devices`, by default all devices of all processes.
+  """A mesh of axes (pipeline, data, fsdp, tensor, context, expert) over `devices`, by default all of all processes.
 
   devices: of type jax.Device, which type checkers take for a variable.
 
@@ -37,7 +37,7 @@ def arrange(sizes: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
   """The devices as an array of `sizes`. Later axes get faster links.
 
   Devices of one slice (of a TPU pod; or the GPUs of one host) have fast links to each other. With several slices, the
-  first axes lead from slice to slice: data as far as its size goes, then fsdp, then the others.
+  first axes lead from slice to slice: pipeline as far as its size goes, then data, then fsdp, then the others.
   """
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   between, left = [], slices

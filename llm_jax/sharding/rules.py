@@ -54,15 +54,17 @@ class Strategy(NamedTuple):
   activations: tuple[str, ...]
 
 
-# Table 2: mesh axis -> the logical axes that it splits. Strategies combine: the batch is split over data, fsdp and
-# expert together, so that devices with different experts do not repeat the rest of the model (see `experts.py`).
+# Table 2: mesh axis -> the logical axes that it splits. Strategies combine: the batch is split over pipeline, data,
+# fsdp and expert together, so that devices with different experts or layers do not repeat the rest of the model (see
+# `experts.py` and `modules/pipeline.py`).
 STRATEGIES = {
-  #                   parameters                               activations
-  'data':    Strategy((),                                      ('batch',)),
-  'fsdp':    Strategy(('embed', 'latent', 'weight_blocks'),    ('batch',)),
-  'tensor':  Strategy(('vocab', 'heads', 'kv_heads', 'mlp'),   ('vocab', 'heads', 'kv_heads', 'mlp')),
-  'context': Strategy((),                                      ('seq',)),
-  'expert':  Strategy(('experts',),                            ('batch',)),
+  #                    parameters                              activations
+  'pipeline': Strategy(('layers',),                            ('batch',)),
+  'data':     Strategy((),                                     ('batch',)),
+  'fsdp':     Strategy(('embed', 'latent', 'weight_blocks'),   ('batch',)),
+  'tensor':   Strategy(('vocab', 'heads', 'kv_heads', 'mlp'),  ('vocab', 'heads', 'kv_heads', 'mlp')),
+  'context':  Strategy((),                                     ('seq',)),
+  'expert':   Strategy(('experts',),                           ('batch',)),
 }
 
 LOGICAL_AXES = ('batch', 'seq', 'layers', 'vocab', 'position', 'embed', 'vector', 'heads', 'kv_heads', 'head_dim',
@@ -129,7 +131,7 @@ def replica_axes(sizes: Mapping[str, int]) -> tuple[str, ...]:
   "Check failed: partition_group_list", where some axes are manual.
   """
   axes = tuple(axis for axis in mesh_axes('batch', 'activations', sizes) if not STRATEGIES[axis].parameters)
-  is_safe = all(sizes[axis] == 1 or axis in (*axes, 'fsdp') for axis in sizes)
+  is_safe = all(sizes[axis] == 1 or axis in (*axes, 'fsdp', 'pipeline') for axis in sizes)
   return axes if is_safe else ()
 
 
@@ -213,7 +215,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """For [batch, time] arrays: sequences over data, fsdp and expert, time over context."""
+  """For [batch, time] arrays: sequences over pipeline, data, fsdp and expert, time over context."""
   return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, 'activations', mesh.shape) or None
                                              for axis in ('batch', 'seq'))))
 

@@ -100,7 +100,8 @@ def compile_far(run: Run, stage: Stage, phase: Phase, devices: Sequence[Any], ba
   with as_backend(backend):
     mesh = make_mesh(run.mesh, devices)
     dtype = {'auto': 'float32' if backend == 'cpu' else 'bfloat16'}.get(run.dtype, run.dtype)
-    execution = Execution(dtype, remat=stage.remat, context_attention=run.context_attention, unroll=False)
+    execution = Execution(dtype, remat=stage.remat, context_attention=run.context_attention, unroll=False,
+                          pipeline_microbatches=run.mesh.pipeline_microbatches)
     objective = make_trained_objective(stage, Transformer(run.model_of(stage), execution))
     with jax.set_mesh(mesh):
       init = functools.partial(init_params, run, stage)

@@ -252,7 +252,7 @@ def make_execution(run: Run, mesh: jax.sharding.Mesh) -> Execution:
   is_slow = run.dtype == 'auto' and device.platform != 'cpu' and dtype == 'float32'
   if is_slow and jax.process_index() == 0:
     say(f"dtype='auto' is float32: {device.device_kind} has no units for bfloat16")
-  return Execution(dtype, context_attention=run.context_attention)
+  return Execution(dtype, context_attention=run.context_attention, pipeline_microbatches=run.mesh.pipeline_microbatches)
 
 
 def pin(run: Run, workdir: pathlib.Path) -> list[str]:

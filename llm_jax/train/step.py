@@ -106,7 +106,7 @@ def accumulate(objective: Objective, params: Any, frozen: Frozen, batch: Any, rn
       return loss.total, loss
     return jax.grad(total, has_aux=True)(params)
 
-  if microbatches == 1:
+  if microbatches == 1 and axis_sizes().get('pipeline', 1) == 1:
     return gradient((params, frozen, None), batch, rng)  # the objective computes statistics of a whole batch by itself
   apart = axes_apart(objective, batch, microbatches)
   statistics = None

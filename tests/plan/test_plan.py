@@ -33,10 +33,11 @@ from llm_jax.config.experiment import (
   mix,
   stage,
 )
-from llm_jax.config.model.count import count_parameters
+from llm_jax.config.model.count import count_parameters, count_parts
 from llm_jax.plan.cost import Assumptions
+from llm_jax.plan.memory import parameters_on_a_device
 from llm_jax.plan.plan import make_plan
-from llm_jax.plan.roofline import bandwidth
+from llm_jax.plan.roofline import bandwidth, roofline
 from llm_jax.plan.search import knobs, mildest, peak_of, search, together
 from llm_jax.plan.topology import parse_topology
 from llm_jax.plan.traffic import step_traffic
@@ -230,9 +231,35 @@ def test_a_tokens_copies_go_to_other_experts():
   assert found['all-to-all', 'expert'] / 2 == pytest.approx(5 * 2 * 7 / 8 * 8 * 4_096 * 4_096 * 2 / GIB)  # a layer
 
 
+def test_a_pipeline_by_hand():
+  """Four stages and eight pieces: eleven ticks. A stage holds a quarter of the layers, and sends pieces of all rows."""
+  model = presets.llama3_1_8b()
+  tables = 2 * 128_256 * 4_096
+  layers = count_parameters(model) - tables
+  found = sent(model, Mesh(2, pipeline=4), 'h100:8', rows=64)
+  rows = 32 * 4_096 * 4_096 * 2 / GIB  # that one group of stages computes, in bfloat16
+  assert found['collective-permute', 'pipeline'] == pytest.approx(2 * 11 / 8 * rows)
+  assert found['all-gather', 'pipeline'] == found['reduce-scatter', 'pipeline'] == pytest.approx(2 * 3 / 4 * rows)
+  assert found['all-reduce', 'pipeline'] == pytest.approx(2 * 3 / 4 * tables * 4 / GIB)
+  assert found['all-reduce', 'data'] == pytest.approx(2 / 2 * (layers / 4 + tables) * 4 / GIB)  # once, in float32
+  gathered = sent(model, Mesh(1, 2, pipeline=4), 'h100:8', rows=64)['all-gather', 'fsdp']
+  assert gathered == pytest.approx(1 / 2 * (2 * 11 * layers / 4 + tables) * 2 / GIB)  # in every tick
+  held = parameters_on_a_device(model, Mesh(2, pipeline=4).sizes)
+  assert held['feed_forward'] == count_parts(model)['feed_forward'] / 4
+  assert held['embedding'] == count_parts(model)['embedding']
+
+
+def test_a_bubble_takes_time():
+  run = run_of(presets.llama3_1_8b(), Mesh(2, pipeline=4), rows=64)
+  stage, topology = run.stages[0], parse_topology('h100:8')
+  seconds = [roofline(run.model, stage, stage.phases[0], run.mesh.sizes, [], topology, pieces).arithmetic
+             for pieces in (8, 32)]
+  assert seconds[0] / seconds[1] == pytest.approx((11 / 8) / (35 / 32))
+
+
 def test_one_device_sends_nothing():
   run = run_of(presets.gpt2_124m(), Mesh(), rows=8, seq_len=1_024)
-  sizes = dict.fromkeys(('data', 'fsdp', 'tensor', 'context', 'expert'), 1)
+  sizes = Mesh(data=1).sizes
   assert step_traffic(run.model, sizes, run.stages[0].phases[0]) == []
 
 
@@ -311,7 +338,7 @@ def test_roofline_by_hand():
 
 
 def test_an_axis_that_leaves_its_host_is_slower():
-  sizes = dict(data=2, fsdp=8, tensor=4, context=1, expert=1)
+  sizes = Mesh(2, 8, 4).sizes
   topology = parse_topology('h100:64')
   assert bandwidth('tensor', sizes, topology) == 450e9
   assert bandwidth('fsdp', sizes, topology) == bandwidth('data+context', sizes, topology) == 50e9

@@ -13,9 +13,9 @@ MODEL = presets.llama(d_model=100, num_layers=2, num_heads=10, num_kv_heads=2, d
 
 
 @pytest.mark.parametrize('mesh, devices, expected', [
-    (Mesh(), 8, (8, 1, 1, 1, 1)), (Mesh(), 1, (1, 1, 1, 1, 1)), (Mesh(fsdp=2, tensor=2), 8, (2, 2, 2, 1, 1)),
-    (Mesh(data=1, fsdp=-1), 8, (1, 8, 1, 1, 1)), (Mesh(data=2, context=4), 8, (2, 1, 1, 4, 1)),
-    (Mesh(data=2, expert=-1), 6, (2, 1, 1, 1, 3))])
+    (Mesh(), 8, (1, 8, 1, 1, 1, 1)), (Mesh(), 1, (1, 1, 1, 1, 1, 1)), (Mesh(fsdp=2, tensor=2), 8, (1, 2, 2, 2, 1, 1)),
+    (Mesh(data=1, fsdp=-1), 8, (1, 1, 8, 1, 1, 1)), (Mesh(data=2, context=4), 8, (1, 2, 1, 1, 4, 1)),
+    (Mesh(data=2, expert=-1), 6, (1, 2, 1, 1, 1, 3)), (Mesh(pipeline=4), 8, (4, 2, 1, 1, 1, 1))])
 def test_what_is_left_is_resolved(mesh, devices, expected):
   assert tuple(mesh_sizes(mesh, devices).values()) == expected
 

@@ -36,7 +36,7 @@ def splits(config, mesh):
 
 def test_mesh():
   mesh = make_mesh(Mesh(fsdp=2, tensor=2))
-  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2, 'context': 1, 'expert': 1}
+  assert dict(mesh.shape) == {'pipeline': 1, 'data': 2, 'fsdp': 2, 'tensor': 2, 'context': 1, 'expert': 1}
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert make_mesh(Mesh(), jax.devices()[:2]).size == 2
   with pytest.raises(ConfigError, match='mesh.tensor = 3: .*number of devices, 8'):

@@ -2,7 +2,6 @@
 
 Shapes: B batch, T time, S time of the keys, H query heads, G key/value heads, K head size.
 """
-import math
 from collections.abc import Callable
 
 import jax
@@ -21,8 +20,8 @@ def on_each_device(attend: Callable, q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSG
   Where `split` splits time, a device holds its own chunks of each row. Without a mesh, or with one device, `attend`
   gets everything.
   """
-  sizes = axis_sizes()
-  if math.prod(sizes.values()) == 1:
+  mesh, sizes = jax.sharding.get_abstract_mesh(), axis_sizes()
+  if mesh.empty or mesh.size == 1:  # where others split the devices already, the kernel must still be told so
     return attend(q_BTHK, k_BSGK, v_BSGK, segment_ids_BT, sinks_H)
   axes = ('batch', 'seq' if split.devices > 1 else None, 'heads', None)
   spec = lambda x: activation_spec(x.shape, axes[:x.ndim], sizes)
