@@ -13,6 +13,11 @@ other ways. Then:
 
 reward/exact, which no stage learns from, says whether the answers are right. The last three stages take no step: they
 measure the loss on the held-out library of the SFT model and of both policies.
+
+Eight minutes on two busy cores. The policies learn what the reward model scores, not what is right: over 60 steps the
+score of greedy answers rises from 1.77 to 2.24 (2.19 with PPO-ptx), and the share that is right falls from 90 % to 81 %
+(84 %), as in Gao et al. 2022; `llama2_chat_small.py` shows how rounds mend that. Pretraining text keeps the policy from
+forgetting: the loss on the library goes from 1.845 to 1.874 with PPO, and to 1.822 with PPO-ptx (2026-12-01).
 """
 from llm_jax.config.experiment import (
   PPO,

@@ -3,9 +3,12 @@ arguments used, about as long as the library's own, and with words of the questi
 
 python -m launch.train --config=experiments/quickstart_grpo.py --workdir=runs/quickstart_grpo
 
-Of the answers that are sampled in the first step 17 % are in form. Of those sampled to held-out questions 62 % are
-after 10 steps and 89 % after 20; greedy ones 95 % and 100 %. But the model finds a few answers that suit many
-questions: of the greedy ones 26 % are distinct after 10 steps and 4 % after 20 (2026-11-30).
+Of 128 held-out questions 79 % are answered in form before, sampled at the temperature of the rollouts, and 97 % after
+30 steps; greedy answers go from 70 % to 85 %, and 76 % of them are distinct (2026-12-01). Two settings keep the model
+from a few answers that suit all questions. UniqueToPrompt gives nothing for code that another question of the rollout
+got too; and at a temperature of 0.5 the answers that are most probable are seen so often that it finds them. At a
+temperature of 1 sampled answers in form go from 20 % to 87 %, and 22 % of the greedy ones are distinct; without
+UniqueToPrompt besides, 93 % and 1 %.
 """
 from typing import Any
 
