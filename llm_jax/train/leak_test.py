@@ -152,8 +152,9 @@ def small(model: Architecture, sizes: Any) -> Architecture:
 
   prefix = tuple(dict.fromkeys(map(block, model.prefix)))
   pattern = tuple(map(block, model.pattern))
+  num_layers = len(prefix) + len(pattern) * sizes['pipeline']  # one repeat on each stage of a pipeline
   return dataclasses.replace(
-    model, vocab_size=multiple(WORDS, 2 * sizes['tensor']), d_model=width, num_layers=len(prefix) + len(pattern),
+    model, vocab_size=multiple(WORDS, 2 * sizes['tensor']), d_model=width, num_layers=num_layers,
     prefix=prefix, pattern=pattern, multi_token=(), dropout=0.0, embedding_scale=1.0)
 
 

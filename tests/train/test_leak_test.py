@@ -69,9 +69,10 @@ def test_nothing_moves_bit_by_bit_and_much_would_without_a_mask():
   (presets.gemma2_2b, Execution('bfloat16', kernels='xla'), Mesh(data=1, tensor=2)),
   (presets.llama3_8b, Execution(context_attention='ring'), Mesh(data=1, fsdp=2, context=2)),
   (presets.mixtral_8x7b, Execution('bfloat16'), Mesh(data=1, expert=2)),
+  (presets.llama3_8b, Execution('bfloat16'), Mesh(data=1, fsdp=2, pipeline=2)),
 ], ids=lambda each: getattr(each, '__name__', ''))
 def test_kinds_of_block_kernels_and_meshes(model, execution, mesh):
-  devices = math.prod(dataclasses.asdict(mesh).values())
+  devices = math.prod(mesh.sizes.values())
   mesh = make_mesh(mesh, jax.devices()[:devices])
   for leak in leaks(model(), execution, mesh, rows=4, length=64):
     assert leak.is_rounding, leak
