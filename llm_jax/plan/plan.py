@@ -55,7 +55,7 @@ class Plan:
   """A run on some devices.
 
   devices: how many.   mesh: size of each axis.   cache_bytes: of keys and values, a token, in bfloat16.
-  capacity: bytes of a device; None: not known.
+  capacity: bytes of a device; None: not known.   pieces: that go through the stages of a pipeline.
   """
   model: str
   parameters: int
@@ -67,6 +67,7 @@ class Plan:
   topology: str | None
   devices: int
   mesh: dict[str, int]
+  pieces: int
   capacity: float | None
   peak_flops: float | None
   stages: list[StagePlan]
@@ -111,7 +112,8 @@ def make_plan(run: Run, topology: Topology | None, assumptions: Assumptions, mod
     model=model_name, parameters=count_parameters(model), parts=count_parts(model),
     active=count_active_parameters(model), matmul=count_matmul_parameters(model), multi_token=count_multi_token(model),
     cache_bytes=cache_bytes_per_token(model), topology=None if topology is None else topology.name, devices=devices,
-    mesh=sizes, capacity=None if chip is None else chip.memory, peak_flops=peak, stages=stages, assumptions=assumptions)
+    mesh=sizes, pieces=run.mesh.pieces, capacity=None if chip is None else chip.memory, peak_flops=peak, stages=stages,
+    assumptions=assumptions)
 
 
 def _named_devices(run: Run) -> int:

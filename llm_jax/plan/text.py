@@ -6,6 +6,7 @@ from typing import Any
 from llm_jax.plan.cost import PETAFLOPS_DAY, Cost
 from llm_jax.plan.plan import Plan, StagePlan
 from llm_jax.plan.search import Candidate
+from llm_jax.sharding.ticks import bubble
 
 GIB = 2**30
 NOT_KNOWN = 'not known'
@@ -52,6 +53,10 @@ def _devices(plan: Plan) -> Iterator[str]:
   yield f'devices: {plan.topology or f"{plan.devices}, of a kind that is not named (--topology)"}'
   axes = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items() if size > 1)
   yield _row('mesh', f'{axes or "one device"} ({plan.devices:,} devices)')
+  stages = plan.mesh['pipeline']
+  if stages > 1:
+    yield _row('pipeline', f'{stages} stages, {plan.pieces} pieces: each stage waits {bubble(stages, plan.pieces):.0%} '
+               'of the time')
   yield _row('peak of a device', NOT_KNOWN if plan.peak_flops is None else f'{plan.peak_flops / 1e12:,.1f} TFLOP/s')
 
 

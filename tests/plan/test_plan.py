@@ -39,6 +39,7 @@ from llm_jax.plan.memory import parameters_on_a_device
 from llm_jax.plan.plan import make_plan
 from llm_jax.plan.roofline import bandwidth, roofline
 from llm_jax.plan.search import knobs, mildest, peak_of, search, together
+from llm_jax.plan.text import to_json, to_text
 from llm_jax.plan.topology import parse_topology
 from llm_jax.plan.traffic import step_traffic
 
@@ -247,6 +248,13 @@ def test_a_pipeline_by_hand():
   held = parameters_on_a_device(model, Mesh(2, pipeline=4).sizes)
   assert held['feed_forward'] == count_parts(model)['feed_forward'] / 4
   assert held['embedding'] == count_parts(model)['embedding']
+
+
+def test_a_bubble_is_said():
+  plan = make_plan(run_of(presets.llama3_1_8b(), Mesh(2, pipeline=4), rows=64), parse_topology('h100:8'), Assumptions(),
+                   'x')
+  assert '4 stages, 8 pieces: each stage waits 27% of the time' in to_text(plan)
+  assert to_json(plan)['pieces'] == 8
 
 
 def test_a_bubble_takes_time():
