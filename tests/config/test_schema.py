@@ -102,7 +102,8 @@ def test_integers_serve_as_floats_and_lists_as_tuples():
   ('stages[1].learning_rate.peek', 1, "no such field in LinearToZero; did you mean 'peak'?"),
   ('stages[0].learning_rate.kind', 'Cosin', "no such kind; did you mean 'Cosine'?"),
   ('stages[0].optimizer.kind', 'SGD', 'no such kind; use one of AdamW, Muon, Lion, Adafactor, Optax'),
-  ('mesh.pipeline', 2, 'no such field in Mesh; use one of data, fsdp, tensor, context, expert'),
+  ('mesh.stages', 2, 'no such field in Mesh; use one of data, fsdp, tensor, context, expert, pipeline, '
+                     'pipeline_microbatches'),
   # wrong types
   ('seed', 'three', 'give an integer, not str'),
   ('seed', True, 'give an integer, not bool'),
