@@ -32,6 +32,8 @@ def check_stages(run: Run) -> None:
     if isinstance(stage.init, Resume):
       _check_resume(stage, _named(earlier, stage.init.stage), path)
     _check_adapters(run, stage, path)
+    require(stage.adapters is None or run.mesh.pipeline == 1, f'{path}.adapters', type(stage.adapters).__name__,
+            f'the stages of mesh.pipeline={run.mesh.pipeline} train no adapters: use another axis, such as fsdp')
     _check_lengths(run, stage, path)
     _check_teacher(stage, earlier, path)
     _check_reward_models(stage, earlier, path)

@@ -17,6 +17,13 @@ from llm_jax.config.trackers import TensorBoard, Tracker
 __all__ = ['Checkpoints', 'Mesh', 'Run']
 
 
+def pieces_of(stages: int, wanted: int | None) -> int:
+  """That go through the stages of a pipeline: those that are wanted, or twice as many as stages; 1 without one."""
+  if stages == 1:
+    return 1
+  return 2 * stages if wanted is None else wanted
+
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
   """Devices along each axis; one of them may be -1: all that are left.
@@ -47,9 +54,7 @@ class Mesh:
   @property
   def pieces(self) -> int:
     """That go through the stages of the pipeline; 1 without one."""
-    if self.pipeline == 1:
-      return 1
-    return 2 * self.pipeline if self.pipeline_microbatches is None else self.pipeline_microbatches
+    return pieces_of(self.pipeline, self.pipeline_microbatches)
 
   def __post_init__(self):
     sizes = self.sizes
@@ -125,9 +130,6 @@ class Run:
     kinds = [type(tracker).__name__ for tracker in self.trackers]
     require(len(set(kinds)) == len(kinds), 'trackers', kinds, 'name each kind once')
     check_stages(self)
-    for i, stage in enumerate(self.stages):
-      require(stage.adapters is None or self.mesh.pipeline == 1, f'stages[{i}].adapters', type(stage.adapters).__name__,
-              f'the stages of mesh.pipeline={self.mesh.pipeline} train no adapters: use another axis, such as fsdp')
     known_size = self.tokenizer.vocab_size if isinstance(self.tokenizer, BPE | Bytes) else 0  # the others are files
     require(self.model.vocab_size >= known_size, 'model.vocab_size', self.model.vocab_size,
             f'smaller than the tokenizer\'s: use {known_size} or more')

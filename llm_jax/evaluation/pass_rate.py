@@ -13,9 +13,8 @@ from llm_jax.objectives.frozen import Frozen
 from llm_jax.rollout.model_rewards import make_model_scorer
 from llm_jax.rollout.rewards import ModelScorer, Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
-from llm_jax.rollout.source import placed
 from llm_jax.rollout.turns import TurnSampler, make_sampler
-from llm_jax.sharding.rules import batch_sharding
+from llm_jax.sharding.rules import batch_sharding, placed
 
 SHOWN = 4  # answers that are written down
 

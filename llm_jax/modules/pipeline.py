@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from llm_jax.config.run import pieces_of
 from llm_jax.sharding.rules import axis_sizes, constrain, mesh_axes
 from llm_jax.sharding.ticks import num_ticks
 
@@ -34,7 +35,7 @@ def num_pieces(rows: int, pieces: int | None) -> int | None:
   pieces: as asked for; None: twice as many as stages.
   """
   stages = stages_here()
-  wanted = 2 * stages if pieces is None else pieces
+  wanted = pieces_of(stages, pieces)
   return wanted if stages > 1 and rows % (wanted * other_row_shards()) == 0 else None
 
 

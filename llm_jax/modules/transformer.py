@@ -149,7 +149,8 @@ class Transformer(nn.Module):
     for i, block in enumerate(self.prefix):
       x_BTD, prefix_caches[i], routings[f'prefix_{i}'] = block(x_BTD, inputs, prefix_caches[i], None)
     if c.repeats:
-      pieces = None if cache is not None or self.is_initializing() else self.pieces(len(tokens_BT))
+      is_alone = cache is not None or self.is_initializing()
+      pieces = None if is_alone else num_pieces(len(tokens_BT), self.execution.pipeline_microbatches)
       if pieces is None:
         carry = (x_BTD, pattern_caches)
         (x_BTD, pattern_caches), stacked = self.blocks(carry, jnp.arange(c.repeats), inputs)
@@ -159,10 +160,6 @@ class Transformer(nn.Module):
     if cache is not None:
       cache = dataclasses.replace(cache, prefix=tuple(prefix_caches), pattern=pattern_caches)
     return inputs.split.restore(self.final_norm(x_BTD)), cache, routings
-
-  def pieces(self, rows: int) -> int | None:
-    """Into how many pieces so many rows are cut for the stages of a pipeline; None without one."""
-    return num_pieces(rows, self.execution.pipeline_microbatches)
 
   def run_as_stages(self, x_BTD, tokens_BT, positions, segment_ids, pieces: int
                     ) -> tuple[jax.Array, tuple[Routing | None, ...]]:

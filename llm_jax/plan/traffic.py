@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from llm_jax.config.model.architecture import Architecture, Attention, MixtureOfExperts
 from llm_jax.config.model.count import blocks, count_expert_parameters, count_parameters, count_positions
 from llm_jax.config.ramp import Phase
+from llm_jax.sharding.check import sums_apart
 from llm_jax.sharding.rounds import balanced_rounds
 from llm_jax.sharding.ticks import num_ticks
 
@@ -83,8 +84,7 @@ def _replicas(model: Architecture, sizes: Mapping[str, int], microbatches: int, 
   """
   each = (layers * HALF + tables * FULL) * microbatches
   at_end = (layers + tables) * FULL
-  sums_apart = all(sizes[axis] == 1 for axis in ('tensor', 'context', 'expert'))  # as `rules.replica_axes` has it
-  if (microbatches == 1 and sizes['pipeline'] == 1) or model.depends_on_microbatches or not sums_apart:
+  if (microbatches == 1 and sizes['pipeline'] == 1) or model.depends_on_microbatches or not sums_apart(sizes):
     axes = '+'.join(axis for axis in ('data', 'context') if sizes[axis] > 1)
     return [Traffic('all-reduce', axes, 'gradients', 2 * others(sizes['data'] * sizes['context']) * each)]
   return [Traffic('all-reduce', 'data', 'gradients of all microbatches', 2 * others(sizes['data']) * at_end)]

@@ -28,6 +28,7 @@ from llm_jax.rollout.rewards import Rewards
 from llm_jax.rollout.sampling import Answer, Sampler
 from llm_jax.rollout.turns import TurnSampler
 from llm_jax.runtime.errors import CheckpointError
+from llm_jax.sharding.rules import placed
 
 MOST_SHOWN = 8  # answers of a rollout that are written down
 
@@ -295,13 +296,6 @@ class RolloutSource(BatchSource, abc.ABC):
 
   def close(self) -> None:
     """Nothing is read ahead."""
-
-
-def placed(batch: Any, sharding: jax.sharding.Sharding) -> Any:
-  """Arrays that every process has whole, on the devices of the sharding."""
-  def put(array: np.ndarray) -> jax.Array:
-    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-  return jax.tree.map(put, batch)
 
 
 class Seconds:

@@ -1,5 +1,6 @@
 """Checks that a mesh fits the devices, the model and the batch: arithmetic over the configuration, without jax."""
 import math
+from collections.abc import Mapping
 
 from llm_jax.config.errors import ConfigError, require
 from llm_jax.config.model.architecture import Architecture, LatentAttention, MixtureOfExperts
@@ -16,12 +17,21 @@ def mesh_sizes(mesh: Mesh, num_devices: int) -> dict[str, int]:
   product = math.prod(size for size in sizes.values() if size != -1)
   fits = num_devices % product == 0 if free_axis else num_devices == product
   if not fits:
-    named = [axis for axis in sorted(sizes, key='pipeline'.__eq__) if axis != free_axis]
-    largest = max(named, key=sizes.__getitem__)  # most likely the wrong one
+    # Most likely the wrong one; of equal sizes the one that stands first in the configuration.
+    largest = max((axis for axis in sizes if axis != free_axis), key=lambda axis: (sizes[axis], axis != 'pipeline'))
     given = ' x '.join(f'{name}={size}' for name, size in sizes.items() if size > 1) or 'a mesh of 1'
     must = 'must multiply to' if free_axis is None else f'and with {free_axis}=-1 must divide'
     raise ConfigError(f'mesh.{largest}', sizes[largest], f'{given} {must} the number of devices, {num_devices}')
   return sizes if free_axis is None else {**sizes, free_axis: num_devices // product}
+
+
+def sums_apart(sizes: Mapping[str, int]) -> bool:
+  """Whether replicas of the parameters may sum the gradients of several microbatches apart, before they are reduced.
+
+  Beside axes that split more than rows and parameters, XLA's partitioner ends the process where some axes are manual,
+  with "Check failed: partition_group_list".
+  """
+  return all(sizes.get(axis, 1) == 1 for axis in ('tensor', 'context', 'expert'))
 
 
 def row_shards(architecture: Architecture, mesh: Mesh, num_devices: int | None = None) -> int:

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from llm_jax import paths
 from llm_jax.blockwise import num_leading
 from llm_jax.config.errors import ConfigError
 from llm_jax.matrices import matrix_of
+from llm_jax.sharding.check import sums_apart
 
 # Table 1: parameter path (regular expression) -> logical axes, without the leading axis `layers` of `blocks/`, which
 # `parameter_axes` adds. Biases and norms of size d_model are `vector`, which no strategy splits: they are too small.
@@ -125,14 +127,10 @@ def axis_sizes() -> dict[str, int]:
 
 
 def replica_axes(sizes: Mapping[str, int]) -> tuple[str, ...]:
-  """The mesh axes along which replicas may sum apart: they split rows and no parameter.
-
-  None beside axes that split more than rows and parameters: there XLA's partitioner ends the process, with
-  "Check failed: partition_group_list", where some axes are manual.
-  """
-  axes = tuple(axis for axis in mesh_axes('batch', 'activations', sizes) if not STRATEGIES[axis].parameters)
-  is_safe = all(sizes[axis] == 1 or axis in (*axes, 'fsdp', 'pipeline') for axis in sizes)
-  return axes if is_safe else ()
+  """The mesh axes along which replicas may sum apart: they split rows and no parameter. See `check.sums_apart`."""
+  if not sums_apart(sizes):
+    return ()
+  return tuple(axis for axis in mesh_axes('batch', 'activations', sizes) if not STRATEGIES[axis].parameters)
 
 
 def mesh_axes(logical: str, kind: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -218,6 +216,13 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
   """For [batch, time] arrays: sequences over pipeline, data, fsdp and expert, time over context."""
   return NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, 'activations', mesh.shape) or None
                                              for axis in ('batch', 'seq'))))
+
+
+def placed(batch: Any, sharding: jax.sharding.Sharding) -> Any:
+  """NumPy arrays that every process has whole, on the devices of the sharding."""
+  def put(array: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+  return jax.tree.map(put, batch)
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -32,7 +32,7 @@ from llm_jax.config.stage import Stage
 from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.runtime.errors import one_line
-from llm_jax.sharding.rules import batch_sharding, param_shardings, replicated
+from llm_jax.sharding.rules import batch_sharding, param_shardings, placed, replicated
 from llm_jax.tracking.terminal import say
 from llm_jax.train.session import Session
 
@@ -183,7 +183,7 @@ def find_leaks(model: Architecture, execution: Execution, mesh: jax.sharding.Mes
     for ids in (segments, np.ones_like(segments)):
       positions = place(positions_of(ids))
       (before, gradient), (after, _) = (
-        run(params, place(text), positions, place(ids), is_watched) for text in (tokens, changed))
+        run(params, place(text.astype(np.int32)), positions, place(ids), is_watched) for text in (tokens, changed))
       halves = np.split(np.asarray(gradient), 2)
       moved.append((float(compare(before, after, is_watched)), float(halves[0 if watched == SECOND else 1].max())))
     (logits, gradient), (joined_logits, joined_gradient) = moved
@@ -202,12 +202,6 @@ def positions_of(segments: np.ndarray) -> np.ndarray:
   places = np.arange(segments.shape[1])
   starts = np.argmax(segments == SECOND, axis=1)[:, None]
   return np.where(segments == SECOND, places - starts, places).astype(np.int32)
-
-
-def placed(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-  """An array that every process has, on the devices of all."""
-  array = array.astype(np.float32 if array.dtype == np.float32 else np.int32)
-  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def fresh_params(decoder: Transformer, mesh: jax.sharding.Mesh, seed: int) -> Any:

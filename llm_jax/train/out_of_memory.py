@@ -15,7 +15,6 @@ import jax
 
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.count import count_parameters
-from llm_jax.config.run import Mesh
 from llm_jax.config.stage import Stage
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.plan.memory import Memory, step_memory
@@ -112,13 +111,16 @@ def fullest(built: 'BuiltStage') -> Memory:
   """The memory of the stage's fullest step, by the plan."""
   model = built.session.run.model_of(built.stage)
   sizes = dict(built.session.mesh.shape)
-  return max((step_memory(model, built.stage, phase, sizes) for phase in built.phases), key=lambda each: each.peak)
+  pieces = built.session.run.mesh.pieces
+  return max((step_memory(model, built.stage, phase, sizes, pieces) for phase in built.phases),
+             key=lambda each: each.peak)
 
 
 def on_twice_the_devices(built: 'BuiltStage') -> float:
   """Bytes of a device's peak where twice as many share the parameters."""
   run, sizes = built.session.run, dict(built.session.mesh.shape)
-  wider = dataclasses.replace(run, mesh=Mesh(**{**sizes, 'fsdp': 2 * sizes['fsdp']}))
+  sizes['fsdp'] *= 2
+  wider = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **sizes))
   return peak_of(wider, built.stage, 2 * built.session.mesh.size)
 
 

@@ -29,11 +29,10 @@ from llm_jax.rollout.model_rewards import make_model_scorer
 from llm_jax.rollout.rewards import ModelScorer
 from llm_jax.rollout.sample_files import SampleFiles
 from llm_jax.rollout.sampling import Sampler
-from llm_jax.rollout.source import placed
 from llm_jax.runtime import activity, processes
 from llm_jax.runtime.errors import CheckpointError
 from llm_jax.runtime.time_use import Use
-from llm_jax.sharding.rules import batch_sharding
+from llm_jax.sharding.rules import batch_sharding, placed
 from llm_jax.tracking.task import task
 from llm_jax.tracking.terminal import say
 from llm_jax.train.frozen_models import FoundModels, find_reward_models

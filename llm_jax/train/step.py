@@ -9,6 +9,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from llm_jax.config.spikes import SkipSpikes
+from llm_jax.modules.pipeline import stages_here
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.loss import Loss, Metrics, added, added_over, divided
 from llm_jax.objectives.protocol import Objective
@@ -106,9 +107,10 @@ def accumulate(objective: Objective, params: Any, frozen: Frozen, batch: Any, rn
       return loss.total, loss
     return jax.grad(total, has_aux=True)(params)
 
-  if microbatches == 1 and axis_sizes().get('pipeline', 1) == 1:
+  # The pieces of a pipeline are microbatches too, of which each would reduce its gradients.
+  apart = axes_apart(objective, batch, microbatches) if microbatches > 1 or stages_here() > 1 else ()
+  if microbatches == 1 and not apart:
     return gradient((params, frozen, None), batch, rng)  # the objective computes statistics of a whole batch by itself
-  apart = axes_apart(objective, batch, microbatches)
   statistics = None
   if objective.has_statistics:
     statistics = sum_over_microbatches(statistics_of, (params, frozen), batch, rng, microbatches, apart)

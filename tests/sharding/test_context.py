@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from llm_jax import paths
-from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
 from llm_jax.config.model.architecture import (
   GLU,
@@ -35,6 +34,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, replicated
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
+from tests.sharding.packed_rows import packed_batch
 
 ROWS, TIME, VOCAB = 4, 32, 64
 FAST = {'xla_backend_optimization_level': 0}  # compiles faster
@@ -52,17 +52,8 @@ MODELS = {
 
 
 def batch(kind):
-  """'packed': up to three documents a row, which chunks cut anywhere, then padding. 'whole': one fills the row."""
-  random = np.random.default_rng(0)
-  ids = random.integers(0, VOCAB, (ROWS, TIME + 1)).astype(np.int32)
-  segments = np.ones((ROWS, TIME), np.int32)
-  if kind == 'packed':
-    ends = np.sort(random.integers(1, TIME, (ROWS, 3)))
-    segments = ((1 + (np.arange(TIME) >= ends[:, :, None]).sum(1)) % 4).astype(np.int32)
-  positions = np.stack([np.arange(TIME) - np.searchsorted(np.r_[row[row > 0], [9] * (row == 0).sum()], row)
-                        for row in segments]).astype(np.int32)
-  weights = ((segments > 0) & (random.random((ROWS, TIME)) < 0.8)).astype(np.float32)
-  return LanguageModelBatch(ids[:, :-1], ids[:, 1:], weights, positions, segments)
+  """'packed': chunks cut the documents of a row anywhere. 'whole': one fills the row."""
+  return packed_batch(ROWS, TIME, VOCAB, is_whole=kind == 'whole')
 
 
 @functools.cache

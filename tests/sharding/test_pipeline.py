@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from llm_jax import paths
-from llm_jax.batch import LanguageModelBatch
 from llm_jax.config import presets
 from llm_jax.config.errors import ConfigError
 from llm_jax.config.model.architecture import GLU, Architecture, Attention, Block, RMSNorm, RoPE, SandwichBlock
@@ -26,6 +25,7 @@ from llm_jax.sharding.rules import batch_sharding, state_shardings
 from llm_jax.sharding.ticks import bubble
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import make_train_step
+from tests.sharding.packed_rows import packed_batch
 
 ROWS, TIME, VOCAB = 16, 16, 64
 FAST = {'xla_backend_optimization_level': 0}  # compiles faster
@@ -42,15 +42,7 @@ MODELS = {
 
 
 def batch():
-  """Documents that end anywhere, then padding: no two rows are alike."""
-  random = np.random.default_rng(0)
-  ids = random.integers(0, VOCAB, (ROWS, TIME + 1)).astype(np.int32)
-  ends = np.sort(random.integers(1, TIME, (ROWS, 3)))
-  segments = ((1 + (np.arange(TIME) >= ends[:, :, None]).sum(1)) % 4).astype(np.int32)
-  positions = np.stack([np.arange(TIME) - np.searchsorted(np.r_[row[row > 0], [9] * (row == 0).sum()], row)
-                        for row in segments]).astype(np.int32)
-  weights = ((segments > 0) & (random.random((ROWS, TIME)) < 0.8)).astype(np.float32)
-  return LanguageModelBatch(ids[:, :-1], ids[:, 1:], weights, positions, segments)
+  return packed_batch(ROWS, TIME, VOCAB)
 
 
 @functools.cache

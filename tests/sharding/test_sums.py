@@ -15,14 +15,14 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives import chunks
 from llm_jax.objectives.language_model import LanguageModelObjective
-from llm_jax.objectives.loss import Loss, Maximum
-from llm_jax.objectives.protocol import Objective
+from llm_jax.objectives.loss import Maximum
 from llm_jax.sharding import sums
 from llm_jax.sharding.collectives import collectives_of
 from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, param_shardings
 from llm_jax.sharding.sums import by_device, sum_of_rows, sum_over_devices
 from llm_jax.train.step import accumulate
+from tests.train.from_the_mean import FromTheMean
 
 VOCAB, WIDTH, ROWS, TIME = 96, 32, 8, 32
 CONFIG = presets.llama(WIDTH, 2, 4, num_kv_heads=2, d_ff=64, vocab_size=VOCAB)
@@ -127,18 +127,11 @@ def test_replicas_sum_over_their_microbatches_and_reduce_once(mesh):
   assert over_data and all(each.times == 1 for each in over_data)
 
 
-class Largest(Objective):
-  """Sum over rows of (w x - mean of x over all rows)^2, which takes statistics; and a metric that is no sum."""
-  depends_on_microbatches = False
-  has_statistics = True
+class Largest(FromTheMean):
+  """Beside it a metric that is no sum."""
 
-  def statistics(self, params, frozen, rows, rng):
-    return {'sum': jax.lax.stop_gradient(params['w']) * rows.sum(), 'count': jnp.float32(len(rows))}
-
-  def __call__(self, params, frozen, rows, rng, statistics=None):
-    statistics = statistics or self.statistics(params, frozen, rows, rng)
-    error = params['w'] * rows - statistics['sum'] / statistics['count']
-    return Loss(jnp.sum(error ** 2), jnp.float32(len(rows)), {'largest': Maximum(jnp.abs(rows).max())})
+  def metrics(self, rows, error):
+    return {'largest': Maximum(jnp.abs(rows).max())}
 
 
 class OfOwnBatch(Largest):

@@ -21,7 +21,7 @@ from llm_jax.modules.execution import Execution
 from llm_jax.modules.transformer import Transformer
 from llm_jax.objectives.frozen import Frozen
 from llm_jax.objectives.language_model import LanguageModelObjective
-from llm_jax.objectives.loss import Loss, Mean
+from llm_jax.objectives.loss import Loss
 from llm_jax.objectives.protocol import Objective
 from llm_jax.optim.optimizers import make_optimizer
 from llm_jax.optim.schedules import make_schedule
@@ -29,6 +29,7 @@ from llm_jax.sharding.mesh import make_mesh
 from llm_jax.sharding.rules import batch_sharding, state_shardings
 from llm_jax.train.state import TrainState
 from llm_jax.train.step import accumulate, make_train_step
+from tests.train.from_the_mean import FromTheMean
 
 VOCAB, ROWS, TIME = 64, 16, 16
 CONFIG = presets.llama(32, 2, 8, num_kv_heads=2, d_ff=64, vocab_size=VOCAB, tied_head=True)
@@ -110,19 +111,6 @@ def test_experts_balanced_over_a_step_do_not_see_its_microbatches(together):
   assert_close(grads, whole_grads, 1e-4)
   np.testing.assert_allclose(gradient('microbatch', 1)[1].total, whole_loss.total, rtol=1e-6)
   assert abs(gradient('microbatch', 4)[1].total / whole_loss.total - 1) > 1e-4
-
-
-class FromTheMean(Objective):
-  """Sum over rows of (w x - mean of x over all rows)^2: no sum of what each row gives alone."""
-  has_statistics = True
-
-  def statistics(self, params, frozen, rows, rng):
-    return {'sum': jax.lax.stop_gradient(params['w']) * rows.sum(), 'count': jnp.float32(len(rows))}
-
-  def __call__(self, params, frozen, rows, rng, statistics=None):
-    statistics = statistics or self.statistics(params, frozen, rows, rng)
-    error = params['w'] * rows - statistics['sum'] / statistics['count']
-    return Loss(jnp.sum(error ** 2), jnp.float32(len(rows)), {'own': Mean(jnp.sum(error), jnp.float32(2))})
 
 
 @pytest.mark.parametrize('microbatches', (1, 2, 4))
